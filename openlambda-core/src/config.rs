@@ -1,0 +1,99 @@
+//! Parsing of TOML into valid types, with errors that a person can act on.
+//!
+//! Every configuration type of the project (manifests, daemons' files) is a serde type with
+//! `deny_unknown_fields`, read by [`parse_toml`].
+
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// A configuration text that is not valid: says which file, which line and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{origin}{}: {message}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+pub struct ConfigError {
+    /// Where the text came from, as the person calls it: a path, a flag.
+    pub origin: String,
+    /// 1-based line, when the fault has a place.
+    pub line: Option<usize>,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+/// Reads a `T` from TOML.
+///
+/// `origin` names the text in errors, for example its path.
+///
+/// # Errors
+///
+/// Text that is not TOML, a value of the wrong type, an unknown key: the latter names the key, its
+/// line and the nearest known one.
+pub fn parse_toml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError {
+        origin: origin.to_owned(),
+        line: error.span().map(|span| 1 + text[..span.start].matches('\n').count()),
+        message: explain(error.message()),
+    })
+}
+
+/// serde says "unknown field `x`, expected one of `a`, `b`": name the nearest instead of all.
+fn explain(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return message.to_owned();
+    }
+    let what = if message.starts_with("unknown field") { "key" } else { "value" };
+    let unknown = quoted.next().unwrap_or_default();
+    let known: Vec<&str> = quoted.collect();
+    match nearest(unknown, known.iter().copied()) {
+        Some(nearest) => format!("unknown {what} \"{unknown}\"; did you mean \"{nearest}\"?"),
+        None => format!("unknown {what} \"{unknown}\"; known are {}", known.join(", ")),
+    }
+}
+
+/// The candidate nearest to `word` by edit distance, if one is near enough to be a typing mistake.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| {
+            *distance <= 1 + word.len().min(candidate.len()) / 3
+                || (word.len() >= 3 && candidate.starts_with(word))
+        })
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only its field names matter")]
+    struct Sample {
+        memory_mb: Option<u32>,
+        timeout_seconds: Option<u32>,
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line_and_the_nearest_known_one() {
+        let error =
+            parse_toml::<Sample>("timeout_seconds = 3\nmemory = 3\n", "ol.toml").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ol.toml, line 2: unknown key \"memory\"; did you mean \"memory_mb\"?"
+        );
+    }
+
+    #[test]
+    fn a_key_like_no_other_lists_the_known_ones() {
+        let error = parse_toml::<Sample>("zzz = 1", "ol.toml").unwrap_err();
+        assert_eq!(error.message, "unknown key \"zzz\"; known are memory_mb, timeout_seconds");
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_line() {
+        let error = parse_toml::<Sample>("\n\nmemory_mb = \"much\"", "ol.toml").unwrap_err();
+        assert_eq!(error.line, Some(3));
+        assert!(error.message.contains("invalid type"), "{error}");
+    }
+}

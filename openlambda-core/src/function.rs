@@ -1,0 +1,311 @@
+//! Names of functions, and what those names resolve to.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The namespace of a function whose name gives none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// A function: namespace and name. Text form `name` or `namespace/name`.
+///
+/// Both parts match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`, so they are safe as file names and in URLs.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct FunctionName {
+    namespace: Box<str>,
+    name: Box<str>,
+}
+
+impl FunctionName {
+    /// A function in a namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`NameError`] when a part is not a valid name.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        check_name("namespace", namespace)?;
+        check_name("function name", name)?;
+        Ok(FunctionName { namespace: namespace.into(), name: name.into() })
+    }
+
+    /// The namespace, [`DEFAULT_NAMESPACE`] when the text form gave none.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The name within the namespace.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if &*self.namespace != DEFAULT_NAMESPACE {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+impl fmt::Debug for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for FunctionName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        match text.split_once('/') {
+            Some((namespace, name)) => FunctionName::new(namespace, name),
+            None => FunctionName::new(DEFAULT_NAMESPACE, text),
+        }
+    }
+}
+
+impl TryFrom<String> for FunctionName {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<FunctionName> for String {
+    fn from(name: FunctionName) -> String {
+        name.to_string()
+    }
+}
+
+/// A text that is no valid name or reference.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("\"{text}\" is not a valid {what}: {rule}")]
+pub struct NameError {
+    what: &'static str,
+    text: String,
+    rule: &'static str,
+}
+
+fn check_name(what: &'static str, text: &str) -> Result<(), NameError> {
+    let valid = (1..=64).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if valid {
+        return Ok(());
+    }
+    let rule = "use 1 to 64 letters, digits, dots, underscores and hyphens, with a letter or digit \
+                first";
+    Err(NameError { what, text: text.chars().take(80).collect(), rule })
+}
+
+/// The number of a published version: 1, 2, 3, … Immutable once published, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u64);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A bundle's digest: SHA-256 over its canonical uncompressed tar. Text form `sha256:<64 hex>`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest with these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Digest(bytes)
+    }
+
+    /// The 32 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The 64 hexadecimal digits without the `sha256:` prefix, safe as a file name.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}…", &self.hex()[..12])
+    }
+}
+
+impl FromStr for Digest {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let wrong = || NameError {
+            what: "digest",
+            text: text.chars().take(80).collect(),
+            rule: "it is sha256: and 64 lower-case hexadecimal digits",
+        };
+        let hex = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        let digits_valid = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if hex.len() != 64 || !digits_valid {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Digest(bytes))
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+/// Which version of a function is meant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Qualifier {
+    /// The newest version: no qualifier.
+    Latest,
+    /// `:3`.
+    Version(Version),
+    /// `:live`. An alias starts with a letter, so it is never a version.
+    Alias(Box<str>),
+    /// `@sha256:…`.
+    Digest(Digest),
+}
+
+/// A function and the version that is meant: `name`, `ns/name:3`, `name:live`, `name@sha256:…`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct FunctionRef {
+    /// The function.
+    pub name: FunctionName,
+    /// Which of its versions.
+    pub qualifier: Qualifier,
+}
+
+impl FunctionRef {
+    /// The newest version of `name`.
+    pub fn latest(name: FunctionName) -> Self {
+        FunctionRef { name, qualifier: Qualifier::Latest }
+    }
+}
+
+impl From<FunctionName> for FunctionRef {
+    fn from(name: FunctionName) -> Self {
+        FunctionRef::latest(name)
+    }
+}
+
+impl fmt::Display for FunctionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.qualifier {
+            Qualifier::Latest => write!(f, "{}", self.name),
+            Qualifier::Version(version) => write!(f, "{}:{version}", self.name),
+            Qualifier::Alias(alias) => write!(f, "{}:{alias}", self.name),
+            Qualifier::Digest(digest) => write!(f, "{}@{digest}", self.name),
+        }
+    }
+}
+
+impl fmt::Debug for FunctionRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for FunctionRef {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if let Some((name, digest)) = text.split_once('@') {
+            return Ok(FunctionRef {
+                name: name.parse()?,
+                qualifier: Qualifier::Digest(digest.parse()?),
+            });
+        }
+        let Some((name, qualifier)) = text.split_once(':') else {
+            return Ok(FunctionRef::latest(text.parse()?));
+        };
+        let qualifier = match qualifier.parse::<u64>() {
+            Ok(number) => Qualifier::Version(Version(number)),
+            Err(_) => Qualifier::Alias(check_alias(qualifier)?.into()),
+        };
+        Ok(FunctionRef { name: name.parse()?, qualifier })
+    }
+}
+
+/// Checks that `text` can be an alias: a name that starts with a letter.
+///
+/// # Errors
+///
+/// [`NameError`] says the rule.
+pub fn check_alias(text: &str) -> Result<&str, NameError> {
+    check_name("alias", text)?;
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        let rule = "an alias starts with a letter; a number names a version";
+        return Err(NameError { what: "alias", text: text.to_owned(), rule });
+    }
+    Ok(text)
+}
+
+impl TryFrom<String> for FunctionRef {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<FunctionRef> for String {
+    fn from(reference: FunctionRef) -> String {
+        reference.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_survive_a_round_trip() {
+        let digest = format!("@sha256:{}", "0a".repeat(32));
+        for text in ["echo", "team/echo", "echo:3", "team/echo:live", &format!("echo{digest}")] {
+            let reference: FunctionRef = text.parse().unwrap();
+            assert_eq!(reference.to_string(), text);
+            let json = serde_json::to_string(&reference).unwrap();
+            assert_eq!(serde_json::from_str::<FunctionRef>(&json).unwrap(), reference);
+        }
+        assert_eq!("default/echo".parse::<FunctionRef>().unwrap().to_string(), "echo");
+    }
+
+    #[test]
+    fn bad_names_are_refused_with_the_rule() {
+        let long = "a".repeat(65);
+        for text in ["", ".", "..", "-a", "_a", "a b", "a/b/c", "ä", "a\0", "/a", "a/", &long] {
+            let error = text.parse::<FunctionName>().unwrap_err();
+            assert!(error.to_string().contains("use 1 to 64 letters"), "{text}: {error}");
+        }
+        for text in ["a:", "a:1x", "a@sha256:00", "a@md5:00", "a:é"] {
+            assert!(text.parse::<FunctionRef>().is_err(), "{text}");
+        }
+    }
+}

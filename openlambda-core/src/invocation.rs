@@ -1,0 +1,288 @@
+//! One call of a function: what goes in, what comes back, and what is recorded of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::future::BoxFuture;
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, FailureKind};
+use crate::function::{Digest, FunctionName};
+use crate::hash::mix;
+use crate::time::Time;
+
+/// The error of a body that breaks off.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A streamed body, of a request or a reply. Data frames, then at most one frame of trailers.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body that is at hand as a whole.
+pub fn full_body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body without bytes.
+pub fn empty_body() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Names one invocation in every log, header and record: 1 to 64 of `[A-Za-z0-9._-]`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct RequestId(Box<str>);
+
+impl RequestId {
+    /// An id in the form of a UUID (version 8: our own bits), from 128 bits.
+    pub fn from_bits(high: u64, low: u64) -> Self {
+        let text = format!(
+            "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xfff,
+            0x8000 | ((low >> 48) & 0x3fff),
+            low & 0xffff_ffff_ffff,
+        );
+        RequestId(text.into())
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Makes [`RequestId`]s that differ within a process and, by the seed, between processes.
+#[derive(Debug)]
+pub struct RequestIds {
+    seed: u64,
+    next: std::sync::atomic::AtomicU64,
+}
+
+impl RequestIds {
+    /// Ids from `seed`: the same seed gives the same ids in the same order.
+    pub fn new(seed: u64) -> Self {
+        RequestIds { seed, next: std::sync::atomic::AtomicU64::new(0) }
+    }
+
+    /// The next id.
+    pub fn next(&self) -> RequestId {
+        let n = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        RequestId::from_bits(mix(self.seed, n), mix(n, self.seed))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for RequestId {
+    type Err = Failure;
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let valid = (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if valid {
+            return Ok(RequestId(text.into()));
+        }
+        Err(Failure::new(
+            FailureKind::BadRequest,
+            "a request id is 1 to 64 letters, digits, dots, underscores and hyphens; leave the \
+             header out to get one",
+        ))
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = Failure;
+    fn try_from(text: String) -> Result<Self, Failure> {
+        text.parse()
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> String {
+        id.0.into()
+    }
+}
+
+/// One call of a function, as a sandbox gets it.
+pub struct Invocation {
+    /// Its id.
+    pub id: RequestId,
+    /// The function, for the event and the log.
+    pub function: FunctionName,
+    /// When the handler must have answered, on the worker's clock.
+    pub deadline: Time,
+    /// The same moment in milliseconds since 1970, for the Runtime API's `Deadline-Ms`.
+    pub deadline_unix_ms: u64,
+    /// The client's request without the path to the function.
+    pub head: RequestHead,
+    /// The client's body. Whoever hands the invocation to a sandbox has bounded its size.
+    pub body: Body,
+}
+
+impl fmt::Debug for Invocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invocation")
+            .field("id", &self.id)
+            .field("function", &self.function)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The head of a client's request, relative to the function.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHead {
+    /// The method.
+    pub method: Method,
+    /// The path below the function, with a leading `/`.
+    pub path: String,
+    /// The query string without `?`.
+    pub query: Option<String>,
+    /// End-to-end headers; hop-by-hop ones and our own are removed.
+    pub headers: HeaderMap,
+}
+
+/// What a sandbox answers: the head, a body that may still be on its way, and when it is over.
+pub struct Reply {
+    /// The status that the client gets.
+    pub status: StatusCode,
+    /// The function's own headers.
+    pub headers: HeaderMap,
+    /// The body. Dropping it does not stop the handler.
+    pub body: Body,
+    /// Resolves when the handler is through with this invocation and the slot is free again,
+    /// whether or not anybody reads the body. Must be polled or kept; it needs no polling to make
+    /// progress.
+    pub done: BoxFuture<'static, Completion>,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// How a handler was through with an invocation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// From the handing over of the event to the end of the reply.
+    pub run: Duration,
+    /// Whether the instance can take another invocation. `false` when it is broken or gone.
+    pub reusable: bool,
+    /// The failure, when the reply broke off.
+    pub failure: Option<Failure>,
+}
+
+/// How warm the instance was that an invocation ran in. Sent as `x-openlambda-start`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartKind {
+    /// It waited for a sandbox that was made from nothing.
+    Cold,
+    /// It waited for a sandbox that was forked from a zygote.
+    Zygote,
+    /// The instance was there.
+    Warm,
+}
+
+impl StartKind {
+    /// The lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            StartKind::Cold => "cold",
+            StartKind::Zygote => "zygote",
+            StartKind::Warm => "warm",
+        }
+    }
+}
+
+impl FromStr for StartKind {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "cold" => Ok(StartKind::Cold),
+            "zygote" => Ok(StartKind::Zygote),
+            "warm" => Ok(StartKind::Warm),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Where an invocation's time went. Sent as `Server-Timing`, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    /// Waiting for a slot: everything from arrival to the run that is none of the others.
+    pub queue: Duration,
+    /// Fetching and unpacking the bundle.
+    pub pull: Duration,
+    /// Making the sandbox.
+    pub create: Duration,
+    /// From the start of the runtime until it asked for its first event.
+    pub init: Duration,
+    /// The handler.
+    pub run: Duration,
+}
+
+/// One invocation, as one line of JSON: the same from a live and a simulated run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InvocationRecord {
+    /// Its id.
+    pub request_id: RequestId,
+    /// The function.
+    pub function: FunctionName,
+    /// The bundle that ran, when it came so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// The worker's name.
+    pub worker: String,
+    /// Nanoseconds on the recorder's clock when it arrived.
+    pub arrived_ns: u64,
+    /// How warm the instance was; absent when it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartKind>,
+    /// Nanoseconds of each phase.
+    pub queue_ns: u64,
+    /// See [`Phases::pull`].
+    pub pull_ns: u64,
+    /// See [`Phases::create`].
+    pub create_ns: u64,
+    /// See [`Phases::init`].
+    pub init_ns: u64,
+    /// See [`Phases::run`].
+    pub run_ns: u64,
+    /// `ok`, or the failure's code.
+    pub outcome: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_valid_and_differ() {
+        let ids = RequestIds::new(7);
+        let (a, b) = (ids.next(), ids.next());
+        assert_ne!(a, b);
+        assert_eq!(a.as_str().len(), 36);
+        assert_eq!(a.as_str().parse::<RequestId>().unwrap(), a);
+        for bad in ["", "a b", "a\n", "é", &"a".repeat(65)] {
+            assert!(bad.parse::<RequestId>().is_err(), "{bad:?}");
+        }
+    }
+}

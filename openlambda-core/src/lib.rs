@@ -1,0 +1,41 @@
+//! OpenLambda's contracts, its pure deciders, and the worker around them.
+//!
+//! OpenLambda is a serverless (FaaS) platform for research: a load balancer in front of workers
+//! that pull functions' code from a registry and run it in sandboxes. This crate holds
+//!
+//! * the **contracts**: the traits [`SandboxFactory`](sandbox::SandboxFactory),
+//!   [`Sandbox`](sandbox::Sandbox), [`Registry`](registry::Registry) and
+//!   [`BalancingPolicy`](balancing::BalancingPolicy), with the types and errors they speak in;
+//! * the **pure deciders**: [`scheduler`], [`keep_alive`], [`queue`], [`code_cache`] and the
+//!   balancer's reducer [`balancing::Cluster`]. They take time and randomness as inputs and do no
+//!   I/O, so the simulator runs the very code that serves live traffic;
+//! * the **worker** (feature `worker`): the shell that carries the deciders' actions out;
+//! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
+//!   `conformance`) for all three traits.
+//!
+//! Without default features the crate has neither tokio nor hyper.
+
+pub mod balancing;
+#[cfg(feature = "bundle")]
+pub mod bundle;
+pub mod code_cache;
+pub mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod failure;
+pub mod function;
+pub mod hash;
+pub mod invocation;
+pub mod keep_alive;
+pub mod manifest;
+#[cfg(feature = "memory")]
+pub mod memory;
+pub mod queue;
+pub mod random;
+pub mod registry;
+pub mod sandbox;
+pub mod scheduler;
+pub mod time;
+pub mod wire;
+#[cfg(feature = "worker")]
+pub mod worker;

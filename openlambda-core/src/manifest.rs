@@ -1,0 +1,441 @@
+//! The manifest of a function: `ol.toml` in its folder, or what its files tell when there is none.
+//!
+//! A [`Manifest`] is always complete: [`Manifest::load`] fills in what the text leaves out, so no
+//! later layer has defaults of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::{ConfigError, parse_toml};
+
+/// The manifest's file name within a function's folder.
+pub const MANIFEST_FILE: &str = "ol.toml";
+
+/// What a function is and what it may use. Every field has its meaning in the README's table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Manifest {
+    /// Which bootstrap runs it. `None` until [`Manifest::load`] has looked at the files.
+    pub runtime: Option<Runtime>,
+    /// `module.function`. Empty for [`Runtime::Bootstrap`].
+    pub handler: Option<String>,
+    /// How the handler is called.
+    pub style: Option<Style>,
+    /// What the event and lambda styles get as their event.
+    pub event: EventFormat,
+    /// The time limit of one invocation, from the start of the handler; then 504. Up to 86,400.
+    pub timeout_seconds: f64,
+    /// The memory limit of an instance, and what it takes from the worker's pool. MiB.
+    pub memory_mb: u64,
+    /// How many processes and threads an instance may have.
+    pub processes: u32,
+    /// How many cores an instance may use.
+    pub cpus: f64,
+    /// The size of `/tmp`, MiB.
+    pub tmp_mb: u64,
+    /// Slots: how many invocations one instance takes at once.
+    pub concurrency: u32,
+    /// The most instances on one worker.
+    pub max_instances: u32,
+    /// The most invocations that wait on one worker; then 429.
+    pub queue: u32,
+    /// What the function sees of the network.
+    pub network: Network,
+    /// `false`: a fresh sandbox for every invocation.
+    pub reuse: bool,
+    /// The HTTP methods it answers, upper case; `None`: any. Others get 405.
+    pub methods: Option<Vec<String>>,
+    /// Python packages, `name==version`.
+    pub packages: Vec<String>,
+    /// A locality hint for policies that use one.
+    pub colour: String,
+    /// Environment variables of the function.
+    pub environment: BTreeMap<String, String>,
+    /// Folders that outlive the instance.
+    pub volumes: Vec<Volume>,
+    /// The CORS headers of replies; `None`: no such headers.
+    pub cors: Option<Cors>,
+}
+
+impl Default for Manifest {
+    fn default() -> Self {
+        Manifest {
+            runtime: None,
+            handler: None,
+            style: None,
+            event: EventFormat::Body,
+            timeout_seconds: 30.0,
+            memory_mb: 128,
+            processes: 64,
+            cpus: 1.0,
+            tmp_mb: 64,
+            concurrency: 1,
+            max_instances: 16,
+            queue: 1024,
+            network: Network::None,
+            reuse: true,
+            methods: None,
+            packages: Vec::new(),
+            colour: String::new(),
+            environment: BTreeMap::new(),
+            volumes: Vec::new(),
+            cors: None,
+        }
+    }
+}
+
+/// Which bootstrap runs a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Runtime {
+    /// Python 3.
+    Python,
+    /// Node.js.
+    Node,
+    /// An executable file `bootstrap` that speaks the Lambda Runtime API.
+    Bootstrap,
+}
+
+/// How a handler is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Style {
+    /// `f(event)`.
+    Event,
+    /// `handler(conn, event)`, as OpenLambda's first releases; `conn` is `None`.
+    Legacy,
+    /// `handler(event, context)`, as AWS Lambda.
+    Lambda,
+    /// A WSGI application.
+    Wsgi,
+    /// An ASGI application.
+    Asgi,
+}
+
+/// What the event and lambda styles get as their event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventFormat {
+    /// The JSON body; an empty body is null.
+    #[default]
+    Body,
+    /// A Lambda Function-URL event, version 2.0.
+    Http,
+}
+
+/// What a function sees of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Nothing but its own loopback, where the sandbox can enforce it.
+    #[default]
+    None,
+    /// The machine's own network.
+    Host,
+    /// A network of its own with a way out.
+    Bridge,
+}
+
+/// A folder that outlives the instance: per function, on one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// Its name; functions cannot share one.
+    pub name: String,
+    /// Where the function sees it: an absolute path. Sandboxes without a root of their own pass the
+    /// real place in `OPENLAMBDA_VOLUME_<NAME>`.
+    pub path: String,
+}
+
+/// The CORS headers of replies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cors {
+    /// Origins that may call, or `*`.
+    pub allow_origins: Vec<String>,
+}
+
+/// A folder that is no valid function.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// The text of `ol.toml` is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A value is out of its range.
+    #[error("{MANIFEST_FILE}: {0}")]
+    Value(String),
+    /// The files do not tell what the function is.
+    #[error("{0}")]
+    Unclear(String),
+    /// The files cannot be read.
+    #[error("cannot read the function's files")]
+    Io(#[from] io::Error),
+}
+
+impl Manifest {
+    /// Parses the text of an `ol.toml`. Runtime, handler and style stay `None` where it is silent.
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError::Config`] names the key and its line; [`ManifestError::Value`] the range.
+    pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        let manifest: Manifest = parse_toml(text, MANIFEST_FILE)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Reads the manifest of the function in the folder `dir` and fills in what its files tell.
+    ///
+    /// | file | runtime, handler, style |
+    /// |---|---|
+    /// | `f.py` | python, `f.f`, event |
+    /// | `lambda_func.py` | python, `lambda_func.handler`, legacy |
+    /// | `lambda_function.py` | python, `lambda_function.lambda_handler`, lambda |
+    /// | `bootstrap` | bootstrap |
+    /// | `index.js`, `index.mjs` | node, `index.handler`, lambda |
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError`], also when the files do not tell what the function is.
+    pub fn load(dir: &Path) -> Result<Self, ManifestError> {
+        let manifest = match std::fs::read_to_string(dir.join(MANIFEST_FILE)) {
+            Ok(text) => Manifest::parse(&text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Manifest::default(),
+            Err(error) => return Err(error.into()),
+        };
+        manifest.complete(|file| dir.join(file).is_file())
+    }
+
+    /// Fills in runtime, handler and style from the files that `has` says are there.
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError::Unclear`] when they do not tell.
+    pub fn complete(mut self, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
+        use Runtime::{Bootstrap, Node, Python};
+        const TOLD_BY: [(&str, Runtime, &str, Style); 6] = [
+            ("f.py", Python, "f.f", Style::Event),
+            ("lambda_func.py", Python, "lambda_func.handler", Style::Legacy),
+            ("lambda_function.py", Python, "lambda_function.lambda_handler", Style::Lambda),
+            ("bootstrap", Bootstrap, "", Style::Lambda),
+            ("index.js", Node, "index.handler", Style::Lambda),
+            ("index.mjs", Node, "index.handler", Style::Lambda),
+        ];
+        if let Some(handler) = &self.handler {
+            // A handler names its file, so it tells the runtime and, for known names, the style.
+            let module = handler.rsplit_once('.').map_or("", |(module, _)| module);
+            let file = module.replace('.', "/");
+            if self.runtime.is_none() {
+                self.runtime = match () {
+                    () if has(&format!("{file}.py")) || has(&format!("{file}/__init__.py")) => {
+                        Some(Python)
+                    }
+                    () if has(&format!("{file}.js")) || has(&format!("{file}.mjs")) => Some(Node),
+                    () if has("bootstrap") => Some(Bootstrap),
+                    () => None,
+                };
+            }
+            if self.style.is_none() {
+                let known = TOLD_BY.iter().find(|(_, _, known, _)| known == handler);
+                self.style = Some(known.map_or(Style::Lambda, |(.., style)| *style));
+            }
+        } else {
+            let told = TOLD_BY
+                .iter()
+                .filter(|(_, runtime, ..)| self.runtime.is_none_or(|wanted| wanted == *runtime))
+                .find(|(file, ..)| has(file));
+            if let Some((_, runtime, handler, style)) = told {
+                self.runtime = Some(*runtime);
+                self.handler = Some((*handler).to_owned());
+                self.style.get_or_insert(*style);
+            } else if self.runtime == Some(Bootstrap) {
+                return Err(ManifestError::Unclear(
+                    "the runtime is bootstrap, but there is no file named bootstrap; add one, \
+                     executable, that speaks the Lambda Runtime API"
+                        .to_owned(),
+                ));
+            }
+        }
+        if self.runtime.is_none() || self.handler.is_none() {
+            return Err(ManifestError::Unclear(
+                "cannot tell what to run: there is no f.py, lambda_func.py, lambda_function.py, \
+                 index.js or bootstrap here; add one of them, or set runtime and handler in ol.toml"
+                    .to_owned(),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// The time limit of one invocation.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.timeout_seconds)
+    }
+
+    /// What an instance takes from the worker's memory pool, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_mb << 20
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |text: String| Err(ManifestError::Value(text));
+        let positive = [
+            ("memory_mb", self.memory_mb, 1 << 20),
+            ("processes", u64::from(self.processes), 1 << 20),
+            ("tmp_mb", self.tmp_mb, 1 << 20),
+            ("concurrency", u64::from(self.concurrency), 1000),
+            ("max_instances", u64::from(self.max_instances), 10_000),
+        ];
+        for (key, value, most) in positive {
+            if !(1..=most).contains(&value) {
+                return wrong(format!("{key} = {value} is out of range; use 1 to {most}"));
+            }
+        }
+        if !(self.timeout_seconds > 0.0 && self.timeout_seconds <= 86_400.0) {
+            return wrong(format!(
+                "timeout_seconds = {} is out of range; use more than 0 and at most 86400",
+                self.timeout_seconds
+            ));
+        }
+        if !(self.cpus > 0.0 && self.cpus <= 1024.0) {
+            return wrong(format!("cpus = {} is out of range; use more than 0", self.cpus));
+        }
+        for method in self.methods.iter().flatten() {
+            if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
+                return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
+            }
+        }
+        for key in self.environment.keys() {
+            let valid = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+            if !valid {
+                return wrong(format!(
+                    "environment variable \"{key}\" is not valid; use letters, digits and _"
+                ));
+            }
+        }
+        for volume in &self.volumes {
+            if crate::function::FunctionName::new("v", &volume.name).is_err() {
+                return wrong(format!(
+                    "volume name \"{}\" is not valid; use letters, digits, dots, _ and -",
+                    volume.name
+                ));
+            }
+            if !volume.path.starts_with('/') || volume.path.split('/').any(|part| part == "..") {
+                return wrong(format!(
+                    "volume path \"{}\" is not valid; use an absolute path without \"..\"",
+                    volume.path
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sample of the design, every key once.
+    const SAMPLE: &str = r#"
+        runtime = "python"
+        handler = "f.f"
+        style = "event"
+        event = "body"
+        timeout_seconds = 30
+        memory_mb = 128
+        processes = 64
+        cpus = 1.0
+        tmp_mb = 64
+        concurrency = 1
+        max_instances = 16
+        queue = 1024
+        network = "none"
+        reuse = true
+        methods = ["GET", "POST"]
+        packages = ["numpy==2.2.1"]
+        colour = ""
+        [environment]
+        GREETING = "hello"
+        [[volumes]]
+        name = "messages"
+        path = "/data"
+        [cors]
+        allow_origins = ["*"]
+    "#;
+
+    #[test]
+    fn the_sample_parses_and_defaults_agree_with_it() {
+        let sample = Manifest::parse(SAMPLE).unwrap();
+        let expected = Manifest {
+            runtime: Some(Runtime::Python),
+            handler: Some("f.f".to_owned()),
+            style: Some(Style::Event),
+            methods: Some(vec!["GET".to_owned(), "POST".to_owned()]),
+            packages: vec!["numpy==2.2.1".to_owned()],
+            environment: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
+            volumes: vec![Volume { name: "messages".to_owned(), path: "/data".to_owned() }],
+            cors: Some(Cors { allow_origins: vec!["*".to_owned()] }),
+            ..Manifest::default()
+        };
+        assert_eq!(sample, expected);
+        let json = serde_json::to_string(&sample).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), sample);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_line_and_nearest() {
+        let error = Manifest::parse("memory_mb = 3\n[cors]\nallow_origin = []").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ol.toml, line 3: unknown key \"allow_origin\"; did you mean \"allow_origins\"?"
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for text in [
+            "memory_mb = 0",
+            "timeout_seconds = 0",
+            "timeout_seconds = nan",
+            "timeout_seconds = -1",
+            "timeout_seconds = inf",
+            "concurrency = 0",
+            "cpus = 0.0",
+            "methods = [\"get\"]",
+            "environment = { \"A=B\" = \"c\" }",
+            "volumes = [{ name = \"..\", path = \"/d\" }]",
+            "volumes = [{ name = \"d\", path = \"/d/../e\" }]",
+            "volumes = [{ name = \"d\", path = \"d\" }]",
+        ] {
+            assert!(Manifest::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_files_tell_what_is_absent() {
+        let told = |manifest: &str, files: &[&str]| {
+            let manifest = Manifest::parse(manifest).unwrap();
+            manifest
+                .complete(|file| files.contains(&file))
+                .map(|m| (m.runtime.unwrap(), m.handler.unwrap(), m.style.unwrap()))
+        };
+        let (runtime, handler, style) = told("", &["f.py"]).unwrap();
+        assert_eq!((runtime, &*handler, style), (Runtime::Python, "f.f", Style::Event));
+        let (runtime, _, style) = told("", &["lambda_func.py"]).unwrap();
+        assert_eq!((runtime, style), (Runtime::Python, Style::Legacy));
+        let (runtime, handler, style) = told("handler = \"app.main\"", &["app.py"]).unwrap();
+        assert_eq!((runtime, &*handler, style), (Runtime::Python, "app.main", Style::Lambda));
+        let (runtime, ..) = told("", &["bootstrap", "x"]).unwrap();
+        assert_eq!(runtime, Runtime::Bootstrap);
+        assert!(told("", &["main.go"]).is_err());
+        assert!(told("runtime = \"bootstrap\"", &["f.py"]).is_err());
+    }
+}

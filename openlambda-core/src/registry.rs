@@ -1,0 +1,262 @@
+//! The registry contract: where functions' bundles are kept.
+//!
+//! A registry maps names to numbered versions, versions to digests, and digests to bundles.
+//! Implementations: `dir`, `native` and others in `openlambda-registry`,
+//! [`memory`](crate::memory) here. Every one runs the suite in `conformance::registry`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_core::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::failure::{Failure, FailureKind};
+use crate::function::{Digest, FunctionName, FunctionRef, Version};
+use crate::manifest::Manifest;
+
+/// A bundle on its way into a registry: the bytes of a tar, plain or gzipped.
+pub type BundleStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// Keeps functions' bundles.
+///
+/// **Concurrency**: all methods may be called from many tasks at once. Publishing is serialised per
+/// function: two publishers of one name get two versions.
+///
+/// **Durability**: what `publish`, `delete` and `set_alias` acknowledged survives a crash of the
+/// registry (kill −9), where the implementation keeps anything outside memory at all.
+///
+/// **Cancellation**: dropping the future of `publish` before it is acknowledged publishes either
+/// nothing or the whole version. Dropping the future of `fetch` may leave a partial folder behind,
+/// which belongs to the caller.
+///
+/// **Ordering**: `resolve` after an acknowledged `publish` on the same handle sees that version or a
+/// newer one. Versions of a name only grow; a deleted number is never used again.
+#[async_trait]
+pub trait Registry: Send + Sync + fmt::Debug {
+    /// The kind's name in configuration: `dir`, `native`, `memory`.
+    fn kind(&self) -> &'static str;
+
+    /// Stores a bundle as the next version of `name`. The bundle is validated and brought into
+    /// canonical form, so its digest does not depend on who packed it. Publishing what is the
+    /// newest version already makes no new one.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::BadBundle`] says what is wrong; nothing was written then.
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError>;
+
+    /// What `reference` means now.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`].
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError>;
+
+    /// Unpacks the bundle into the empty, existing folder `into`.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`]; the folder's content is undefined after an error.
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError>;
+
+    /// All functions in order of their names.
+    ///
+    /// # Errors
+    ///
+    /// That the registry cannot be reached or read.
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError>;
+
+    /// Removes a function with all its versions and aliases.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`].
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError>;
+
+    /// Points the alias to `version`, or removes it (`None`), if it points to `expected` now
+    /// (`None`: does not exist). Compare-and-set, so that two people cannot undo each other's work
+    /// unseen.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Conflict`] says where the alias points; [`RegistryError::NotFound`].
+    async fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError>;
+
+    /// The changes after `from`, as they come; ends only when the registry does.
+    ///
+    /// Start with the revision of an earlier event, or with [`Revision::NOW`]. A
+    /// [`RegistryEvent::Lagged`] says that events were lost: resolve again what matters.
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent>;
+}
+
+/// A registry's counter of changes. Comparable only within one registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// From now on.
+    pub const NOW: Revision = Revision(u64::MAX);
+}
+
+/// What a reference means.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Resolved {
+    /// The function.
+    pub name: FunctionName,
+    /// The version.
+    pub version: Version,
+    /// Its bundle.
+    pub digest: Digest,
+    /// Its manifest, complete.
+    pub manifest: Manifest,
+}
+
+impl Resolved {
+    /// A resolved reference.
+    pub fn new(name: FunctionName, version: Version, digest: Digest, manifest: Manifest) -> Self {
+        Resolved { name, version, digest, manifest }
+    }
+}
+
+/// A version that was stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Its number.
+    pub version: Version,
+    /// Its digest.
+    pub digest: Digest,
+    /// `false` when it was the newest version already.
+    pub new: bool,
+}
+
+/// One function in a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// The function.
+    pub name: FunctionName,
+    /// The newest version.
+    pub version: Version,
+    /// Its digest.
+    pub digest: Digest,
+    /// Aliases and where they point.
+    pub aliases: BTreeMap<String, Version>,
+}
+
+/// A change in a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RegistryEvent {
+    /// A version was published.
+    Published {
+        /// The change's revision.
+        revision: Revision,
+        /// The function.
+        name: FunctionName,
+        /// The new newest version.
+        version: Version,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// A function was deleted.
+    Deleted {
+        /// The change's revision.
+        revision: Revision,
+        /// The function.
+        name: FunctionName,
+    },
+    /// An alias was set or removed.
+    Aliased {
+        /// The change's revision.
+        revision: Revision,
+        /// The function.
+        name: FunctionName,
+        /// The alias.
+        alias: String,
+        /// Where it points now.
+        version: Option<Version>,
+    },
+    /// Events before this revision were lost.
+    Lagged {
+        /// The revision to go on from.
+        revision: Revision,
+    },
+}
+
+impl RegistryEvent {
+    /// The change's revision.
+    pub fn revision(&self) -> Revision {
+        match self {
+            RegistryEvent::Published { revision, .. }
+            | RegistryEvent::Deleted { revision, .. }
+            | RegistryEvent::Aliased { revision, .. }
+            | RegistryEvent::Lagged { revision } => *revision,
+        }
+    }
+}
+
+/// What went wrong in a registry.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// No such function, version, alias or digest.
+    #[error("there is no {what}; `ol ls` shows what there is")]
+    NotFound {
+        /// What was looked for: `function "echo"`, `version 3 of echo`.
+        what: String,
+    },
+    /// The bundle is refused, with the reason.
+    #[error("the bundle is refused: {reason}")]
+    BadBundle {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// An alias does not point where the caller believes.
+    #[error("alias {alias} points to {} now; read it and try again", at.map_or("nothing".to_owned(), |version| format!("version {version}")))]
+    Conflict {
+        /// The alias.
+        alias: String,
+        /// Where it points.
+        at: Option<Version>,
+    },
+    /// This kind of registry cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The registry cannot be reached.
+    #[error("the registry cannot be reached")]
+    Unavailable(#[source] crate::invocation::BoxError),
+    /// The registry's storage failed.
+    #[error("the registry's storage failed")]
+    Storage(#[source] crate::invocation::BoxError),
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Failure {
+        let kind = match &error {
+            RegistryError::NotFound { .. } => FailureKind::NotFound,
+            RegistryError::BadBundle { .. } | RegistryError::Conflict { .. } => {
+                FailureKind::BadRequest
+            }
+            RegistryError::Unsupported(_) => FailureKind::BadRequest,
+            RegistryError::Unavailable(_) | RegistryError::Storage(_) => {
+                FailureKind::RegistryUnavailable
+            }
+        };
+        Failure::new(kind, crate::failure::chain(&error))
+    }
+}

@@ -1,0 +1,439 @@
+//! The sandbox contract: where an instance of a function runs.
+//!
+//! A [`SandboxFactory`] makes [`Sandbox`]es. A sandbox holds one instance of one function for its
+//! whole life:
+//!
+//! ```text
+//!            create                 invoke × n               destroy, drop, exit
+//! (nothing) ───────▶ ready, idle ◀──────────────▶ busy ───────────────────────▶ (nothing)
+//!                        │  ▲
+//!                  pause ▼  │ resume
+//!                       paused
+//! ```
+//!
+//! Implementations: `process` and others in `openlambda-sandbox`, [`memory`](crate::memory) here.
+//! Every one runs the suite in `conformance::sandbox`, which demands exactly what the factory's
+//! [`Capabilities`] declare.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
+use crate::function::{Digest, FunctionName, Version};
+use crate::invocation::{Invocation, Reply, StartKind};
+use crate::manifest::{Manifest, Network};
+
+/// Makes sandboxes of one kind.
+///
+/// **Concurrency**: all methods may be called from many tasks at once; `create` calls do not wait
+/// for each other beyond what the kernel imposes.
+///
+/// **Cancellation**: dropping the future of `create` leaves nothing behind; what it had made is
+/// torn down by the factory's reaper.
+///
+/// **Drop**: the factory's Drop lets its reaper finish what it has; [`shutdown`](Self::shutdown)
+/// waits for it.
+#[async_trait]
+pub trait SandboxFactory: Send + Sync + fmt::Debug {
+    /// The kind's name in configuration: `process`, `docker`, `sock`.
+    fn kind(&self) -> &'static str;
+
+    /// What sandboxes of this factory do and enforce here, on this machine, as this user. Constant
+    /// over the factory's life.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes a sandbox with a running instance: resolves when the instance has asked for its first
+    /// event, so its initialisation is over.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError`]; nothing is left of the attempt.
+    async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError>;
+
+    /// Removes what an earlier, crashed worker with the same state folder left. Called once before
+    /// the first `create`.
+    async fn reclaim(&self) -> Report;
+
+    /// Destroys everything the factory has made and waits until it is gone.
+    async fn shutdown(&self);
+}
+
+/// A running instance of a function.
+///
+/// **Concurrency**: `invoke` may be called up to [`slots`](Self::slots) times at once; one call
+/// more is refused with [`SandboxErrorKind::Busy`].
+///
+/// **Cancellation**: dropping the future of `invoke`, or its [`Reply`], does *not* free the slot:
+/// it is busy until the handler has answered or was killed, as [`Reply::done`] tells.
+///
+/// **Ordering**: `pause` is called only while all slots are idle, and `invoke` never while paused;
+/// otherwise they fail with [`SandboxErrorKind::Busy`] and [`SandboxErrorKind::Paused`].
+///
+/// **Drop** hands the instance to the factory's reaper, which kills it and removes all that
+/// belongs to it; [`destroy`](Self::destroy) does the same and waits.
+#[async_trait]
+pub trait Sandbox: Send + Sync + fmt::Debug {
+    /// Delivers the invocation to the handler and waits for the head of its reply.
+    ///
+    /// The sandbox does not enforce the deadline: it tells the handler, and whoever called ends the
+    /// sandbox when the time is over.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError`]: a handler that raised is [`SandboxErrorKind::Function`], and the instance
+    /// lives on unless [`SandboxError::reusable`] says otherwise.
+    async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError>;
+
+    /// Resolves when the instance is gone, for whatever reason; at once if it is gone already.
+    async fn exited(&self) -> Exit;
+
+    /// How many invocations it takes at once. Constant.
+    fn slots(&self) -> u32;
+
+    /// Stops all its processes from running until `resume`. Only with [`Capabilities::pause`].
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Busy`], or that it is gone.
+    async fn pause(&self) -> Result<(), SandboxError>;
+
+    /// Lets a paused instance run again; nothing happens to a running one.
+    ///
+    /// # Errors
+    ///
+    /// That it is gone.
+    async fn resume(&self) -> Result<(), SandboxError>;
+
+    /// Changes its memory limit, in bytes. Only with [`Capabilities::memory_limit`].
+    ///
+    /// # Errors
+    ///
+    /// That it is gone, or cannot be done.
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError>;
+
+    /// What it uses now.
+    ///
+    /// # Errors
+    ///
+    /// That it is gone.
+    async fn usage(&self) -> Result<Usage, SandboxError>;
+
+    /// Kills everything inside and removes what belongs to it; resolves when that is done. May be
+    /// called at any time and more than once.
+    async fn destroy(&self);
+}
+
+/// What a sandbox is to be made of.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SandboxSpec {
+    /// The function.
+    pub function: FunctionName,
+    /// Its version, where the caller knows it.
+    pub version: Option<Version>,
+    /// The bundle's digest.
+    pub digest: Digest,
+    /// The folder with the unpacked bundle. Shared by all instances: sandboxes treat it as
+    /// read-only.
+    pub code: PathBuf,
+    /// What the function is and may use.
+    pub manifest: Arc<Manifest>,
+    /// How long the instance may take until it asks for its first event.
+    pub init_timeout: Duration,
+    /// Where its output goes.
+    pub log: Arc<dyn LogSink>,
+}
+
+impl SandboxSpec {
+    /// The spec of an instance of `function` whose unpacked bundle is in `code`.
+    pub fn new(
+        function: FunctionName,
+        digest: Digest,
+        code: PathBuf,
+        manifest: Arc<Manifest>,
+        log: Arc<dyn LogSink>,
+    ) -> Self {
+        let init_timeout = manifest.timeout().max(Duration::from_secs(10));
+        SandboxSpec { function, version: None, digest, code, manifest, init_timeout, log }
+    }
+}
+
+/// Takes the lines that functions print. Called from many threads; must not wait for long.
+pub trait LogSink: Send + Sync + fmt::Debug {
+    /// One line, without its line break.
+    fn line(&self, line: LogLine<'_>);
+}
+
+/// One line that a function printed.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct LogLine<'a> {
+    /// The function.
+    pub function: &'a FunctionName,
+    /// The invocation that was running, when there was exactly one.
+    pub request_id: Option<&'a str>,
+    /// Where it was printed.
+    pub stream: LogStream,
+    /// The text; what is not UTF-8 is replaced by U+FFFD.
+    pub text: &'a str,
+}
+
+impl<'a> LogLine<'a> {
+    /// A line of `function`.
+    pub fn new(
+        function: &'a FunctionName,
+        request_id: Option<&'a str>,
+        stream: LogStream,
+        text: &'a str,
+    ) -> Self {
+        LogLine { function, request_id, stream, text }
+    }
+}
+
+/// Where a line was printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// The platform's own word on the instance.
+    Platform,
+}
+
+/// A log sink that drops every line.
+#[derive(Debug, Default)]
+pub struct NoLog;
+
+impl LogSink for NoLog {
+    fn line(&self, _line: LogLine<'_>) {}
+}
+
+/// A sandbox that was made, and how.
+#[derive(Debug)]
+pub struct Created {
+    /// The sandbox.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// [`StartKind::Cold`] or [`StartKind::Zygote`].
+    pub start: StartKind,
+    /// How long making it took.
+    pub create: Duration,
+    /// How long its runtime took until the first request for an event.
+    pub init: Duration,
+}
+
+/// What the sandboxes of a factory do and enforce.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Whether a function is kept from files, processes and networks that are not its own.
+    pub isolation: Isolation,
+    /// The manifest's memory limit is enforced.
+    pub memory_limit: bool,
+    /// The manifest's limit on processes is enforced.
+    pub process_limit: bool,
+    /// The manifest's limit on cores is enforced.
+    pub cpu_limit: bool,
+    /// `pause` and `resume` work.
+    pub pause: bool,
+    /// Instances can be forked from zygotes.
+    pub fork: bool,
+    /// The network kinds that are honoured; others are refused by `create`.
+    pub networks: Vec<Network>,
+}
+
+impl Capabilities {
+    /// Nothing is enforced and nothing can be done but run.
+    pub fn none() -> Self {
+        Capabilities {
+            isolation: Isolation::None,
+            memory_limit: false,
+            process_limit: false,
+            cpu_limit: false,
+            pause: false,
+            fork: false,
+            networks: Vec::new(),
+        }
+    }
+}
+
+/// How well an instance is kept from everything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Isolation {
+    /// Not at all: only for trusted code.
+    None,
+    /// By the kernel's namespaces and filters.
+    Namespaces,
+    /// By a second kernel: gVisor, a virtual machine.
+    Kernel,
+}
+
+/// What a sandbox uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Processes.
+    pub processes: u32,
+}
+
+/// How an instance ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exit {
+    /// It was destroyed by its owner.
+    Destroyed,
+    /// Its process ended by itself with this status.
+    Status(i32),
+    /// Its process was ended by this signal.
+    Signal(i32),
+    /// It was killed for using more memory than its limit.
+    OutOfMemory,
+    /// The sandbox broke underneath it, with the reason.
+    Lost(String),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exit::Destroyed => f.write_str("was ended by the worker"),
+            Exit::Status(status) => write!(f, "exited with status {status}"),
+            Exit::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Exit::OutOfMemory => f.write_str("ran out of memory"),
+            Exit::Lost(why) => write!(f, "was lost: {why}"),
+        }
+    }
+}
+
+/// What `reclaim` or a clean-up removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Processes that were killed.
+    pub processes: u32,
+    /// Files, folders, mounts, cgroups, namespaces and containers that were removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<String>,
+}
+
+/// Kinds of [`SandboxError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SandboxErrorKind {
+    /// The spec asks for what this factory cannot do.
+    Unsupported,
+    /// The machine or engine refused: no memory, no descriptors, no engine.
+    Resources,
+    /// The function's code failed before it asked for its first event.
+    Init,
+    /// It did not ask for its first event in time.
+    InitTimeout,
+    /// All slots are busy.
+    Busy,
+    /// The instance is paused.
+    Paused,
+    /// The handler raised.
+    Function,
+    /// The handler's reply breaks the protocol.
+    BadReply,
+    /// The request's body is larger than the sandbox passes on.
+    BodyTooLarge,
+    /// The request's body broke off before it was complete.
+    BodyLost,
+    /// The instance ended.
+    Exited,
+    /// It ran out of memory.
+    OutOfMemory,
+}
+
+/// What went wrong in a sandbox.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct SandboxError {
+    /// The kind.
+    pub kind: SandboxErrorKind,
+    /// For a person.
+    pub message: String,
+    /// Whether the handler may have seen the invocation.
+    pub started: Started,
+    /// Whether the instance can take another invocation.
+    pub reusable: bool,
+    /// How long the handler ran, when it did.
+    pub run: Duration,
+    /// What the handler said, for [`SandboxErrorKind::Function`] and [`SandboxErrorKind::Init`].
+    pub function_error: Option<Box<FunctionError>>,
+    /// What caused it.
+    #[source]
+    pub source: Option<crate::invocation::BoxError>,
+}
+
+impl SandboxError {
+    /// An error of this kind with what is usual for it.
+    pub fn new(kind: SandboxErrorKind, message: impl Into<String>) -> Self {
+        use SandboxErrorKind as K;
+        SandboxError {
+            kind,
+            message: message.into(),
+            started: match kind {
+                K::Function | K::BadReply | K::Exited | K::OutOfMemory => Started::Yes,
+                _ => Started::No,
+            },
+            reusable: matches!(
+                kind,
+                K::Busy | K::Paused | K::Function | K::BadReply | K::BodyTooLarge | K::BodyLost
+            ),
+            run: Duration::ZERO,
+            function_error: None,
+            source: None,
+        }
+    }
+
+    /// The same with its cause.
+    pub fn with_source(mut self, source: impl Into<crate::invocation::BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same with what the handler said.
+    pub fn with_function_error(mut self, error: FunctionError) -> Self {
+        self.function_error = Some(Box::new(error));
+        self
+    }
+}
+
+impl From<SandboxError> for Failure {
+    fn from(error: SandboxError) -> Failure {
+        use SandboxErrorKind as K;
+        let kind = match error.kind {
+            K::Unsupported | K::Resources => FailureKind::StartFailed,
+            K::Init | K::InitTimeout => FailureKind::InitError,
+            K::Busy | K::Paused => FailureKind::Internal,
+            K::Function => FailureKind::FunctionError,
+            K::BadReply => FailureKind::BadReply,
+            K::BodyTooLarge => FailureKind::BodyTooLarge,
+            K::BodyLost => FailureKind::BadRequest,
+            K::Exited => FailureKind::SandboxCrashed,
+            K::OutOfMemory => FailureKind::OutOfMemory,
+        };
+        let culprit = match error.kind {
+            K::Exited | K::OutOfMemory => Culprit::Function,
+            _ => kind.usual_culprit(),
+        };
+        let message = crate::failure::chain(&error);
+        Failure {
+            culprit,
+            started: error.started,
+            function_error: error.function_error,
+            ..Failure::new(kind, message)
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! Every header name and HTTP encoding between client, balancer and worker, in one place.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use crate::balancing::WorkerLoad;
+use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
+use crate::function::{DEFAULT_NAMESPACE, FunctionName, FunctionRef, Qualifier};
+use crate::invocation::{Body, Phases, RequestId, full_body};
+
+/// The invocation's id, on requests (optional) and replies (always).
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openlambda-request-id");
+/// `cold`, `zygote` or `warm`, on replies.
+pub const START: HeaderName = HeaderName::from_static("x-openlambda-start");
+/// The culprit of a failure, on replies.
+pub const ERROR: HeaderName = HeaderName::from_static("x-openlambda-error");
+/// Whether the handler may have started, on failures.
+pub const STARTED: HeaderName = HeaderName::from_static("x-openlambda-started");
+/// The bundle's digest, from balancer to worker.
+pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
+/// The version's number, from balancer to worker, and on replies.
+pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
+/// The worker's name, on replies.
+pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
+/// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// All our own headers start so; a balancer removes them from clients' requests.
+pub const PREFIX: &str = "x-openlambda-";
+
+/// The largest request and reply body, unless configured otherwise: Lambda's 6 MiB.
+pub const DEFAULT_BODY_LIMIT: u64 = 6 << 20;
+
+/// Paths below this are between the project's own processes and are not forwarded.
+pub const INTERNAL: &str = "/internal/";
+/// On a balancer: POST an [`Announcement`].
+pub const ANNOUNCE_PATH: &str = "/internal/workers";
+/// On a worker: GET the stream of [`WorkerEvent`]s as JSON lines.
+pub const EVENTS_PATH: &str = "/internal/events";
+/// On a worker: GET a [`WorkerLoad`].
+pub const LOAD_PATH: &str = "/internal/load";
+/// On a balancer: POST with a [`FunctionRef`] as text; it is resolved afresh before the reply.
+pub const REFRESH_PATH: &str = "/internal/refresh";
+/// On a balancer: GET a [`BalancerStatus`].
+pub const CLUSTER_PATH: &str = "/internal/cluster";
+
+/// The hop-by-hop headers of RFC 9110, section 7.6.1, beside those that `Connection` names.
+pub const HOP_BY_HOP: [HeaderName; 9] = [
+    http::header::CONNECTION,
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("keep-alive"),
+    http::header::TE,
+    http::header::TRAILER,
+    http::header::TRANSFER_ENCODING,
+    http::header::UPGRADE,
+    http::header::PROXY_AUTHENTICATE,
+    http::header::PROXY_AUTHORIZATION,
+];
+
+/// Removes the hop-by-hop headers and those that `Connection` names.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+}
+
+/// Removes our own headers, which a client must not set.
+pub fn remove_own(headers: &mut HeaderMap) {
+    let own: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+/// An invocation's address in a URL's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The function and version.
+    pub function: FunctionRef,
+    /// The path below the function, with a leading `/`; not decoded.
+    pub path: String,
+}
+
+/// Reads `/run/<fn>[/path]`, `/runLambda/<fn>[/path]` and `/ns/<namespace>/run/<fn>[/path]`.
+///
+/// `None` when the path is none of them.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`] for a name that is not valid.
+pub fn parse_target(path: &str) -> Option<Result<Target, Failure>> {
+    let (namespace, rest) = match path.strip_prefix("/ns/") {
+        Some(rest) => {
+            let (namespace, rest) = rest.split_once('/')?;
+            (namespace, rest)
+        }
+        None => (DEFAULT_NAMESPACE, path.strip_prefix('/')?),
+    };
+    let rest = match rest.split_once('/') {
+        Some(("run" | "runLambda", rest)) => rest,
+        None if rest == "run" || rest == "runLambda" => "",
+        _ => return None,
+    };
+    let (function, path) = match rest.find('/') {
+        Some(slash) => (&rest[..slash], &rest[slash..]),
+        None => (rest, "/"),
+    };
+    let parse = || {
+        if function.is_empty() {
+            let message = "no function is named; call /run/<function>";
+            return Err(Failure::new(FailureKind::BadRequest, message));
+        }
+        let bad = |error: crate::function::NameError| {
+            Failure::new(FailureKind::BadRequest, error.to_string())
+        };
+        // Only a digest's @ and a qualifier's : are ever percent-encoded in a valid reference.
+        let function = function.replace("%3A", ":").replace("%3a", ":").replace("%40", "@");
+        let mut function: FunctionRef = function.parse().map_err(bad)?;
+        function.name = FunctionName::new(namespace, function.name.name()).map_err(bad)?;
+        Ok(Target { function, path: path.to_owned() })
+    };
+    Some(parse())
+}
+
+/// The path that invokes `function`: the reverse of [`parse_target`].
+pub fn run_path(function: &FunctionRef) -> String {
+    let local = FunctionRef {
+        name: FunctionName::new(DEFAULT_NAMESPACE, function.name.name())
+            .expect("it is part of a valid name"),
+        qualifier: function.qualifier.clone(),
+    };
+    match function.name.namespace() {
+        DEFAULT_NAMESPACE => format!("/run/{local}"),
+        namespace => format!("/ns/{namespace}/run/{local}"),
+    }
+}
+
+/// The one table that turns failures into HTTP.
+pub const fn status_of(kind: FailureKind) -> StatusCode {
+    match kind {
+        FailureKind::BadRequest => StatusCode::BAD_REQUEST,
+        FailureKind::NotFound => StatusCode::NOT_FOUND,
+        FailureKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        FailureKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        FailureKind::QueueFull => StatusCode::TOO_MANY_REQUESTS,
+        FailureKind::FunctionError | FailureKind::InitError | FailureKind::Internal => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        FailureKind::SandboxCrashed
+        | FailureKind::OutOfMemory
+        | FailureKind::BadReply
+        | FailureKind::WorkerDied => StatusCode::BAD_GATEWAY,
+        FailureKind::NoWorker
+        | FailureKind::Draining
+        | FailureKind::RegistryUnavailable
+        | FailureKind::StartFailed => StatusCode::SERVICE_UNAVAILABLE,
+        FailureKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
+/// The JSON of a failure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailureBody {
+    /// The kind's code.
+    pub error: FailureKind,
+    /// For a person.
+    pub message: String,
+    /// The invocation's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// The exception's type, when the function raised.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Its stack, outermost first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack_trace: Option<Vec<String>>,
+}
+
+/// A failure as the reply that a client, or a balancer, gets.
+pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Response<Body> {
+    let function_error = failure.function_error.as_deref();
+    let body = FailureBody {
+        error: failure.kind,
+        message: failure.message.clone(),
+        request_id: request_id.cloned(),
+        kind: function_error.map(|error| error.kind.clone()),
+        stack_trace: function_error.map(|error| error.stack_trace.clone()),
+    };
+    let mut text = serde_json::to_vec(&body).unwrap_or_default();
+    text.push(b'\n');
+    let mut response = Response::new(full_body(text));
+    *response.status_mut() = status_of(failure.kind);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(ERROR, HeaderValue::from_static(lower(failure.culprit)));
+    let started = match failure.started {
+        Started::No => "no",
+        Started::Maybe => "maybe",
+        Started::Yes => "yes",
+    };
+    headers.insert(STARTED, HeaderValue::from_static(started));
+    if let Some(id) = request_id {
+        headers.insert(REQUEST_ID, id_value(id));
+    }
+    if let Some(after) = failure.retry_after.or_else(|| usual_retry_after(failure.kind)) {
+        // Whole seconds; never 0, which clients read as "at once".
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    if let Some(allow) = failure.allow.as_deref().and_then(|allow| allow.parse().ok()) {
+        headers.insert(ALLOW, allow);
+    }
+    response
+}
+
+/// Statuses that promise a `Retry-After` get one even when nobody knows better.
+fn usual_retry_after(kind: FailureKind) -> Option<Duration> {
+    matches!(status_of(kind), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        .then_some(Duration::from_secs(1))
+}
+
+/// Reads a failure back from a reply. `None` when it is not one of ours.
+pub fn read_failure(headers: &HeaderMap, body: &[u8]) -> Option<Failure> {
+    let culprit: Culprit = from_word(headers.get(ERROR)?)?;
+    let started: Started = from_word(headers.get(STARTED)?)?;
+    let body: FailureBody = serde_json::from_slice(body).ok()?;
+    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let function_error = body.kind.map(|kind| {
+        Box::new(FunctionError {
+            message: body.message.clone(),
+            kind,
+            stack_trace: body.stack_trace.unwrap_or_default(),
+        })
+    });
+    Some(Failure {
+        kind: body.error,
+        culprit,
+        started,
+        message: body.message,
+        function_error,
+        retry_after: seconds.map(Duration::from_secs),
+        allow: headers.get(ALLOW).and_then(|value| Some(value.to_str().ok()?.into())),
+    })
+}
+
+fn from_word<T: for<'de> Deserialize<'de>>(value: &HeaderValue) -> Option<T> {
+    let word =
+        serde::de::value::StrDeserializer::<serde::de::value::Error>::new(value.to_str().ok()?);
+    T::deserialize(word).ok()
+}
+
+const fn lower(culprit: Culprit) -> &'static str {
+    match culprit {
+        Culprit::Client => "client",
+        Culprit::Function => "function",
+        Culprit::Sandbox => "sandbox",
+        Culprit::Worker => "worker",
+        Culprit::Balancer => "balancer",
+    }
+}
+
+/// A request id as a header's value.
+pub fn id_value(id: &RequestId) -> HeaderValue {
+    HeaderValue::from_str(id.as_str()).expect("a request id has only header characters")
+}
+
+/// The request's id, when it carries a valid one.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`] when it carries one that is not valid.
+pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> {
+    let Some(value) = headers.get(REQUEST_ID) else { return Ok(None) };
+    value.to_str().unwrap_or_default().parse().map(Some)
+}
+
+/// `queue;dur=0.1, pull;dur=0, …` in milliseconds, with `run` only when it is known.
+pub fn server_timing(phases: &Phases, with_run: bool) -> HeaderValue {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let mut text = format!(
+        "queue;dur={:.3}, pull;dur={:.3}, create;dur={:.3}, init;dur={:.3}",
+        ms(phases.queue),
+        ms(phases.pull),
+        ms(phases.create),
+        ms(phases.init)
+    );
+    if with_run {
+        text.push_str(&format!(", run;dur={:.3}", ms(phases.run)));
+    }
+    HeaderValue::from_str(&text).expect("digits and names are header characters")
+}
+
+/// Reads what [`server_timing`] wrote, in a header, a trailer or both.
+pub fn parse_server_timing<'a>(values: impl IntoIterator<Item = &'a HeaderValue>) -> Phases {
+    let mut phases = Phases::default();
+    for value in values {
+        for entry in value.to_str().unwrap_or_default().split(',') {
+            let Some((name, ms)) = entry.trim().split_once(";dur=") else { continue };
+            let Ok(ms) = ms.parse::<f64>() else { continue };
+            let Ok(duration) = Duration::try_from_secs_f64(ms / 1e3) else { continue };
+            match name {
+                "queue" => phases.queue = duration,
+                "pull" => phases.pull = duration,
+                "create" => phases.create = duration,
+                "init" => phases.init = duration,
+                "run" => phases.run = duration,
+                _ => {}
+            }
+        }
+    }
+    phases
+}
+
+/// A worker tells a balancer where it is, when it starts and from time to time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Announcement {
+    /// Its stable name.
+    pub name: String,
+    /// Differs at every start of the worker, so that a restart is told from a repetition.
+    pub incarnation: u64,
+    /// Its address, `http://host:port`.
+    pub url: String,
+    /// Its share of the load.
+    pub weight: f64,
+    /// How many invocations it can run at once.
+    pub capacity: u32,
+}
+
+/// What a worker tells each of its balancers, one JSON object a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// The state as a whole: first on every stream, and from time to time as a repair and a sign of
+    /// life.
+    Snapshot {
+        /// The worker's name.
+        name: String,
+        /// See [`Announcement::incarnation`].
+        incarnation: u64,
+        /// The load.
+        load: WorkerLoad,
+        /// Functions with idle instances, and how many.
+        idle: Vec<(FunctionName, u32)>,
+        /// It takes no new invocations.
+        draining: bool,
+    },
+    /// An instance became idle. Only one balancer is told.
+    Idle {
+        /// The function.
+        function: FunctionName,
+    },
+    /// An instance is gone.
+    Evicted {
+        /// The function.
+        function: FunctionName,
+    },
+    /// It takes no new invocations from now on.
+    Draining,
+}
+
+/// What a balancer says of itself and its workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalancerStatus {
+    /// The policy's name.
+    pub policy: String,
+    /// Its workers, by name.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// What a balancer knows of a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its stable name.
+    pub name: String,
+    /// Its address.
+    pub url: String,
+    /// `ready`, `unhealthy` or `draining`.
+    pub state: String,
+    /// Requests of this balancer in flight there.
+    pub in_flight: u32,
+    /// Its last report.
+    pub load: WorkerLoad,
+}
+
+/// Whether `headers` declare a body of more than `limit` bytes.
+pub fn declares_more_than(headers: &HeaderMap, limit: u64) -> bool {
+    headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        .is_some_and(|length| length > limit)
+}
+
+/// The failure for a body over `limit`.
+pub fn body_too_large(limit: u64) -> Failure {
+    Failure::new(
+        FailureKind::BodyTooLarge,
+        format!("the body is larger than the limit of {limit} bytes; pass large data by reference"),
+    )
+}
+
+/// Whether a reference's meaning can change.
+pub fn is_mutable(reference: &FunctionRef) -> bool {
+    matches!(reference.qualifier, Qualifier::Latest | Qualifier::Alias(_))
+}
+
+/// JSON as a reply with status 200.
+pub fn json_response(value: &impl Serialize) -> Response<Body> {
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    let mut response = Response::new(full_body(Bytes::from(text)));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_parse_and_print() {
+        let parse =
+            |path: &str| parse_target(path).map(|r| r.map(|t| (t.function.to_string(), t.path)));
+        let ok = |name: &str, path: &str| Some(Ok((name.to_owned(), path.to_owned())));
+        assert_eq!(parse("/run/echo"), ok("echo", "/"));
+        assert_eq!(parse("/runLambda/echo/a/b"), ok("echo", "/a/b"));
+        assert_eq!(parse("/run/echo:3/"), ok("echo:3", "/"));
+        assert_eq!(parse("/ns/team/run/echo%3Alive/x"), ok("team/echo:live", "/x"));
+        assert_eq!(parse("/status"), None);
+        assert_eq!(parse("/runner/echo"), None);
+        assert!(parse("/run").unwrap().is_err());
+        assert!(parse("/run/").unwrap().is_err());
+        assert!(parse("/run/a%20b").unwrap().is_err());
+        assert!(parse("/ns/../run/a").unwrap().is_err());
+        for name in ["echo", "team/echo:live", "echo:3"] {
+            let target = parse_target(&run_path(&name.parse().unwrap())).unwrap().unwrap();
+            assert_eq!(target.function.to_string(), name);
+        }
+    }
+
+    #[test]
+    fn every_failure_survives_the_wire() {
+        for kind in FailureKind::ALL {
+            let mut failure = Failure::new(kind, "why").blame(Culprit::Worker);
+            failure.started = Started::Maybe;
+            let id: RequestId = "r1".parse().unwrap();
+            let response = failure_response(&failure, Some(&id));
+            assert_eq!(response.status(), status_of(kind));
+            assert_eq!(response.headers()[REQUEST_ID], "r1");
+            let text = format!(r#"{{"error":"{kind}","message":"why","request_id":"r1"}}"#);
+            let mut read = read_failure(response.headers(), text.as_bytes()).unwrap();
+            read.retry_after = None;
+            assert_eq!(read, failure);
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_headers_go_with_those_that_connection_names() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "close, X-Private"), ("x-private", "1"), ("te", "trailers"), ("a", "b")]
+        {
+            headers.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn server_timing_survives_a_round_trip() {
+        let ms = Duration::from_millis;
+        let phases = Phases { queue: ms(1), pull: ms(2), create: ms(3), init: ms(4), run: ms(5) };
+        assert_eq!(parse_server_timing([&server_timing(&phases, true)]), phases);
+    }
+}
