@@ -1,0 +1,525 @@
+//! The scheduler under random histories: whatever the order of events, no invocation is lost or run
+//! twice, no limit is passed, the memory pool's books balance, cancels and deadlines answer, and a
+//! drain ends.
+//!
+//! The test plays the shell: it keeps its own, naive picture of what the scheduler asked for, and
+//! fulfils, fails or delays each action in random order.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openlambda_core::invocation::StartKind;
+use openlambda_core::keep_alive::{self, DEFAULT_TTL};
+use openlambda_core::queue;
+use openlambda_core::scheduler::{
+    Action, Event, InstanceId, InvocationId, Limits, Scheduler, SchedulerConfig, VersionId,
+};
+use openlambda_core::time::Time;
+use proptest::prelude::*;
+
+const MB: u64 = 1 << 20;
+const MAX_STARTING: u32 = 3;
+
+fn limits_of(version: VersionId) -> Limits {
+    let base = Limits {
+        memory: 100 * MB,
+        slots: 1,
+        max_instances: 4,
+        queue: 6,
+        timeout: Duration::from_millis(500),
+        reuse: true,
+    };
+    match version.0 {
+        0 => base,
+        1 => Limits { slots: 3, memory: 200 * MB, max_instances: 2, ..base },
+        2 => Limits { reuse: false, memory: 50 * MB, ..base },
+        3 => Limits { memory: 450 * MB, max_instances: 1, queue: 0, ..base },
+        _ => Limits { memory: 5000 * MB, ..base },
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Call {
+    Waiting { deadline: Time },
+    Running { instance: InstanceId, expires: Time, expired: bool },
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    Starting,
+    Cancelling,
+    Up,
+    Pausing,
+    Paused,
+    Resuming,
+    Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Duty {
+    Fetch(VersionId),
+    Start(InstanceId),
+    Destroy(InstanceId),
+    Pause(InstanceId),
+    Resume(InstanceId),
+    Finish(InvocationId),
+}
+
+struct Shell {
+    scheduler: Scheduler,
+    now: Time,
+    calls: BTreeMap<InvocationId, Call>,
+    instances: BTreeMap<InstanceId, (VersionId, Place)>,
+    duties: BTreeSet<Duty>,
+    drained: bool,
+}
+
+impl Shell {
+    fn new(pause: bool, keep_alive: &str) -> Self {
+        let config = SchedulerConfig {
+            memory: 500 * MB,
+            max_starting: MAX_STARTING,
+            pause_after: pause.then_some(Duration::from_millis(50)),
+            fairness: Duration::from_millis(100),
+        };
+        Shell {
+            scheduler: Scheduler::new(
+                config,
+                queue::by_name("fifo").unwrap(),
+                keep_alive::by_name(keep_alive, DEFAULT_TTL.min(Duration::from_secs(2))).unwrap(),
+            ),
+            now: Time::ZERO,
+            calls: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            duties: BTreeSet::new(),
+            drained: false,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.scheduler.handle(self.now, event);
+        while let Some(action) = self.scheduler.poll_action() {
+            self.carry_out(action);
+        }
+        self.check();
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Fetch { version } => {
+                assert!(self.duties.insert(Duty::Fetch(version)), "fetched twice at once");
+            }
+            Action::Start { instance, version } => {
+                let old = self.instances.insert(instance, (version, Place::Starting));
+                assert_eq!(old, None, "an instance's number was used twice");
+                self.duties.insert(Duty::Start(instance));
+            }
+            Action::CancelStart { instance } => {
+                self.step_instance(instance, &[Place::Starting], Place::Cancelling);
+            }
+            Action::Run { invocation, instance, .. } => {
+                let (version, place) = self.instances[&instance];
+                assert_eq!(place, Place::Up, "ran in an instance that is not up");
+                let Call::Waiting { deadline } = self.calls[&invocation] else {
+                    panic!("ran {invocation:?} twice, or after its end");
+                };
+                assert!(self.now <= deadline, "ran after it had waited for too long");
+                let expires = self.now + limits_of(version).timeout;
+                let running = Call::Running { instance, expires, expired: false };
+                self.calls.insert(invocation, running);
+                self.duties.insert(Duty::Finish(invocation));
+            }
+            Action::Expire { invocation } => match self.calls.get_mut(&invocation) {
+                Some(Call::Running { expires, expired, .. }) => {
+                    assert!(!*expired && *expires <= self.now, "expired too early or twice");
+                    *expired = true;
+                }
+                other => panic!("expired {other:?}"),
+            },
+            Action::Pause { instance } => {
+                assert_eq!(self.used(instance), 0, "paused while busy");
+                self.step_instance(instance, &[Place::Up], Place::Pausing);
+                self.duties.insert(Duty::Pause(instance));
+            }
+            Action::Resume { instance } => {
+                self.step_instance(instance, &[Place::Paused], Place::Resuming);
+                self.duties.insert(Duty::Resume(instance));
+            }
+            Action::Evict { instance, .. } => {
+                let from =
+                    [Place::Up, Place::Pausing, Place::Paused, Place::Resuming, Place::Cancelling];
+                self.step_instance(instance, &from, Place::Ending);
+                self.duties.remove(&Duty::Pause(instance));
+                self.duties.remove(&Duty::Resume(instance));
+                self.duties.insert(Duty::Destroy(instance));
+            }
+            Action::Reject { invocation, .. } => {
+                let call = self.calls.insert(invocation, Call::Over);
+                assert!(
+                    matches!(call, Some(Call::Waiting { .. })),
+                    "rejected what does not wait: {call:?}"
+                );
+            }
+            Action::Drained => {
+                assert!(!self.drained, "drained twice");
+                self.drained = true;
+            }
+            _ => {}
+        }
+    }
+
+    fn step_instance(&mut self, id: InstanceId, from: &[Place], to: Place) {
+        let (_, place) = self.instances.get_mut(&id).expect("acted on an instance that is gone");
+        assert!(from.contains(place), "{id:?} went from {place:?} to {to:?}");
+        *place = to;
+    }
+
+    fn used(&self, id: InstanceId) -> u32 {
+        let runs_here =
+            |call: &&Call| matches!(call, Call::Running { instance, .. } if *instance == id);
+        self.calls.values().filter(runs_here).count() as u32
+    }
+
+    /// What must hold after every event.
+    fn check(&self) {
+        let mut memory = 0;
+        let mut starting = 0;
+        let mut alive: BTreeMap<VersionId, u32> = BTreeMap::new();
+        for (id, (version, place)) in &self.instances {
+            let limits = limits_of(*version);
+            memory += limits.memory;
+            starting += u32::from(*place == Place::Starting);
+            assert!(self.used(*id) <= limits.slots, "more invocations than slots");
+            if !matches!(place, Place::Ending | Place::Cancelling) {
+                *alive.entry(*version).or_default() += 1;
+            }
+        }
+        assert_eq!(memory, self.scheduler.pool().used(), "the memory pool's books are wrong");
+        assert!(memory <= self.scheduler.pool().total());
+        assert!(starting <= MAX_STARTING);
+        for (version, count) in alive {
+            assert!(count <= limits_of(version).max_instances, "too many instances");
+        }
+        for (id, call) in &self.calls {
+            match call {
+                Call::Waiting { deadline } => {
+                    assert!(self.now < *deadline, "{id:?} waits past its deadline");
+                }
+                Call::Running { expires, expired, .. } => {
+                    assert!(*expired || self.now < *expires, "{id:?} was not expired");
+                }
+                Call::Over => {}
+            }
+        }
+        if let Some(timeout) = self.scheduler.poll_timeout() {
+            assert!(timeout > self.now, "a timer that has passed is still set");
+        }
+    }
+
+    fn advance(&mut self, by: Duration) {
+        let until = self.now + by;
+        while let Some(at) = self.scheduler.poll_timeout().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            self.handle(Event::Timeout);
+        }
+        self.now = until;
+    }
+
+    fn arrive(&mut self, version: u32, patience: u64) {
+        let invocation = InvocationId(self.calls.len() as u64);
+        let deadline = self.now + Duration::from_millis(patience);
+        self.calls.insert(invocation, Call::Waiting { deadline });
+        self.handle(Event::Arrived { invocation, version: VersionId(version), deadline });
+    }
+
+    /// Does one of the things that the scheduler has asked for, well or badly.
+    fn fulfil(&mut self, choice: usize, well: bool) {
+        if self.duties.is_empty() {
+            return;
+        }
+        let duty = *self.duties.iter().nth(choice % self.duties.len()).unwrap();
+        self.duties.remove(&duty);
+        match duty {
+            Duty::Fetch(version) if well => {
+                self.handle(Event::CodeReady { version, limits: limits_of(version) });
+            }
+            Duty::Fetch(version) => self.handle(Event::CodeFailed { version }),
+            Duty::Start(instance) => {
+                let cancelling = self.instances[&instance].1 == Place::Cancelling;
+                if cancelling && well {
+                    // The cancellation came first.
+                    self.instances.remove(&instance);
+                    self.handle(Event::Destroyed { instance });
+                } else if cancelling || well {
+                    if !cancelling {
+                        self.instances.get_mut(&instance).unwrap().1 = Place::Up;
+                    }
+                    self.handle(Event::SandboxReady { instance, start: StartKind::Cold });
+                } else {
+                    self.instances.remove(&instance);
+                    self.handle(Event::SandboxFailed { instance });
+                }
+            }
+            Duty::Destroy(instance) => {
+                self.instances.remove(&instance);
+                self.handle(Event::Destroyed { instance });
+            }
+            Duty::Pause(instance) if well => {
+                self.instances.get_mut(&instance).unwrap().1 = Place::Paused;
+                self.handle(Event::Paused { instance });
+            }
+            Duty::Resume(instance) if well => {
+                self.instances.get_mut(&instance).unwrap().1 = Place::Up;
+                self.handle(Event::Resumed { instance });
+            }
+            Duty::Pause(instance) | Duty::Resume(instance) => {
+                self.handle(Event::Died { instance });
+            }
+            Duty::Finish(invocation) => {
+                self.calls.insert(invocation, Call::Over);
+                self.handle(Event::Finished { invocation, reusable: well });
+            }
+        }
+    }
+
+    fn some_instance(&self, choice: usize) -> Option<InstanceId> {
+        let up: Vec<_> =
+            self.instances.iter().filter(|(_, (_, place))| *place == Place::Up).collect();
+        (!up.is_empty()).then(|| *up[choice % up.len()].0)
+    }
+
+    /// Drains and fulfils everything; it must come to an end.
+    fn finish(&mut self) {
+        self.handle(Event::Drain);
+        for _ in 0..10_000 {
+            if self.drained {
+                break;
+            }
+            if self.duties.is_empty() {
+                self.advance(Duration::from_millis(10));
+            }
+            self.fulfil(0, true);
+        }
+        assert!(self.drained, "the drain did not end: {:?}", self.scheduler);
+        assert!(self.calls.values().all(|call| *call == Call::Over), "an invocation was lost");
+        assert_eq!(self.scheduler.pool().used(), 0);
+        assert_eq!(self.scheduler.counts(), Default::default());
+        let invocation = InvocationId(u64::MAX);
+        self.calls.insert(invocation, Call::Waiting { deadline: Time::MAX });
+        let version = VersionId(0);
+        self.handle(Event::Arrived { invocation, version, deadline: Time::MAX });
+        assert_eq!(self.calls[&invocation], Call::Over, "took an invocation after the drain");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Arrive(u32, u64),
+    Fulfil(usize, bool),
+    Cancel(usize),
+    Advance(u64),
+    Die(usize),
+    CodeGone(u32),
+    Supersede(u32),
+    Prewarm(u32, u32),
+    Pressure(u64),
+    Drain,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => (0..5u32, 1..400u64).prop_map(|(version, patience)| Op::Arrive(version, patience)),
+        12 => (0..64usize).prop_map(|choice| Op::Fulfil(choice, true)),
+        3 => (0..64usize).prop_map(|choice| Op::Fulfil(choice, false)),
+        2 => (0..64usize).prop_map(Op::Cancel),
+        3 => (1..120u64).prop_map(Op::Advance),
+        1 => (0..16usize).prop_map(Op::Die),
+        1 => (0..5u32).prop_map(Op::CodeGone),
+        1 => (0..5u32).prop_map(Op::Supersede),
+        1 => (0..5u32, 0..4u32).prop_map(|(version, n)| Op::Prewarm(version, n)),
+        1 => (0..600u64).prop_map(Op::Pressure),
+        1 => (0..40u32).prop_map(|n| if n == 0 { Op::Drain } else { Op::Advance(1) }),
+    ]
+}
+
+fn play(ops: Vec<Op>, pause: bool, keep_alive: &str) {
+    let mut shell = Shell::new(pause, keep_alive);
+    for op in ops {
+        match op {
+            Op::Arrive(version, patience) => shell.arrive(version, patience),
+            Op::Fulfil(choice, well) => shell.fulfil(choice, well),
+            Op::Cancel(choice) if !shell.calls.is_empty() => {
+                let invocation = InvocationId((choice % shell.calls.len()) as u64);
+                let before = shell.calls[&invocation];
+                shell.handle(Event::Cancelled { invocation });
+                let after = shell.calls[&invocation];
+                match before {
+                    Call::Waiting { .. } => assert_eq!(after, Call::Over, "a cancel unanswered"),
+                    _ => assert_eq!(after, before, "a cancel ended what runs"),
+                }
+            }
+            Op::Cancel(_) => {}
+            Op::Advance(ms) => shell.advance(Duration::from_millis(ms)),
+            Op::Die(choice) => {
+                if let Some(instance) = shell.some_instance(choice) {
+                    shell.handle(Event::Died { instance });
+                }
+            }
+            Op::CodeGone(version) => {
+                // The shell says so only when no instance pins the code.
+                let version = VersionId(version);
+                if shell.instances.values().all(|(of, _)| *of != version) {
+                    shell.handle(Event::CodeGone { version });
+                }
+            }
+            Op::Supersede(version) => {
+                shell.handle(Event::Superseded { version: VersionId(version) });
+            }
+            Op::Prewarm(version, instances) => {
+                shell.handle(Event::Prewarm { version: VersionId(version), instances });
+            }
+            Op::Pressure(mb) => shell.handle(Event::MemoryPressure { bytes: mb * MB }),
+            Op::Drain => shell.handle(Event::Drain),
+        }
+    }
+    shell.finish();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_histories_keep_every_promise(
+        ops in proptest::collection::vec(op(), 1..250),
+        pause in any::<bool>(),
+        lru in any::<bool>(),
+    ) {
+        play(ops, pause, if lru { "lru" } else { "ttl" });
+    }
+}
+
+/// A shell in which everything succeeds at once, for tests of one behaviour each.
+fn fulfil_all(shell: &mut Shell) {
+    while shell.duties.iter().any(|duty| !matches!(duty, Duty::Finish(_))) {
+        let choice = shell.duties.iter().position(|duty| !matches!(duty, Duty::Finish(_)));
+        shell.fulfil(choice.unwrap(), true);
+    }
+}
+
+fn finish_one(shell: &mut Shell) {
+    let choice = shell.duties.iter().position(|duty| matches!(duty, Duty::Finish(_)));
+    shell.fulfil(choice.expect("something runs"), true);
+}
+
+#[test]
+fn a_burst_starts_many_instances_at_once() {
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..6 {
+        shell.arrive(0, 10_000);
+    }
+    shell.fulfil(0, true); // the code
+    assert_eq!(shell.scheduler.counts().starting, MAX_STARTING);
+    fulfil_all(&mut shell);
+    let counts = shell.scheduler.counts();
+    assert_eq!((counts.busy, counts.waiting), (4, 2), "up to max_instances run, the rest waits");
+}
+
+#[test]
+fn a_warm_instance_is_used_again_and_the_last_used_first() {
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..2 {
+        shell.arrive(0, 10_000);
+    }
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    finish_one(&mut shell);
+    shell.arrive(0, 10_000);
+    assert_eq!(shell.scheduler.counts().busy, 1);
+    assert_eq!(shell.instances.len(), 2, "no third instance was made");
+    let Call::Running { instance, .. } = shell.calls[&InvocationId(2)] else { panic!() };
+    assert_eq!(instance, InstanceId(1));
+}
+
+#[test]
+fn the_least_recently_used_instance_makes_room() {
+    let mut shell = Shell::new(false, "lru");
+    for _ in 0..2 {
+        shell.arrive(0, 10_000);
+    }
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    shell.advance(Duration::from_millis(5));
+    finish_one(&mut shell);
+    // 2 × 100 MB are idle, 500 MB in all: 450 MB need both gone.
+    shell.arrive(3, 10_000);
+    fulfil_all(&mut shell);
+    let versions: Vec<_> = shell.instances.values().map(|(version, _)| version.0).collect();
+    assert_eq!(versions, [3]);
+}
+
+#[test]
+fn idle_instances_expire_after_their_time() {
+    let mut shell = Shell::new(false, "ttl");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    shell.advance(Duration::from_millis(1990));
+    assert_eq!(shell.scheduler.counts().idle, 1);
+    shell.advance(Duration::from_millis(20));
+    assert_eq!(shell.scheduler.counts().idle, 0);
+}
+
+#[test]
+fn a_paused_instance_wakes_instead_of_a_new_one_being_made() {
+    let mut shell = Shell::new(true, "ttl");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    shell.advance(Duration::from_millis(60));
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().paused, 1);
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    assert_eq!(shell.instances.len(), 1);
+    assert_eq!(shell.scheduler.counts().busy, 1);
+}
+
+#[test]
+fn a_version_with_an_endless_queue_does_not_starve_the_others() {
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..10 {
+        shell.arrive(1, 60_000); // 2 instances of 200 MB with 3 slots
+    }
+    fulfil_all(&mut shell);
+    shell.arrive(3, 60_000); // 450 MB
+    fulfil_all(&mut shell);
+    for _ in 0..20 {
+        shell.advance(Duration::from_millis(60));
+        shell.arrive(1, 60_000);
+        if shell.duties.iter().any(|duty| matches!(duty, Duty::Finish(_))) {
+            finish_one(&mut shell);
+        }
+        fulfil_all(&mut shell);
+        if shell.instances.values().any(|(version, _)| version.0 == 3) {
+            return;
+        }
+    }
+    panic!("the large function never got its memory");
+}
+
+#[test]
+fn what_never_starts_rejects_one_invocation_a_try() {
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..5 {
+        shell.arrive(0, 10_000);
+    }
+    shell.fulfil(0, true);
+    for _ in 0..5 {
+        shell.fulfil(0, false);
+    }
+    assert!(shell.duties.is_empty(), "{:?}", shell.duties);
+    assert!(shell.calls.values().all(|call| *call == Call::Over));
+}
