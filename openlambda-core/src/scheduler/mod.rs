@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use memory::MemoryPool;
+use serde::Serialize;
 
 use crate::invocation::StartKind;
 use crate::keep_alive::{InstanceFacts, KeepAlivePolicy};
@@ -319,7 +320,7 @@ pub enum Rejection {
 }
 
 /// How much there is of everything, for reports and tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Invocations that wait.
     pub waiting: u32,

@@ -1,0 +1,809 @@
+//! Acquire, invoke, release: the way of a call through the worker, and the shell of the scheduler.
+//!
+//! [`Dispatcher::call`] hands a call to the scheduler and returns at once with the place where its
+//! answer will come. Whatever happens is an [`Event`] for the scheduler, under one short lock;
+//! whatever the scheduler wants is an [`Action`], carried out by a task of its own. The call
+//! belongs to those tasks, never to the client's connection: a client that leaves takes a waiting
+//! call out of the queue, but a running handler keeps its slot until it has answered.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::WorkerConfig;
+use super::code::{CodeStore, Fetched};
+use super::events::Subscribers;
+use super::log::LogWriter;
+use crate::balancing::WorkerLoad;
+use crate::code_cache::{CodeCache, Lookup};
+use crate::failure::{Failure, FailureKind};
+use crate::function::{Digest, FunctionName, Version};
+use crate::invocation::{
+    Body, Completion, Invocation, InvocationRecord, Phases, RequestHead, RequestId, StartKind,
+};
+use crate::manifest::Manifest;
+use crate::sandbox::{Created, LogLine, LogSink, LogStream, Sandbox, SandboxFactory, SandboxSpec};
+use crate::scheduler::{
+    Action, Counts, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, VersionId,
+};
+use crate::time::{Clock, SystemClock, Time};
+use crate::wire::WorkerEvent;
+
+/// A call, decoded.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) id: RequestId,
+    pub(super) function: FunctionName,
+    pub(super) version: Option<Version>,
+    pub(super) digest: Digest,
+    pub(super) head: RequestHead,
+    pub(super) body: Body,
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+    pub(super) start: StartKind,
+    /// All phases but `run`, which is known only when `completion` is.
+    pub(super) phases: Phases,
+    pub(super) completion: CompletionOf,
+}
+
+/// When a reply is over, seen from the one who writes it.
+#[derive(Debug)]
+pub(super) enum CompletionOf {
+    /// It is over: the reply was at hand as a whole.
+    Known(Completion),
+    /// It is still on its way.
+    Streaming(oneshot::Receiver<Completion>),
+}
+
+/// Where a call's answer comes. Dropping it says that nobody wants it any more.
+#[derive(Debug)]
+pub(super) struct Pending {
+    dispatcher: Arc<Dispatcher>,
+    invocation: InvocationId,
+    answer: oneshot::Receiver<Result<Answer, Failure>>,
+    answered: bool,
+}
+
+impl Pending {
+    pub(super) async fn answer(mut self) -> Result<Answer, Failure> {
+        let answer = (&mut self.answer).await;
+        self.answered = true;
+        answer.unwrap_or_else(|_| {
+            Err(Failure::new(FailureKind::Internal, "the call's task ended without an answer"))
+        })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.dispatcher.handle(Event::Cancelled { invocation: self.invocation });
+        }
+    }
+}
+
+/// The shell around the scheduler.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    state: Mutex<State>,
+    name: String,
+    max_wait: Duration,
+    factory: Arc<dyn SandboxFactory>,
+    code: CodeStore,
+    log: Arc<LogWriter>,
+    subscribers: Arc<Subscribers>,
+    clock: Arc<SystemClock>,
+    /// Wakes the task that keeps the scheduler's timer when the next time-out came nearer.
+    timer_changed: Notify,
+    draining: AtomicBool,
+    drained: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct State {
+    scheduler: Scheduler,
+    cache: CodeCache,
+    versions: Vec<VersionState>,
+    version_ids: BTreeMap<(FunctionName, Digest), VersionId>,
+    /// The newest version of each function that was called here.
+    newest: BTreeMap<FunctionName, (Version, VersionId)>,
+    /// Versions that wait for a bundle.
+    fetching: BTreeMap<Digest, Vec<VersionId>>,
+    calls: BTreeMap<InvocationId, CallState>,
+    instances: BTreeMap<InstanceId, InstanceState>,
+    /// Why instances did not start, until the scheduler has named the call to tell.
+    start_failures: BTreeMap<InstanceId, Failure>,
+    next_invocation: u64,
+    timer: Option<Time>,
+}
+
+#[derive(Debug)]
+struct VersionState {
+    function: FunctionName,
+    version: Option<Version>,
+    digest: Digest,
+    manifest: Arc<Manifest>,
+    /// When the last fetch of its code began and ended.
+    pulled: Option<(Time, Time)>,
+    failure: Option<Failure>,
+}
+
+/// A call from its arrival until its handler is through.
+#[derive(Debug)]
+struct CallState {
+    version: VersionId,
+    arrived: Time,
+    request: Option<(RequestId, RequestHead, Body)>,
+    answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    id: RequestId,
+}
+
+#[derive(Debug)]
+struct InstanceState {
+    version: VersionId,
+    sandbox: Option<Arc<dyn Sandbox>>,
+    cancel: Option<oneshot::Sender<()>>,
+    create: Duration,
+    init: Duration,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        config: &WorkerConfig,
+        scheduler: Scheduler,
+        factory: Arc<dyn SandboxFactory>,
+        code: CodeStore,
+        log: Arc<LogWriter>,
+        subscribers: Arc<Subscribers>,
+        clock: Arc<SystemClock>,
+    ) -> Arc<Self> {
+        let dispatcher = Arc::new(Dispatcher {
+            state: Mutex::new(State {
+                scheduler,
+                cache: CodeCache::new(config.code_budget),
+                versions: Vec::new(),
+                version_ids: BTreeMap::new(),
+                newest: BTreeMap::new(),
+                fetching: BTreeMap::new(),
+                calls: BTreeMap::new(),
+                instances: BTreeMap::new(),
+                start_failures: BTreeMap::new(),
+                next_invocation: 0,
+                timer: None,
+            }),
+            name: config.name.clone(),
+            max_wait: config.max_wait,
+            factory,
+            code,
+            log,
+            subscribers,
+            clock,
+            timer_changed: Notify::new(),
+            draining: AtomicBool::new(false),
+            drained: watch::Sender::new(false),
+        });
+        tokio::spawn(keep_timer(Arc::downgrade(&dispatcher)));
+        dispatcher
+    }
+
+    /// Acquire: the scheduler gets the call, and says later where and when it runs.
+    pub(super) fn call(self: &Arc<Self>, call: Call) -> Pending {
+        let now = self.clock.now();
+        let (answer, receiver) = oneshot::channel();
+        let mut state = self.lock();
+        let (version, superseded) = state.version(call.function, call.version, call.digest);
+        let invocation = InvocationId(state.next_invocation);
+        state.next_invocation += 1;
+        state.calls.insert(
+            invocation,
+            CallState {
+                version,
+                arrived: now,
+                id: call.id.clone(),
+                request: Some((call.id, call.head, call.body)),
+                answer: Some(answer),
+            },
+        );
+        if let Some(version) = superseded {
+            self.step(&mut state, Event::Superseded { version });
+        }
+        let deadline = now + self.max_wait;
+        self.step(&mut state, Event::Arrived { invocation, version, deadline });
+        drop(state);
+        Pending { dispatcher: self.clone(), invocation, answer: receiver, answered: false }
+    }
+
+    /// Invoke: the handler gets the event, the client the head of the reply; the slot is released
+    /// when the handler is through.
+    async fn invoke(
+        self: Arc<Self>,
+        sandbox: Arc<dyn Sandbox>,
+        invocation: InvocationId,
+        event: Invocation,
+        start: StartKind,
+        phases: Phases,
+    ) {
+        let began = self.clock.now();
+        let completion = match sandbox.invoke(event).await {
+            Ok(reply) => {
+                // A reply of known size is at hand: its head can say how long it took.
+                let at_hand = reply.body.size_hint().exact().is_some();
+                let (sender, receiver) = oneshot::channel();
+                let answer = |completion| Answer {
+                    status: reply.status,
+                    headers: reply.headers,
+                    body: reply.body,
+                    start,
+                    phases,
+                    completion,
+                };
+                if at_hand {
+                    let completion = reply.done.await;
+                    let answer = answer(CompletionOf::Known(completion.clone()));
+                    self.answer(invocation, Ok(answer));
+                    completion
+                } else {
+                    self.answer(invocation, Ok(answer(CompletionOf::Streaming(receiver))));
+                    let completion = reply.done.await;
+                    let _ = sender.send(completion.clone());
+                    completion
+                }
+            }
+            Err(error) => {
+                let run = self.clock.now().since(began);
+                let reusable = error.reusable;
+                let failure = Failure::from(error);
+                self.answer(invocation, Err(failure.clone()));
+                Completion { run, reusable, failure: Some(failure) }
+            }
+        };
+        self.release(invocation, start, phases, &completion);
+    }
+
+    /// Release: the slot is free again, or the instance is broken.
+    fn release(
+        self: &Arc<Self>,
+        invocation: InvocationId,
+        start: StartKind,
+        phases: Phases,
+        completion: &Completion,
+    ) {
+        let mut state = self.lock();
+        if let Some(call) = state.calls.remove(&invocation) {
+            let version = &state.versions[call.version.0 as usize];
+            self.log.record(|| {
+                let outcome = completion.failure.as_ref().map_or("ok", |f| f.kind.code());
+                let phases = Phases { run: completion.run, ..phases };
+                self.record_of(&call, version, Some(start), phases, outcome)
+            });
+        }
+        self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
+    }
+
+    /// Takes no more calls and waits until those that arrived are over and all instances gone, but
+    /// not longer than `grace`. Returns whether that was long enough.
+    pub(super) async fn drain(self: &Arc<Self>, grace: Duration) -> bool {
+        self.draining.store(true, Ordering::SeqCst);
+        let mut drained = self.drained.subscribe();
+        self.handle(Event::Drain);
+        let over = drained.wait_for(|drained| *drained);
+        tokio::time::timeout(grace, over).await.is_ok()
+    }
+
+    /// Everything that happens comes through here.
+    fn handle(self: &Arc<Self>, event: Event) {
+        let mut state = self.lock();
+        self.step(&mut state, event);
+    }
+
+    /// One event, and all actions that follow from it.
+    fn step(self: &Arc<Self>, state: &mut State, event: Event) {
+        state.scheduler.handle(self.clock.now(), event);
+        while let Some(action) = state.scheduler.poll_action() {
+            self.carry_out(state, action);
+        }
+        self.remove_surplus_code(state);
+        let next = state.scheduler.poll_timeout();
+        let nearer = match (next, state.timer) {
+            (Some(next), Some(set)) => next < set,
+            (next, set) => next.is_some() && set.is_none(),
+        };
+        if nearer {
+            state.timer = next;
+            self.timer_changed.notify_one();
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, state: &mut State, action: Action) {
+        match action {
+            Action::Fetch { version } => self.fetch(state, version),
+            Action::Start { instance, version } => self.start(state, instance, version),
+            Action::CancelStart { instance } => {
+                let cancel = state.instances.get_mut(&instance).and_then(|i| i.cancel.take());
+                // When nobody listens any more, its success or failure is on its way.
+                let _ = cancel.map(|cancel| cancel.send(()));
+            }
+            Action::Run { invocation, instance, start } => {
+                self.run(state, invocation, instance, start);
+            }
+            Action::Expire { invocation } => {
+                let Some(call) = state.calls.get_mut(&invocation) else { return };
+                let limit = state.versions[call.version.0 as usize].manifest.timeout_seconds;
+                let message = format!(
+                    "the function did not answer within its time limit of {limit} s; raise \
+                     timeout_seconds in its manifest if it needs longer"
+                );
+                call.finish(Err(Failure::new(FailureKind::Timeout, message)));
+            }
+            Action::Reject { invocation, why } => self.reject(state, invocation, why),
+            Action::Pause { instance } => self.pause(state, instance, true),
+            Action::Resume { instance } => self.pause(state, instance, false),
+            Action::Evict { instance, .. } => self.destroy(state, instance),
+            Action::TellIdle { version } => {
+                let function = &state.versions[version.0 as usize].function;
+                self.subscribers.tell_one(|| WorkerEvent::Idle { function: function.clone() });
+            }
+            Action::TellEvicted { version } => {
+                let function = state.versions[version.0 as usize].function.clone();
+                self.subscribers.tell_all(&WorkerEvent::Evicted { function });
+            }
+            Action::Drained => {
+                self.drained.send_replace(true);
+            }
+        }
+    }
+
+    fn run(
+        self: &Arc<Self>,
+        state: &mut State,
+        invocation: InvocationId,
+        instance: InstanceId,
+        start: StartKind,
+    ) {
+        let now = self.clock.now();
+        let call = state.calls.get_mut(&invocation).expect("a call that runs has arrived");
+        let version = &state.versions[call.version.0 as usize];
+        let place = &state.instances[&instance];
+        let sandbox = place.sandbox.clone().expect("a call runs in a sandbox that is ready");
+        let (id, head, body) = call.request.take().expect("a call runs once");
+        let deadline = now + version.manifest.timeout();
+        let event = Invocation {
+            id,
+            function: version.function.clone(),
+            deadline,
+            deadline_unix_ms: self.clock.unix_millis()
+                + version.manifest.timeout().as_millis() as u64,
+            head,
+            body,
+        };
+        let phases = phases_of(call.arrived, now, start, version, place);
+        tokio::spawn(self.clone().invoke(sandbox, invocation, event, start, phases));
+    }
+
+    fn reject(self: &Arc<Self>, state: &mut State, invocation: InvocationId, why: Rejection) {
+        let Some(mut call) = state.calls.remove(&invocation) else { return };
+        let version = &state.versions[call.version.0 as usize];
+        let failure = match why {
+            Rejection::QueueFull => Failure::new(
+                FailureKind::QueueFull,
+                format!(
+                    "{} calls of {} wait here already; try again later, or raise queue or \
+                     max_instances in its manifest",
+                    version.manifest.queue, version.function
+                ),
+            ),
+            Rejection::WaitedTooLong => Failure::new(
+                FailureKind::QueueFull,
+                format!(
+                    "no instance of {} became free within {} s; try again later",
+                    version.function,
+                    self.max_wait.as_secs_f64()
+                ),
+            ),
+            Rejection::Cancelled => Failure::new(FailureKind::Internal, "the client has left"),
+            Rejection::Draining => {
+                Failure::new(FailureKind::Draining, "the worker is shutting down; try another")
+            }
+            Rejection::CodeFailed => version.failure.clone().unwrap_or_else(|| {
+                Failure::new(FailureKind::Internal, "the function's code cannot be had")
+            }),
+            Rejection::StartFailed(instance) => {
+                state.start_failures.remove(&instance).unwrap_or_else(|| {
+                    Failure::new(FailureKind::Internal, "the sandbox did not start")
+                })
+            }
+            Rejection::TooLarge { needs, pool } => Failure::new(
+                FailureKind::StartFailed,
+                format!(
+                    "an instance takes {} MiB and the worker has {} MiB; lower memory_mb in the \
+                     manifest or give the worker more",
+                    needs >> 20,
+                    pool >> 20
+                ),
+            ),
+        };
+        self.log.record(|| {
+            let waited =
+                Phases { queue: self.clock.now().since(call.arrived), ..Phases::default() };
+            self.record_of(&call, version, None, waited, failure.kind.code())
+        });
+        call.finish(Err(failure));
+    }
+
+    fn answer(&self, invocation: InvocationId, answer: Result<Answer, Failure>) {
+        if let Some(call) = self.lock().calls.get_mut(&invocation) {
+            call.finish(answer);
+        }
+    }
+
+    // Code.
+
+    fn fetch(self: &Arc<Self>, state: &mut State, version: VersionId) {
+        let digest = state.versions[version.0 as usize].digest;
+        state.fetching.entry(digest).or_default().push(version);
+        match state.cache.want(digest, self.clock.now()) {
+            Lookup::Wait => {}
+            Lookup::Fetch => {
+                tokio::spawn(self.clone().fetch_code(digest));
+            }
+            Lookup::Held => {
+                // Unpacked for another function with the same bytes: only the manifest is to read.
+                tokio::spawn(self.clone().read_held_code(digest));
+            }
+        }
+    }
+
+    async fn fetch_code(self: Arc<Self>, digest: Digest) {
+        let began = self.clock.now();
+        let fetched = self.code.fetch(digest).await;
+        let mut state = self.lock();
+        match &fetched {
+            Ok(fetched) => state.cache.fetched(digest, fetched.bytes, self.clock.now()),
+            Err(failure) => {
+                tracing::warn!(%digest, %failure, "could not fetch a bundle");
+                state.cache.failed(digest);
+            }
+        }
+        self.code_came(&mut state, digest, began, fetched.map(|Fetched { manifest, .. }| manifest));
+    }
+
+    async fn read_held_code(self: Arc<Self>, digest: Digest) {
+        let began = self.clock.now();
+        let folder = self.code.folder(&digest);
+        let manifest = tokio::task::spawn_blocking(move || Manifest::load(&folder)).await;
+        let manifest = manifest
+            .map_err(|error| error.to_string())
+            .and_then(|manifest| manifest.map_err(|error| crate::failure::chain(&error)));
+        let manifest = manifest.map_err(|why| Failure::new(FailureKind::StartFailed, why));
+        self.code_came(&mut self.lock(), digest, began, manifest);
+    }
+
+    fn code_came(
+        self: &Arc<Self>,
+        state: &mut State,
+        digest: Digest,
+        began: Time,
+        manifest: Result<Manifest, Failure>,
+    ) {
+        let manifest = manifest.map(Arc::new);
+        for version in state.fetching.remove(&digest).unwrap_or_default() {
+            let of = &mut state.versions[version.0 as usize];
+            of.pulled = Some((began, self.clock.now()));
+            let event = match &manifest {
+                Ok(manifest) => {
+                    of.manifest = manifest.clone();
+                    of.failure = None;
+                    Event::CodeReady { version, limits: limits_of(manifest) }
+                }
+                Err(failure) => {
+                    of.failure = Some(failure.clone());
+                    Event::CodeFailed { version }
+                }
+            };
+            self.step(state, event);
+        }
+    }
+
+    fn remove_surplus_code(self: &Arc<Self>, state: &mut State) {
+        while let Some(digest) = state.cache.poll_removal() {
+            for version in 0..state.versions.len() {
+                if state.versions[version].digest == digest {
+                    let version = VersionId(version as u32);
+                    state.scheduler.handle(self.clock.now(), Event::CodeGone { version });
+                }
+            }
+            let dispatcher = self.clone();
+            tokio::spawn(async move {
+                dispatcher.code.remove(digest).await;
+                if dispatcher.lock().cache.removed(digest) {
+                    dispatcher.fetch_code(digest).await;
+                }
+            });
+        }
+    }
+
+    // Instances.
+
+    fn start(self: &Arc<Self>, state: &mut State, instance: InstanceId, version: VersionId) {
+        let of = &state.versions[version.0 as usize];
+        let pinned = state.cache.pin(of.digest, self.clock.now());
+        debug_assert!(pinned, "an instance starts from code that is held");
+        let mut spec = SandboxSpec::new(
+            of.function.clone(),
+            of.digest,
+            self.code.folder(&of.digest),
+            of.manifest.clone(),
+            self.log.clone(),
+        );
+        spec.version = of.version;
+        let (cancel, cancelled) = oneshot::channel();
+        state.instances.insert(
+            instance,
+            InstanceState {
+                version,
+                sandbox: None,
+                cancel: Some(cancel),
+                create: Duration::ZERO,
+                init: Duration::ZERO,
+            },
+        );
+        tokio::spawn(self.clone().create(instance, spec, cancelled));
+    }
+
+    async fn create(
+        self: Arc<Self>,
+        instance: InstanceId,
+        spec: SandboxSpec,
+        cancelled: oneshot::Receiver<()>,
+    ) {
+        let created = tokio::select! {
+            created = self.factory.create(spec) => created,
+            Ok(()) = cancelled => {
+                let mut state = self.lock();
+                self.forget(&mut state, instance);
+                return self.step(&mut state, Event::Destroyed { instance });
+            }
+        };
+        match created {
+            Ok(created) => {
+                let sandbox = created.sandbox.clone();
+                self.ready(instance, created);
+                sandbox.exited().await;
+                self.handle(Event::Died { instance });
+            }
+            Err(error) => self.start_failed(instance, error.into()),
+        }
+    }
+
+    fn ready(self: &Arc<Self>, instance: InstanceId, created: Created) {
+        let mut state = self.lock();
+        let place = state.instances.get_mut(&instance).expect("it is being started");
+        place.cancel = None;
+        place.create = created.create;
+        place.init = created.init;
+        place.sandbox = Some(created.sandbox);
+        self.step(&mut state, Event::SandboxReady { instance, start: created.start });
+    }
+
+    fn start_failed(self: &Arc<Self>, instance: InstanceId, failure: Failure) {
+        let mut state = self.lock();
+        let version = state.instances[&instance].version;
+        let function = state.versions[version.0 as usize].function.clone();
+        let text = format!("an instance did not start: {failure}");
+        self.log.line(LogLine::new(&function, None, LogStream::Platform, &text));
+        self.forget(&mut state, instance);
+        state.start_failures.insert(instance, failure);
+        self.step(&mut state, Event::SandboxFailed { instance });
+        state.start_failures.remove(&instance);
+    }
+
+    fn pause(self: &Arc<Self>, state: &mut State, instance: InstanceId, pause: bool) {
+        let Some(sandbox) = state.instances[&instance].sandbox.clone() else { return };
+        let dispatcher = self.clone();
+        tokio::spawn(async move {
+            let done = if pause { sandbox.pause().await } else { sandbox.resume().await };
+            dispatcher.handle(match done {
+                Ok(()) if pause => Event::Paused { instance },
+                Ok(()) => Event::Resumed { instance },
+                Err(_) => Event::Died { instance },
+            });
+        });
+    }
+
+    fn destroy(self: &Arc<Self>, state: &mut State, instance: InstanceId) {
+        let sandbox = state.instances.get_mut(&instance).and_then(|place| place.sandbox.take());
+        let sandbox = sandbox.expect("an instance that is evicted was ready");
+        let dispatcher = self.clone();
+        tokio::spawn(async move {
+            sandbox.destroy().await;
+            let mut state = dispatcher.lock();
+            dispatcher.forget(&mut state, instance);
+            dispatcher.step(&mut state, Event::Destroyed { instance });
+        });
+    }
+
+    /// Nothing is left of an instance: its code may go too.
+    fn forget(&self, state: &mut State, instance: InstanceId) {
+        if let Some(place) = state.instances.remove(&instance) {
+            let digest = state.versions[place.version.0 as usize].digest;
+            state.cache.unpin(digest, self.clock.now());
+        }
+    }
+
+    // What others ask.
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.lock().scheduler.counts()
+    }
+
+    pub(super) fn load(&self) -> WorkerLoad {
+        let state = self.lock();
+        let (counts, pool) = (state.scheduler.counts(), state.scheduler.pool());
+        WorkerLoad {
+            running: counts.running,
+            queued: counts.waiting,
+            idle: counts.idle,
+            memory_used: pool.used(),
+            memory_total: pool.total(),
+        }
+    }
+
+    /// Functions with idle instances, and how many.
+    pub(super) fn idle(&self) -> Vec<(FunctionName, u32)> {
+        let state = self.lock();
+        let mut idle = BTreeMap::<FunctionName, u32>::new();
+        for (version, count) in state.scheduler.idle_by_version() {
+            let function = &state.versions[version.0 as usize].function;
+            *idle.entry(function.clone()).or_default() += count;
+        }
+        idle.into_iter().collect()
+    }
+
+    fn record_of(
+        &self,
+        call: &CallState,
+        version: &VersionState,
+        start: Option<StartKind>,
+        phases: Phases,
+        outcome: &str,
+    ) -> InvocationRecord {
+        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        InvocationRecord {
+            request_id: call.id.clone(),
+            function: version.function.clone(),
+            digest: Some(version.digest),
+            worker: self.name.clone(),
+            arrived_ns: call.arrived.as_nanos(),
+            start,
+            queue_ns: ns(phases.queue),
+            pull_ns: ns(phases.pull),
+            create_ns: ns(phases.create),
+            init_ns: ns(phases.init),
+            run_ns: ns(phases.run),
+            outcome: outcome.to_owned(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock is a defect, but no reason to refuse all other calls.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The id of a version, and the older version whose place it has just taken.
+    fn version(
+        &mut self,
+        function: FunctionName,
+        version: Option<Version>,
+        digest: Digest,
+    ) -> (VersionId, Option<VersionId>) {
+        let next = VersionId(self.versions.len() as u32);
+        let id = *self.version_ids.entry((function.clone(), digest)).or_insert(next);
+        if id == next {
+            self.versions.push(VersionState {
+                function: function.clone(),
+                version,
+                digest,
+                manifest: Arc::new(Manifest::default()),
+                pulled: None,
+                failure: None,
+            });
+        }
+        let Some(version) = version else { return (id, None) };
+        let superseded = match self.newest.get(&function) {
+            Some((known, old)) if version > *known && *old != id => Some(*old),
+            Some((known, _)) if version <= *known => return (id, None),
+            _ => None,
+        };
+        self.newest.insert(function, (version, id));
+        (id, superseded)
+    }
+}
+
+impl CallState {
+    /// Gives the answer, unless it was given before.
+    fn finish(&mut self, answer: Result<Answer, Failure>) {
+        if let Some(sender) = self.answer.take() {
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+fn limits_of(manifest: &Manifest) -> Limits {
+    Limits {
+        memory: manifest.memory_bytes(),
+        slots: manifest.concurrency,
+        max_instances: manifest.max_instances,
+        queue: manifest.queue,
+        timeout: manifest.timeout(),
+        reuse: manifest.reuse,
+    }
+}
+
+/// Where the time between arrival and run went. A warm start only queued; another one also waited
+/// for code, sandbox and runtime, each as far as it was in its way.
+fn phases_of(
+    arrived: Time,
+    now: Time,
+    start: StartKind,
+    version: &VersionState,
+    instance: &InstanceState,
+) -> Phases {
+    let mut phases = Phases::default();
+    let mut rest = now.since(arrived);
+    if start != StartKind::Warm {
+        let pull =
+            version.pulled.map_or(Duration::ZERO, |(began, ended)| ended.since(began.max(arrived)));
+        for (phase, took) in [
+            (&mut phases.init, instance.init),
+            (&mut phases.create, instance.create),
+            (&mut phases.pull, pull),
+        ] {
+            *phase = took.min(rest);
+            rest -= *phase;
+        }
+    }
+    phases.queue = rest;
+    phases
+}
+
+/// Tells the scheduler when the time has come that it named. Ends with the dispatcher.
+async fn keep_timer(dispatcher: std::sync::Weak<Dispatcher>) {
+    loop {
+        let Some(strong) = dispatcher.upgrade() else { return };
+        let next = {
+            let mut state = strong.lock();
+            state.timer = state.scheduler.poll_timeout();
+            state.timer
+        };
+        // Woken from time to time in any case, to notice that the dispatcher is gone.
+        let longest = strong.clock.now() + Duration::from_secs(1);
+        let until = tokio::time::Instant::from_std(
+            strong.clock.instant(next.map_or(longest, |next| next.min(longest))),
+        );
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => {
+                if next.is_some_and(|next| next <= strong.clock.now()) {
+                    strong.handle(Event::Timeout);
+                }
+            }
+            () = strong.timer_changed.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The worker: the shell around the pure deciders that runs functions on one machine.
+//!
+//! [`Worker::start`] assembles it from a [`SandboxFactory`] and a [`Registry`];
+//! [`Worker::serve`] answers HTTP on a listener until it is told to stop, then drains.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
+//! | `dispatch.rs` | acquire, invoke, release: drives the [`scheduler`](crate::scheduler) |
+//! | `code.rs` | fetches bundles, unpacks them once, removes them |
+//! | `events.rs` | tells balancers where the worker is and what it holds |
+//! | `log.rs` | writes functions' output and invocation records |
+
+mod code;
+mod dispatch;
+mod events;
+mod log;
+mod server;
+
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+
+use self::dispatch::Dispatcher;
+use self::events::Subscribers;
+use self::log::LogWriter;
+use crate::config::nearest;
+use crate::invocation::RequestIds;
+use crate::keep_alive::DEFAULT_TTL;
+use crate::registry::Registry;
+use crate::sandbox::SandboxFactory;
+use crate::scheduler::{Counts, SchedulerConfig};
+use crate::time::{Clock, SystemClock};
+use crate::{keep_alive, queue, wire};
+
+/// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its stable name: the same after a restart, different from every other worker's.
+    pub name: String,
+    /// Its folder: unpacked bundles, logs. No two workers share one.
+    pub state_dir: PathBuf,
+    /// Balancers to announce itself to, `http://host:port`.
+    pub balancers: Vec<String>,
+    /// The address that balancers reach it at; `None`: the listener's own.
+    pub advertise: Option<String>,
+    /// Its share of the load beside other workers.
+    pub weight: f64,
+    /// Memory pool, limits, pausing.
+    pub scheduler: SchedulerConfig,
+    /// The keep-alive policy, one of [`keep_alive::NAMES`].
+    pub keep_alive: String,
+    /// How long keep-alive policies with a time keep an idle instance.
+    pub ttl: Duration,
+    /// The queue policy, one of [`queue::NAMES`].
+    pub queue: String,
+    /// How long an invocation may wait for a slot; then 429.
+    pub max_wait: Duration,
+    /// Bytes of unpacked bundles to keep.
+    pub code_budget: u64,
+    /// The largest request body, bytes.
+    pub body_limit: u64,
+    /// How often balancers get a snapshot and an announcement.
+    pub heartbeat: Duration,
+    /// How long a drain may take before what still runs is ended.
+    pub drain_grace: Duration,
+    /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
+    pub records: Option<PathBuf>,
+    /// Seed of request ids.
+    pub seed: u64,
+}
+
+impl WorkerConfig {
+    /// The defaults for a worker of this name with this folder.
+    pub fn new(name: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        WorkerConfig {
+            name: name.into(),
+            state_dir: state_dir.into(),
+            balancers: Vec::new(),
+            advertise: None,
+            weight: 1.0,
+            scheduler: SchedulerConfig::default(),
+            keep_alive: "ttl".to_owned(),
+            ttl: DEFAULT_TTL,
+            queue: "fifo".to_owned(),
+            max_wait: Duration::from_secs(30),
+            code_budget: 1 << 30,
+            body_limit: wire::DEFAULT_BODY_LIMIT,
+            heartbeat: Duration::from_millis(500),
+            drain_grace: Duration::from_secs(30),
+            records: None,
+            seed: 0,
+        }
+    }
+}
+
+/// Why a worker does not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Its folder cannot be made or written.
+    #[error("cannot use the worker's folder {}", path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A name in the configuration is not known.
+    #[error("there is no {what} policy \"{name}\"; {hint}")]
+    UnknownPolicy {
+        /// `keep-alive` or `queue`.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// The nearest known one, or all.
+        hint: String,
+    },
+}
+
+/// A running worker. Cloning it makes another handle to the same one.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: WorkerConfig,
+    dispatcher: Arc<Dispatcher>,
+    registry: Arc<dyn Registry>,
+    factory: Arc<dyn SandboxFactory>,
+    subscribers: Arc<Subscribers>,
+    request_ids: RequestIds,
+    incarnation: u64,
+}
+
+impl Worker {
+    /// Assembles a worker and removes what an earlier one left in its folder. It takes calls from
+    /// [`Worker::serve`] on.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub async fn start(
+        config: WorkerConfig,
+        factory: Arc<dyn SandboxFactory>,
+        registry: Arc<dyn Registry>,
+        clock: Arc<SystemClock>,
+    ) -> Result<Worker, StartError> {
+        let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
+            .ok_or_else(|| unknown("keep-alive", &config.keep_alive, &keep_alive::NAMES))?;
+        let make_queue = queue::by_name(&config.queue)
+            .ok_or_else(|| unknown("queue", &config.queue, &queue::NAMES))?;
+        let state_dir_error =
+            |source| StartError::StateDir { path: config.state_dir.clone(), source };
+        let code = code::CodeStore::open(&config.state_dir, registry.clone())
+            .await
+            .map_err(state_dir_error)?;
+        let log = LogWriter::start(&config.state_dir, config.records.as_deref(), clock.clone())
+            .map_err(state_dir_error)?;
+        let left = factory.reclaim().await;
+        if left.processes > 0 || !left.removed.is_empty() {
+            tracing::info!(processes = left.processes, removed = left.removed.len(), "reclaimed");
+        }
+        for failed in &left.failed {
+            tracing::warn!(%failed, "could not reclaim");
+        }
+        // Differs between starts of the same worker; it is compared, never ordered.
+        let incarnation = crate::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let request_ids = RequestIds::new(crate::hash::mix(config.seed, incarnation));
+        let subscribers = Arc::new(Subscribers::default());
+        let dispatcher = Dispatcher::new(
+            &config,
+            crate::scheduler::Scheduler::new(config.scheduler.clone(), make_queue, keep_alive),
+            factory.clone(),
+            code,
+            log,
+            subscribers.clone(),
+            clock,
+        );
+        let shared =
+            Shared { config, dispatcher, registry, factory, subscribers, request_ids, incarnation };
+        Ok(Worker { shared: Arc::new(shared) })
+    }
+
+    /// Answers HTTP on `listener` until `shutdown` resolves. Then takes no more calls, finishes
+    /// those it has within [`WorkerConfig::drain_grace`], and destroys all sandboxes.
+    ///
+    /// # Errors
+    ///
+    /// That the listener's own address cannot be told.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let shared = &self.shared;
+        let url = match &shared.config.advertise {
+            Some(url) => url.clone(),
+            None => format!("http://{}", listener.local_addr()?),
+        };
+        let announcers = events::announce(
+            shared.config.balancers.clone(),
+            wire::Announcement {
+                name: shared.config.name.clone(),
+                incarnation: shared.incarnation,
+                url,
+                weight: shared.config.weight,
+                capacity: self.capacity(),
+            },
+            shared.config.heartbeat,
+        );
+        let drained = async {
+            shutdown.await;
+            tracing::info!("draining");
+            // A balancer that still believes in this worker would send it calls.
+            drop(announcers);
+            shared.subscribers.tell_all(&wire::WorkerEvent::Draining);
+            if !shared.dispatcher.drain(shared.config.drain_grace).await {
+                tracing::warn!("calls still ran at the end of the grace and were ended");
+            }
+            shared.subscribers.close();
+        };
+        server::serve(self.shared.clone(), listener, drained).await;
+        shared.factory.shutdown().await;
+        Ok(())
+    }
+
+    /// How many invocations it can run at once: what the pool has room for at the default size.
+    fn capacity(&self) -> u32 {
+        let default = crate::manifest::Manifest::default().memory_bytes();
+        u32::try_from(self.shared.config.scheduler.memory / default).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// How much there is of everything, for experiments and reports.
+    pub fn counts(&self) -> Counts {
+        self.shared.dispatcher.counts()
+    }
+}
+
+fn unknown(what: &'static str, name: &str, known: &[&str]) -> StartError {
+    let hint = match nearest(name, known.iter().copied()) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => format!("use one of {}", known.join(", ")),
+    };
+    StartError::UnknownPolicy { what, name: name.to_owned(), hint }
+}

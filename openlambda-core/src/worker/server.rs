@@ -1,0 +1,304 @@
+//! The worker's HTTP: decodes a request into a call, encodes the answer.
+//!
+//! | path | for |
+//! |---|---|
+//! | `/run/<fn>…` and its other forms | a call, from a balancer or straight from a client |
+//! | `/status`, `/livez`, `/readyz`, `/stats` | operation |
+//! | `/internal/events`, `/internal/load` | balancers |
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::header::{CONTENT_TYPE, HeaderValue, TRAILER};
+use http::{HeaderMap, Method, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::Shared;
+use super::dispatch::{Answer, Call, CompletionOf};
+use super::events::line;
+use crate::balancing::WorkerLoad;
+use crate::failure::{Failure, FailureKind};
+use crate::function::{Digest, Version};
+use crate::invocation::{Body, BoxError, Completion, RequestHead, RequestId, full_body};
+use crate::scheduler::Counts;
+use crate::wire::{self, WorkerEvent};
+
+/// Answers one request. These are the hops of a call through the worker.
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let target = match wire::parse_target(request.uri().path()) {
+        Some(target) => target,
+        None => return operate(&shared, &request),
+    };
+    let mut id = None;
+    let called = async {
+        let id = id.insert(match wire::request_id_of(request.headers())? {
+            Some(id) => id,
+            None => shared.request_ids.next(),
+        });
+        let call = decode(&shared, target?, id.clone(), request).await?;
+        shared.dispatcher.call(call).answer().await
+    };
+    let mut response = match called.await {
+        Ok(answer) => encode(answer),
+        Err(failure) => wire::failure_response(&failure, id.as_ref()),
+    };
+    let headers = response.headers_mut();
+    if let Some(id) = &id {
+        headers.insert(wire::REQUEST_ID, wire::id_value(id));
+    }
+    if let Ok(name) = HeaderValue::from_str(&shared.config.name) {
+        headers.insert(wire::WORKER, name);
+    }
+    response
+}
+
+/// Decode: the headers say which bundle, or the registry does; the body is collected before the
+/// call takes a slot, so a slow client cannot hold one.
+async fn decode(
+    shared: &Shared,
+    target: wire::Target,
+    id: RequestId,
+    request: Request<Incoming>,
+) -> Result<Call, Failure> {
+    let limit = shared.config.body_limit;
+    let (mut parts, body) = request.into_parts();
+    if wire::declares_more_than(&parts.headers, limit) {
+        return Err(wire::body_too_large(limit));
+    }
+    let (version, digest) = match digest_of(&parts.headers)? {
+        Some(digest) => (version_of(&parts.headers)?, digest),
+        None => {
+            let resolved = shared.registry.resolve(&target.function).await?;
+            if let Some(methods) = &resolved.manifest.methods {
+                check_method(&parts.method, methods)?;
+            }
+            (Some(resolved.version), resolved.digest)
+        }
+    };
+    let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            wire::body_too_large(limit)
+        } else {
+            Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}"))
+        }
+    })?;
+    wire::remove_hop_by_hop(&mut parts.headers);
+    wire::remove_own(&mut parts.headers);
+    Ok(Call {
+        id,
+        function: target.function.name,
+        version,
+        digest,
+        head: RequestHead {
+            method: parts.method,
+            path: target.path,
+            query: parts.uri.query().map(str::to_owned),
+            headers: parts.headers,
+        },
+        body: full_body(body.to_bytes()),
+    })
+}
+
+/// Whether the manifest allows a method.
+fn check_method(method: &Method, allowed: &[String]) -> Result<(), Failure> {
+    if allowed.iter().any(|allowed| allowed == method.as_str()) {
+        return Ok(());
+    }
+    let list = allowed.join(", ");
+    let message = format!("this function does not answer {method}; use {list}");
+    let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
+    failure.allow = Some(list.into());
+    Err(failure)
+}
+
+fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, Failure> {
+    let Some(value) = headers.get(wire::DIGEST) else { return Ok(None) };
+    let parsed = value.to_str().unwrap_or_default().parse();
+    let bad = |error: crate::function::NameError| {
+        Failure::new(FailureKind::BadRequest, error.to_string())
+    };
+    parsed.map(Some).map_err(bad)
+}
+
+fn version_of(headers: &HeaderMap) -> Result<Option<Version>, Failure> {
+    let Some(value) = headers.get(wire::VERSION) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    let bad = || Failure::new(FailureKind::BadRequest, "the version header is not a number");
+    number.map(|number| Some(Version(number))).ok_or_else(bad)
+}
+
+/// Encode: the function's status and headers unchanged, and ours beside them. A reply that is still
+/// on its way tells its run time in a trailer.
+fn encode(answer: Answer) -> Response<Body> {
+    let mut response = Response::new(());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    let headers = response.headers_mut();
+    wire::remove_hop_by_hop(headers);
+    headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
+    let mut phases = answer.phases;
+    let body = match answer.completion {
+        CompletionOf::Known(completion) => {
+            phases.run = completion.run;
+            headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, true));
+            answer.body
+        }
+        CompletionOf::Streaming(completion) => {
+            headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, false));
+            headers.insert(TRAILER, HeaderValue::from_static("server-timing"));
+            streamed(answer.body, completion)
+        }
+    };
+    response.map(|()| body)
+}
+
+/// A reply on its way: the function's data, then one frame of trailers with the run time. A handler
+/// that fails midway breaks the body off, so that nobody takes the part for the whole.
+fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
+    let data = BodyStream::new(body).try_filter(|frame| std::future::ready(frame.is_data()));
+    let last = stream::once(async move {
+        let completion = completion.await?;
+        if let Some(failure) = completion.failure {
+            return Err(BoxError::from(failure));
+        }
+        let text = format!("run;dur={:.3}", completion.run.as_secs_f64() * 1e3);
+        let mut trailers = HeaderMap::new();
+        trailers.insert(wire::SERVER_TIMING, HeaderValue::from_str(&text)?);
+        Ok(Frame::trailers(trailers))
+    });
+    StreamBody::new(data.chain(last)).boxed_unsync()
+}
+
+/// Everything that is not a call.
+fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return wire::failure_response(&no_such_path(request.uri().path()), None);
+    }
+    match request.uri().path() {
+        "/status" => text("ready\n"),
+        "/livez" => text("ok\n"),
+        "/readyz" if shared.dispatcher.is_draining() => {
+            let failure = Failure::new(FailureKind::Draining, "the worker is shutting down");
+            wire::failure_response(&failure, None)
+        }
+        "/readyz" => text("ok\n"),
+        "/stats" => wire::json_response(&Stats {
+            name: &shared.config.name,
+            sandbox: shared.factory.kind(),
+            load: shared.dispatcher.load(),
+            counts: shared.dispatcher.counts(),
+        }),
+        wire::LOAD_PATH => wire::json_response(&shared.dispatcher.load()),
+        wire::EVENTS_PATH => events(shared.clone()),
+        path => wire::failure_response(&no_such_path(path), None),
+    }
+}
+
+fn no_such_path(path: &str) -> Failure {
+    let path: String = path.chars().take(80).collect();
+    let message = format!("there is nothing at {path}; call a function at /run/<function>");
+    Failure::new(FailureKind::NotFound, message)
+}
+
+fn text(text: &'static str) -> Response<Body> {
+    let mut response = Response::new(full_body(text));
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+#[derive(Serialize)]
+struct Stats<'a> {
+    name: &'a str,
+    sandbox: &'a str,
+    load: WorkerLoad,
+    counts: Counts,
+}
+
+/// The stream of events for one balancer: a snapshot first and with every heartbeat, and what
+/// happens between them.
+fn events(shared: Arc<Shared>) -> Response<Body> {
+    // Subscribed before the first snapshot: what happens between the two is told twice, not never.
+    let told = shared.subscribers.subscribe();
+    let beats = tokio::time::interval(shared.config.heartbeat);
+    let lines = stream::unfold((shared, told, beats), |(shared, mut told, mut beats)| async move {
+        let line = tokio::select! {
+            line = told.recv() => line?,
+            _ = beats.tick() => snapshot(&shared),
+        };
+        Some((Ok(Frame::data(line)), (shared, told, beats)))
+    });
+    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+    let json_lines = HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(CONTENT_TYPE, json_lines);
+    response
+}
+
+fn snapshot(shared: &Shared) -> Bytes {
+    line(&WorkerEvent::Snapshot {
+        name: shared.config.name.clone(),
+        incarnation: shared.incarnation,
+        load: shared.dispatcher.load(),
+        idle: shared.dispatcher.idle(),
+        draining: shared.dispatcher.is_draining(),
+    })
+}
+
+/// Accepts connections until `over` resolves, then lets those that are open finish what they have
+/// begun.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    over: impl Future<Output = ()>,
+) {
+    let mut over = std::pin::pin!(over);
+    let connections = GracefulShutdown::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Most likely out of descriptors: some will come back.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            },
+            () = &mut over => break,
+        };
+        // Replies are small and clients wait for them.
+        let _ = stream.set_nodelay(true);
+        let shared = shared.clone();
+        let service = hyper::service::service_fn(move |request| {
+            let shared = shared.clone();
+            async move { Ok::<_, Infallible>(answer(shared, request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(30))
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = crate::failure::chain(&error), "a connection ended");
+            }
+        });
+    }
+    drop(listener);
+    let closed = tokio::time::timeout(Duration::from_secs(5), connections.shutdown()).await;
+    if closed.is_err() {
+        tracing::warn!("connections were still open at the end and were cut");
+    }
+}
