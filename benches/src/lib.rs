@@ -1,1 +1,12 @@
-//! benches
+//! OpenLambda's laboratory: experiments that run the platform's own deciders.
+//!
+//! [`sim`] is a discrete-event simulator. It holds no model of a balancer or a worker of its own:
+//! it drives the same [`Balancer`](openlambda_core::balancing::driver::Balancer) with the same
+//! policies, and the same scheduler, keep-alive and code cache, that serve live traffic. Only what
+//! takes time in the world is modelled: networks, pulls, starts and handlers.
+//!
+//! The criterion benches are beside this crate, in `benches/benches`.
+
+pub mod sim;
+pub mod summary;
+pub mod workload;

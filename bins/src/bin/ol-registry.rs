@@ -1,1 +1,9 @@
-fn main() {}
+//! `ol-registry`: keeps functions' bundles.
+
+use std::process::ExitCode;
+
+use openlambda::{Catalog, Daemon, daemon_main};
+
+fn main() -> ExitCode {
+    daemon_main(Daemon::Registry, Catalog::standard())
+}

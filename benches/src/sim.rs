@@ -1,0 +1,583 @@
+//! A discrete-event simulator that runs the platform's own deciders.
+//!
+//! [`simulate`] plays a [`Workload`] against one [`Balancer`] with one policy and any number of
+//! workers, each with its own scheduler, keep-alive policy and code cache: the very types that serve
+//! live traffic. The loop below is their shell, as `proxy.rs` and `dispatch.rs` are in the live
+//! system, with time taken from a heap of events instead of a clock. What the world does is modelled
+//! by four durations: a hop of the network, a pull, a start, and the handler's own time.
+//!
+//! Nothing here reads a clock or draws from anything but the seed: the same configuration gives the
+//! same records, byte for byte, on every machine.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::Duration;
+
+use openlambda_core::balancing::driver::{Balancer, BalancerOutput};
+use openlambda_core::balancing::{
+    BalancingPolicy, Decision, FunctionId, ProbeSet, Refusal, Ticket, WorkerId, WorkerInfo,
+    WorkerLoad,
+};
+use openlambda_core::code_cache::{CodeCache, Lookup};
+use openlambda_core::function::{Digest, FunctionName};
+use openlambda_core::hash::{mix, stable_hash};
+use openlambda_core::invocation::{InvocationRecord, RequestId, StartKind};
+use openlambda_core::scheduler::{
+    Action, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, SchedulerConfig,
+    VersionId,
+};
+use openlambda_core::time::Time;
+use openlambda_core::{keep_alive, queue};
+
+use crate::workload::{Arrival, Workload, WorkloadConfig};
+
+/// A simulated cluster and what it is asked to do.
+#[derive(Clone, Debug)]
+pub struct SimConfig {
+    /// The calls.
+    pub workload: WorkloadConfig,
+    /// How many workers there are, all alike, all there from the start.
+    pub workers: u32,
+    /// Each worker's scheduler.
+    pub scheduler: SchedulerConfig,
+    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`].
+    pub keep_alive: String,
+    /// How long keep-alive policies with a time keep an idle instance.
+    pub ttl: Duration,
+    /// Bytes of unpacked bundles that each worker keeps.
+    pub code_budget: u64,
+    /// The size of every function's bundle, bytes.
+    pub bundle_bytes: u64,
+    /// What every function's manifest says.
+    pub limits: Limits,
+    /// How long a call may wait on a worker.
+    pub max_wait: Duration,
+    /// Between balancer and worker, one way.
+    pub hop: Duration,
+    /// Fetching and unpacking a bundle.
+    pub pull: Duration,
+    /// Making a sandbox and starting its runtime.
+    pub cold_start: Duration,
+    /// How often a worker reports its load.
+    pub heartbeat: Duration,
+    /// The seed of everything.
+    pub seed: u64,
+}
+
+/// A configuration that cannot be simulated.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no keep-alive policy \"{0}\"; use one of {}", keep_alive::NAMES.join(", "))]
+pub struct UnknownKeepAlive(pub String);
+
+/// Runs the experiment; `record` sees every call when it is over, in the order in which they end.
+///
+/// # Errors
+///
+/// [`UnknownKeepAlive`].
+pub fn simulate(
+    config: &SimConfig,
+    policy: Box<dyn BalancingPolicy>,
+    record: impl FnMut(&InvocationRecord),
+) -> Result<(), UnknownKeepAlive> {
+    let mut sim = Simulation::new(config, policy, record)?;
+    sim.schedule_arrival();
+    while let Some(Reverse(next)) = sim.events.pop() {
+        debug_assert!(next.at >= sim.now, "time went backwards");
+        sim.now = next.at;
+        sim.happen(next.what);
+    }
+    Ok(())
+}
+
+/// What can happen. The order of the variants is the order at equal times after `seq`, which is
+/// unique, so it never decides.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Arrive,
+    AtWorker { ticket: Ticket, worker: usize },
+    Answered { ticket: Ticket },
+    CodeCame { worker: usize, digest: Digest },
+    Started { worker: usize, instance: InstanceId },
+    Destroyed { worker: usize, instance: InstanceId },
+    Finished { worker: usize, invocation: InvocationId },
+    PauseDone { worker: usize, instance: InstanceId, paused: bool },
+    WorkerTimer { worker: usize },
+    BalancerTimer,
+    TellIdle { worker: usize, function: u32 },
+    TellEvicted { worker: usize, function: u32 },
+    Heartbeat { worker: usize },
+    Probed { worker: usize },
+    SelectAgain { ticket: Ticket },
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Next {
+    at: Time,
+    seq: u64,
+    what: What,
+}
+
+/// A call that is under way.
+#[derive(Debug)]
+struct InFlight {
+    arrival: Arrival,
+    number: u64,
+    worker: usize,
+    /// How warm it ran and when, once it does.
+    ran: Option<(StartKind, Time)>,
+    ended: Time,
+    outcome: &'static str,
+}
+
+struct SimWorker {
+    id: WorkerId,
+    scheduler: Scheduler,
+    cache: CodeCache,
+    /// Versions that wait for a bundle. A version's number is its function's.
+    fetching: BTreeMap<Digest, Vec<VersionId>>,
+    /// Pull times that a cold call waited for: when the code came.
+    pulled: BTreeMap<VersionId, Time>,
+    starting: BTreeSet<InstanceId>,
+    versions: BTreeMap<InstanceId, VersionId>,
+    timer: Option<Time>,
+}
+
+struct Simulation<'a, R> {
+    config: &'a SimConfig,
+    record: R,
+    now: Time,
+    seq: u64,
+    events: BinaryHeap<Reverse<Next>>,
+    workload: Workload,
+    upcoming: Option<Arrival>,
+    arrived: u64,
+    over: u64,
+    balancer: Balancer,
+    balancer_timer: Option<Time>,
+    names: Vec<FunctionName>,
+    functions: Vec<FunctionId>,
+    digests: Vec<Digest>,
+    workers: Vec<SimWorker>,
+    calls: BTreeMap<Ticket, InFlight>,
+    /// A worker's number for a call is the same everywhere: its place in the order of arrival.
+    tickets: BTreeMap<InvocationId, Ticket>,
+}
+
+impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
+    fn new(
+        config: &'a SimConfig,
+        policy: Box<dyn BalancingPolicy>,
+        record: R,
+    ) -> Result<Self, UnknownKeepAlive> {
+        let mut balancer = Balancer::new(policy, config.seed);
+        let names: Vec<FunctionName> = (0..config.workload.functions)
+            .map(|n| format!("f{n}").parse().expect("a letter and digits are a name"))
+            .collect();
+        let functions = names.iter().map(|name| balancer.function(name)).collect();
+        let digests = names.iter().map(|name| {
+            let mut bytes = [0; 32];
+            let hash = stable_hash(0, name.name().as_bytes());
+            bytes[..8].copy_from_slice(&hash.to_le_bytes());
+            Digest::from_bytes(bytes)
+        });
+        let mut workers = Vec::new();
+        for n in 0..config.workers {
+            let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
+                .ok_or_else(|| UnknownKeepAlive(config.keep_alive.clone()))?;
+            let make_queue = queue::by_name("fifo").expect("fifo is a queue policy");
+            let capacity = config.scheduler.memory / config.limits.memory.max(1);
+            let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+            workers.push(SimWorker {
+                id: balancer.join(Time::ZERO, WorkerInfo::new(format!("w{n}"), capacity)),
+                scheduler: Scheduler::new(config.scheduler.clone(), make_queue, keep_alive),
+                cache: CodeCache::new(config.code_budget),
+                fetching: BTreeMap::new(),
+                pulled: BTreeMap::new(),
+                starting: BTreeSet::new(),
+                versions: BTreeMap::new(),
+                timer: None,
+            });
+        }
+        let mut sim = Simulation {
+            config,
+            record,
+            now: Time::ZERO,
+            seq: 0,
+            events: BinaryHeap::new(),
+            workload: Workload::new(config.workload, config.seed),
+            upcoming: None,
+            arrived: 0,
+            over: 0,
+            balancer,
+            balancer_timer: None,
+            digests: digests.collect(),
+            names,
+            functions,
+            workers,
+            calls: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+        };
+        for worker in 0..sim.workers.len() {
+            sim.after(config.heartbeat, What::Heartbeat { worker });
+        }
+        Ok(sim)
+    }
+
+    fn happen(&mut self, what: What) {
+        match what {
+            What::Arrive => {
+                let arrival = self.upcoming.take().expect("an arrival was scheduled");
+                self.schedule_arrival();
+                let ticket = self.balancer.arrived(self.functions[arrival.function as usize]);
+                let number = self.arrived;
+                self.arrived += 1;
+                self.calls.insert(
+                    ticket,
+                    InFlight {
+                        arrival,
+                        number,
+                        worker: 0,
+                        ran: None,
+                        ended: self.now,
+                        outcome: "ok",
+                    },
+                );
+                self.select(ticket);
+            }
+            What::SelectAgain { ticket } => self.select(ticket),
+            What::AtWorker { ticket, worker } => {
+                let call = self.calls.get_mut(&ticket).expect("it is under way");
+                call.worker = worker;
+                let invocation = InvocationId(call.number);
+                let version = VersionId(call.arrival.function);
+                self.tickets.insert(invocation, ticket);
+                let deadline = self.now + self.config.max_wait;
+                self.at_worker(worker, Event::Arrived { invocation, version, deadline });
+            }
+            What::Answered { ticket } => self.answered(ticket),
+            What::CodeCame { worker, digest } => {
+                let (now, place) = (self.now, &mut self.workers[worker]);
+                place.cache.fetched(digest, self.config.bundle_bytes, now);
+                for version in place.fetching.remove(&digest).unwrap_or_default() {
+                    self.workers[worker].pulled.insert(version, now);
+                    let limits = self.config.limits;
+                    self.at_worker(worker, Event::CodeReady { version, limits });
+                }
+            }
+            What::Started { worker, instance } => {
+                if self.workers[worker].starting.remove(&instance) {
+                    let start = StartKind::Cold;
+                    self.at_worker(worker, Event::SandboxReady { instance, start });
+                }
+            }
+            What::Destroyed { worker, instance } => {
+                let now = self.now;
+                let place = &mut self.workers[worker];
+                if let Some(version) = place.versions.remove(&instance) {
+                    place.cache.unpin(self.digests[version.0 as usize], now);
+                }
+                self.at_worker(worker, Event::Destroyed { instance });
+            }
+            What::Finished { worker, invocation } => {
+                if let Some(ticket) = self.tickets.remove(&invocation) {
+                    self.call_ended(ticket, "ok");
+                }
+                self.at_worker(worker, Event::Finished { invocation, reusable: true });
+            }
+            What::PauseDone { worker, instance, paused: true } => {
+                self.at_worker(worker, Event::Paused { instance });
+            }
+            What::PauseDone { worker, instance, paused: false } => {
+                self.at_worker(worker, Event::Resumed { instance });
+            }
+            What::WorkerTimer { worker } => {
+                if self.workers[worker].timer == Some(self.now) {
+                    self.workers[worker].timer = None;
+                    self.at_worker(worker, Event::Timeout);
+                }
+            }
+            What::BalancerTimer => {
+                if self.balancer_timer == Some(self.now) {
+                    self.balancer_timer = None;
+                    self.balancer.handle_timeout(self.now);
+                    self.after_balancer();
+                }
+            }
+            What::TellIdle { worker, function } => {
+                let (id, function) = (self.workers[worker].id, self.functions[function as usize]);
+                self.balancer.worker_idle(self.now, id, function);
+                self.after_balancer();
+            }
+            What::TellEvicted { worker, function } => {
+                let (id, function) = (self.workers[worker].id, self.functions[function as usize]);
+                self.balancer.worker_evicted(self.now, id, function);
+                self.after_balancer();
+            }
+            What::Heartbeat { worker } => self.heartbeat(worker),
+            What::Probed { worker } => {
+                let (id, load) = (self.workers[worker].id, self.load(worker));
+                self.balancer.probed(self.now, id, load);
+                self.after_balancer();
+            }
+        }
+    }
+
+    // The balancer's shell.
+
+    fn select(&mut self, ticket: Ticket) {
+        match self.balancer.select(self.now, ticket) {
+            Decision::To(worker, _) => self.send(ticket, worker),
+            Decision::Hold { .. } => {}
+            Decision::Probe(set) => self.probe_for(ticket, &set),
+            Decision::Refuse(refusal) => self.refuse(ticket, refusal),
+        }
+        self.after_balancer();
+    }
+
+    fn probe_for(&mut self, ticket: Ticket, set: &ProbeSet) {
+        for worker in set.as_slice() {
+            let worker = self.index_of(*worker);
+            self.after(2 * self.config.hop, What::Probed { worker });
+        }
+        // Scheduled last at the same time, so it selects when all answers are in.
+        self.after(2 * self.config.hop, What::SelectAgain { ticket });
+    }
+
+    fn after_balancer(&mut self) {
+        while let Some(output) = self.balancer.poll_output() {
+            match output {
+                BalancerOutput::Bound { ticket, worker, .. } => self.send(ticket, worker),
+                BalancerOutput::Refused { ticket, refusal } => self.refuse(ticket, refusal),
+                BalancerOutput::Probe { worker } => {
+                    let worker = self.index_of(worker);
+                    self.after(2 * self.config.hop, What::Probed { worker });
+                }
+                _ => {}
+            }
+        }
+        let timeout = self.balancer.poll_timeout();
+        if let Some(at) = timeout.filter(|at| self.balancer_timer.is_none_or(|set| *at < set)) {
+            let at = at.max(self.now);
+            self.balancer_timer = Some(at);
+            self.at(at, What::BalancerTimer);
+        }
+    }
+
+    fn send(&mut self, ticket: Ticket, worker: WorkerId) {
+        let worker = self.index_of(worker);
+        self.after(self.config.hop, What::AtWorker { ticket, worker });
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        let call = self.calls.get_mut(&ticket).expect("it is under way");
+        call.outcome = match refusal {
+            Refusal::NoWorker => "no_worker",
+            _ => "queue_full",
+        };
+        call.ended = self.now;
+        self.answered(ticket);
+    }
+
+    fn answered(&mut self, ticket: Ticket) {
+        let call = self.calls.remove(&ticket).expect("it is under way");
+        let start = call.ran.map(|(start, _)| start);
+        self.balancer.completed(self.now, ticket, start, call.outcome == "ok");
+        self.balancer.finish(self.now, ticket);
+        self.after_balancer();
+        self.over += 1;
+        let record = self.record_of(&call);
+        (self.record)(&record);
+    }
+
+    // The workers' shell.
+
+    fn at_worker(&mut self, worker: usize, event: Event) {
+        let now = self.now;
+        self.workers[worker].scheduler.handle(now, event);
+        while let Some(action) = self.workers[worker].scheduler.poll_action() {
+            self.carry_out(worker, action);
+        }
+        let place = &mut self.workers[worker];
+        while let Some(digest) = place.cache.poll_removal() {
+            for version in (0u32..).map(VersionId).take(self.digests.len()) {
+                if self.digests[version.0 as usize] == digest {
+                    place.scheduler.handle(now, Event::CodeGone { version });
+                }
+            }
+            // Removing a folder takes no time here, so nobody can want it meanwhile.
+            let _ = place.cache.removed(digest);
+        }
+        let next = place.scheduler.poll_timeout();
+        if let Some(at) = next.filter(|at| place.timer.is_none_or(|set| *at < set)) {
+            place.timer = Some(at);
+            self.at(at, What::WorkerTimer { worker });
+        }
+    }
+
+    fn carry_out(&mut self, worker: usize, action: Action) {
+        let now = self.now;
+        let place = &mut self.workers[worker];
+        match action {
+            Action::Fetch { version } => {
+                let digest = self.digests[version.0 as usize];
+                place.fetching.entry(digest).or_default().push(version);
+                match place.cache.want(digest, now) {
+                    Lookup::Held => self.after(Duration::ZERO, What::CodeCame { worker, digest }),
+                    Lookup::Fetch => self.after(self.config.pull, What::CodeCame { worker, digest }),
+                    Lookup::Wait => {}
+                }
+            }
+            Action::Start { instance, version } => {
+                let pinned = place.cache.pin(self.digests[version.0 as usize], now);
+                debug_assert!(pinned, "an instance starts from code that is held");
+                place.starting.insert(instance);
+                place.versions.insert(instance, version);
+                self.after(self.config.cold_start, What::Started { worker, instance });
+            }
+            Action::CancelStart { instance } => {
+                if place.starting.remove(&instance) {
+                    self.after(Duration::ZERO, What::Destroyed { worker, instance });
+                }
+            }
+            Action::Run { invocation, start, .. } => {
+                let ticket = self.tickets[&invocation];
+                let call = self.calls.get_mut(&ticket).expect("it is under way");
+                call.ran = Some((start, now));
+                let service = call.arrival.service;
+                self.after(service, What::Finished { worker, invocation });
+            }
+            Action::Expire { invocation } => {
+                if let Some(ticket) = self.tickets.remove(&invocation) {
+                    self.call_ended(ticket, "timeout");
+                }
+            }
+            Action::Reject { invocation, why } => {
+                if let Some(ticket) = self.tickets.remove(&invocation) {
+                    self.call_ended(ticket, outcome_of(why));
+                }
+            }
+            Action::Pause { instance } => {
+                self.after(Duration::ZERO, What::PauseDone { worker, instance, paused: true });
+            }
+            Action::Resume { instance } => {
+                self.after(Duration::ZERO, What::PauseDone { worker, instance, paused: false });
+            }
+            Action::Evict { instance, .. } => {
+                self.after(Duration::ZERO, What::Destroyed { worker, instance });
+            }
+            Action::TellIdle { version } => {
+                self.after(self.config.hop, What::TellIdle { worker, function: version.0 });
+            }
+            Action::TellEvicted { version } => {
+                self.after(self.config.hop, What::TellEvicted { worker, function: version.0 });
+            }
+            _ => {}
+        }
+    }
+
+    fn call_ended(&mut self, ticket: Ticket, outcome: &'static str) {
+        let call = self.calls.get_mut(&ticket).expect("it is under way");
+        call.outcome = outcome;
+        call.ended = self.now;
+        self.after(self.config.hop, What::Answered { ticket });
+    }
+
+    fn heartbeat(&mut self, worker: usize) {
+        let idle = self.workers[worker].scheduler.idle_by_version();
+        let idle: Vec<_> = idle
+            .into_iter()
+            .map(|(version, count)| (self.functions[version.0 as usize], count))
+            .collect();
+        let (id, load) = (self.workers[worker].id, self.load(worker));
+        self.balancer.snapshot(self.now, id, load, idle);
+        self.after_balancer();
+        // The experiment is over with its last call, not with the last heartbeat.
+        if self.over < self.config.workload.invocations {
+            self.after(self.config.heartbeat, What::Heartbeat { worker });
+        }
+    }
+
+    fn load(&self, worker: usize) -> WorkerLoad {
+        let scheduler = &self.workers[worker].scheduler;
+        let (counts, pool) = (scheduler.counts(), scheduler.pool());
+        WorkerLoad {
+            running: counts.running,
+            queued: counts.waiting,
+            idle: counts.idle,
+            memory_used: pool.used(),
+            memory_total: pool.total(),
+        }
+    }
+
+    // Records and time.
+
+    fn record_of(&self, call: &InFlight) -> InvocationRecord {
+        let ns = |duration: Duration| duration.as_nanos() as u64;
+        let arrived = call.arrival.at;
+        let mut rest = match call.ran {
+            Some((_, at)) => at.since(arrived),
+            None => call.ended.since(arrived),
+        };
+        let (mut create, mut pull) = (Duration::ZERO, Duration::ZERO);
+        if let Some((StartKind::Cold, _)) = call.ran {
+            create = self.config.cold_start.min(rest);
+            rest -= create;
+            let version = VersionId(call.arrival.function);
+            let came = self.workers[call.worker].pulled.get(&version).copied();
+            let waited = came.map_or(Duration::ZERO, |came| came.since(arrived));
+            pull = waited.min(self.config.pull).min(rest);
+            rest -= pull;
+        }
+        InvocationRecord {
+            request_id: RequestId::from_bits(
+                mix(self.config.seed, call.number),
+                mix(call.number, self.config.seed),
+            ),
+            function: self.names[call.arrival.function as usize].clone(),
+            digest: Some(self.digests[call.arrival.function as usize]),
+            worker: format!("w{}", call.worker),
+            arrived_ns: arrived.as_nanos(),
+            start: call.ran.map(|(start, _)| start),
+            queue_ns: ns(rest),
+            pull_ns: ns(pull),
+            create_ns: ns(create),
+            init_ns: 0,
+            run_ns: call.ran.map_or(0, |(_, at)| ns(call.ended.since(at))),
+            outcome: call.outcome.to_owned(),
+        }
+    }
+
+    /// Workers join once, in order, and never leave.
+    fn index_of(&self, worker: WorkerId) -> usize {
+        worker.index()
+    }
+
+    fn schedule_arrival(&mut self) {
+        self.upcoming = self.workload.next();
+        if let Some(arrival) = self.upcoming {
+            self.at(arrival.at, What::Arrive);
+        }
+    }
+
+    fn after(&mut self, delay: Duration, what: What) {
+        self.at(self.now + delay, what);
+    }
+
+    fn at(&mut self, at: Time, what: What) {
+        self.events.push(Reverse(Next { at, seq: self.seq, what }));
+        self.seq += 1;
+    }
+}
+
+fn outcome_of(why: Rejection) -> &'static str {
+    use openlambda_core::failure::FailureKind as Kind;
+    let kind = match why {
+        Rejection::QueueFull | Rejection::WaitedTooLong => Kind::QueueFull,
+        Rejection::Draining => Kind::Draining,
+        Rejection::CodeFailed | Rejection::StartFailed(_) | Rejection::TooLarge { .. } => {
+            Kind::StartFailed
+        }
+        _ => Kind::Internal,
+    };
+    kind.code()
+}

@@ -1,0 +1,165 @@
+//! The parts that a binary offers, by name.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use openlambda_core::config::nearest;
+use openlambda_core::invocation::BoxError;
+use openlambda_core::registry::Registry;
+use openlambda_core::sandbox::SandboxFactory;
+use openlambda_core::time::SystemClock;
+use openlambda_lb::policies::{PolicyCatalog, PolicyEntry};
+use openlambda_registry::dir::DirRegistry;
+use openlambda_registry::native::RemoteRegistry;
+use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
+use openlambda_sandbox::sys::Spawner;
+
+use crate::error::{CliError, Context, Result};
+
+/// The sandboxes, registries and policies that a binary offers, by name.
+pub struct Catalog {
+    sandboxes: Vec<SandboxEntry>,
+    registries: Vec<RegistryEntry>,
+    policies: PolicyCatalog,
+}
+
+impl fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Catalog")
+            .field("sandboxes", &self.sandbox_names())
+            .field("registries", &self.registry_names())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A kind of sandbox that a worker can be started with.
+pub struct SandboxEntry {
+    /// Its name: `--sandbox NAME`.
+    pub name: &'static str,
+    /// One line on it.
+    pub about: &'static str,
+    /// Makes the worker's factory.
+    pub build: Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>,
+}
+
+/// What a sandbox factory is made of.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SandboxContext {
+    /// The worker's own folder.
+    pub state_dir: PathBuf,
+    /// Where functions' volumes are.
+    pub volumes_dir: PathBuf,
+    /// The worker's mark: its processes carry it in `OPENLAMBDA_MARK`.
+    pub mark: String,
+    /// Starts processes.
+    pub spawner: Arc<Spawner>,
+    /// The worker's clock.
+    pub clock: Arc<SystemClock>,
+}
+
+/// A kind of registry that workers and balancers can be started with.
+pub struct RegistryEntry {
+    /// Its name: `--registry NAME=PLACE`.
+    pub name: &'static str,
+    /// One line on it.
+    pub about: &'static str,
+    /// Opens the registry at a place: a folder, a URL.
+    pub build: Box<dyn Fn(&str) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>,
+}
+
+impl Catalog {
+    /// Nothing but what is added.
+    pub fn empty() -> Self {
+        let (sandboxes, registries) = (Vec::new(), Vec::new());
+        Catalog { sandboxes, registries, policies: PolicyCatalog::empty() }
+    }
+
+    /// Everything that the project ships.
+    pub fn standard() -> Self {
+        let mut catalog = Catalog::empty();
+        catalog.policies = PolicyCatalog::standard();
+        catalog
+            .sandbox(SandboxEntry {
+                name: "process",
+                about: "a child process per instance, without isolation: for trusted code",
+                build: Box::new(|context| {
+                    let mut config = ProcessConfig::new(context.state_dir, context.mark);
+                    config.volumes_dir = context.volumes_dir;
+                    Ok(ProcessFactory::new(config, context.spawner, context.clock)?)
+                }),
+            })
+            .registry(RegistryEntry {
+                name: "dir",
+                about: "a folder of function folders; a changed file takes effect on the next call",
+                build: Box::new(|place| Ok(Arc::new(DirRegistry::new(place)?))),
+            })
+            .registry(RegistryEntry {
+                name: "native",
+                about: "ol-registry over gRPC; a URL such as http://127.0.0.1:9000",
+                build: Box::new(|place| Ok(Arc::new(RemoteRegistry::connect(place)?))),
+            })
+    }
+
+    /// The same with one more kind of sandbox; it replaces one of the same name.
+    pub fn sandbox(mut self, entry: SandboxEntry) -> Self {
+        self.sandboxes.retain(|known| known.name != entry.name);
+        self.sandboxes.push(entry);
+        self
+    }
+
+    /// The same with one more kind of registry; it replaces one of the same name.
+    pub fn registry(mut self, entry: RegistryEntry) -> Self {
+        self.registries.retain(|known| known.name != entry.name);
+        self.registries.push(entry);
+        self
+    }
+
+    /// The same with one more policy; it replaces one of the same name.
+    pub fn policy(mut self, entry: PolicyEntry) -> Self {
+        self.policies.register(entry);
+        self
+    }
+
+    pub(crate) fn policies(&self) -> &PolicyCatalog {
+        &self.policies
+    }
+
+    pub(crate) fn sandbox_names(&self) -> Vec<&'static str> {
+        self.sandboxes.iter().map(|entry| entry.name).collect()
+    }
+
+    fn registry_names(&self) -> Vec<&'static str> {
+        self.registries.iter().map(|entry| entry.name).collect()
+    }
+
+    /// The kind of sandbox that `name` means; `auto` takes the best that works here.
+    pub(crate) fn sandbox_entry(&self, name: &str) -> Result<&SandboxEntry> {
+        if name == "auto" {
+            let first = self.sandboxes.first();
+            return first.ok_or_else(|| CliError::new("this binary has no sandbox at all"));
+        }
+        let entry = self.sandboxes.iter().find(|entry| entry.name == name);
+        entry.ok_or_else(|| unknown("sandbox", name, &self.sandbox_names()))
+    }
+
+    /// Opens the registry that `NAME=PLACE` means.
+    pub(crate) fn open_registry(&self, spec: &str) -> Result<Arc<dyn Registry>> {
+        let Some((name, place)) = spec.split_once('=') else {
+            let message = format!("registry \"{spec}\" has no place; write NAME=PLACE, for example native=http://127.0.0.1:9000 or dir=./functions");
+            return Err(CliError::new(message));
+        };
+        let entry = self.registries.iter().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
+        (entry.build)(place).context(|| format!("cannot open the registry {spec}"))
+    }
+}
+
+fn unknown(what: &str, name: &str, known: &[&str]) -> CliError {
+    let hint = match nearest(name, known.iter().copied()) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => format!("known are {}", known.join(", ")),
+    };
+    CliError::new(format!("there is no {what} \"{name}\"; {hint}"))
+}

@@ -1,0 +1,81 @@
+//! `ol-lb`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use openlambda_core::time::SystemClock;
+use openlambda_lb::policies::PolicyConfig;
+use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use serde::Deserialize;
+
+use super::{listen, read_config, say_ready, stop_signal};
+use crate::Catalog;
+use crate::error::{CliError, Context, Result};
+
+/// The options of `ol-lb`, on the command line and in its file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Read options from this TOML file; flags and the environment go before it.
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Registry to resolve names with: native=URL or dir=FOLDER.
+    #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
+    registry: Option<String>,
+    /// Balancing policy, with parameters after commas: bounded-load,epsilon=0.5 [default:
+    /// least-outstanding].
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", env = "OPENLAMBDA_POLICY")]
+    policy: Option<PolicyConfig>,
+    /// Worker that does not announce itself; may be given more than once.
+    #[arg(long = "worker", value_name = "URL")]
+    workers: Vec<String>,
+    /// Seed of the policy's choices [default: 0].
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// The policy of a balancer that was not told one: the nearest to optimal that needs no tuning.
+pub(crate) const DEFAULT_POLICY: &str = "least-outstanding";
+
+impl Options {
+    fn or(self, file: Options) -> Options {
+        Options {
+            config: self.config,
+            listen: self.listen.or(file.listen),
+            registry: self.registry.or(file.registry),
+            policy: self.policy.or(file.policy),
+            workers: if self.workers.is_empty() { file.workers } else { self.workers },
+            seed: self.seed.or(file.seed),
+        }
+    }
+}
+
+pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
+    let file: Options = read_config(options.config.as_deref())?;
+    let options = options.or(file);
+    let stop = stop_signal()?;
+    let registry = options.registry.ok_or_else(|| {
+        CliError::new("--registry is missing; pass native=URL or dir=FOLDER")
+    })?;
+    let registry = catalog.open_registry(&registry)?;
+    let policy = match options.policy {
+        Some(policy) => policy,
+        None => DEFAULT_POLICY.parse()?,
+    };
+    let built = catalog.policies().build(&policy)?;
+    let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+    let listener = listen(address).await?;
+    let mut config = ProxyConfig::default();
+    config.workers = options.workers;
+    config.seed = options.seed.unwrap_or(0);
+    let proxy =
+        Proxy::new(config, policy.name(), built, registry, Arc::new(SystemClock::new()));
+    say_ready(&listener)?;
+    proxy.serve(listener, stop).await.context(|| "the balancer ended".to_owned())
+}

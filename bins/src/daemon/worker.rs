@@ -1,0 +1,188 @@
+//! `ol-worker`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use openlambda_core::sandbox::Isolation;
+use openlambda_core::time::SystemClock;
+use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_sandbox::sys::{MARK, Spawner};
+use serde::Deserialize;
+
+use super::{listen, read_config, say_ready, stop_signal};
+use crate::Catalog;
+use crate::catalog::SandboxContext;
+use crate::error::{CliError, Context, Result};
+
+/// The options of `ol-worker`, on the command line and in its file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Read options from this TOML file; flags and the environment go before it.
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Stable name of this worker, different from every other one's.
+    #[arg(long, env = "OPENLAMBDA_WORKER_NAME")]
+    name: Option<String>,
+    /// Address to listen on [default: 127.0.0.1:0].
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_WORKER_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Address that balancers reach it at, when it is not the one it listens on.
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// Folder for unpacked bundles, sandboxes and logs; no two workers share one.
+    #[arg(long, value_name = "DIR", env = "OPENLAMBDA_WORKER_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Folder for functions' volumes [default: volumes in the state folder].
+    #[arg(long, value_name = "DIR")]
+    volumes_dir: Option<PathBuf>,
+    /// Balancer to announce itself to; may be given more than once.
+    #[arg(long = "balancer", value_name = "URL")]
+    balancers: Vec<String>,
+    /// Registry to pull from: native=URL or dir=FOLDER.
+    #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
+    registry: Option<String>,
+    /// Kind of sandbox [default: auto].
+    #[arg(long, value_name = "NAME", env = "OPENLAMBDA_SANDBOX")]
+    sandbox: Option<String>,
+    /// Memory pool for instances, MiB [default: 4096].
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u64>,
+    /// Keep-alive policy: ttl or lru [default: ttl].
+    #[arg(long, value_name = "NAME")]
+    keep_alive: Option<String>,
+    /// How long ttl keeps an idle instance [default: 600].
+    #[arg(long, value_name = "SECONDS")]
+    ttl_seconds: Option<f64>,
+    /// Pause an instance after this time without use [default: never].
+    #[arg(long, value_name = "SECONDS")]
+    pause_after_seconds: Option<f64>,
+    /// How long a call may wait for a slot [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    max_wait_seconds: Option<f64>,
+    /// Share of the load beside other workers [default: 1].
+    #[arg(long)]
+    weight: Option<f64>,
+    /// Write a record of every call to this file, as JSON lines.
+    #[arg(long, value_name = "FILE")]
+    records: Option<PathBuf>,
+    /// Seed of request ids [default: 0].
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Options {
+    /// These, and where they are silent, those of the file.
+    fn or(self, file: Options) -> Options {
+        Options {
+            config: self.config,
+            name: self.name.or(file.name),
+            listen: self.listen.or(file.listen),
+            advertise: self.advertise.or(file.advertise),
+            state_dir: self.state_dir.or(file.state_dir),
+            volumes_dir: self.volumes_dir.or(file.volumes_dir),
+            balancers: if self.balancers.is_empty() { file.balancers } else { self.balancers },
+            registry: self.registry.or(file.registry),
+            sandbox: self.sandbox.or(file.sandbox),
+            memory_mb: self.memory_mb.or(file.memory_mb),
+            keep_alive: self.keep_alive.or(file.keep_alive),
+            ttl_seconds: self.ttl_seconds.or(file.ttl_seconds),
+            pause_after_seconds: self.pause_after_seconds.or(file.pause_after_seconds),
+            max_wait_seconds: self.max_wait_seconds.or(file.max_wait_seconds),
+            weight: self.weight.or(file.weight),
+            records: self.records.or(file.records),
+            seed: self.seed.or(file.seed),
+        }
+    }
+
+    fn into_config(self) -> Result<WorkerConfig> {
+        let name = required(self.name, "name")?;
+        let mut config = WorkerConfig::new(name, required(self.state_dir, "state-dir")?);
+        config.balancers = self.balancers;
+        config.advertise = self.advertise;
+        config.records = self.records;
+        if let Some(memory) = self.memory_mb {
+            config.scheduler.memory = memory << 20;
+        }
+        if let Some(name) = self.keep_alive {
+            config.keep_alive = name;
+        }
+        let seconds = |flag: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .map_err(|_| CliError::new(format!("--{flag} {value} is not a time; use seconds")))
+        };
+        if let Some(ttl) = self.ttl_seconds {
+            config.ttl = seconds("ttl-seconds", ttl)?;
+        }
+        if let Some(after) = self.pause_after_seconds {
+            config.scheduler.pause_after = Some(seconds("pause-after-seconds", after)?);
+        }
+        if let Some(wait) = self.max_wait_seconds {
+            config.max_wait = seconds("max-wait-seconds", wait)?;
+        }
+        if let Some(weight) = self.weight {
+            if !(weight > 0.0 && weight.is_finite()) {
+                let message = format!("--weight {weight} is not a share; use more than 0");
+                return Err(CliError::new(message));
+            }
+            config.weight = weight;
+        }
+        config.seed = self.seed.unwrap_or(0);
+        Ok(config)
+    }
+}
+
+fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
+    value.ok_or_else(|| CliError::new(format!("--{flag} is missing; pass it or put it in --config")))
+}
+
+pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
+    let file: Options = read_config(options.config.as_deref())?;
+    let options = options.or(file);
+    let stop = stop_signal()?;
+    let registry = catalog.open_registry(&required(options.registry.clone(), "registry")?)?;
+    let entry = catalog.sandbox_entry(options.sandbox.as_deref().unwrap_or("auto"))?;
+    let state_dir = required(options.state_dir.clone(), "state-dir")?;
+    std::fs::create_dir_all(&state_dir)
+        .context(|| format!("cannot use {}; pass another --state-dir", state_dir.display()))?;
+    let spawner = Spawner::start().context(|| "cannot start the spawning thread".to_owned())?;
+    let clock = Arc::new(SystemClock::new());
+    let factory = (entry.build)(SandboxContext {
+        volumes_dir: options.volumes_dir.clone().unwrap_or_else(|| state_dir.join("volumes")),
+        mark: mark(&options, &state_dir),
+        state_dir,
+        spawner,
+        clock: clock.clone(),
+    })
+    .context(|| format!("the sandbox \"{}\" does not work here", entry.name))?;
+    if factory.capabilities().isolation == Isolation::None {
+        tracing::warn!(
+            "sandbox {} does not isolate functions from this machine: run trusted code only",
+            entry.name
+        );
+    }
+    let listener =
+        listen(options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
+    let config = options.into_config()?;
+    let worker = Worker::start(config, factory, registry, clock)
+        .await
+        .context(|| "the worker does not start".to_owned())?;
+    say_ready(&listener)?;
+    worker.serve(listener, stop).await.context(|| "the worker ended".to_owned())
+}
+
+/// The mark of everything that the worker starts: below its own, which a supervisor gave it, or made
+/// from its folder, so that a restart finds what a crash left.
+fn mark(options: &Options, state_dir: &std::path::Path) -> String {
+    std::env::var(MARK).unwrap_or_else(|_| {
+        let folder = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+        let name = options.name.as_deref().unwrap_or("worker");
+        let hash =
+            openlambda_core::hash::stable_hash(0, folder.as_os_str().as_encoded_bytes());
+        format!("ol-{hash:016x}-{name}")
+    })
+}

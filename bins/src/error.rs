@@ -1,0 +1,54 @@
+//! The one error of the command line: a message for a person, which ends with the next step.
+
+use std::fmt;
+
+use openlambda_core::invocation::BoxError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    message: String,
+    source: Option<BoxError>,
+}
+
+pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
+
+impl CliError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        CliError { message: message.into(), source: None }
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CliError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+impl From<openlambda_core::config::ConfigError> for CliError {
+    fn from(error: openlambda_core::config::ConfigError) -> Self {
+        CliError::new(error.to_string())
+    }
+}
+
+/// Says what was being done when something failed.
+pub(crate) trait Context<T> {
+    fn context(self, message: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<BoxError>> Context<T> for std::result::Result<T, E> {
+    fn context(self, message: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| CliError { message: message(), source: Some(error.into()) })
+    }
+}
+
+/// Prints an error with its causes, as every binary does before it fails.
+pub(crate) fn print(program: &str, error: &CliError) {
+    eprintln!("{program}: {}", openlambda_core::failure::chain(error));
+}
