@@ -1,1 +1,18 @@
-//! openlambda-lb
+//! OpenLambda's load balancer: policies, and the proxy that applies them.
+//!
+//! * [`policies`]: the balancing policies, pure, and [`PolicyCatalog`](policies::PolicyCatalog),
+//!   which makes one from its name and parameters;
+//! * [`balancer`]: the state machine around a policy. It lives in `openlambda_core`, beside the
+//!   contract, so that the conformance suite can drive any policy with it;
+//! * [`proxy`] (feature `proxy`): the HTTP reverse proxy.
+//!
+//! Without the feature `proxy` the crate has neither tokio nor hyper: the simulator and the benches
+//! use it so.
+
+pub use openlambda_core::balancing::driver as balancer;
+
+#[cfg(feature = "proxy")]
+mod membership;
+pub mod policies;
+#[cfg(feature = "proxy")]
+pub mod proxy;

@@ -17,6 +17,7 @@
 //! ```
 
 mod cluster;
+pub mod driver;
 
 use std::fmt;
 use std::time::Duration;
@@ -173,7 +174,8 @@ impl<'a> PolicyContext<'a> {
         PolicyContext { now, rng, outputs }
     }
 
-    /// Sends a held request to a worker. A ticket that is not held any more is passed over.
+    /// Sends a held request to a worker. A ticket that is not held any more is passed over, and so
+    /// is a worker that is not ready: the ticket stays held then.
     pub fn bind(&mut self, ticket: Ticket, worker: WorkerId, why: Why) {
         self.outputs.push(Output::Bind { ticket, worker, why });
     }
@@ -268,12 +270,13 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum PolicyEvent<'a> {
-    /// A worker came.
+    /// A worker came, ready.
     Joined {
         /// The worker.
         worker: WorkerId,
     },
-    /// A worker is gone for good; the view does not know it any more.
+    /// A worker is gone for good; the view does not know it any more. Requests that were sent to it
+    /// complete all the same, later.
     Left {
         /// The worker.
         worker: WorkerId,

@@ -1,0 +1,761 @@
+//! The balancer as a pure state machine: what the live proxy and the simulator both drive.
+//!
+//! [`Balancer`] owns the [`Cluster`], the policy with its seeded generator, and the tickets of the
+//! requests it has seen. Events go in through methods that take `now`; what the policy decided
+//! later than at once (binds of held requests, refusals, probes) comes out of
+//! [`Balancer::poll_output`], and [`Balancer::poll_timeout`] says when to call
+//! [`Balancer::handle_timeout`]. It does no I/O and reads no clock.
+//!
+//! ```text
+//!   arrived ─▶ waiting ─ select ─ To ─────────────▶ dispatched ─ completed ─▶ waiting ─ finish ─▶ gone
+//!                 ▲        │                             ▲            (exclude, select: a retry)
+//!                 │        ├─ Hold ─▶ held ─ bind ───────┘  output Bound
+//!                 │        │           └─ until ─▶ waiting     output Refused
+//!                 │        ├─ Probe ─▶ waiting: probed … then select again
+//!                 └────────┴─ Refuse
+//! ```
+//!
+//! `finish` is right in every state: it abandons what is held and completes what is dispatched, so
+//! a driver can put it into a destructor.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    BalancingPolicy, Cluster, ClusterView, ColourId, Decision, FunctionId, Output, PackageId,
+    PolicyContext, PolicyEvent, Refusal, RequestInfo, Ticket, Why, WorkerId, WorkerInfo,
+    WorkerLoad,
+};
+use crate::function::FunctionName;
+use crate::invocation::StartKind;
+use crate::manifest::Manifest;
+use crate::random::Rng;
+use crate::time::Time;
+
+/// A policy may ask for probes so many times for one attempt; then the request is refused. It keeps
+/// a policy that never has enough from holding a request for ever.
+const MOST_PROBE_ROUNDS: u8 = 4;
+
+/// A policy that wants to be woken at a time that has passed is woken again after this.
+const WAKEUP_FLOOR: Duration = Duration::from_millis(1);
+
+/// The reducer, a policy and the requests' tickets. See the module's documentation.
+///
+/// The cost of its own, beside the policy's, is O(1) per request but for one look-up among the idle
+/// instances, and in the steady state it does not allocate.
+#[derive(Debug)]
+pub struct Balancer {
+    cluster: Cluster,
+    policy: Box<dyn BalancingPolicy>,
+    rng: Rng,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    facts: Vec<Facts>,
+    /// Deadlines of held tickets; those of tickets that are held no more stay until they come up.
+    deadlines: BinaryHeap<Reverse<(Time, Ticket)>>,
+    held: usize,
+    /// What the policy asked for during the call that runs.
+    asked: Vec<Output>,
+    outputs: VecDeque<BalancerOutput>,
+    woken: Option<Time>,
+    defects: u64,
+    last_defect: Option<Defect>,
+}
+
+/// What became of requests and workers other than by the return value of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BalancerOutput {
+    /// A held request goes to this worker; it counts as dispatched already.
+    Bound {
+        /// The request.
+        ticket: Ticket,
+        /// The worker.
+        worker: WorkerId,
+        /// The policy's reason.
+        why: Why,
+    },
+    /// A held request is not served: its time was up.
+    Refused {
+        /// The request.
+        ticket: Ticket,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Ask this worker for its load, then call [`Balancer::probed`].
+    Probe {
+        /// The worker.
+        worker: WorkerId,
+    },
+}
+
+/// How a policy broke its contract. The balancer stays safe and counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Defect {
+    /// It chose a worker that is not ready. The request was refused.
+    ChoseUnready,
+    /// It chose a worker that failed the request before, with another one ready. It was obeyed.
+    ChoseExcluded,
+    /// It refused for want of a worker while one was ready. It was obeyed.
+    RefusedWithoutReason,
+    /// It asked for probes too many times for one request. The request was refused.
+    ProbedForEver,
+    /// It wanted to be woken at a time that has passed, again. It is woken a little later.
+    WokeForEver,
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    state: State,
+    function: FunctionId,
+    key: u64,
+    attempt: u32,
+    probe_rounds: u8,
+    excluded: Vec<WorkerId>,
+    size_estimate: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Waiting,
+    Held { until: Time },
+    Dispatched { worker: WorkerId, at: Time },
+}
+
+/// What the manifest tells policies of a function.
+#[derive(Debug, Default)]
+struct Facts {
+    key: u64,
+    packages: Vec<PackageId>,
+    colour: Option<ColourId>,
+}
+
+impl Balancer {
+    /// A balancer without workers. The same seed and events give the same decisions.
+    pub fn new(policy: Box<dyn BalancingPolicy>, seed: u64) -> Self {
+        Balancer {
+            cluster: Cluster::new(),
+            policy,
+            rng: Rng::from_seed_and_label(seed, "balancing policy"),
+            entries: Vec::new(),
+            free: Vec::new(),
+            facts: Vec::new(),
+            deadlines: BinaryHeap::new(),
+            held: 0,
+            asked: Vec::new(),
+            outputs: VecDeque::new(),
+            woken: None,
+            defects: 0,
+            last_defect: None,
+        }
+    }
+
+    /// What is known of the workers.
+    pub fn view(&self) -> ClusterView<'_> {
+        self.cluster.view()
+    }
+
+    /// Tickets that are not finished.
+    pub fn tickets(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Tickets that wait for a bind.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// How often the policy broke its contract, and how it did last.
+    pub fn defects(&self) -> (u64, Option<Defect>) {
+        (self.defects, self.last_defect)
+    }
+
+    /// The id of a function, given at first sight. Events take ids, so that a driver looks a name up
+    /// once and not per event.
+    pub fn function(&mut self, name: &FunctionName) -> FunctionId {
+        let (id, key) = self.cluster.function(name);
+        if id.0 as usize == self.facts.len() {
+            self.facts.push(Facts { key, ..Facts::default() });
+        }
+        id
+    }
+
+    /// The name of a function that has an id.
+    pub fn function_name(&self, id: FunctionId) -> Option<&FunctionName> {
+        self.cluster.function_name(id)
+    }
+
+    /// Takes note of what a manifest tells policies: the packages and the colour.
+    pub fn describe(&mut self, function: FunctionId, manifest: &Manifest) {
+        let cluster = &mut self.cluster;
+        let facts = &mut self.facts[function.0 as usize];
+        facts.packages.clear();
+        facts.packages.extend(manifest.packages.iter().map(|name| cluster.package(name)));
+        let colour = &*manifest.colour;
+        facts.colour = (!colour.is_empty()).then(|| cluster.colour(colour));
+    }
+
+    /// A worker comes, ready. One of the same name leaves first: it was restarted.
+    pub fn join(&mut self, now: Time, info: WorkerInfo) -> WorkerId {
+        if let Some(old) = self.cluster.view().named(&info.name) {
+            self.leave(now, old);
+        }
+        let worker = self.cluster.join(info);
+        self.observe(now, PolicyEvent::Joined { worker });
+        self.settle(now);
+        worker
+    }
+
+    /// A worker is gone for good. Requests that were sent to it are still completed by the driver,
+    /// each once.
+    pub fn leave(&mut self, now: Time, worker: WorkerId) {
+        let left: Option<(Arc<str>, u64)> = self.cluster.leave(worker);
+        if let Some((name, name_hash)) = left {
+            self.observe(now, PolicyEvent::Left { worker, name: &name, name_hash });
+            self.settle(now);
+        }
+    }
+
+    /// A worker passes its health checks, or does not.
+    pub fn set_healthy(&mut self, now: Time, worker: WorkerId, healthy: bool) {
+        if let Some(ready) = self.cluster.set_healthy(worker, healthy) {
+            self.observe(now, PolicyEvent::ReadyChanged { worker, ready });
+            self.settle(now);
+        }
+    }
+
+    /// A worker takes no new requests, or takes them again.
+    pub fn set_draining(&mut self, now: Time, worker: WorkerId, draining: bool) {
+        if let Some(ready) = self.cluster.set_draining(worker, draining) {
+            self.observe(now, PolicyEvent::ReadyChanged { worker, ready });
+            self.settle(now);
+        }
+    }
+
+    /// An instance of the function became idle on the worker.
+    pub fn worker_idle(&mut self, now: Time, worker: WorkerId, function: FunctionId) {
+        if self.cluster.view().worker(worker).is_some() {
+            self.cluster.idle(worker, function);
+            self.observe(now, PolicyEvent::Idle { worker, function });
+            self.settle(now);
+        }
+    }
+
+    /// An instance of the function was evicted from the worker.
+    pub fn worker_evicted(&mut self, now: Time, worker: WorkerId, function: FunctionId) {
+        if self.cluster.view().worker(worker).is_some() {
+            self.cluster.not_idle(worker, function);
+            self.observe(now, PolicyEvent::Evicted { worker, function });
+            self.settle(now);
+        }
+    }
+
+    /// A worker's report of its load and of all its idle instances, which replaces what was known.
+    pub fn snapshot(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        load: WorkerLoad,
+        idle: impl IntoIterator<Item = (FunctionId, u32)>,
+    ) {
+        if self.cluster.view().worker(worker).is_some() {
+            self.cluster.set_load(worker, load);
+            self.cluster.set_idle(worker, idle);
+            self.observe(now, PolicyEvent::Load { worker, load });
+            self.settle(now);
+        }
+    }
+
+    /// A worker answered a probe.
+    pub fn probed(&mut self, now: Time, worker: WorkerId, load: WorkerLoad) {
+        if self.cluster.view().worker(worker).is_some() {
+            self.cluster.set_load(worker, load);
+            self.observe(now, PolicyEvent::Probed { worker, load });
+            self.settle(now);
+        }
+    }
+
+    /// A request came in. Its ticket is valid until [`finish`](Self::finish).
+    ///
+    /// # Panics
+    ///
+    /// When the function's id is not from [`function`](Self::function) of this balancer.
+    pub fn arrived(&mut self, function: FunctionId) -> Ticket {
+        let key = self.facts[function.0 as usize].key;
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.entries.push(Entry {
+                    generation: 0,
+                    state: State::Free,
+                    function,
+                    key,
+                    attempt: 0,
+                    probe_rounds: 0,
+                    excluded: Vec::new(),
+                    size_estimate: None,
+                });
+                u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 requests at once")
+            }
+        };
+        let entry = &mut self.entries[index as usize];
+        entry.state = State::Waiting;
+        entry.function = function;
+        entry.key = key;
+        Ticket(u64::from(entry.generation) << 32 | u64::from(index))
+    }
+
+    /// Tells the policy how long the request may run, for drivers that know.
+    pub fn set_size_estimate(&mut self, ticket: Ticket, estimate: Duration) {
+        if let Some(entry) = self.entry_mut(ticket) {
+            entry.size_estimate = Some(estimate);
+        }
+    }
+
+    /// Asks the policy where the request goes.
+    ///
+    /// * `To`: it counts as dispatched; call [`completed`](Self::completed) when it is answered.
+    /// * `Hold`: an output comes later, `Bound` or `Refused`.
+    /// * `Probe`: ask these workers, call [`probed`](Self::probed) for each answer, then select
+    ///   again, whether or not all answered.
+    /// * `Refuse`: the driver answers the client.
+    ///
+    /// Only for a ticket that is neither held nor dispatched; for others it refuses.
+    pub fn select(&mut self, now: Time, ticket: Ticket) -> Decision {
+        let index = index_of(ticket);
+        if self.entry(ticket).is_none_or(|entry| entry.state != State::Waiting) {
+            debug_assert!(false, "select is for a ticket that is neither held nor dispatched");
+            return Decision::Refuse(Refusal::NoWorker);
+        }
+        let entry = &self.entries[index];
+        let facts = &self.facts[entry.function.0 as usize];
+        let request = RequestInfo {
+            ticket,
+            function: entry.function,
+            key: entry.key,
+            attempt: entry.attempt,
+            excluded: &entry.excluded,
+            packages: &facts.packages,
+            colour: facts.colour,
+            size_estimate: entry.size_estimate,
+        };
+        let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
+        let decision = self.policy.select(&request, &self.cluster.view(), &mut cx);
+        let decision = self.checked(ticket, decision);
+        match decision {
+            Decision::To(worker, _) => self.dispatch(now, ticket, worker),
+            Decision::Hold { until } => {
+                self.entries[index].state = State::Held { until };
+                self.held += 1;
+                self.push_deadline(until, ticket);
+            }
+            Decision::Probe(_) => self.entries[index].probe_rounds += 1,
+            Decision::Refuse(_) => {}
+        }
+        self.settle(now);
+        decision
+    }
+
+    /// Another attempt must not go to this worker while another one is ready.
+    pub fn exclude(&mut self, ticket: Ticket, worker: WorkerId) {
+        if let Some(entry) = self.entry_mut(ticket) {
+            entry.attempt += 1;
+            entry.probe_rounds = 0;
+            if !entry.excluded.contains(&worker) {
+                entry.excluded.push(worker);
+            }
+        }
+    }
+
+    /// Whether a worker is ready that the request has not failed on.
+    pub fn has_alternative(&self, ticket: Ticket) -> bool {
+        let view = self.cluster.view();
+        let excluded = self.entry(ticket).map_or(&[][..], |entry| &entry.excluded);
+        let gone = excluded.iter().filter(|worker| view.is_ready(**worker)).count();
+        view.ready().len() > gone
+    }
+
+    /// A dispatched request was answered, or failed. Another `select` may follow.
+    ///
+    /// `start`: how warm it ran, if it did. `ok`: whether it was answered.
+    pub fn completed(&mut self, now: Time, ticket: Ticket, start: Option<StartKind>, ok: bool) {
+        let Some(entry) = self.entry_mut(ticket) else { return };
+        let State::Dispatched { worker, at } = entry.state else { return };
+        entry.state = State::Waiting;
+        let function = entry.function;
+        self.cluster.completed(worker);
+        let latency = now.since(at);
+        let event = PolicyEvent::Completed { ticket, function, worker, latency, start, ok };
+        self.observe(now, event);
+        self.settle(now);
+    }
+
+    /// A held request's client left.
+    pub fn abandoned(&mut self, now: Time, ticket: Ticket) {
+        let Some(entry) = self.entry_mut(ticket) else { return };
+        if !matches!(entry.state, State::Held { .. }) {
+            return;
+        }
+        entry.state = State::Waiting;
+        self.held -= 1;
+        self.observe(now, PolicyEvent::Abandoned { ticket });
+        self.settle(now);
+    }
+
+    /// The request is over; its ticket is not valid any more. One that is held is abandoned, one
+    /// that is dispatched is completed as failed.
+    pub fn finish(&mut self, now: Time, ticket: Ticket) {
+        self.abandoned(now, ticket);
+        self.completed(now, ticket, None, false);
+        if let Some(entry) = self.entry_mut(ticket) {
+            entry.state = State::Free;
+            entry.generation = entry.generation.wrapping_add(1);
+            entry.attempt = 0;
+            entry.probe_rounds = 0;
+            entry.excluded.clear();
+            entry.size_estimate = None;
+            self.free.push(ticket.0 as u32);
+        }
+    }
+
+    /// The next thing that the driver has to do. Ask until there is none, after every other call.
+    pub fn poll_output(&mut self) -> Option<BalancerOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout). Changes with every other call.
+    pub fn poll_timeout(&mut self) -> Option<Time> {
+        while let Some(Reverse((until, ticket))) = self.deadlines.peek()
+            && !self.is_held(*ticket, *until)
+        {
+            self.deadlines.pop();
+        }
+        let held = self.deadlines.peek().map(|Reverse((until, _))| *until);
+        let wakeup = self.next_wakeup();
+        match (held, wakeup) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The time that `poll_timeout` named has come. A call before it changes nothing.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.next_wakeup().is_some_and(|at| at <= now) {
+            self.woken = Some(now);
+            let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
+            self.policy.on_wakeup(&self.cluster.view(), &mut cx);
+            if self.policy.next_wakeup().is_some_and(|at| at <= now) {
+                self.defect(Defect::WokeForEver);
+            }
+            self.settle(now);
+        }
+        // After the wake-up, which may bind a request at the last moment.
+        while let Some(Reverse((until, ticket))) = self.deadlines.peek().copied() {
+            let held = self.is_held(ticket, until);
+            if held && until > now {
+                break;
+            }
+            self.deadlines.pop();
+            if held {
+                self.outputs
+                    .push_back(BalancerOutput::Refused { ticket, refusal: Refusal::Overloaded });
+                self.abandoned(now, ticket);
+            }
+        }
+    }
+
+    fn next_wakeup(&self) -> Option<Time> {
+        let at = self.policy.next_wakeup()?;
+        // A wake-up time that the last wake-up should have dealt with must not become a busy loop.
+        Some(self.woken.map_or(at, |woken| if at > woken { at } else { woken + WAKEUP_FLOOR }))
+    }
+
+    /// Holds a decision against the policy's contract.
+    fn checked(&mut self, ticket: Ticket, decision: Decision) -> Decision {
+        let view = self.cluster.view();
+        let entry = &self.entries[index_of(ticket)];
+        match decision {
+            Decision::To(worker, _) if !view.is_ready(worker) => {
+                self.defect(Defect::ChoseUnready);
+                Decision::Refuse(Refusal::NoWorker)
+            }
+            Decision::To(worker, _) if !entry.excluded.is_empty() => {
+                if entry.excluded.contains(&worker) && self.has_alternative(ticket) {
+                    self.defect(Defect::ChoseExcluded);
+                }
+                decision
+            }
+            Decision::Probe(_) if entry.probe_rounds >= MOST_PROBE_ROUNDS => {
+                self.defect(Defect::ProbedForEver);
+                Decision::Refuse(Refusal::Overloaded)
+            }
+            Decision::Refuse(Refusal::NoWorker) if !view.ready().is_empty() => {
+                self.defect(Defect::RefusedWithoutReason);
+                decision
+            }
+            _ => decision,
+        }
+    }
+
+    fn defect(&mut self, defect: Defect) {
+        self.defects += 1;
+        self.last_defect = Some(defect);
+    }
+
+    fn dispatch(&mut self, now: Time, ticket: Ticket, worker: WorkerId) {
+        let entry = &mut self.entries[index_of(ticket)];
+        entry.state = State::Dispatched { worker, at: now };
+        let function = entry.function;
+        self.cluster.dispatched(worker);
+        self.cluster.not_idle(worker, function);
+        self.observe(now, PolicyEvent::Dispatched { ticket, function, worker });
+    }
+
+    fn observe(&mut self, now: Time, event: PolicyEvent<'_>) {
+        let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
+        self.policy.observe(&event, &self.cluster.view(), &mut cx);
+    }
+
+    /// Carries out what the policy asked for. Each bind ends a hold, so this ends.
+    fn settle(&mut self, now: Time) {
+        let mut next = 0;
+        while let Some(output) = self.asked.get(next).copied() {
+            next += 1;
+            match output {
+                Output::Bind { ticket, worker, why } => {
+                    let held = self
+                        .entry(ticket)
+                        .is_some_and(|entry| matches!(entry.state, State::Held { .. }));
+                    if !held || !self.cluster.view().is_ready(worker) {
+                        continue;
+                    }
+                    if self.entries[index_of(ticket)].excluded.contains(&worker)
+                        && self.has_alternative(ticket)
+                    {
+                        self.defect(Defect::ChoseExcluded);
+                    }
+                    self.held -= 1;
+                    self.dispatch(now, ticket, worker);
+                    self.outputs.push_back(BalancerOutput::Bound { ticket, worker, why });
+                }
+                Output::Probe { worker } => {
+                    if self.cluster.view().worker(worker).is_some() {
+                        self.outputs.push_back(BalancerOutput::Probe { worker });
+                    }
+                }
+            }
+        }
+        self.asked.clear();
+    }
+
+    fn push_deadline(&mut self, until: Time, ticket: Ticket) {
+        // Deadlines of requests that were bound long ago must not pile up.
+        if self.deadlines.len() > 64 + 4 * self.held {
+            let mut deadlines = std::mem::take(&mut self.deadlines);
+            deadlines.retain(|Reverse((until, ticket))| self.is_held(*ticket, *until));
+            self.deadlines = deadlines;
+        }
+        self.deadlines.push(Reverse((until, ticket)));
+    }
+
+    fn is_held(&self, ticket: Ticket, until: Time) -> bool {
+        self.entry(ticket).is_some_and(|entry| entry.state == State::Held { until })
+    }
+
+    fn entry(&self, ticket: Ticket) -> Option<&Entry> {
+        let entry = self.entries.get(index_of(ticket))?;
+        let valid = u64::from(entry.generation) == ticket.0 >> 32 && entry.state != State::Free;
+        valid.then_some(entry)
+    }
+
+    fn entry_mut(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(index_of(ticket))?;
+        let valid = u64::from(entry.generation) == ticket.0 >> 32 && entry.state != State::Free;
+        valid.then_some(entry)
+    }
+}
+
+/// A ticket is a slot in its low half and the slot's generation in its high half.
+const fn index_of(ticket: Ticket) -> usize {
+    ticket.0 as u32 as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancing::{ProbeSet, WorkerInfo};
+
+    /// Does what it is told; binds held tickets when an instance becomes idle.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        decisions: VecDeque<Decision>,
+        held: Vec<Ticket>,
+        wakeup: Option<Time>,
+    }
+
+    impl BalancingPolicy for Scripted {
+        fn select(
+            &mut self,
+            request: &RequestInfo<'_>,
+            _: &ClusterView<'_>,
+            _: &mut PolicyContext<'_>,
+        ) -> Decision {
+            let decision = self.decisions.pop_front().unwrap();
+            if matches!(decision, Decision::Hold { .. }) {
+                self.held.push(request.ticket);
+            }
+            decision
+        }
+
+        fn observe(
+            &mut self,
+            event: &PolicyEvent<'_>,
+            _: &ClusterView<'_>,
+            cx: &mut PolicyContext<'_>,
+        ) {
+            if let PolicyEvent::Idle { worker, .. } = event {
+                // All at once, and each twice: the second is passed over.
+                for ticket in self.held.iter().chain(&self.held) {
+                    cx.bind(*ticket, *worker, Why("idle"));
+                }
+                self.held.clear();
+            }
+        }
+
+        fn next_wakeup(&self) -> Option<Time> {
+            self.wakeup
+        }
+    }
+
+    fn balancer(decisions: impl IntoIterator<Item = Decision>) -> Balancer {
+        let decisions = decisions.into_iter().collect();
+        Balancer::new(Box::new(Scripted { decisions, ..Scripted::default() }), 1)
+    }
+
+    fn hold(until: u64) -> Decision {
+        Decision::Hold { until: Time(until) }
+    }
+
+    #[test]
+    fn a_held_ticket_is_bound_once_and_only_while_held() {
+        let mut b = balancer([hold(100), hold(100)]);
+        let f = b.function(&"f".parse().unwrap());
+        let w = b.join(Time(0), WorkerInfo::new("w", 1));
+        let (first, second) = (b.arrived(f), b.arrived(f));
+        assert_eq!(b.select(Time(1), first), hold(100));
+        b.select(Time(1), second);
+        assert_eq!((b.held(), b.poll_timeout()), (2, Some(Time(100))));
+        b.abandoned(Time(2), second);
+        b.worker_idle(Time(3), w, f);
+        assert_eq!(
+            b.poll_output(),
+            Some(BalancerOutput::Bound { ticket: first, worker: w, why: Why("idle") })
+        );
+        assert_eq!(b.poll_output(), None);
+        assert_eq!(b.view().in_flight(w), 1);
+        assert_eq!(b.view().idle(w, f), 0, "the dispatch consumed the idle instance");
+        assert_eq!(b.poll_timeout(), None);
+        b.handle_timeout(Time(200));
+        assert_eq!(b.poll_output(), None);
+        b.finish(Time(201), first);
+        b.finish(Time(201), second);
+        assert_eq!((b.tickets(), b.held(), b.view().in_flight_total()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_bind_to_a_worker_that_is_not_ready_is_passed_over() {
+        let mut b = balancer([hold(100)]);
+        let f = b.function(&"f".parse().unwrap());
+        let w = b.join(Time(0), WorkerInfo::new("w", 1));
+        let ticket = b.arrived(f);
+        b.select(Time(1), ticket);
+        b.set_draining(Time(1), w, true);
+        b.worker_idle(Time(3), w, f);
+        assert_eq!((b.poll_output(), b.held()), (None, 1));
+        b.handle_timeout(Time(100));
+        let refusal = Refusal::Overloaded;
+        assert_eq!(b.poll_output(), Some(BalancerOutput::Refused { ticket, refusal }));
+        assert_eq!(b.held(), 0);
+    }
+
+    #[test]
+    fn a_policy_that_chooses_badly_is_refused_and_counted() {
+        let mut cluster = Cluster::new();
+        let w0 = cluster.join(WorkerInfo::new("a", 1));
+        let w1 = cluster.join(WorkerInfo::new("b", 1));
+        let to = |w| Decision::To(w, Why("script"));
+        let mut b = balancer([to(w1), to(w0), to(w0)]);
+        let f = b.function(&"f".parse().unwrap());
+        b.join(Time(0), WorkerInfo::new("a", 1));
+        let ticket = b.arrived(f);
+        assert_eq!(b.select(Time(0), ticket), Decision::Refuse(Refusal::NoWorker));
+        assert_eq!(b.defects(), (1, Some(Defect::ChoseUnready)));
+        b.exclude(ticket, w0);
+        assert!(!b.has_alternative(ticket));
+        assert_eq!(b.select(Time(0), ticket), to(w0));
+        b.completed(Time(1), ticket, None, false);
+        b.join(Time(1), WorkerInfo::new("b", 1));
+        b.select(Time(1), ticket);
+        assert_eq!(b.defects(), (2, Some(Defect::ChoseExcluded)));
+    }
+
+    #[test]
+    fn probing_ends() {
+        let mut cluster = Cluster::new();
+        let w = cluster.join(WorkerInfo::new("a", 1));
+        let probe = Decision::Probe(ProbeSet::new(&[w]));
+        let mut b = balancer(std::iter::repeat_n(probe, 100));
+        let f = b.function(&"f".parse().unwrap());
+        b.join(Time(0), WorkerInfo::new("a", 1));
+        let ticket = b.arrived(f);
+        let rounds = (0..100).take_while(|_| b.select(Time(0), ticket) == probe).count();
+        assert_eq!(rounds, usize::from(MOST_PROBE_ROUNDS));
+        assert_eq!(b.defects().1, Some(Defect::ProbedForEver));
+    }
+
+    #[test]
+    fn a_wakeup_in_the_past_is_no_busy_loop() {
+        let policy = Scripted { wakeup: Some(Time(5)), ..Scripted::default() };
+        let mut b = Balancer::new(Box::new(policy), 1);
+        assert_eq!(b.poll_timeout(), Some(Time(5)));
+        b.handle_timeout(Time(7));
+        assert_eq!(b.poll_timeout(), Some(Time(7) + WAKEUP_FLOOR));
+        assert_eq!(b.defects().1, Some(Defect::WokeForEver));
+    }
+
+    #[test]
+    fn a_worker_that_leaves_takes_its_count_but_not_its_completions() {
+        let mut cluster = Cluster::new();
+        let w = cluster.join(WorkerInfo::new("a", 1));
+        let mut b = balancer([Decision::To(w, Why("script"))]);
+        let f = b.function(&"f".parse().unwrap());
+        b.join(Time(0), WorkerInfo::new("a", 1));
+        let ticket = b.arrived(f);
+        b.select(Time(0), ticket);
+        let again = b.join(Time(1), WorkerInfo::new("a", 1));
+        assert_eq!((b.view().in_flight_total(), again == w), (0, false));
+        b.completed(Time(2), ticket, None, true);
+        b.completed(Time(2), ticket, None, true);
+        assert_eq!(b.view().in_flight(again), 0);
+        b.finish(Time(2), ticket);
+        b.finish(Time(2), ticket);
+        assert_eq!(b.tickets(), 0);
+    }
+
+    #[test]
+    fn deadlines_of_bound_tickets_do_not_pile_up() {
+        let mut b = balancer(std::iter::repeat_n(hold(u64::MAX), 10_000));
+        let f = b.function(&"f".parse().unwrap());
+        for _ in 0..10_000 {
+            let ticket = b.arrived(f);
+            b.select(Time(0), ticket);
+            b.finish(Time(0), ticket);
+        }
+        assert!(b.deadlines.len() < 200, "{}", b.deadlines.len());
+    }
+}

@@ -1,0 +1,30 @@
+//! The balancing policies, and the catalogue that makes one from its name and parameters.
+//!
+//! | name | parameters | chooses |
+//! |---|---|---|
+//! | `round-robin` | | the next worker in turn |
+//! | `random` | | any, uniformly |
+//! | `power-of-two` | `d` | the least loaded of `d` random ones |
+//! | `least-outstanding` | | the least loaded of all |
+//! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//!
+//! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
+
+mod bounded_load;
+mod candidates;
+mod catalog;
+mod least_outstanding;
+mod load_order;
+mod power_of_d;
+mod random;
+mod ring;
+mod round_robin;
+
+pub use bounded_load::BoundedLoad;
+pub use catalog::{BuildPolicy, ParameterInfo, PolicyCatalog, PolicyConfig, PolicyEntry};
+pub use least_outstanding::LeastOutstanding;
+pub use load_order::LoadOrder;
+pub use power_of_d::PowerOfD;
+pub use random::Random;
+pub use ring::Ring;
+pub use round_robin::RoundRobin;
