@@ -66,8 +66,11 @@ pub struct SimConfig {
 
 /// A configuration that cannot be simulated.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no keep-alive policy \"{0}\"; use one of {}", keep_alive::NAMES.join(", "))]
-pub struct UnknownKeepAlive(pub String);
+#[error("there is no keep-alive policy \"{name}\"; use one of {}", keep_alive::NAMES.join(", "))]
+pub struct UnknownKeepAlive {
+    /// The name that is not known.
+    pub name: String,
+}
 
 /// Runs the experiment; `record` sees every call when it is over, in the order in which they end.
 ///
@@ -183,7 +186,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         let mut workers = Vec::new();
         for n in 0..config.workers {
             let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
-                .ok_or_else(|| UnknownKeepAlive(config.keep_alive.clone()))?;
+                .ok_or_else(|| UnknownKeepAlive { name: config.keep_alive.clone() })?;
             let make_queue = queue::by_name("fifo").expect("fifo is a queue policy");
             let capacity = config.scheduler.memory / config.limits.memory.max(1);
             let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
@@ -423,7 +426,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 place.fetching.entry(digest).or_default().push(version);
                 match place.cache.want(digest, now) {
                     Lookup::Held => self.after(Duration::ZERO, What::CodeCame { worker, digest }),
-                    Lookup::Fetch => self.after(self.config.pull, What::CodeCame { worker, digest }),
+                    Lookup::Fetch => {
+                        self.after(self.config.pull, What::CodeCame { worker, digest })
+                    }
                     Lookup::Wait => {}
                 }
             }

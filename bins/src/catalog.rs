@@ -73,7 +73,7 @@ impl Catalog {
     /// Nothing but what is added.
     pub fn empty() -> Self {
         let (sandboxes, registries) = (Vec::new(), Vec::new());
-        Catalog { sandboxes, registries, policies: PolicyCatalog::empty() }
+        Catalog { sandboxes, registries, policies: PolicyCatalog::new() }
     }
 
     /// Everything that the project ships.

@@ -75,7 +75,7 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     config.workers = options.workers;
     config.seed = options.seed.unwrap_or(0);
     let proxy =
-        Proxy::new(config, policy.name(), built, registry, Arc::new(SystemClock::new()));
+        Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
     say_ready(&listener)?;
     proxy.serve(listener, stop).await.context(|| "the balancer ended".to_owned())
 }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub(crate) use balancer::DEFAULT_POLICY;
 use clap::{Parser, Subcommand};
 use openlambda_core::config::parse_toml;
 use serde::de::DeserializeOwned;
@@ -80,6 +81,13 @@ pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
 
 /// Runs a future on a runtime of its own, with logs to standard error.
 fn block_on<F: Future>(future: F) -> Result<F::Output> {
+    start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    Ok(runtime.context(|| "cannot start the runtime".to_owned())?.block_on(future))
+}
+
+/// Sends log lines to standard error; `OPENLAMBDA_LOG` filters them.
+pub(crate) fn start_log() {
     let filter = std::env::var("OPENLAMBDA_LOG").unwrap_or_else(|_| "info".to_owned());
     let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
         && std::env::var_os("NO_COLOR").is_none();
@@ -88,8 +96,6 @@ fn block_on<F: Future>(future: F) -> Result<F::Output> {
         .with_writer(std::io::stderr)
         .with_ansi(color)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    Ok(runtime.context(|| "cannot start the runtime".to_owned())?.block_on(future))
 }
 
 /// Reads the file that `--config` names; without one everything is unset.

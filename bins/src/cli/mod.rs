@@ -1,0 +1,143 @@
+//! `ol`: every command, its arguments, and where it is carried out.
+
+mod doctor;
+mod functions;
+mod logs;
+mod policies;
+mod sim;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::Catalog;
+use crate::cluster::DataDir;
+use crate::daemon::{self, DaemonCommand};
+use crate::error::{self, CliError, Result};
+
+#[derive(Parser)]
+#[command(
+    name = "ol",
+    version,
+    about = "A serverless platform for research",
+    after_help = "A first session:\n  ol up --detach\n  ol deploy examples/functions/echo\n  \
+                  ol invoke echo -d '{\"one\": 1}'\n  ol down"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster on this machine: a balancer, a registry, workers
+    Up(up::UpArgs),
+    /// Stop the cluster
+    Down(Common),
+    /// Show what runs
+    Status(Common),
+    /// Publish a function's folder as its next version
+    Deploy(functions::DeployArgs),
+    /// Call a function; prints the reply's body
+    Invoke(functions::InvokeArgs),
+    /// List the functions
+    Ls(Common),
+    /// Show what a function printed
+    Logs(logs::LogsArgs),
+    /// Remove a function with all its versions
+    Rm(functions::RmArgs),
+    /// List the balancing policies
+    Policies(policies::PoliciesArgs),
+    /// Compare policies in a simulation of the very code that balances and schedules
+    Sim(sim::SimArgs),
+    /// Check this machine for what OpenLambda needs
+    Doctor(doctor::DoctorArgs),
+    /// Run one daemon, as `ol up` does
+    #[command(hide = true, subcommand)]
+    Daemon(DaemonCommand),
+}
+
+/// What every command about a cluster takes.
+#[derive(Args, Clone, Debug)]
+struct Common {
+    /// The cluster's folder [default: $XDG_STATE_HOME/openlambda or ~/.local/state/openlambda]
+    #[arg(long, value_name = "DIR", env = "OPENLAMBDA_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+impl Common {
+    fn dir(&self) -> Result<DataDir> {
+        DataDir::new(self.data_dir.clone())
+    }
+}
+
+/// The whole `ol` with the parts of `catalog`: reads the command line, carries the command out, and
+/// returns the exit status: 0 done, 1 it failed, 2 it was called wrongly.
+pub fn main_with(catalog: Catalog) -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Daemon(command) => return daemon::run(command, &catalog),
+        Command::Up(args) => up::up(args, &catalog),
+        Command::Down(args) => up::down(&args),
+        Command::Status(args) => up::status(&args),
+        Command::Deploy(args) => functions::deploy(&args, &catalog),
+        Command::Invoke(args) => functions::invoke(&args),
+        Command::Ls(args) => functions::list(&args, &catalog),
+        Command::Logs(args) => logs::logs(&args),
+        Command::Rm(args) => functions::remove(&args, &catalog),
+        Command::Policies(args) => policies::policies(&args, &catalog),
+        Command::Sim(args) => sim::sim(&args, &catalog),
+        Command::Doctor(args) => doctor::doctor(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            error::print("ol", &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command's future.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CliError::new(format!("cannot start: {error}")))?;
+    runtime.block_on(future)
+}
+
+/// Prints to standard output. A reader that has gone, as in `ol ls | head`, is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn print_json(value: &serde_json::Value) {
+    print(&format!("{value}\n"));
+}
+
+/// Columns under headings, as wide as their widest cell.
+fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let widths: Vec<usize> = (0..headings.len())
+        .map(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut text = line(&mut headings.iter().copied());
+    for row in rows {
+        text.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    text
+}

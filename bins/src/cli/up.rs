@@ -1,0 +1,312 @@
+//! `ol up`, `ol down`, `ol status`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
+use openlambda_lb::policies::PolicyConfig;
+use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Common, block_on, print, print_json, table};
+use crate::Catalog;
+use crate::cluster::{ClusterState, DataDir};
+use crate::error::{CliError, Context, Result};
+use crate::http_client;
+use crate::supervisor::{ClusterSpec, Supervisor};
+
+#[derive(Args, Debug)]
+pub(super) struct UpArgs {
+    /// How many workers
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    workers: u32,
+    /// The balancer's address; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", env = "OPENLAMBDA_LISTEN")]
+    listen: SocketAddr,
+    /// Kind of sandbox: auto, or one that `ol doctor` names
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    sandbox: String,
+    /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
+    /// runs already
+    #[arg(long, value_name = "NAME[=PLACE]", default_value = "native")]
+    registry: String,
+    /// Balancing policy, with parameters after commas; `ol policies` lists them
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", default_value = crate::daemon::DEFAULT_POLICY)]
+    policy: String,
+    /// Each worker's memory pool, MiB
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u64>,
+    /// Seed of the policy's choices
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Return when the cluster serves, and leave it running
+    #[arg(long)]
+    detach: bool,
+    /// This process is the supervisor that --detach has started
+    #[arg(long, hide = true)]
+    detached: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
+    // What is wrong with the words of the call is said before anything is started.
+    let policy: PolicyConfig = args.policy.parse()?;
+    catalog.policies().build(&policy)?;
+    let sandbox = catalog.sandbox_entry(&args.sandbox)?.name.to_owned();
+    if !matches!(args.registry.as_str(), "native" | "dir") {
+        catalog.open_registry(&args.registry)?;
+    }
+    let dir = args.common.dir()?;
+    dir.create()?;
+    let Some(lock) = dir.try_lock()? else {
+        // Running already: that is what was asked for.
+        return block_on(async {
+            let state = wait_until_ready(&dir).await?;
+            eprintln!("the cluster runs already; `ol down` stops it");
+            report_up(&state, &args.common);
+            Ok(ExitCode::SUCCESS)
+        });
+    };
+    if args.detach {
+        drop(lock);
+        return block_on(detach(&dir, &args.common));
+    }
+    let left = dir.clean();
+    if left.processes > 0 {
+        eprintln!("removed {} processes that an earlier cluster had left", left.processes);
+    }
+    let spec = ClusterSpec {
+        workers: args.workers,
+        listen: args.listen,
+        sandbox,
+        registry: args.registry.clone(),
+        policy: args.policy.clone(),
+        memory_mb: args.memory_mb,
+        seed: args.seed,
+    };
+    if args.detached {
+        crate::daemon::start_log();
+    }
+    block_on(async {
+        let stop = crate::daemon::stop_signal()?;
+        tokio::pin!(stop);
+        let supervisor = tokio::select! {
+            supervisor = Supervisor::start(dir.clone(), &spec) => supervisor?,
+            () = &mut stop => return Ok(()),
+        };
+        if !args.detached {
+            let state = dir.read_state().unwrap_or_default();
+            report_up(&state, &args.common);
+            eprintln!("Ctrl-C stops the cluster");
+        }
+        stop.await;
+        supervisor.stop().await;
+        Ok(())
+    })
+    .inspect(|()| drop(dir.clean()))
+    .inspect_err(|_| drop(dir.clean()))?;
+    drop(lock);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts this very command again as a supervisor of its own session, and waits until it serves or
+/// has said why not.
+async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
+    let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+    let log = dir.join("logs/supervisor.log");
+    let open = std::fs::File::options().create(true).append(true).open(&log);
+    let file = open.context(|| format!("cannot write {}", log.display()))?;
+    let begin = file.metadata().map_or(0, |metadata| metadata.len());
+    let mut command = CommandSpec::new(program).env(MARK, format!("{}/supervisor", dir.mark()));
+    for arg in std::env::args_os().skip(1).filter(|arg| arg != "--detach") {
+        command = command.arg(arg);
+    }
+    command = command.arg("--detached").env("OPENLAMBDA_DATA_DIR", dir.path());
+    command.inherit_env = true;
+    command.parent_death = None;
+    command.stderr = Output::File(file);
+    let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
+    let child = spawner.spawn(command).await.context(|| "cannot start".to_owned())?;
+    let pid = child.pid().as_raw_nonzero().get() as u32;
+    let ready = async {
+        loop {
+            if let Some(state) = dir.read_state().filter(|state| state.ready && state.pid == pid) {
+                return state;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        state = ready => {
+            report_up(&state, common);
+            Ok(ExitCode::SUCCESS)
+        }
+        status = child.wait() => {
+            if status.success() {
+                // Another `ol up` was quicker.
+                report_up(&wait_until_ready(dir).await?, common);
+                return Ok(ExitCode::SUCCESS);
+            }
+            let text = std::fs::read(&log).unwrap_or_default();
+            let text = text.get(usize::try_from(begin).unwrap_or(0)..).unwrap_or_default();
+            let text = String::from_utf8_lossy(text);
+            let said = text.lines().rev().find_map(|line| line.strip_prefix("ol: "));
+            let fallback = format!("the cluster did not start; see {}", log.display());
+            Err(CliError::new(said.map_or(fallback, str::to_owned)))
+        }
+    }
+}
+
+async fn wait_until_ready(dir: &DataDir) -> Result<ClusterState> {
+    for _ in 0..1500 {
+        if let Some(state) = dir.read_state().filter(|state| state.ready) {
+            return Ok(state);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let message = "a supervisor runs, but its cluster does not; stop it with `ol down`";
+    Err(CliError::new(message))
+}
+
+fn report_up(state: &ClusterState, common: &Common) {
+    if common.json {
+        print_json(&status_json(state, None));
+        return;
+    }
+    print(&format!("{}\n", state.url));
+    let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
+    eprintln!(
+        "serving with {} workers ({sandbox} sandboxes), the {} registry and the policy {}",
+        state.workers.len(),
+        state.registry.kind,
+        state.policy
+    );
+    if sandbox == "process" {
+        eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
+    }
+}
+
+pub(super) fn down(args: &Common) -> Result<ExitCode> {
+    let dir = args.dir()?;
+    let was_up = dir.is_up()?;
+    if was_up {
+        let state = dir.read_state();
+        let pid = state.and_then(|state| Pid::from_raw(i32::try_from(state.pid).ok()?));
+        if let Some(pid) = pid {
+            // Gone meanwhile is as good as stopped.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        block_on(async {
+            for _ in 0..2500 {
+                if !dir.is_up()? {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(CliError::new("the supervisor does not stop; kill it and run `ol down` again"))
+        })?;
+    }
+    let mut cleaned = None;
+    if dir.path().exists() {
+        let Some(_lock) = dir.try_lock()? else {
+            return Err(CliError::new("another cluster was just started here; try again"));
+        };
+        let report = dir.clean();
+        if !report.failed.is_empty() {
+            let message = format!("could not remove {}", report.failed.join(", "));
+            return Err(CliError::new(message));
+        }
+        cleaned = Some(report);
+    }
+    let killed = cleaned.as_ref().map_or(0, |report| report.processes);
+    if args.json {
+        print_json(&serde_json::json!({ "was_up": was_up, "killed": killed }));
+    } else if was_up {
+        eprintln!("stopped");
+    } else if killed > 0 {
+        eprintln!("no cluster ran; removed {killed} processes that an earlier one had left");
+    } else {
+        eprintln!("no cluster runs here");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn status(args: &Common) -> Result<ExitCode> {
+    let state = args.dir()?.running()?;
+    let balancer = block_on(balancer_status(&state.url)).ok();
+    if args.json {
+        print_json(&status_json(&state, balancer.as_ref()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = format!(
+        "{}  policy {}  registry {}\n",
+        state.url, state.policy, state.registry.spec
+    );
+    if balancer.is_none() {
+        text.push_str("the balancer does not answer; the supervisor is starting it again\n");
+    }
+    let rows: Vec<Vec<String>> = state
+        .workers
+        .iter()
+        .map(|worker| {
+            let known = known_worker(&worker.id, balancer.as_ref());
+            let (running, idle) = known.map_or((0, 0), |known| (known.load.running, known.load.idle));
+            vec![
+                worker.id.clone(),
+                worker_state(known).to_owned(),
+                worker.sandbox.clone(),
+                running.to_string(),
+                idle.to_string(),
+                worker.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                worker.url.clone(),
+            ]
+        })
+        .collect();
+    text.push_str(&table(&["WORKER", "STATE", "SANDBOX", "RUNNING", "IDLE", "PID", "URL"], &rows));
+    print(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn balancer_status(url: &str) -> Result<BalancerStatus> {
+    let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
+    let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
+    serde_json::from_slice(answer.body()).context(|| "the balancer's answer is strange".to_owned())
+}
+
+fn known_worker<'a>(
+    id: &str,
+    balancer: Option<&'a BalancerStatus>,
+) -> Option<&'a openlambda_core::wire::WorkerStatus> {
+    balancer?.workers.iter().find(|known| known.name == id)
+}
+
+fn worker_state(known: Option<&openlambda_core::wire::WorkerStatus>) -> &str {
+    known.map_or("starting", |known| known.state.as_str())
+}
+
+/// The documented form of `ol status --json`.
+fn status_json(state: &ClusterState, balancer: Option<&BalancerStatus>) -> serde_json::Value {
+    let workers = state.workers.iter().map(|worker| {
+        let known = known_worker(&worker.id, balancer);
+        let state = if balancer.is_none() { "ready" } else { worker_state(known) };
+        serde_json::json!({
+            "id": worker.id,
+            "url": worker.url,
+            "sandbox": worker.sandbox,
+            "state": state,
+            "pid": worker.pid,
+        })
+    });
+    serde_json::json!({
+        "url": state.url,
+        "policy": state.policy,
+        "pid": state.pid,
+        "balancer_pid": state.balancer_pid,
+        "workers": workers.collect::<Vec<_>>(),
+        "registry": state.registry,
+    })
+}

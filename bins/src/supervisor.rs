@@ -1,0 +1,358 @@
+//! `ol up`'s supervisor: one balancer, one registry and the workers, each a process of its own.
+//!
+//! ```text
+//!           spawn            ready line             exits by itself
+//! (nothing) ─────▶ starting ───────────▶ running ──────────────────▶ waiting ──backoff──▶ starting
+//!                     │                     │                           │
+//!                     └── exits: the first start fails, a later one waits again
+//!                                           └── stop: TERM, then KILL after the grace ──▶ (nothing)
+//! ```
+//!
+//! A daemon keeps its address over restarts where others know it (balancer, registry); a worker
+//! announces its new one. Daemons get SIGTERM when the supervisor dies, kill −9 included.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
+use rustix::process::Signal;
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
+use crate::error::{CliError, Context, Result};
+
+/// How long a daemon may take until it serves.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a daemon may take to finish its calls when it is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(35);
+/// The first and the longest wait before a dead daemon is started again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What the cluster is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterSpec {
+    pub(crate) workers: u32,
+    pub(crate) listen: SocketAddr,
+    pub(crate) sandbox: String,
+    /// `native` or `dir`, or `NAME=PLACE` of one that runs already.
+    pub(crate) registry: String,
+    pub(crate) policy: String,
+    pub(crate) memory_mb: Option<u64>,
+    pub(crate) seed: u64,
+}
+
+/// A cluster that runs until it is stopped.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
+    /// In the order in which they were started.
+    daemons: Vec<Supervised>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: DataDir,
+    spawner: Arc<Spawner>,
+    program: PathBuf,
+    state: Mutex<ClusterState>,
+}
+
+#[derive(Debug)]
+struct Supervised {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// How one daemon is started.
+#[derive(Clone, Debug)]
+struct DaemonSpec {
+    /// Its name in logs: `lb`, `registry`, `worker-1`.
+    name: String,
+    args: Vec<String>,
+    /// The address to listen on first; a restart takes the one that it got.
+    listen: SocketAddr,
+    keeps_address: bool,
+}
+
+#[derive(Deserialize)]
+struct ReadyLine {
+    ready: String,
+}
+
+impl Supervisor {
+    /// Starts everything, in order, and waits until all of it serves.
+    ///
+    /// # Errors
+    ///
+    /// What the first daemon that did not start said of it; the others are stopped again.
+    pub(crate) async fn start(dir: DataDir, spec: &ClusterSpec) -> Result<Supervisor> {
+        let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+        let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
+        let state = ClusterState {
+            pid: std::process::id(),
+            policy: spec.policy.clone(),
+            ..ClusterState::default()
+        };
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { dir, spawner, program, state });
+        let mut supervisor = Supervisor { shared, daemons: Vec::new() };
+        match supervisor.start_all(spec).await {
+            Ok(()) => Ok(supervisor),
+            Err(error) => {
+                supervisor.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_all(&mut self, spec: &ClusterSpec) -> Result<()> {
+        let any: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let path = |below: &str| self.shared.dir.join(below).display().to_string();
+        let (store, functions, volumes) = (path("registry"), path("functions"), path("volumes"));
+        let registry = match spec.registry.as_str() {
+            "native" => {
+                let args = ["daemon", "registry", "--store", &store];
+                let url = self.start_daemon("registry", &args, any, true).await?;
+                format!("native={url}")
+            }
+            "dir" => {
+                std::fs::create_dir_all(&functions)
+                    .context(|| format!("cannot make {functions}"))?;
+                format!("dir={functions}")
+            }
+            place => place.to_owned(),
+        };
+        let kind = registry.split_once('=').map_or("", |(kind, _)| kind).to_owned();
+        self.shared.update(|state| {
+            let pid = state.registry.pid;
+            state.registry = RegistryState { kind, spec: registry.clone(), pid };
+        });
+        let seed = spec.seed.to_string();
+        let args =
+            ["daemon", "lb", "--registry", &registry, "--policy", &spec.policy, "--seed", &seed];
+        let balancer = self.start_daemon("lb", &args, spec.listen, true).await?;
+        let balancer = reachable(&balancer);
+        self.shared.update(|state| state.url.clone_from(&balancer));
+        for n in 1..=spec.workers {
+            let id = format!("worker-{n}");
+            let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
+            let memory = spec.memory_mb.map(|memory| memory.to_string());
+            let mut args = vec![
+                "daemon", "worker", "--name", &id, "--state-dir", &state_dir, "--volumes-dir",
+                &volumes, "--balancer", &balancer, "--registry", &registry, "--sandbox",
+                &spec.sandbox, "--seed", &seed,
+            ];
+            if let Some(memory) = &memory {
+                args.extend(["--memory-mb", memory]);
+            }
+            self.shared.update(|state| {
+                let sandbox = spec.sandbox.clone();
+                state.workers.push(WorkerState { id: id.clone(), sandbox, ..Default::default() });
+            });
+            self.start_daemon(&id, &args, any, false).await?;
+        }
+        self.wait_for_workers(&balancer, spec.workers).await?;
+        self.shared.update(|state| state.ready = true);
+        Ok(())
+    }
+
+    /// Starts a daemon and its supervision. Returns its URL once it serves.
+    async fn start_daemon(
+        &mut self,
+        name: &str,
+        args: &[&str],
+        listen: SocketAddr,
+        keeps_address: bool,
+    ) -> Result<String> {
+        let spec = DaemonSpec {
+            name: name.to_owned(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            listen,
+            keeps_address,
+        };
+        let (stop, stopped) = watch::channel(false);
+        let (child, url) = self.shared.start(&spec, &stopped).await?;
+        let task = tokio::spawn(supervise(self.shared.clone(), spec, child, url.clone(), stopped));
+        self.daemons.push(Supervised { stop, task });
+        Ok(url)
+    }
+
+    /// Waits until the balancer has all workers in its rotation.
+    async fn wait_for_workers(&self, balancer: &str, workers: u32) -> Result<()> {
+        let url = format!("{balancer}{}", openlambda_core::wire::CLUSTER_PATH);
+        for _ in 0..600 {
+            let request = http::Request::get(&url).body(bytes::Bytes::new());
+            let request = request.context(|| format!("{url} is no address"))?;
+            if let Ok(answer) = crate::http_client::send(request).await
+                && let Ok(status) = serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(
+                    answer.body(),
+                )
+                && status.workers.iter().filter(|worker| worker.state == "ready").count()
+                    >= workers as usize
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let logs = self.shared.dir.join("logs");
+        Err(CliError::new(format!(
+            "the workers did not join the balancer in time; see {}",
+            logs.display()
+        )))
+    }
+
+    /// Stops everything: balancer and workers finish the calls under way side by side, and the
+    /// registry, which was started first and which they may still need, goes last.
+    pub(crate) async fn stop(self) {
+        self.shared.update(|state| state.ready = false);
+        let mut daemons = self.daemons;
+        let others = daemons.split_off(daemons.len().min(1));
+        for group in [others, daemons] {
+            for daemon in &group {
+                daemon.stop.send_replace(true);
+            }
+            for daemon in group {
+                let _ = daemon.task.await;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Starts a daemon and waits for its ready line.
+    async fn start(
+        &self,
+        spec: &DaemonSpec,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<(Child, String)> {
+        let log = self.dir.join("logs").join(format!("{}.log", spec.name));
+        let open = File::options().create(true).append(true).open(&log);
+        let file = open.context(|| format!("cannot write {}", log.display()))?;
+        let begin = file.metadata().map_or(0, |metadata| metadata.len());
+        let mut command = CommandSpec::new(&self.program)
+            .env(MARK, format!("{}/{}", self.dir.mark(), spec.name));
+        for arg in &spec.args {
+            command = command.arg(arg);
+        }
+        command = command.arg("--listen").arg(spec.listen.to_string());
+        command.inherit_env = true;
+        command.parent_death = Some(Signal::TERM);
+        command.stdout = Output::Pipe;
+        command.stderr = Output::File(file);
+        let spawned = self.spawner.spawn(command).await;
+        let mut child = spawned.context(|| format!("cannot start {}", spec.name))?;
+        let stdout = child.take_stdout().expect("its output is a pipe");
+        let stdout = pipe::Receiver::from_owned_fd(stdout)
+            .context(|| "cannot read a daemon's output".to_owned())?;
+        let mut lines = BufReader::new(stdout).lines();
+        let mut stopped = stopped.clone();
+        let line = tokio::select! {
+            line = tokio::time::timeout(START_LIMIT, lines.next_line()) => line,
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(Ok(None)),
+        };
+        let ready = match line {
+            Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
+            _ => None,
+        };
+        if let Some(ReadyLine { ready }) = ready {
+            self.note(spec, Some(child.pid().as_raw_nonzero().get() as u32), Some(&ready));
+            return Ok((child, ready));
+        }
+        child.kill_group();
+        child.wait().await;
+        Err(CliError::new(last_words(&log, begin).unwrap_or_else(|| {
+            format!("{} did not start; see {}", spec.name, log.display())
+        })))
+    }
+
+    /// Writes down a daemon's process and address.
+    fn note(&self, spec: &DaemonSpec, pid: Option<u32>, url: Option<&str>) {
+        self.update(|state| match spec.name.as_str() {
+            "lb" => state.balancer_pid = pid,
+            "registry" => state.registry.pid = pid,
+            name => {
+                if let Some(worker) = state.workers.iter_mut().find(|worker| worker.id == name) {
+                    worker.pid = pid;
+                    if let Some(url) = url {
+                        worker.url = url.to_owned();
+                    }
+                }
+            }
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut ClusterState)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if let Err(error) = self.dir.write_state(&state) {
+            tracing::warn!(%error, "cannot write cluster.json");
+        }
+    }
+}
+
+/// Starts a daemon again whenever it ends by itself, until it is told to stop.
+async fn supervise(
+    shared: Arc<Shared>,
+    mut spec: DaemonSpec,
+    mut child: Child,
+    url: String,
+    mut stopped: watch::Receiver<bool>,
+) {
+    if spec.keeps_address
+        && let Some(address) = url.strip_prefix("http://").and_then(|url| url.parse().ok())
+    {
+        spec.listen = address;
+    }
+    loop {
+        let status = tokio::select! {
+            status = child.wait() => status,
+            _ = stopped.wait_for(|stopped| *stopped) => {
+                child.signal(Signal::TERM);
+                if tokio::time::timeout(STOP_GRACE, child.wait()).await.is_err() {
+                    tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
+                }
+                child.kill_group();
+                child.wait().await;
+                return;
+            }
+        };
+        tracing::warn!(daemon = spec.name, ?status, "ended; starting it again");
+        child.kill_group();
+        shared.note(&spec, None, None);
+        let mut wait = BACKOFF.0;
+        child = loop {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            }
+            match shared.start(&spec, &stopped).await {
+                Ok((child, _)) => break child,
+                Err(_) if *stopped.borrow() => return,
+                Err(error) => {
+                    tracing::warn!(daemon = spec.name, %error, "did not start again");
+                    wait = (2 * wait).min(BACKOFF.1);
+                }
+            }
+        };
+    }
+}
+
+/// The last line that a daemon which did not start left in its log: it says why.
+fn last_words(log: &std::path::Path, begin: u64) -> Option<String> {
+    let bytes = std::fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(bytes.get(usize::try_from(begin).ok()?..)?).into_owned();
+    let line = text.lines().rev().find(|line| line.starts_with("ol-"))?;
+    Some(line.to_owned())
+}
+
+/// The address at which this machine reaches a daemon that listens on all addresses.
+fn reachable(url: &str) -> String {
+    url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+}
