@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -101,6 +102,16 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// Start with the revision of an earlier event, or with [`Revision::NOW`]. A
     /// [`RegistryEvent::Lagged`] says that events were lost: resolve again what matters.
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent>;
+
+    /// For how long one who follows [`watch`](Self::watch) may go on using what a mutable reference
+    /// (a name alone, an alias) resolved to, without asking again.
+    ///
+    /// Zero, the default, means not at all: right where changes are not announced at once, as in a
+    /// folder that anybody edits. A registry that announces its changes gives a time that bounds the
+    /// damage of an event that is lost.
+    fn cache_for(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A registry's counter of changes. Comparable only within one registry.

@@ -1,1 +1,210 @@
-//! x
+//! The HTTP reverse proxy: [`Proxy::invoke`] is the way of an invocation through the balancer.
+//!
+//! ```text
+//! client ─▶ decode ─▶ resolve ─▶ select ─▶ forward ─▶ outcome ─▶ client
+//!                                   ▲         │
+//!                                   └─────────┘ again, only when the call cannot have started
+//! ```
+//!
+//! Bodies stream both ways. The worker's name is chosen by a policy behind one short lock that is
+//! never held over an await; everything else is per call.
+//!
+//! A retry goes to another worker, at most [`ProxyConfig::retries`] times, and only when
+//!
+//! * the worker could not be reached, or the request was never written to it, or it answered that
+//!   the call has not started for a reason that another worker need not have: it drains, its queue
+//!   is full, the sandbox could not be made, it cannot reach the registry; and
+//! * the body can be sent again: it was small and is kept, or not a byte of it was taken yet; and
+//! * there is another ready worker.
+//!
+//! # Limits
+//!
+//! Paths below `/internal/` are answered to clients on this machine only; for others they do not
+//! exist. Workers on other machines are named in [`ProxyConfig::workers`].
+
+mod decode;
+mod forward;
+mod outcome;
+mod resolver;
+mod select;
+mod server;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use openlambda_core::balancing::BalancingPolicy;
+use openlambda_core::failure::{Failure, FailureKind};
+use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::registry::Registry;
+use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::wire::DEFAULT_BODY_LIMIT;
+use serde::Deserialize;
+
+use self::resolver::Resolver;
+pub(crate) use self::select::Selector;
+use crate::membership::Membership;
+
+/// The balancer as a server. See the module's documentation.
+#[derive(Debug)]
+pub struct Proxy {
+    config: ProxyConfig,
+    policy: String,
+    resolver: Resolver,
+    selector: Arc<Selector>,
+    membership: Arc<Membership>,
+    client: HttpClient,
+    ids: RequestIds,
+    stats: Stats,
+}
+
+/// The client for workers, with its pool of connections.
+pub(crate) type HttpClient = Client<HttpConnector, Body>;
+
+impl Proxy {
+    /// One invocation, from the client's request to the reply, whose body may still be on its way.
+    pub async fn invoke(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
+        let (id, call) = decode::decode(request, peer, &self.config, &self.ids).await;
+        let mut worker = None;
+        let answer = async {
+            let mut call = call?;
+            let function = self.resolver.resolve(&call.target.function).await?;
+            function.admits(&call.method)?;
+            let mut route = self.selector.arrive(&function);
+            loop {
+                let chosen = worker.insert(route.select().await?);
+                match forward::forward(&self.client, &mut call, &function, chosen, &id).await {
+                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, &function)),
+                    Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
+                        self.stats.retries.fetch_add(1, Ordering::Relaxed);
+                        tracing::debug!(request = %id, worker = %chosen.name, %failure, "retry");
+                    }
+                    Err(failure) => return Err(failure),
+                }
+            }
+        };
+        outcome::answer(answer.await, &id, worker.as_deref(), &self.stats)
+    }
+
+    /// A balancer that asks `policy` and `registry`. `policy_name` is what status reports call it.
+    ///
+    /// It does nothing before [`serve`](Self::serve).
+    pub fn new(
+        config: ProxyConfig,
+        policy_name: impl Into<String>,
+        policy: Box<dyn BalancingPolicy>,
+        registry: Arc<dyn Registry>,
+        clock: Arc<SystemClock>,
+    ) -> Arc<Proxy> {
+        let client = http_client();
+        let seed = config.seed.unwrap_or_else(|| {
+            openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()))
+        });
+        let selector = Selector::new(policy, seed, client.clone(), Arc::clone(&clock));
+        let membership = Membership::new(
+            Arc::clone(&selector),
+            client.clone(),
+            Arc::clone(&clock),
+            Duration::from_secs_f64(config.silence_seconds),
+        );
+        Arc::new(Proxy {
+            policy: policy_name.into(),
+            resolver: Resolver::new(registry, clock),
+            selector,
+            membership,
+            client,
+            ids: RequestIds::new(seed),
+            stats: Stats::default(),
+            config,
+        })
+    }
+}
+
+fn http_client() -> HttpClient {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(Duration::from_secs(2)));
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        // Below the time after which a worker closes an idle connection: a request that is sent at
+        // that very moment could not be told from one that had started.
+        .pool_idle_timeout(Duration::from_secs(5))
+        .build(connector)
+}
+
+/// How a [`Proxy`] behaves. Every field has a default.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// Workers that are there for good, as `http://host:port`. Others announce themselves.
+    pub workers: Vec<String>,
+    /// The largest request body, in bytes.
+    pub body_limit: u64,
+    /// How many more workers a call is tried on when it cannot have started.
+    pub retries: u32,
+    /// How much longer than a function's own time limit the balancer waits for a worker.
+    pub timeout_grace_seconds: f64,
+    /// What it adds for the time before the handler starts: queueing, pulling, a cold start.
+    pub start_allowance_seconds: f64,
+    /// A worker that has said nothing for so long is unhealthy. Workers speak every 0.5 s.
+    pub silence_seconds: f64,
+    /// How long calls in flight may take to end after a shutdown was asked for.
+    pub drain_seconds: f64,
+    /// How long a client may take to send the head of a request, and how long a connection may be
+    /// idle between two.
+    pub header_seconds: f64,
+    /// The largest head of a request, in bytes; then 431.
+    pub header_limit: usize,
+    /// Calls that are answered at once; one more gets 503.
+    pub most_calls: usize,
+    /// The seed of the policy's randomness; by default another one in each run.
+    pub seed: Option<u64>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        ProxyConfig {
+            workers: Vec::new(),
+            body_limit: DEFAULT_BODY_LIMIT,
+            retries: 2,
+            timeout_grace_seconds: 5.0,
+            start_allowance_seconds: 60.0,
+            silence_seconds: 1.5,
+            drain_seconds: 30.0,
+            header_seconds: 30.0,
+            header_limit: 64 << 10,
+            most_calls: 50_000,
+            seed: None,
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// How long a worker may be silent during a call, beside the function's own time limit.
+    fn silence_limit(&self) -> Duration {
+        let seconds = self.timeout_grace_seconds + self.start_allowance_seconds;
+        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    }
+}
+
+/// What the balancer counts.
+#[derive(Debug, Default)]
+struct Stats {
+    calls: AtomicU64,
+    retries: AtomicU64,
+    /// In the order of [`FailureKind::ALL`].
+    failures: [AtomicU64; FailureKind::ALL.len()],
+}
+
+impl Stats {
+    fn failed(&self, failure: &Failure) {
+        if let Some(place) = FailureKind::ALL.iter().position(|kind| *kind == failure.kind) {
+            self.failures[place].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

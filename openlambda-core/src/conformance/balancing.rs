@@ -413,7 +413,7 @@ mod tests {
                 Some(_) if cx.rng.chance(0.2) => {
                     Decision::Hold { until: cx.now + Duration::from_millis(5) }
                 }
-                Some(worker) if request.attempt == 0 && cx.rng.chance(0.2) => {
+                Some(worker) if request.attempt == 0 && cx.rng.chance(0.02) => {
                     Decision::Probe(crate::balancing::ProbeSet::new(&[worker]))
                 }
                 worker => to(worker),

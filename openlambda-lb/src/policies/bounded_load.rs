@@ -2,7 +2,6 @@
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
-    WorkerId,
 };
 use openlambda_core::hash::mix;
 
@@ -155,7 +154,7 @@ impl BoundedLoad {
 
 #[cfg(test)]
 mod tests {
-    use openlambda_core::balancing::{Cluster, FunctionId, Output, Ticket, WorkerInfo};
+    use openlambda_core::balancing::{Cluster, FunctionId, Output, Ticket, WorkerId, WorkerInfo};
     use openlambda_core::random::Rng;
     use openlambda_core::time::Time;
     use proptest::prelude::*;

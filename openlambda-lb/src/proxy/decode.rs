@@ -1,0 +1,268 @@
+//! From a client's request to a [`Call`]: the first hop.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use openlambda_core::failure::{Failure, FailureKind, Started};
+use openlambda_core::invocation::{Body, BoxError, RequestId, RequestIds, full_body};
+use openlambda_core::wire::{self, Target};
+
+use super::ProxyConfig;
+
+/// A body of a known length up to this is read before the worker is chosen, and can be sent again.
+const KEPT_BODY: u64 = 64 << 10;
+
+/// How long the client may take to send such a body.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// An invocation as the later hops need it.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) target: Target,
+    pub(crate) method: Method,
+    pub(crate) path: PathAndQuery,
+    /// End-to-end headers, and those that go to the worker in any case.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: CallBody,
+    /// How long the worker may be silent, beside the function's own time limit.
+    pub(crate) limit: Duration,
+    pub(crate) attempts_left: u32,
+}
+
+/// Reads a client's request. The id is there even when the rest is not valid.
+pub(crate) async fn decode(
+    request: Request<Body>,
+    peer: SocketAddr,
+    config: &ProxyConfig,
+    ids: &RequestIds,
+) -> (RequestId, Result<Call, Failure>) {
+    let (id, given) = match wire::request_id_of(request.headers()) {
+        Ok(Some(id)) => (id, Ok(())),
+        Ok(None) => (ids.next(), Ok(())),
+        Err(failure) => (ids.next(), Err(failure)),
+    };
+    let call = match given {
+        Ok(()) => read(request, peer, config, &id).await,
+        Err(failure) => Err(failure),
+    };
+    (id, call)
+}
+
+async fn read(
+    request: Request<Body>,
+    peer: SocketAddr,
+    config: &ProxyConfig,
+    id: &RequestId,
+) -> Result<Call, Failure> {
+    let target = wire::parse_target(request.uri().path()).unwrap_or_else(|| {
+        let message = format!("there is nothing at {}; call /run/<function>", request.uri().path());
+        Err(Failure::new(FailureKind::NotFound, message))
+    })?;
+    if wire::declares_more_than(request.headers(), config.body_limit) {
+        return Err(wire::body_too_large(config.body_limit));
+    }
+    let (parts, body) = request.into_parts();
+    let mut headers = parts.headers;
+    let trailer = headers.remove(header::TRAILER);
+    wire::remove_hop_by_hop(&mut headers);
+    wire::remove_own(&mut headers);
+    // The server has told the client to go on already.
+    headers.remove(header::EXPECT);
+    append_forwarded_for(&mut headers, peer);
+    headers.insert(wire::REQUEST_ID, wire::id_value(id));
+    // The connection to the worker is ours, and we do take trailers.
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+
+    let body = CallBody::read(body, config.body_limit).await?;
+    if let (CallBody::Stream(_), Some(trailer)) = (&body, trailer) {
+        headers.insert(header::TRAILER, trailer);
+    }
+    let path = parts.uri.path_and_query().cloned();
+    Ok(Call {
+        target,
+        method: parts.method,
+        path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+        headers,
+        body,
+        limit: config.silence_limit(),
+        attempts_left: config.retries,
+    })
+}
+
+fn append_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
+    let mut text = String::new();
+    for value in headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
+        text.push_str(value);
+        text.push_str(", ");
+    }
+    text.push_str(&peer.ip().to_canonical().to_string());
+    let value = HeaderValue::from_str(&text).expect("header text and an address");
+    headers.insert(FORWARDED_FOR, value);
+}
+
+impl Call {
+    /// Whether another worker may be tried after this failure; see the proxy's documentation.
+    pub(crate) fn may_retry(&mut self, failure: &Failure) -> bool {
+        let elsewhere_it_may_work = matches!(
+            failure.kind,
+            FailureKind::NoWorker
+                | FailureKind::Draining
+                | FailureKind::QueueFull
+                | FailureKind::StartFailed
+                | FailureKind::RegistryUnavailable
+        );
+        let retry = failure.started == Started::No
+            && elsewhere_it_may_work
+            && self.attempts_left > 0
+            && self.body.can_be_sent_again();
+        if retry {
+            self.attempts_left -= 1;
+        }
+        retry
+    }
+}
+
+/// The body of a call, for one attempt after another.
+#[derive(Debug)]
+pub(crate) enum CallBody {
+    /// At hand: each attempt gets all of it.
+    Kept(Bytes),
+    /// On its way: an attempt gets it only if no other one has taken any of it.
+    Stream(Arc<Mutex<Stream>>),
+}
+
+/// A body that streams through, within its limit.
+pub(crate) struct Stream {
+    body: Body,
+    limit: u64,
+    taken: u64,
+    begun: bool,
+    /// The attempt that may take from it; handles of earlier ones find it closed.
+    attempt: u32,
+    /// What is wrong with it, once something is.
+    failure: Option<Failure>,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+impl CallBody {
+    async fn read(body: Body, limit: u64) -> Result<Self, Failure> {
+        if body.size_hint().exact().is_none_or(|length| length > KEPT_BODY) {
+            let stream = Stream { body, limit, taken: 0, begun: false, attempt: 0, failure: None };
+            return Ok(CallBody::Stream(Arc::new(Mutex::new(stream))));
+        }
+        match tokio::time::timeout(BODY_PATIENCE, body.collect()).await {
+            Ok(Ok(collected)) => Ok(CallBody::Kept(collected.to_bytes())),
+            Ok(Err(error)) => Err(broken_off(error)),
+            Err(_) => Err(Failure::new(
+                FailureKind::BadRequest,
+                format!("the body did not arrive within {BODY_PATIENCE:?}; send it faster"),
+            )),
+        }
+    }
+
+    /// The body for the next attempt.
+    pub(crate) fn next(&self) -> Body {
+        match self {
+            CallBody::Kept(bytes) => full_body(bytes.clone()),
+            CallBody::Stream(stream) => {
+                let mut locked = lock(stream);
+                locked.attempt += 1;
+                let size = locked.body.size_hint();
+                let handle = Handle { attempt: locked.attempt, size, stream: Arc::clone(stream) };
+                handle.boxed_unsync()
+            }
+        }
+    }
+
+    fn can_be_sent_again(&self) -> bool {
+        match self {
+            CallBody::Kept(_) => true,
+            CallBody::Stream(stream) => !lock(stream).begun,
+        }
+    }
+
+    /// What was wrong with the client's body, if that is why an attempt failed.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            CallBody::Kept(_) => None,
+            CallBody::Stream(stream) => lock(stream).failure.clone(),
+        }
+    }
+}
+
+fn broken_off(error: BoxError) -> Failure {
+    let cause = openlambda_core::failure::chain(&*error);
+    Failure::new(FailureKind::BadRequest, format!("the body broke off: {cause}"))
+}
+
+/// One attempt's access to the client's body.
+struct Handle {
+    attempt: u32,
+    size: SizeHint,
+    stream: Arc<Mutex<Stream>>,
+}
+
+impl http_body::Body for Handle {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut stream = lock(&self.stream);
+        if stream.attempt != self.attempt {
+            return Poll::Ready(Some(Err("another attempt has the body".into())));
+        }
+        let frame = std::task::ready!(Pin::new(&mut stream.body).poll_frame(cx));
+        stream.begun = true;
+        let failure = match &frame {
+            None => return Poll::Ready(None),
+            Some(Ok(frame)) => {
+                stream.taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+                (stream.taken > stream.limit).then(|| wire::body_too_large(stream.limit))
+            }
+            Some(Err(error)) => {
+                Some(Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}")))
+            }
+        };
+        match failure {
+            None => Poll::Ready(frame),
+            Some(failure) => {
+                // The worker may have begun with what it got so far.
+                let failure = failure.started(Started::Maybe);
+                stream.failure = Some(failure.clone());
+                Poll::Ready(Some(Err(failure.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.stream).body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size.clone()
+    }
+}
+
+/// No code panics while it holds this lock, and nothing in it could be half done.
+fn lock(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}

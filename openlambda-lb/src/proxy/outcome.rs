@@ -1,0 +1,141 @@
+//! From a worker's reply, or a failure, to what the client gets: the last hop.
+
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, header};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use openlambda_core::failure::Failure;
+use openlambda_core::invocation::{Body, BoxError, RequestId, StartKind};
+use openlambda_core::wire;
+use tokio::time::Sleep;
+
+use super::Stats;
+use super::resolver::Resolution;
+use super::select::{Peer, Route};
+
+/// The reply on its way to the client. The call counts as in flight until its body ended.
+pub(crate) fn stream(
+    reply: Response<Body>,
+    route: Route,
+    limit: Duration,
+    function: &Resolution,
+) -> Response<Body> {
+    let (mut parts, body) = reply.into_parts();
+    let trailer = parts.headers.remove(header::TRAILER);
+    wire::remove_hop_by_hop(&mut parts.headers);
+    // Trailers need this announcement. The server leaves them out for a client that takes none.
+    if let Some(trailer) = trailer {
+        parts.headers.insert(header::TRAILER, trailer);
+    }
+    parts.headers.entry(wire::VERSION).or_insert_with(|| function.version.clone());
+    let start: Option<StartKind> =
+        parts.headers.get(wire::START).and_then(|value| value.to_str().ok()?.parse().ok());
+    let body = ReplyBody {
+        body,
+        start,
+        ok: !parts.headers.contains_key(wire::ERROR),
+        limit: limit + function.timeout,
+        silence: None,
+        route: Some(route),
+    };
+    Response::from_parts(parts, body.boxed_unsync())
+}
+
+/// The answer to the client, with what each answer carries.
+pub(crate) fn answer(
+    result: Result<Response<Body>, Failure>,
+    id: &RequestId,
+    worker: Option<&Peer>,
+    stats: &Stats,
+) -> Response<Body> {
+    stats.calls.fetch_add(1, Ordering::Relaxed);
+    let mut response = match result {
+        Ok(response) => response,
+        Err(failure) => {
+            stats.failed(&failure);
+            tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed");
+            wire::failure_response(&failure, Some(id))
+        }
+    };
+    let headers = response.headers_mut();
+    headers.insert(wire::REQUEST_ID, wire::id_value(id));
+    if let Some(worker) = worker {
+        headers.insert(wire::WORKER, worker.header.clone());
+    }
+    response
+}
+
+/// A reply's body, which ends the call when it ends.
+struct ReplyBody {
+    body: Body,
+    start: Option<StartKind>,
+    ok: bool,
+    /// How long the worker may be silent in the middle.
+    limit: Duration,
+    /// Runs while the next frame is awaited.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// Gone when the call is over. Dropping it counts the call as failed.
+    route: Option<Route>,
+}
+
+impl ReplyBody {
+    fn end(&mut self, ok: bool) {
+        if let Some(route) = self.route.take() {
+            route.completed(self.start, ok && self.ok);
+        }
+    }
+}
+
+impl http_body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.silence = None;
+                match &frame {
+                    None => this.end(true),
+                    Some(Err(_)) => this.end(false),
+                    Some(Ok(_)) => {}
+                }
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                let limit = this.limit;
+                let silence =
+                    this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                std::task::ready!(silence.as_mut().poll(cx));
+                this.end(false);
+                let message =
+                    format!("the worker was silent for {limit:?} in the middle of a reply");
+                Poll::Ready(Some(Err(message.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // A server does not ask for the end of a body whose length it knows.
+        let ended = self.body.is_end_stream();
+        self.end(ended);
+    }
+}

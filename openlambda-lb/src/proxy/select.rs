@@ -1,0 +1,368 @@
+//! The pure balancer in a live process: one short lock, a timer, probes, and who waits for a bind.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use http::header::HeaderValue;
+use http::uri::Authority;
+use http::{Request, Uri};
+use http_body_util::{BodyExt, Limited};
+use openlambda_core::balancing::{
+    BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
+};
+use openlambda_core::failure::{Culprit, Failure, FailureKind};
+use openlambda_core::function::FunctionName;
+use openlambda_core::invocation::{StartKind, empty_body};
+use openlambda_core::time::{Clock, SystemClock, Time};
+use openlambda_core::wire::{self, BalancerStatus, WorkerStatus};
+use tokio::sync::{Notify, oneshot};
+
+use super::HttpClient;
+use super::resolver::Resolution;
+use crate::balancer::{Balancer, BalancerOutput};
+
+/// A worker that has not answered a probe by then is decided about without it.
+const PROBE_LIMIT: Duration = Duration::from_millis(50);
+
+/// The balancer's state, shared by all calls.
+#[derive(Debug)]
+pub(crate) struct Selector {
+    state: Mutex<State>,
+    clock: Arc<SystemClock>,
+    client: HttpClient,
+    /// The next timeout is earlier than the timer believes.
+    earlier: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    balancer: Balancer,
+    /// By slot.
+    peers: Vec<Option<Arc<Peer>>>,
+    waiting: BTreeMap<Ticket, oneshot::Sender<Result<Arc<Peer>, Refusal>>>,
+    /// When the timer will fire by itself.
+    timer: Time,
+}
+
+/// A worker and where it is.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: WorkerId,
+    pub(crate) name: Arc<str>,
+    /// The name as a header's value.
+    pub(crate) header: HeaderValue,
+    pub(crate) authority: Authority,
+}
+
+impl Selector {
+    pub(crate) fn new(
+        policy: Box<dyn BalancingPolicy>,
+        seed: u64,
+        client: HttpClient,
+        clock: Arc<SystemClock>,
+    ) -> Arc<Self> {
+        let state = State {
+            balancer: Balancer::new(policy, seed),
+            peers: Vec::new(),
+            waiting: BTreeMap::new(),
+            timer: Time::MAX,
+        };
+        Arc::new(Selector { state: Mutex::new(state), clock, client, earlier: Notify::new() })
+    }
+
+    /// A call came in.
+    pub(crate) fn arrive(self: &Arc<Self>, function: &Resolution) -> Route {
+        let ticket = self.with(|state, _| {
+            let id = *function.id.get_or_init(|| {
+                let id = state.balancer.function(&function.resolved.name);
+                state.balancer.describe(id, &function.resolved.manifest);
+                id
+            });
+            state.balancer.arrived(id)
+        });
+        Route { selector: Arc::clone(self), ticket }
+    }
+
+    /// Changes the state under the lock, then passes on what the policy decided meanwhile.
+    fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut State, Time) -> R) -> R {
+        let mut probes = Vec::new();
+        // A panic in a policy of somebody's own must not end every later call. The balancer's counts
+        // may be off by the one call then.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut state, self.clock.now());
+        while let Some(output) = state.balancer.poll_output() {
+            match output {
+                BalancerOutput::Bound { ticket, worker, .. } => {
+                    let peer = state.peer(worker);
+                    if let (Some(waiting), Some(peer)) = (state.waiting.remove(&ticket), peer) {
+                        // Nobody there any more: the route's destructor ends the ticket.
+                        let _ = waiting.send(Ok(peer));
+                    }
+                }
+                BalancerOutput::Refused { ticket, refusal } => {
+                    if let Some(waiting) = state.waiting.remove(&ticket) {
+                        let _ = waiting.send(Err(refusal));
+                    }
+                }
+                BalancerOutput::Probe { worker } => probes.extend(state.peer(worker)),
+                _ => {}
+            }
+        }
+        let timeout = state.balancer.poll_timeout().unwrap_or(Time::MAX);
+        if timeout < state.timer {
+            state.timer = timeout;
+            self.earlier.notify_one();
+        }
+        drop(state);
+        for peer in probes {
+            let selector = Arc::clone(self);
+            tokio::spawn(async move { selector.probe(&peer).await });
+        }
+        result
+    }
+
+    /// Fires the balancer's timeouts; runs as long as the proxy serves.
+    pub(crate) async fn run_timer(self: Arc<Self>) {
+        loop {
+            let at = self.with(|state, _| {
+                state.timer = state.balancer.poll_timeout().unwrap_or(Time::MAX);
+                state.timer
+            });
+            tokio::select! {
+                () = tokio::time::sleep_until(self.clock.instant(at).into()) => {
+                    self.with(|state, now| state.balancer.handle_timeout(now));
+                }
+                () = self.earlier.notified() => {}
+            }
+        }
+    }
+
+    async fn probe(self: &Arc<Self>, peer: &Peer) {
+        if let Ok(Some(load)) = tokio::time::timeout(PROBE_LIMIT, self.ask_load(peer)).await {
+            self.with(|state, now| state.balancer.probed(now, peer.id, load));
+        }
+    }
+
+    async fn ask_load(&self, peer: &Peer) -> Option<WorkerLoad> {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(peer.authority.clone())
+            .path_and_query(wire::LOAD_PATH)
+            .build()
+            .ok()?;
+        let mut request = Request::new(empty_body());
+        *request.uri_mut() = uri;
+        let reply = self.client.request(request).await.ok()?;
+        let body = Limited::new(reply.into_body(), 64 << 10).collect().await.ok()?;
+        serde_json::from_slice(&body.to_bytes()).ok()
+    }
+}
+
+/// What membership tells.
+impl Selector {
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        info: WorkerInfo,
+        header: HeaderValue,
+        authority: Authority,
+    ) -> WorkerId {
+        self.with(|state, now| {
+            let name = Arc::clone(&info.name);
+            let id = state.balancer.join(now, info);
+            if id.index() >= state.peers.len() {
+                state.peers.resize(id.index() + 1, None);
+            }
+            state.peers[id.index()] = Some(Arc::new(Peer { id, name, header, authority }));
+            id
+        })
+    }
+
+    pub(crate) fn leave(self: &Arc<Self>, worker: WorkerId) {
+        self.with(|state, now| state.balancer.leave(now, worker));
+    }
+
+    pub(crate) fn leave_by_name(self: &Arc<Self>, name: &str) {
+        self.with(|state, now| {
+            if let Some(worker) = state.balancer.view().named(name) {
+                state.balancer.leave(now, worker);
+            }
+        });
+    }
+
+    pub(crate) fn set_healthy(self: &Arc<Self>, worker: WorkerId, healthy: bool) {
+        self.with(|state, now| state.balancer.set_healthy(now, worker, healthy));
+    }
+
+    pub(crate) fn set_draining(self: &Arc<Self>, worker: WorkerId, draining: bool) {
+        self.with(|state, now| state.balancer.set_draining(now, worker, draining));
+    }
+
+    pub(crate) fn idle(self: &Arc<Self>, worker: WorkerId, function: &FunctionName) {
+        self.with(|state, now| {
+            let function = state.balancer.function(function);
+            state.balancer.worker_idle(now, worker, function);
+        });
+    }
+
+    pub(crate) fn evicted(self: &Arc<Self>, worker: WorkerId, function: &FunctionName) {
+        self.with(|state, now| {
+            let function = state.balancer.function(function);
+            state.balancer.worker_evicted(now, worker, function);
+        });
+    }
+
+    pub(crate) fn snapshot(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        load: WorkerLoad,
+        idle: &[(FunctionName, u32)],
+    ) {
+        self.with(|state, now| {
+            let idle: Vec<(FunctionId, u32)> =
+                idle.iter().map(|(name, count)| (state.balancer.function(name), *count)).collect();
+            state.balancer.snapshot(now, worker, load, idle);
+        });
+    }
+
+    /// Whether the worker is joined, under any id.
+    pub(crate) fn knows(self: &Arc<Self>, name: &str) -> bool {
+        self.with(|state, _| state.balancer.view().named(name).is_some())
+    }
+}
+
+/// What status reports ask.
+impl Selector {
+    pub(crate) fn status(self: &Arc<Self>, policy: &str) -> BalancerStatus {
+        self.with(|state, _| {
+            let view = state.balancer.view();
+            let workers = view.workers().map(|(id, worker)| WorkerStatus {
+                name: worker.name().to_owned(),
+                url: state
+                    .peer(id)
+                    .map(|peer| format!("http://{}", peer.authority))
+                    .unwrap_or_default(),
+                state: match (worker.healthy(), worker.draining()) {
+                    (false, _) => "unhealthy",
+                    (true, true) => "draining",
+                    (true, false) => "ready",
+                }
+                .to_owned(),
+                in_flight: worker.in_flight(),
+                load: worker.load(),
+            });
+            BalancerStatus { policy: policy.to_owned(), workers: workers.collect() }
+        })
+    }
+
+    /// Ready workers, all workers, calls in flight, calls held, the policy's defects.
+    pub(crate) fn counts(self: &Arc<Self>) -> [u64; 5] {
+        self.with(|state, _| {
+            let view = state.balancer.view();
+            [
+                view.ready().len() as u64,
+                view.workers().count() as u64,
+                view.in_flight_total(),
+                state.balancer.held() as u64,
+                state.balancer.defects().0,
+            ]
+        })
+    }
+}
+
+impl State {
+    fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
+        self.peers.get(worker.index())?.clone().filter(|peer| peer.id == worker)
+    }
+}
+
+/// A call's ticket: one attempt after another, and its end when dropped.
+#[derive(Debug)]
+pub(crate) struct Route {
+    selector: Arc<Selector>,
+    ticket: Ticket,
+}
+
+enum Step {
+    Go(Arc<Peer>),
+    Wait(oneshot::Receiver<Result<Arc<Peer>, Refusal>>),
+    Probe(Vec<Arc<Peer>>),
+    Refused(Refusal),
+}
+
+impl Route {
+    /// The worker for the next attempt; may wait for one as long as the policy holds the call.
+    pub(crate) async fn select(&mut self) -> Result<Arc<Peer>, Failure> {
+        loop {
+            let step =
+                self.selector.with(|state, now| match state.balancer.select(now, self.ticket) {
+                    Decision::To(worker, _) => match state.peer(worker) {
+                        Some(peer) => Step::Go(peer),
+                        None => Step::Refused(Refusal::NoWorker),
+                    },
+                    Decision::Hold { .. } => {
+                        let (bound, waits) = oneshot::channel();
+                        state.waiting.insert(self.ticket, bound);
+                        Step::Wait(waits)
+                    }
+                    Decision::Probe(set) => {
+                        Step::Probe(set.as_slice().iter().filter_map(|w| state.peer(*w)).collect())
+                    }
+                    Decision::Refuse(refusal) => Step::Refused(refusal),
+                });
+            let refusal = match step {
+                Step::Go(peer) => return Ok(peer),
+                Step::Wait(waits) => match waits.await {
+                    Ok(Ok(peer)) => return Ok(peer),
+                    Ok(Err(refusal)) => refusal,
+                    Err(_) => Refusal::NoWorker,
+                },
+                Step::Probe(peers) => {
+                    join_all(peers.iter().map(|peer| self.selector.probe(peer))).await;
+                    continue;
+                }
+                Step::Refused(refusal) => refusal,
+            };
+            return Err(refused(refusal));
+        }
+    }
+
+    /// The attempt at `worker` failed without having started. Whether another worker is there to
+    /// try; then it will not be this one.
+    pub(crate) fn avoid(&mut self, worker: &Peer) -> bool {
+        self.selector.with(|state, now| {
+            state.balancer.completed(now, self.ticket, None, false);
+            state.balancer.exclude(self.ticket, worker.id);
+            state.balancer.has_alternative(self.ticket)
+        })
+    }
+
+    /// The call is over.
+    pub(crate) fn completed(self, start: Option<StartKind>, ok: bool) {
+        self.selector.with(|state, now| state.balancer.completed(now, self.ticket, start, ok));
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        self.selector.with(|state, now| {
+            state.waiting.remove(&self.ticket);
+            state.balancer.finish(now, self.ticket);
+        });
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::NoWorker => Failure::new(
+            FailureKind::NoWorker,
+            "no worker is ready; `ol status` shows them, try again in a moment",
+        ),
+        _ => Failure::new(
+            FailureKind::QueueFull,
+            "all workers are too busy; try again in a moment or add workers",
+        )
+        .blame(Culprit::Balancer),
+    }
+}

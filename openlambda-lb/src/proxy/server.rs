@@ -1,0 +1,248 @@
+//! The proxy's HTTP server: connections, paths that are no invocations, shutdown.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
+use openlambda_core::function::FunctionRef;
+use openlambda_core::invocation::{Body, BoxError, full_body};
+use openlambda_core::wire::{self, Announcement};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tower::load_shed::error::Overloaded;
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, ServiceExt};
+
+use super::Proxy;
+use crate::membership::HEARTBEAT;
+
+/// The largest body of a request between the project's own processes.
+const INTERNAL_BODY: usize = 64 << 10;
+
+/// An invocation behind the layers that guard it.
+type Invocations = BoxCloneSyncService<(Request<Body>, SocketAddr), Response<Body>, BoxError>;
+
+impl Proxy {
+    /// Serves until `shutdown` resolves; then takes no more connections, lets the calls in flight
+    /// end, for at most [`drain_seconds`](super::ProxyConfig::drain_seconds), and returns.
+    ///
+    /// Call it once: it also runs the balancer's timer and follows workers and the registry.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let mut background = JoinSet::new();
+        background.spawn(Arc::clone(&self.selector).run_timer());
+        let proxy = Arc::clone(&self);
+        background.spawn(async move { proxy.resolver.follow().await });
+        self.membership.start(&self.config.workers);
+
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs_f64(self.config.header_seconds))
+            .max_buf_size(self.config.header_limit.max(8 << 10));
+        let invocations = self.invocations();
+        let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut shutdown => break,
+                // Reaps, so that the set does not grow.
+                Some(_) = connections.join_next() => continue,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // For example out of descriptors: calls that end give some back.
+                    tracing::warn!(%error, "cannot accept a connection; trying again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            // Replies are written in whole pieces; waiting for more only delays them.
+            let _ = stream.set_nodelay(true);
+            let (proxy, invocations) = (Arc::clone(&self), invocations.clone());
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (proxy, invocations) = (Arc::clone(&proxy), invocations.clone());
+                async move { Ok::<_, Infallible>(proxy.route(request, peer, invocations).await) }
+            });
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            connections.spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+            });
+        }
+
+        drop(listener);
+        let patience = Duration::from_secs_f64(self.config.drain_seconds);
+        if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
+            tracing::warn!(calls = connections.len(), "calls were still running at the end");
+        }
+        connections.shutdown().await;
+        self.membership.stop();
+    }
+
+    fn invocations(self: &Arc<Self>) -> Invocations {
+        let proxy = Arc::clone(self);
+        let service = ServiceBuilder::new()
+            // Above the limit, so that a call too many is refused at once instead of queued here.
+            .load_shed()
+            // One count for all connections. Only invocations: the checks must answer when it is full.
+            .layer(tower::limit::GlobalConcurrencyLimitLayer::new(self.config.most_calls))
+            // Innermost: a panic, say in a policy of the user's own, ends one call only.
+            .service_fn(move |(request, peer): (Request<Body>, SocketAddr)| {
+                let proxy = Arc::clone(&proxy);
+                async move {
+                    let call = AssertUnwindSafe(proxy.invoke(request, peer)).catch_unwind();
+                    call.await.map_err(|_| "a part of the balancer panicked; its log says where")
+                }
+            });
+        BoxCloneSyncService::new(service)
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        invocations: Invocations,
+    ) -> Response<Body> {
+        let path = request.uri().path();
+        if path.starts_with(wire::INTERNAL) {
+            return self.internal(request, peer).await;
+        }
+        match (request.method(), path) {
+            (&Method::GET | &Method::HEAD, "/status" | "/livez") => text("ready\n"),
+            (&Method::GET | &Method::HEAD, "/readyz") => self.readiness(),
+            (&Method::GET | &Method::HEAD, "/stats") => wire::json_response(&self.counts()),
+            _ => {
+                let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                call(invocations, request, peer).await
+            }
+        }
+    }
+
+    fn readiness(&self) -> Response<Body> {
+        let [ready, known, ..] = self.selector.counts();
+        if ready > 0 {
+            return wire::json_response(&json!({ "ready": true, "workers": ready }));
+        }
+        let reason = match known {
+            0 => "no worker has announced itself; start one, or see `ol status`".to_owned(),
+            n => format!("none of the {n} workers is ready; `ol status` shows them"),
+        };
+        let mut response = wire::json_response(&json!({ "ready": false, "reasons": [reason] }));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+    }
+
+    fn counts(&self) -> serde_json::Value {
+        let [ready, known, in_flight, held, defects] = self.selector.counts();
+        let failures: serde_json::Map<_, _> = FailureKind::ALL
+            .iter()
+            .zip(&self.stats.failures)
+            .map(|(kind, count)| (kind.code().to_owned(), count.load(Ordering::Relaxed)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(code, count)| (code, count.into()))
+            .collect();
+        json!({
+            "policy": self.policy,
+            "calls": self.stats.calls.load(Ordering::Relaxed),
+            "retries": self.stats.retries.load(Ordering::Relaxed),
+            "failures": failures,
+            "in_flight": in_flight,
+            "held": held,
+            "workers": known,
+            "workers_ready": ready,
+            "policy_defects": defects,
+        })
+    }
+
+    /// Between the project's own processes. For clients on other machines there is nothing here.
+    async fn internal(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        let nothing = || {
+            let message = "there is nothing here; call /run/<function>";
+            wire::failure_response(&Failure::new(FailureKind::NotFound, message), None)
+        };
+        if !peer.ip().to_canonical().is_loopback() {
+            return nothing();
+        }
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        if parts.method == Method::GET && path == wire::CLUSTER_PATH {
+            return wire::json_response(&self.selector.status(&self.policy));
+        }
+        if parts.method != Method::POST
+            || ![wire::ANNOUNCE_PATH, wire::REFRESH_PATH].contains(&path)
+        {
+            return nothing();
+        }
+        let answer = async {
+            let body = Limited::new(body, INTERNAL_BODY).collect().await;
+            let body = body.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
+            let body = body.to_bytes();
+            if path == wire::ANNOUNCE_PATH {
+                let announcement: Announcement = serde_json::from_slice(&body)
+                    .map_err(|error| bad(format!("this is no announcement: {error}")))?;
+                self.membership.announced(announcement)?;
+                let seconds = HEARTBEAT.as_secs_f64();
+                return Ok(wire::json_response(&json!({ "heartbeat_seconds": seconds })));
+            }
+            let text = std::str::from_utf8(&body).unwrap_or_default().trim();
+            let reference: FunctionRef = text.parse().map_err(|error| bad(format!("{error}")))?;
+            let resolution = self.resolver.refresh(&reference).await?;
+            Ok(wire::json_response(&resolution.resolved))
+        };
+        answer.await.unwrap_or_else(|failure: Failure| wire::failure_response(&failure, None))
+    }
+}
+
+fn bad(message: String) -> Failure {
+    Failure::new(FailureKind::BadRequest, message)
+}
+
+fn text(text: &'static str) -> Response<Body> {
+    let mut response = Response::new(full_body(text));
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+/// One invocation. Whatever the layers say becomes an answer, not a closed connection.
+fn call(
+    invocations: Invocations,
+    request: Request<Body>,
+    peer: SocketAddr,
+) -> BoxFuture<'static, Response<Body>> {
+    invocations
+        .oneshot((request, peer))
+        .map(|result| result.unwrap_or_else(|error| unanswered(&error)))
+        .boxed()
+}
+
+/// The answer for a call that got none.
+fn unanswered(error: &BoxError) -> Response<Body> {
+    let failure = if error.is::<Overloaded>() {
+        let message = "the balancer has too many calls at once; try again in a moment";
+        Failure::new(FailureKind::NoWorker, message)
+    } else {
+        Failure::new(FailureKind::Internal, error.to_string())
+            .blame(Culprit::Balancer)
+            .started(Started::Maybe)
+    };
+    wire::failure_response(&failure, None)
+}
