@@ -345,6 +345,8 @@ pub enum SandboxErrorKind {
     Function,
     /// The handler's reply breaks the protocol.
     BadReply,
+    /// The request is not what the function takes: a body that is not JSON where JSON is needed.
+    BadRequest,
     /// The request's body is larger than the sandbox passes on.
     BodyTooLarge,
     /// The request's body broke off before it was complete.
@@ -389,7 +391,13 @@ impl SandboxError {
             },
             reusable: matches!(
                 kind,
-                K::Busy | K::Paused | K::Function | K::BadReply | K::BodyTooLarge | K::BodyLost
+                K::Busy
+                    | K::Paused
+                    | K::Function
+                    | K::BadReply
+                    | K::BadRequest
+                    | K::BodyTooLarge
+                    | K::BodyLost
             ),
             run: Duration::ZERO,
             function_error: None,
@@ -420,7 +428,7 @@ impl From<SandboxError> for Failure {
             K::Function => FailureKind::FunctionError,
             K::BadReply => FailureKind::BadReply,
             K::BodyTooLarge => FailureKind::BodyTooLarge,
-            K::BodyLost => FailureKind::BadRequest,
+            K::BadRequest | K::BodyLost => FailureKind::BadRequest,
             K::Exited => FailureKind::SandboxCrashed,
             K::OutOfMemory => FailureKind::OutOfMemory,
         };

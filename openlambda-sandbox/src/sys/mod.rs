@@ -181,7 +181,7 @@ impl Spawner {
         let notifier = spawned
             .pidfd
             .try_clone()
-            .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE))
+            .and_then(watch_readable)
             .map_err(lost)?;
         let pipes = (spawned.stdout.take(), spawned.stderr.take());
         let (ended, status) = watch::channel(None);
@@ -412,6 +412,17 @@ fn spawn_here(spec: CommandSpec) -> Result<Spawned, SpawnError> {
             Err(error)
         }
     }
+}
+
+/// Lets the runtime tell when `fd` is readable.
+///
+/// # Errors
+///
+/// That the system has no room for it, or that it cannot be polled.
+pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the registration owns the descriptor, an `OwnedFd` names the same open one for its
+    // whole life, and nobody takes it out before the registration is undone.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
 impl From<Output> for Stdio {
