@@ -1,1 +1,3 @@
-//! pending
+//! The suites that every implementation of a trait runs.
+
+pub mod sandbox;

@@ -21,12 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, LengthLimitError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{Digest, FunctionName, Version};
-use crate::invocation::{Invocation, Reply, StartKind};
+use crate::invocation::{Body, Invocation, Reply, StartKind};
 use crate::manifest::{Manifest, Network};
 
 /// Makes sandboxes of one kind.
@@ -227,6 +229,35 @@ pub struct Created {
     pub create: Duration,
     /// How long its runtime took until the first request for an event.
     pub init: Duration,
+}
+
+/// The whole body of an invocation, for sandboxes that hand it over at once.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::BodyTooLarge`] and [`SandboxErrorKind::BodyLost`].
+pub async fn collect_body(mut body: Body) -> Result<Bytes, SandboxError> {
+    let mut whole = BytesMut::new();
+    // Most bodies are one frame, which is not copied.
+    let mut first = Bytes::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.downcast_ref::<LengthLimitError>().is_some() {
+                let message = "the request's body is too large; send less";
+                return SandboxError::new(SandboxErrorKind::BodyTooLarge, message);
+            }
+            let message = "the request's body broke off; send it again";
+            SandboxError::new(SandboxErrorKind::BodyLost, message).with_source(error)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
 }
 
 /// What the sandboxes of a factory do and enforce.

@@ -26,7 +26,7 @@ use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, LengthLimitError};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -37,7 +37,7 @@ use openlambda_core::invocation::{
     Body, BoxError, Completion, Invocation, Reply, RequestHead, RequestId, full_body,
 };
 use openlambda_core::manifest::EventFormat;
-use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind};
+use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
 use openlambda_core::time::{Clock, Time};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -218,7 +218,7 @@ impl RuntimeApi {
         let config = &self.shared.config;
         let slot = self.shared.reserve()?;
         let Invocation { id, function, deadline_unix_ms, head, body, .. } = invocation;
-        let body = collect(body).await?;
+        let body = collect_body(body).await?;
         let now = config.clock.unix_millis();
         let body = event::encode(config.event, &id, &function, &head, body, now)?;
         let headers = self.shared.next_headers(&head, deadline_unix_ms);
@@ -276,7 +276,14 @@ impl RuntimeApi {
         let now = self.shared.config.clock.now();
         let calls = {
             let mut state = self.shared.lock();
-            self.shared.stage.send_replace(Stage::Closed(exit.clone()));
+            self.shared.stage.send_if_modified(|stage| {
+                // A failed initialisation says more than the exit that follows it.
+                let says_more = matches!(stage, Stage::InitFailed(_));
+                if !says_more {
+                    *stage = Stage::Closed(exit.clone());
+                }
+                !says_more
+            });
             state.busy = 0;
             state.queued.clear();
             state.polls.clear();
@@ -474,7 +481,10 @@ impl Shared {
     fn alive(&self) -> Result<(), SandboxError> {
         match &*self.stage.borrow() {
             Stage::Closed(exit) => Err(ended(exit, Started::No)),
-            _ => Ok(()),
+            Stage::InitFailed(error) => {
+                Err(SandboxError::new(SandboxErrorKind::Exited, describe(error)))
+            }
+            Stage::Init | Stage::Ready => Ok(()),
         }
     }
 
@@ -905,32 +915,6 @@ impl http_body::Body for StreamedBody {
             None => Some(Err("the instance ended in the middle of its reply".into())),
         })
     }
-}
-
-/// The whole body of a client's request.
-async fn collect(mut body: Body) -> Result<Bytes, SandboxError> {
-    let mut whole = BytesMut::new();
-    let mut only = Bytes::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            if error.downcast_ref::<LengthLimitError>().is_some() {
-                let message = "the request's body is too large; send less";
-                return SandboxError::new(SandboxErrorKind::BodyTooLarge, message);
-            }
-            let message = "the request's body broke off; send it again";
-            SandboxError::new(SandboxErrorKind::BodyLost, message).with_source(error)
-        })?;
-        let Ok(data) = frame.into_data() else { continue };
-        match (only.is_empty(), whole.is_empty()) {
-            (true, true) => only = data,
-            (_, true) => {
-                whole.extend_from_slice(&only);
-                whole.extend_from_slice(&data);
-            }
-            _ => whole.extend_from_slice(&data),
-        }
-    }
-    Ok(if whole.is_empty() { only } else { whole.freeze() })
 }
 
 /// The whole body of a post of the code's, up to [`REPLY_LIMIT`].

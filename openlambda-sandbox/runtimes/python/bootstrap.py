@@ -204,11 +204,15 @@ def encode(value):
 
 def load(name):
     """The handler `module.function`, and why there is none."""
-    module_name, _, function = name.rpartition(".")
+    module_name, dot, function = name.rpartition(".")
+    if not dot:
+        error = ValueError(f"Handler '{name}' names no function; write it as module.function")
+        return None, describe(error, "Runtime.MalformedHandlerName")
     module_name = module_name.replace("/", ".")
     file = module_name.replace(".", "/") + ".py"
     try:
-        module = __import__(module_name, fromlist=["_"])
+        __import__(module_name)
+        module = sys.modules[module_name]
     except SyntaxError as error:
         return None, describe(error, "Runtime.UserCodeSyntaxError", f"Syntax error in module '{module_name}': {error}")
     except ImportError as error:
