@@ -1,5 +1,8 @@
-//! The suites that every implementation of a trait runs, ours and others'.
+//! The suites that every implementation of a trait runs, ours and yours.
 //!
-//! Each is a function that panics with what is wrong; call it from a test.
+//! A suite is a function that takes a maker of fresh values and panics, saying what was promised and
+//! what happened, when a promise of the trait's documentation is broken. What an implementation
+//! cannot do by its nature it declares; then the suite demands that it says so in its errors.
 
 pub mod balancing;
+pub mod sandbox;

@@ -1,1 +1,5 @@
-//! pending
+//! In-memory implementations of the traits, for embedding and tests.
+
+mod sandbox;
+
+pub use sandbox::{MemoryFunction, MemorySandboxFactory};

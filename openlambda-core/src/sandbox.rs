@@ -21,12 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, LengthLimitError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{Digest, FunctionName, Version};
-use crate::invocation::{Invocation, Reply, StartKind};
+use crate::invocation::{Body, Invocation, Reply, StartKind};
 use crate::manifest::{Manifest, Network};
 
 /// Makes sandboxes of one kind.
@@ -229,6 +231,35 @@ pub struct Created {
     pub init: Duration,
 }
 
+/// The whole body of an invocation, for sandboxes that hand it over at once.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::BodyTooLarge`] and [`SandboxErrorKind::BodyLost`].
+pub async fn collect_body(mut body: Body) -> Result<Bytes, SandboxError> {
+    let mut whole = BytesMut::new();
+    // Most bodies are one frame, which is not copied.
+    let mut first = Bytes::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            if error.downcast_ref::<LengthLimitError>().is_some() {
+                let message = "the request's body is too large; send less";
+                return SandboxError::new(SandboxErrorKind::BodyTooLarge, message);
+            }
+            let message = "the request's body broke off; send it again";
+            SandboxError::new(SandboxErrorKind::BodyLost, message).with_source(error)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(if whole.is_empty() { first } else { whole.freeze() })
+}
+
 /// What the sandboxes of a factory do and enforce.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -345,6 +376,8 @@ pub enum SandboxErrorKind {
     Function,
     /// The handler's reply breaks the protocol.
     BadReply,
+    /// The request is not what the function takes: a body that is not JSON where JSON is needed.
+    BadRequest,
     /// The request's body is larger than the sandbox passes on.
     BodyTooLarge,
     /// The request's body broke off before it was complete.
@@ -389,7 +422,13 @@ impl SandboxError {
             },
             reusable: matches!(
                 kind,
-                K::Busy | K::Paused | K::Function | K::BadReply | K::BodyTooLarge | K::BodyLost
+                K::Busy
+                    | K::Paused
+                    | K::Function
+                    | K::BadReply
+                    | K::BadRequest
+                    | K::BodyTooLarge
+                    | K::BodyLost
             ),
             run: Duration::ZERO,
             function_error: None,
@@ -420,7 +459,7 @@ impl From<SandboxError> for Failure {
             K::Function => FailureKind::FunctionError,
             K::BadReply => FailureKind::BadReply,
             K::BodyTooLarge => FailureKind::BodyTooLarge,
-            K::BodyLost => FailureKind::BadRequest,
+            K::BadRequest | K::BodyLost => FailureKind::BadRequest,
             K::Exited => FailureKind::SandboxCrashed,
             K::OutOfMemory => FailureKind::OutOfMemory,
         };

@@ -1,1 +1,18 @@
-//! openlambda-sandbox
+//! OpenLambda's sandboxes: where a function's code runs.
+//!
+//! * [`process`]: a child process per instance. No isolation: for trusted code, for development
+//!   and as the baseline of experiments.
+//! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
+//!   inside it, and [`event`]: what a handler gets and what its reply means.
+//! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
+//!
+//! A new kind implements [`SandboxFactory`](openlambda_core::sandbox::SandboxFactory), hands its
+//! invocations to a [`RuntimeApi`](runtime_api::RuntimeApi), and passes the suite in
+//! `openlambda_core::conformance::sandbox`.
+
+pub mod event;
+pub mod output;
+#[cfg(feature = "process")]
+pub mod process;
+pub mod runtime_api;
+pub mod sys;

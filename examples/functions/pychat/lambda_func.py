@@ -1,0 +1,85 @@
+"""A chat room in one function: `init`, `msg`, and `updates`, which waits for the next message.
+
+The messages are in SQLite on a volume, so all instances on this machine share them.
+"""
+
+import os
+import sqlite3
+import time
+import traceback
+
+DATABASE = os.path.join(os.environ["OPENLAMBDA_VOLUME_MESSAGES"], "messages.db")
+# Less than timeout_seconds in ol.toml, so that a poll without news ends with an empty list.
+LONG_POLL_SECONDS = float(os.environ["LONG_POLL_SECONDS"])
+# How late a waiting client may hear of a message.
+CHECK_SECONDS = 0.02
+# More than these come with the next poll, since a reply has a limit.
+MOST_ROWS = 1000
+
+database = sqlite3.connect(DATABASE, timeout=10, isolation_level=None)
+# Readers and the writer, in several processes, do not wait for each other.
+database.execute("PRAGMA journal_mode = WAL")
+
+
+def handler(conn, event):
+    try:
+        operation = OPERATIONS.get(event.get("op") if isinstance(event, dict) else None)
+        if operation is None:
+            return {"error": "bad op"}
+        return {"result": operation(event)}
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return {"error": 'there is no chat room yet; send {"op": "init"} first'}
+        return {"error": traceback.format_exc()}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def init(event):
+    with Transaction():
+        known = "SELECT 1 FROM sqlite_master WHERE name = 'messages'"
+        existed = database.execute(known).fetchone() is not None
+        database.execute("DROP TABLE IF EXISTS messages")
+        database.execute("CREATE TABLE messages (ts INTEGER PRIMARY KEY, msg TEXT NOT NULL)")
+    return "dropped, then created" if existed else "created"
+
+
+def msg(event):
+    with Transaction():
+        # Microseconds since 1970, and later than every other: who has seen one message has seen
+        # all before it.
+        last = database.execute("SELECT max(ts) FROM messages").fetchone()[0] or 0
+        ts = max(time.time_ns() // 1000, last + 1)
+        database.execute("INSERT INTO messages VALUES (?, ?)", (ts, str(event["msg"])))
+    return f"insert {ts} complete"
+
+
+def updates(event):
+    since = int(float(event["ts"])) if not str(event["ts"]).isdigit() else int(event["ts"])
+    end = time.monotonic() + LONG_POLL_SECONDS
+    newer = f"SELECT ts, msg FROM messages WHERE ts > ? ORDER BY ts LIMIT {MOST_ROWS}"
+    seen = None
+    while True:
+        # Changes when another connection commits; far cheaper than the query.
+        version = database.execute("PRAGMA data_version").fetchone()
+        if version != seen:
+            seen = version
+            rows = database.execute(newer, (since,)).fetchall()
+            if rows:
+                return [{"ts": ts, "msg": text} for ts, text in rows]
+        if time.monotonic() >= end:
+            return []
+        time.sleep(CHECK_SECONDS)
+
+
+OPERATIONS = {"init": init, "msg": msg, "updates": updates}
+
+
+class Transaction:
+    """One writer at a time; the others wait."""
+
+    def __enter__(self):
+        database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind, error, trace):
+        database.execute("COMMIT" if kind is None else "ROLLBACK")

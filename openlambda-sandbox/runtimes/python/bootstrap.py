@@ -1,0 +1,317 @@
+"""Runs a Python handler: asks the worker for events and posts what the handler returns.
+
+It speaks the Lambda Runtime API over the Unix socket in OPENLAMBDA_RUNTIME_SOCKET. A cold start
+waits for this file, so it imports built-in modules only: `json` alone would cost as much as the
+rest of the interpreter's start, and is used only when its C parts are not where they were.
+
+The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,
+lambda), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (threads, one connection each).
+"""
+
+import _socket
+import posix
+import sys
+import time
+
+API = "/2018-06-01/runtime/"
+environ = {k.decode(): v.decode("utf-8", "surrogateescape") for k, v in posix.environ.items()}
+
+
+def json_functions():
+    """dumps and loads as json's, from its C parts where this Python has them."""
+    try:
+        import _json
+
+        class Decoding:
+            strict = True
+            object_hook = None
+            object_pairs_hook = None
+            parse_float = float
+            parse_int = int
+            parse_constant = {"NaN": None, "Infinity": None, "-Infinity": None}.__getitem__
+            memo = {}
+
+        scan = _json.make_scanner(Decoding)
+
+        def default(value):
+            raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+        quote = _json.encode_basestring
+
+        def loads(text):
+            return scan(text.strip(), 0)[0]
+
+        def dumps(value):
+            # markers (to find cycles), default, quote, indent, ": ", ", ", sort_keys, skipkeys,
+            # allow_nan
+            encode = _json.make_encoder({}, default, quote, None, ": ", ", ", False, False, False)
+            return "".join(encode(value, 0))
+
+        if dumps(loads('{"a": [1, "é"]}')) == '{"a": [1, "é"]}':
+            return dumps, loads
+    except Exception:
+        pass
+    import json
+
+    return lambda value: json.dumps(value, ensure_ascii=False, allow_nan=False), json.loads
+
+
+class Connection:
+    """One HTTP/1.1 connection to the worker, kept alive."""
+
+    def __init__(self, path):
+        self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        if len(path.encode()) < 100:
+            self.socket.connect(path)
+        else:
+            # A socket's address has little room: go through a descriptor of its folder.
+            folder, _, name = path.rpartition("/")
+            fd = posix.open(folder, posix.O_RDONLY | posix.O_CLOEXEC)
+            self.socket.connect(f"/proc/self/fd/{fd}/{name}")
+            posix.close(fd)
+
+    def request(self, method, path, body=b"", headers=""):
+        """Returns the reply's status, its headers (lower case) and its body."""
+        head = f"{method} {API}{path} HTTP/1.1\r\nHost: worker\r\n{headers}"
+        if method == "POST":
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head = head.encode() + b"\r\n"
+        if len(body) < 65536:
+            self.socket.sendall(head + body)
+        else:
+            self.socket.sendall(head)
+            self.socket.sendall(body)
+        data = b""
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            data += self.receive(65536)
+        first, *lines = data[:end].decode("latin-1").split("\r\n")
+        replied = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            replied[name.lower()] = value.strip()
+        body = data[end + 4 :]
+        length = int(replied.get("content-length", 0))
+        if len(body) < length:
+            whole = bytearray(length)
+            whole[: len(body)] = body
+            view, at = memoryview(whole), len(body)
+            while at < length:
+                count = self.socket.recv_into(view[at:])
+                if count == 0:
+                    raise ConnectionError("the worker closed the connection")
+                at += count
+            body = whole
+        return int(first.split(" ")[1]), replied, body
+
+    def receive(self, size):
+        data = self.socket.recv(size)
+        if not data:
+            raise ConnectionError("the worker closed the connection")
+        return data
+
+
+class Context:
+    """What handlers of the lambda style get as their second argument."""
+
+    def __init__(self, headers):
+        self.aws_request_id = headers["lambda-runtime-aws-request-id"]
+        self.invoked_function_arn = headers.get("lambda-runtime-invoked-function-arn")
+        self.function_name = environ.get("AWS_LAMBDA_FUNCTION_NAME")
+        self.function_version = environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+        self.memory_limit_in_mb = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+        self.log_group_name = environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+        self.log_stream_name = environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+        self.trace_id = headers.get("lambda-runtime-trace-id")
+        self.tenant_id = None
+        self.identity = Identity()
+        self.client_context = None
+        if "lambda-runtime-client-context" in headers:
+            text = headers["lambda-runtime-client-context"].encode("latin-1").decode()
+            self.client_context = ClientContext(loads(text))
+        self._deadline_ms = int(headers["lambda-runtime-deadline-ms"])
+
+    def get_remaining_time_in_millis(self):
+        return max(0, self._deadline_ms - int(time.time() * 1000))
+
+    def log(self, message):
+        sys.stdout.write(str(message))
+
+
+class Identity:
+    cognito_identity_id = None
+    cognito_identity_pool_id = None
+
+
+class ClientContext:
+    def __init__(self, values):
+        self.custom = values.get("custom")
+        self.env = values.get("env")
+        client = values.get("client")
+        self.client = client and Client(client)
+
+
+class Client:
+    def __init__(self, values):
+        for name in ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name"):
+            setattr(self, name, values.get(name))
+
+
+class LateSite:
+    """Finds installed packages. The interpreter was started without `site`, which not every
+    function needs, so it is loaded when a module is found nowhere else."""
+
+    loaded = False
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if cls.loaded or path is not None:
+            return None
+        cls.loaded = True
+        import site
+        from importlib.machinery import PathFinder
+
+        site.main()
+        return PathFinder.find_spec(name, path, target)
+
+
+def describe(error, kind=None, message=None):
+    """The error as Lambda's JSON, without this file's own frames."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in OWN_FILES]
+    if message is None:
+        try:
+            message = str(error)
+        except Exception:
+            message = "the exception cannot be shown as text"
+    lines = traceback.format_list(frames)
+    if isinstance(error, SyntaxError) and kind:
+        lines += traceback.format_exception_only(type(error), error)
+    error = {"errorMessage": message, "errorType": kind or type(error).__name__, "stackTrace": lines}
+    return encode(error)
+
+
+def encode(value):
+    text = dumps(value)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair has no UTF-8, but JSON can name it.
+        import json
+
+        return json.dumps(value, allow_nan=False).encode()
+
+
+def load(name):
+    """The handler `module.function`, and why there is none."""
+    module_name, dot, function = name.rpartition(".")
+    if not dot:
+        error = ValueError(f"Handler '{name}' names no function; write it as module.function")
+        return None, describe(error, "Runtime.MalformedHandlerName")
+    module_name = module_name.replace("/", ".")
+    file = module_name.replace(".", "/") + ".py"
+    try:
+        __import__(module_name)
+        module = sys.modules[module_name]
+    except SyntaxError as error:
+        return None, describe(error, "Runtime.UserCodeSyntaxError", f"Syntax error in module '{module_name}': {error}")
+    except ImportError as error:
+        return None, describe(error, "Runtime.ImportModuleError", f"Unable to import module '{module_name}': {error}")
+    except SystemExit as error:
+        return None, describe(error, "Runtime.ExitError", f"{file} exited with {error.code!r} when it was imported")
+    except BaseException as error:
+        return None, describe(error)
+    handler = getattr(module, function, None)
+    if callable(handler):
+        return handler, None
+    what = "is not callable" if function in vars(module) else "is missing"
+    error = AttributeError(f"Handler '{function}' {what} in module '{module_name}'; define it in {file}")
+    return None, describe(error, "Runtime.HandlerNotFound")
+
+
+def flush():
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def serve(connection, handler, style):
+    """One slot: event after event, until the worker ends the process."""
+    while True:
+        status, headers, body = connection.request("GET", "invocation/next")
+        if status != 200:
+            raise RuntimeError(f"the worker refused next: {status} {bytes(body)!r}")
+        request = "invocation/" + headers["lambda-runtime-aws-request-id"]
+        extra, leave, reply = "", None, None
+        try:
+            event = loads(str(body, "utf-8"))
+            if style == "lambda":
+                result = handler(event, Context(headers))
+            elif style == "legacy":
+                result = handler(None, event)
+            else:
+                result = handler(event)
+            try:
+                reply = encode(result)
+            except (TypeError, ValueError, RecursionError, OverflowError) as error:
+                message = f"Unable to marshal response: {error}"
+                failure = describe(error.with_traceback(None), "Runtime.MarshalError", message)
+            del event, result
+        except SystemExit as error:
+            leave, extra = error, "OpenLambda-Exiting: 1\r\n"
+            failure = describe(error, "Runtime.ExitError", f"The handler exited with {error.code!r}")
+        except BaseException as error:
+            failure = describe(error)
+        flush()
+        if reply is not None:
+            connection.request("POST", request + "/response", reply)
+            continue
+        connection.request("POST", request + "/error", failure, extra)
+        if leave is not None:
+            # From a thread, SystemExit would end that thread alone.
+            code = leave.code
+            posix._exit(0 if code is None else code & 255 if isinstance(code, int) else 1)
+
+
+def main():
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    sys.path[0] = environ["LAMBDA_TASK_ROOT"]
+    sys.meta_path.append(LateSite)
+    # What `site` would have put there, and code relies on.
+    builtins = sys.modules["builtins"]
+    builtins.exit = builtins.quit = sys.exit
+    connection = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
+    handler, failure = load(environ["_HANDLER"])
+    if handler is None:
+        flush()
+        connection.request("POST", "init/error", failure)
+        posix._exit(1)
+    style = environ.get("OPENLAMBDA_STYLE", "lambda")
+    for _ in range(int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1")) - 1):
+        import _thread
+
+        another = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
+        _thread.start_new_thread(guarded, (another, handler, style))
+    guarded(connection, handler, style)
+
+
+def guarded(connection, handler, style):
+    """A slot that fails ends the process: the worker sees that, and not a slot that hangs."""
+    try:
+        serve(connection, handler, style)
+    except ConnectionError:
+        posix._exit(1)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        flush()
+        posix._exit(1)
+
+
+OWN_FILES = {describe.__code__.co_filename, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
+dumps, loads = json_functions()
+main()

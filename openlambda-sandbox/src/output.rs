@@ -1,0 +1,306 @@
+//! What a function prints: from its pipes, line by line, into the log.
+//!
+//! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial
+//! line of each, so a function that prints gigabytes neither blocks nor fills our memory. Lines
+//! carry the request id when exactly one invocation runs; [`FunctionOutput::settle`] is called at an
+//! invocation's end, so that what was printed during it is read before it counts as over.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openlambda_core::function::FunctionName;
+use openlambda_core::invocation::RequestId;
+use openlambda_core::sandbox::{LogLine, LogSink, LogStream};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use crate::sys::watch_readable;
+
+/// Longer lines are split.
+pub const LINE_LIMIT: usize = 64 << 10;
+
+/// How much is read at an invocation's end before it counts as over without the rest.
+const SETTLE_LIMIT: usize = 1 << 20;
+
+/// How many of the last lines are kept for the error of an instance that never got ready.
+const TAIL_LINES: usize = 10;
+
+/// Reads an instance's standard output and error into its function's log, until dropped.
+#[derive(Debug)]
+pub struct FunctionOutput {
+    pipes: [Arc<Pipe>; 2],
+    tasks: [AbortHandle; 2],
+}
+
+/// The invocations that run in an instance now.
+#[derive(Clone, Debug, Default)]
+pub struct Running(Arc<Mutex<Vec<RequestId>>>);
+
+impl Running {
+    /// An invocation begins.
+    pub fn add(&self, id: &RequestId) {
+        self.lock().push(id.clone());
+    }
+
+    /// An invocation is over.
+    pub fn remove(&self, id: &RequestId) {
+        let mut running = self.lock();
+        if let Some(place) = running.iter().position(|other| other == id) {
+            running.swap_remove(place);
+        }
+    }
+
+    /// The one that runs, if it is exactly one.
+    fn only(&self) -> Option<RequestId> {
+        match &**self.lock() {
+            [id] => Some(id.clone()),
+            _ => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<RequestId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Pipe {
+    fd: AsyncFd<OwnedFd>,
+    stream: LogStream,
+    function: FunctionName,
+    log: Arc<dyn LogSink>,
+    running: Running,
+    reader: Mutex<Reader>,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    /// A line whose end has not come yet; shorter than [`LINE_LIMIT`].
+    partial: Vec<u8>,
+    tail: VecDeque<String>,
+}
+
+enum Read {
+    Data(usize),
+    Nothing,
+    End,
+}
+
+impl FunctionOutput {
+    /// Reads from `stdout` and `stderr`. Must be called within a tokio runtime with I/O.
+    ///
+    /// # Errors
+    ///
+    /// The pipes cannot be watched.
+    pub fn new(
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+        function: &FunctionName,
+        log: &Arc<dyn LogSink>,
+        running: &Running,
+    ) -> io::Result<Self> {
+        let pipe = |fd: OwnedFd, stream| {
+            let flags = rustix::fs::fcntl_getfl(&fd)? | rustix::fs::OFlags::NONBLOCK;
+            rustix::fs::fcntl_setfl(&fd, flags)?;
+            io::Result::Ok(Arc::new(Pipe {
+                fd: watch_readable(fd)?,
+                stream,
+                function: function.clone(),
+                log: Arc::clone(log),
+                running: running.clone(),
+                reader: Mutex::default(),
+            }))
+        };
+        let pipes = [pipe(stdout, LogStream::Stdout)?, pipe(stderr, LogStream::Stderr)?];
+        let tasks = [0, 1].map(|n| tokio::spawn(pump(Arc::clone(&pipes[n]))).abort_handle());
+        Ok(FunctionOutput { pipes, tasks })
+    }
+
+    /// Reads what the pipes hold now, without waiting, and ends lines that have no end yet.
+    pub fn settle(&self) {
+        for pipe in &self.pipes {
+            let mut reader = pipe.lock();
+            let mut total = 0;
+            while total < SETTLE_LIMIT
+                && let Read::Data(count) = pipe.read(&mut reader)
+            {
+                total += count;
+            }
+            pipe.end_line(&mut reader);
+        }
+    }
+
+    /// The last lines of standard error, or of standard output when there are none.
+    pub fn last_words(&self) -> String {
+        let [stdout, stderr] =
+            [0, 1].map(|n| Vec::from(self.pipes[n].lock().tail.clone()).join("\n"));
+        if stderr.is_empty() { stdout } else { stderr }
+    }
+}
+
+impl Drop for FunctionOutput {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+async fn pump(pipe: Arc<Pipe>) {
+    loop {
+        let Ok(mut ready) = pipe.fd.readable().await else { return };
+        let read = pipe.read(&mut pipe.lock());
+        match read {
+            Read::Data(_) => tokio::task::yield_now().await,
+            Read::Nothing => ready.clear_ready(),
+            Read::End => {
+                pipe.end_line(&mut pipe.lock());
+                return;
+            }
+        }
+    }
+}
+
+impl Pipe {
+    fn lock(&self) -> MutexGuard<'_, Reader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One read that does not wait.
+    fn read(&self, reader: &mut Reader) -> Read {
+        let mut chunk = [0; 16 << 10];
+        match rustix::io::read(self.fd.get_ref(), &mut chunk) {
+            Ok(0) => Read::End,
+            Ok(count) => {
+                self.take(reader, &chunk[..count]);
+                Read::Data(count)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Read::Nothing,
+            Err(_) => Read::End,
+        }
+    }
+
+    fn take(&self, reader: &mut Reader, chunk: &[u8]) {
+        let id = self.running.only();
+        let id = id.as_ref().map(RequestId::as_str);
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            let Reader { partial, tail } = reader;
+            let (text, ended) = match piece.strip_suffix(b"\n") {
+                Some(text) => (text, true),
+                None => (piece, false),
+            };
+            partial.extend_from_slice(text);
+            while partial.len() > LINE_LIMIT {
+                let rest = partial.split_off(split_at(partial));
+                self.emit(tail, id, partial);
+                *partial = rest;
+            }
+            if ended {
+                self.emit(tail, id, partial);
+                partial.clear();
+            }
+        }
+    }
+
+    fn end_line(&self, reader: &mut Reader) {
+        let Reader { partial, tail } = reader;
+        if !partial.is_empty() {
+            let id = self.running.only();
+            self.emit(tail, id.as_ref().map(RequestId::as_str), partial);
+            partial.clear();
+        }
+    }
+
+    fn emit(&self, tail: &mut VecDeque<String>, id: Option<&str>, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        self.log.line(LogLine::new(&self.function, id, self.stream, &text));
+        if tail.len() == TAIL_LINES {
+            tail.pop_front();
+        }
+        tail.push_back(text.chars().take(500).collect());
+    }
+}
+
+/// The last place in the limit that is not inside a UTF-8 character.
+fn split_at(line: &[u8]) -> usize {
+    let inside = |place: &usize| line[*place] & 0xc0 == 0x80;
+    (LINE_LIMIT - 3..=LINE_LIMIT).rev().find(|place| !inside(place)).unwrap_or(LINE_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{PipeWriter, Write};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Lines(Mutex<Vec<(Option<String>, LogStream, String)>>);
+
+    impl LogSink for Lines {
+        fn line(&self, line: LogLine<'_>) {
+            let id = line.request_id.map(str::to_owned);
+            self.0.lock().unwrap().push((id, line.stream, line.text.to_owned()));
+        }
+    }
+
+    fn setup() -> (Arc<Lines>, Running, PipeWriter, PipeWriter, FunctionOutput) {
+        let lines = Arc::new(Lines::default());
+        let log: Arc<dyn LogSink> = Arc::<Lines>::clone(&lines);
+        let running = Running::default();
+        let (out, out_writer) = io::pipe().unwrap();
+        let (err, err_writer) = io::pipe().unwrap();
+        let name = "f".parse().unwrap();
+        let output = FunctionOutput::new(out.into(), err.into(), &name, &log, &running).unwrap();
+        (lines, running, out_writer, err_writer, output)
+    }
+
+    #[tokio::test]
+    async fn lines_carry_the_only_invocation_and_no_other() {
+        let (lines, running, mut out, mut err, output) = setup();
+        let [one, two] = ["one", "two"].map(|id| id.parse::<RequestId>().unwrap());
+        out.write_all(b"before\n").unwrap();
+        output.settle();
+        running.add(&one);
+        out.write_all(b"a\nno end").unwrap();
+        err.write_all(b"bad \xff byte\n").unwrap();
+        output.settle();
+        running.add(&two);
+        out.write_all(b"both\n").unwrap();
+        output.settle();
+        running.remove(&one);
+        out.write_all(b"\n").unwrap();
+        output.settle();
+        let expected = [
+            (None, LogStream::Stdout, "before"),
+            (Some("one"), LogStream::Stdout, "a"),
+            (Some("one"), LogStream::Stdout, "no end"),
+            (Some("one"), LogStream::Stderr, "bad \u{fffd} byte"),
+            (None, LogStream::Stdout, "both"),
+            (Some("two"), LogStream::Stdout, ""),
+        ];
+        let lines = lines.0.lock().unwrap();
+        let lines: Vec<_> = lines.iter().map(|(id, s, text)| (id.as_deref(), *s, &**text)).collect();
+        assert_eq!(lines, expected);
+        assert_eq!(output.last_words(), "bad \u{fffd} byte");
+    }
+
+    #[tokio::test]
+    async fn long_lines_are_split_between_characters_and_everything_is_read() {
+        let (lines, _, mut out, err, output) = setup();
+        let text = "é".repeat(200_000);
+        let expected = text.clone();
+        let writer = std::thread::spawn(move || {
+            writeln!(out, "x{text}").unwrap();
+            drop(err);
+        });
+        while !writer.is_finished() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        output.settle();
+        let lines = lines.0.lock().unwrap();
+        let all: String = lines.iter().map(|(.., text)| &**text).collect();
+        assert_eq!(all, format!("x{expected}"));
+        assert_eq!(lines.len(), 400_001 / LINE_LIMIT + 1);
+    }
+}
