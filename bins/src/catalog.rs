@@ -85,9 +85,14 @@ impl Catalog {
                 name: "process",
                 about: "a child process per instance, without isolation: for trusted code",
                 build: Box::new(|context| {
-                    let mut config = ProcessConfig::new(context.state_dir, context.mark);
+                    let mut config = ProcessConfig::new(
+                        context.state_dir,
+                        context.mark,
+                        context.spawner,
+                        context.clock,
+                    );
                     config.volumes_dir = context.volumes_dir;
-                    Ok(ProcessFactory::new(config, context.spawner, context.clock)?)
+                    Ok(Arc::new(ProcessFactory::new(config)?))
                 }),
             })
             .registry(RegistryEntry {

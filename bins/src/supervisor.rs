@@ -255,7 +255,7 @@ impl Shared {
         let mut stopped = stopped.clone();
         let line = tokio::select! {
             line = tokio::time::timeout(START_LIMIT, lines.next_line()) => line,
-            _ = stopped.wait_for(|stopped| *stopped) => Ok(Ok(None)),
+            () = told(&mut stopped) => Ok(Ok(None)),
         };
         let ready = match line {
             Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
@@ -313,7 +313,7 @@ async fn supervise(
     loop {
         let status = tokio::select! {
             status = child.wait() => status,
-            _ = stopped.wait_for(|stopped| *stopped) => {
+            () = told(&mut stopped) => {
                 child.signal(Signal::TERM);
                 if tokio::time::timeout(STOP_GRACE, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
@@ -330,11 +330,13 @@ async fn supervise(
         child = loop {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return,
+                () = told(&mut stopped) => return,
             }
-            match shared.start(&spec, &stopped).await {
+            let started = shared.start(&spec, &stopped).await;
+            let over = *stopped.borrow();
+            match started {
                 Ok((child, _)) => break child,
-                Err(_) if *stopped.borrow() => return,
+                Err(_) if over => return,
                 Err(error) => {
                     tracing::warn!(daemon = spec.name, %error, "did not start again");
                     wait = (2 * wait).min(BACKOFF.1);
@@ -342,6 +344,11 @@ async fn supervise(
             }
         };
     }
+}
+
+/// Resolves when the daemon is told to stop. A supervisor that is gone has told it too.
+async fn told(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// The last line that a daemon which did not start left in its log: it says why.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{listen, read_config, say_ready, stop_signal};
 use crate::Catalog;
-use crate::error::{CliError, Context, Result};
+use crate::error::{CliError, Result};
 
 /// The options of `ol-lb`, on the command line and in its file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -73,9 +73,10 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let listener = listen(address).await?;
     let mut config = ProxyConfig::default();
     config.workers = options.workers;
-    config.seed = options.seed.unwrap_or(0);
+    config.seed = options.seed;
     let proxy =
         Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
     say_ready(&listener)?;
-    proxy.serve(listener, stop).await.context(|| "the balancer ended".to_owned())
+    proxy.serve(listener, stop).await;
+    Ok(())
 }
