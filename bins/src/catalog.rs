@@ -40,7 +40,8 @@ pub struct SandboxEntry {
     /// One line on it.
     pub about: &'static str,
     /// Makes the worker's factory.
-    pub build: Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>,
+    pub build:
+        Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>,
 }
 
 /// What a sandbox factory is made of.
@@ -152,7 +153,9 @@ impl Catalog {
     /// Opens the registry that `NAME=PLACE` means.
     pub(crate) fn open_registry(&self, spec: &str) -> Result<Arc<dyn Registry>> {
         let Some((name, place)) = spec.split_once('=') else {
-            let message = format!("registry \"{spec}\" has no place; write NAME=PLACE, for example native=http://127.0.0.1:9000 or dir=./functions");
+            let message = format!(
+                "registry \"{spec}\" has no place; write NAME=PLACE, for example native=http://127.0.0.1:9000 or dir=./functions"
+            );
             return Err(CliError::new(message));
         };
         let entry = self.registries.iter().find(|entry| entry.name == name);

@@ -12,9 +12,8 @@ pub(crate) async fn send(request: http::Request<Bytes>) -> Result<http::Response
     let url = request.uri().to_string();
     let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
     let answer = client.request(request.map(Full::new)).await;
-    let answer = answer.context(|| {
-        format!("cannot reach {url}; `ol status` shows whether the cluster is up")
-    })?;
+    let answer = answer
+        .context(|| format!("cannot reach {url}; `ol status` shows whether the cluster is up"))?;
     let (parts, body) = answer.into_parts();
     let body = body.collect().await.context(|| format!("the answer of {url} broke off"))?;
     Ok(http::Response::from_parts(parts, body.to_bytes()))

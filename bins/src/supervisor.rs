@@ -145,9 +145,22 @@ impl Supervisor {
             let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
             let memory = spec.memory_mb.map(|memory| memory.to_string());
             let mut args = vec![
-                "daemon", "worker", "--name", &id, "--state-dir", &state_dir, "--volumes-dir",
-                &volumes, "--balancer", &balancer, "--registry", &registry, "--sandbox",
-                &spec.sandbox, "--seed", &seed,
+                "daemon",
+                "worker",
+                "--name",
+                &id,
+                "--state-dir",
+                &state_dir,
+                "--volumes-dir",
+                &volumes,
+                "--balancer",
+                &balancer,
+                "--registry",
+                &registry,
+                "--sandbox",
+                &spec.sandbox,
+                "--seed",
+                &seed,
             ];
             if let Some(memory) = &memory {
                 args.extend(["--memory-mb", memory]);
@@ -191,9 +204,8 @@ impl Supervisor {
             let request = http::Request::get(&url).body(bytes::Bytes::new());
             let request = request.context(|| format!("{url} is no address"))?;
             if let Ok(answer) = crate::http_client::send(request).await
-                && let Ok(status) = serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(
-                    answer.body(),
-                )
+                && let Ok(status) =
+                    serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(answer.body())
                 && status.workers.iter().filter(|worker| worker.state == "ready").count()
                     >= workers as usize
             {
@@ -236,8 +248,8 @@ impl Shared {
         let open = File::options().create(true).append(true).open(&log);
         let file = open.context(|| format!("cannot write {}", log.display()))?;
         let begin = file.metadata().map_or(0, |metadata| metadata.len());
-        let mut command = CommandSpec::new(&self.program)
-            .env(MARK, format!("{}/{}", self.dir.mark(), spec.name));
+        let mut command =
+            CommandSpec::new(&self.program).env(MARK, format!("{}/{}", self.dir.mark(), spec.name));
         for arg in &spec.args {
             command = command.arg(arg);
         }
@@ -267,9 +279,10 @@ impl Shared {
         }
         child.kill_group();
         child.wait().await;
-        Err(CliError::new(last_words(&log, begin).unwrap_or_else(|| {
-            format!("{} did not start; see {}", spec.name, log.display())
-        })))
+        Err(CliError::new(
+            last_words(&log, begin)
+                .unwrap_or_else(|| format!("{} did not start; see {}", spec.name, log.display())),
+        ))
     }
 
     /// Writes down a daemon's process and address.

@@ -193,7 +193,8 @@ async fn run(script: PathBuf, body: Bytes) -> Result<Bytes, SandboxError> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let code = tempfile::tempdir()?;
-    let script = "read name; test -n \"$name\" || { echo no name >&2; exit 1; }; echo Hello, $name!";
+    let script =
+        "read name; test -n \"$name\" || { echo no name >&2; exit 1; }; echo Hello, $name!";
     std::fs::write(code.path().join("run.sh"), script)?;
 
     let factory = ShellFactory { clock: Arc::new(SystemClock::new()) };

@@ -5,4 +5,5 @@
 //! cannot do by its nature it declares; then the suite demands that it says so in its errors.
 
 pub mod balancing;
+pub mod registry;
 pub mod sandbox;

@@ -153,13 +153,15 @@ fn leftovers(dir: &DataDir, clean: bool) -> Result<Check> {
     if dir.is_up()? {
         return Ok(check("leftovers", false, Ok("a cluster runs".to_owned()), ""));
     }
-    if clean && dir.path().exists()
+    if clean
+        && dir.path().exists()
         && let Some(_lock) = dir.try_lock()?
     {
         let report = dir.clean();
         let detail =
             format!("removed {} processes, {} files", report.processes, report.removed.len());
-        let result = if report.failed.is_empty() { Ok(detail) } else { Err(report.failed.join(", ")) };
+        let result =
+            if report.failed.is_empty() { Ok(detail) } else { Err(report.failed.join(", ")) };
         return Ok(check("leftovers", false, result, "remove them by hand"));
     }
     let left = processes_with_mark(&dir.mark()).len();

@@ -151,9 +151,7 @@ fn read_data(data: Option<&str>) -> Result<Bytes> {
             Ok(body.into())
         }
         Some(text) => match text.strip_prefix('@') {
-            Some(file) => {
-                Ok(std::fs::read(file).context(|| format!("cannot read {file}"))?.into())
-            }
+            Some(file) => Ok(std::fs::read(file).context(|| format!("cannot read {file}"))?.into()),
             None => Ok(Bytes::copy_from_slice(text.as_bytes())),
         },
     }
@@ -214,9 +212,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list_all(
-    registry: &Arc<dyn Registry>,
-) -> Result<Vec<openlambda_core::registry::Listing>> {
+async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<openlambda_core::registry::Listing>> {
     registry.list().await.context(|| "cannot list the functions".to_owned())
 }
 

@@ -58,9 +58,9 @@ pub(super) fn logs(args: &LogsArgs) -> Result<ExitCode> {
     let mut workers: Vec<String> =
         workers.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     workers.sort();
-    let exists = workers.iter().any(|worker| {
-        files(&dir, worker, &args.function).iter().any(|file| file.exists())
-    });
+    let exists = workers
+        .iter()
+        .any(|worker| files(&dir, worker, &args.function).iter().any(|file| file.exists()));
     if !exists && !args.follow {
         return Err(CliError::new(format!(
             "{} has printed nothing yet; `ol ls` shows the functions there are",

@@ -81,8 +81,9 @@ enum Distribution {
 impl SimArgs {
     fn config(&self) -> Result<SimConfig> {
         let ms = |flag: &str, value: f64| {
-            Duration::try_from_secs_f64(value / 1e3)
-                .map_err(|_| CliError::new(format!("--{flag} {value} is not a time; use 0 or more")))
+            Duration::try_from_secs_f64(value / 1e3).map_err(|_| {
+                CliError::new(format!("--{flag} {value} is not a time; use 0 or more"))
+            })
         };
         if !(self.rate > 0.0 && self.rate <= 1e9) {
             let message = format!("--rate {} is not a rate; use more than 0", self.rate);

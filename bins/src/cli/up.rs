@@ -242,10 +242,8 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
         print_json(&status_json(&state, balancer.as_ref()));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!(
-        "{}  policy {}  registry {}\n",
-        state.url, state.policy, state.registry.spec
-    );
+    let mut text =
+        format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
     if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
@@ -254,7 +252,8 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
         .iter()
         .map(|worker| {
             let known = known_worker(&worker.id, balancer.as_ref());
-            let (running, idle) = known.map_or((0, 0), |known| (known.load.running, known.load.idle));
+            let (running, idle) =
+                known.map_or((0, 0), |known| (known.load.running, known.load.idle));
             vec![
                 worker.id.clone(),
                 worker_state(known).to_owned(),

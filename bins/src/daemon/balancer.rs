@@ -60,9 +60,9 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let file: Options = read_config(options.config.as_deref())?;
     let options = options.or(file);
     let stop = stop_signal()?;
-    let registry = options.registry.ok_or_else(|| {
-        CliError::new("--registry is missing; pass native=URL or dir=FOLDER")
-    })?;
+    let registry = options
+        .registry
+        .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
     let registry = catalog.open_registry(&registry)?;
     let policy = match options.policy {
         Some(policy) => policy,
@@ -74,8 +74,7 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let mut config = ProxyConfig::default();
     config.workers = options.workers;
     config.seed = options.seed;
-    let proxy =
-        Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
+    let proxy = Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
     say_ready(&listener)?;
     proxy.serve(listener, stop).await;
     Ok(())

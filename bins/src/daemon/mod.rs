@@ -115,10 +115,9 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
                 address.port(),
                 address.ip()
             ),
-            std::io::ErrorKind::PermissionDenied => format!(
-                "port {} needs root; pass --listen with a port above 1023",
-                address.port()
-            ),
+            std::io::ErrorKind::PermissionDenied => {
+                format!("port {} needs root; pass --listen with a port above 1023", address.port())
+            }
             _ => format!("cannot listen on {address}: {error}; pass another --listen"),
         })
     })

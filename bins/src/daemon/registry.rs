@@ -33,10 +33,8 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
     let stop = stop_signal()?;
-    let address = options
-        .listen
-        .or(file.listen)
-        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000)));
+    let address =
+        options.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000)));
     let listener = listen(address).await?;
     let place = store.display().to_string();
     let store = tokio::task::spawn_blocking(move || Store::open(&store)).await;

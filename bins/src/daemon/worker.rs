@@ -137,7 +137,8 @@ impl Options {
 }
 
 fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
-    value.ok_or_else(|| CliError::new(format!("--{flag} is missing; pass it or put it in --config")))
+    value
+        .ok_or_else(|| CliError::new(format!("--{flag} is missing; pass it or put it in --config")))
 }
 
 pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
@@ -181,8 +182,7 @@ fn mark(options: &Options, state_dir: &std::path::Path) -> String {
     std::env::var(MARK).unwrap_or_else(|_| {
         let folder = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         let name = options.name.as_deref().unwrap_or("worker");
-        let hash =
-            openlambda_core::hash::stable_hash(0, folder.as_os_str().as_encoded_bytes());
+        let hash = openlambda_core::hash::stable_hash(0, folder.as_os_str().as_encoded_bytes());
         format!("ol-{hash:016x}-{name}")
     })
 }

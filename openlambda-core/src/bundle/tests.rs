@@ -1,0 +1,289 @@
+use std::os::unix::fs::symlink;
+
+use futures_util::stream;
+use proptest::prelude::*;
+
+use super::*;
+
+/// An archive as a stranger could make it: names and targets go in as they are.
+#[derive(Default)]
+struct Hostile(Vec<u8>);
+
+impl Hostile {
+    fn entry(mut self, kind: EntryType, path: &str, target: &str, content: &[u8]) -> Self {
+        let mut header = header(kind, content.len() as u64, 0o644);
+        let old = header.as_old_mut();
+        old.name[..path.len()].copy_from_slice(path.as_bytes());
+        old.linkname[..target.len()].copy_from_slice(target.as_bytes());
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    fn file(self, path: &str, content: &str) -> Self {
+        self.entry(EntryType::Regular, path, "", content.as_bytes())
+    }
+
+    fn link(self, path: &str, target: &str) -> Self {
+        self.entry(EntryType::Symlink, path, target, b"")
+    }
+
+    fn bytes(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(&[0; 1024]);
+        self.0
+    }
+}
+
+fn publish(archive: &[u8]) -> Result<(Packed, Vec<u8>), BundleError> {
+    let mut out = Vec::new();
+    let packed = canonicalise(archive, Limits::default(), &mut out)?;
+    Ok((packed, out))
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn sample() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    fs::write(root.join("f.py"), "def f(event): return event\n").unwrap();
+    fs::write(root.join("ol.toml"), "memory_mb = 64\n").unwrap();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    fs::write(root.join("a.txt"), "x").unwrap();
+    fs::write(root.join("a/run"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(root.join("a/run"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::write(root.join("a/b").join("n".repeat(120)), vec![7; 100_000]).unwrap();
+    symlink("../a.txt", root.join("a/link")).unwrap();
+    fs::create_dir(root.join("__pycache__")).unwrap();
+    fs::write(root.join("__pycache__/f.pyc"), "left out").unwrap();
+    dir
+}
+
+/// A change of this value moves every bundle to another digest: bundles that registries hold would be
+/// found no more.
+const SAMPLE_DIGEST: &str =
+    "sha256:ff2e2028f3939c48e0eec56b25169521c00d407b8575477cbc617e1354522e02";
+
+#[test]
+fn the_canonical_form_is_pinned_and_does_not_depend_on_who_packs() {
+    let (dir, again) = (sample(), sample());
+    let (mut tar, mut other) = (Vec::new(), Vec::new());
+    let packed = pack_dir(dir.path(), &mut tar).unwrap();
+    assert_eq!(packed, pack_dir(again.path(), &mut other).unwrap());
+    assert_eq!(tar, other);
+    assert_eq!(packed.digest.to_string(), SAMPLE_DIGEST);
+    assert_eq!((packed.bytes, packed.manifest.memory_mb), (tar.len() as u64, 64));
+
+    // Another program's archive of the same folder: other order, times, owners, headers.
+    let made = std::process::Command::new("tar")
+        .args(["--create", "--sort=none", "--format=pax", "--exclude=__pycache__", "."])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    assert_ne!(made.stdout, tar);
+    for archive in [made.stdout.clone(), gzip(&made.stdout), tar.clone(), gzip(&tar)] {
+        let (same, canonical) = publish(&archive).unwrap();
+        assert_eq!((same.digest, &canonical == &tar), (packed.digest, true));
+        assert_eq!(same.manifest, packed.manifest);
+    }
+}
+
+#[test]
+fn a_bundle_unpacks_to_what_was_packed() {
+    let dir = sample();
+    let mut tar = Vec::new();
+    let packed = pack_dir(dir.path(), &mut tar).unwrap();
+    let into = tempfile::tempdir().unwrap();
+    unpack(&*tar, &packed.digest, into.path()).unwrap();
+    assert_eq!(fs::read_link(into.path().join("a/link")).unwrap().to_str(), Some("../a.txt"));
+    assert_eq!(fs::read_to_string(into.path().join("a/link")).unwrap(), "x");
+    let mode = fs::metadata(into.path().join("a/run")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7111, 0o111, "executable, and the setuid bit is gone");
+    assert!(!into.path().join("__pycache__").exists());
+    let mut again = Vec::new();
+    assert_eq!(pack_dir(into.path(), &mut again).unwrap().digest, packed.digest);
+}
+
+#[test]
+fn damage_is_noticed() {
+    let dir = sample();
+    let mut tar = Vec::new();
+    let packed = pack_dir(dir.path(), &mut tar).unwrap();
+    for at in [600, tar.len() / 2, tar.len() - 1] {
+        let mut damaged = tar.clone();
+        damaged[at] ^= 1;
+        let into = tempfile::tempdir().unwrap();
+        assert!(unpack(&*damaged, &packed.digest, into.path()).is_err(), "byte {at}");
+    }
+    let into = tempfile::tempdir().unwrap();
+    let error = unpack(&tar[..tar.len() - 512], &packed.digest, into.path()).unwrap_err();
+    assert!(matches!(error, BundleError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn what_could_harm_is_refused_with_the_entry_and_the_reason() {
+    let f = || Hostile::default().file("f.py", "x");
+    let fifo = f().entry(EntryType::Fifo, "p", "", b"");
+    let device = f().entry(EntryType::Char, "d", "", b"");
+    let hard = f().entry(EntryType::Link, "h", "../../etc/passwd", b"");
+    let later = f().entry(EntryType::Link, "h", "g", b"").file("g", "");
+    let by_link = f().entry(EntryType::Link, "ol.toml", "f.py", b"");
+    for (archive, path, why) in [
+        (f().file("/etc/cron.d/x", ""), "/etc/cron.d/x", "absolute path"),
+        (f().file("../x", ""), "../x", "leads out"),
+        (f().file("a/../../x", ""), "a/../../x", "leads out"),
+        (f().link("l", "/etc/passwd"), "l", "leads out of the bundle, to \"/etc/passwd\""),
+        (f().link("l", "../x"), "l", "leads out"),
+        (f().link("a/l", "../../x"), "a/l", "leads out"),
+        (f().link("a/l", "b/../../../x"), "a/l", "\"..\" after a name"),
+        (f().link("l", "."), "l/x", "is no folder"),
+        (f().link("l", ""), "l", "without a valid target"),
+        (f().file("f.py", "y"), "f.py", "named twice"),
+        (f().file("f.py/x", "y"), "f.py/x", "no folder"),
+        (f().file("a/b", "y").file("a", "z"), "a", "named twice"),
+        (f().link("ol.toml", "f.py"), "ol.toml", "no regular file"),
+        (by_link, "ol.toml", "hard link"),
+        (fifo, "p", "neither a file"),
+        (device, "d", "neither a file"),
+        (hard, "..", "leads out"),
+        (later, "h", "hard link"),
+    ] {
+        // Where a second entry is what is wrong, it is below the first.
+        let archive = if path == "l/x" { archive.file("l/x", "") } else { archive };
+        let mut out = Vec::new();
+        let error = canonicalise(&*archive.bytes(), Limits::default(), &mut out).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(path) && text.contains(why), "{path}, {why}: {text}");
+        assert!(out.is_empty(), "something was written");
+    }
+    // The same archives do not get past `unpack` either, whatever their digest.
+    let into = tempfile::tempdir().unwrap();
+    let folder = into.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    for archive in [
+        Hostile::default().file("../out", "x"),
+        Hostile::default().link("l", "..").file("l/out", "x"),
+        Hostile::default().file(&format!("{}/out", into.path().display()), "x"),
+    ] {
+        assert!(unpack(&*archive.bytes(), &Digest::from_bytes([0; 32]), &folder).is_err());
+        assert_eq!(fs::read_dir(into.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn harmless_links_are_kept() {
+    let archive = Hostile::default()
+        .file("f.py", "x")
+        .link("a/b/up", "../../f.py")
+        .link("self", ".")
+        .link("dangling", "nowhere/at/all")
+        .entry(EntryType::Link, "g.py", "./f.py", b"");
+    let (packed, tar) = publish(&archive.bytes()).unwrap();
+    let into = tempfile::tempdir().unwrap();
+    unpack(&*tar, &packed.digest, into.path()).unwrap();
+    assert_eq!(fs::read_to_string(into.path().join("a/b/up")).unwrap(), "x");
+    assert_eq!(fs::read_to_string(into.path().join("g.py")).unwrap(), "x");
+}
+
+#[test]
+fn a_decompression_bomb_is_refused_at_the_limit() {
+    let limits = Limits { bytes: 1 << 20, entries: 10 };
+    let large = Hostile::default().file("f.py", &"x".repeat(2 << 20)).bytes();
+    let padding = [Hostile::default().file("f.py", "x").bytes(), vec![0; 4 << 20]].concat();
+    let many = (0..20).fold(Hostile::default(), |archive, n| archive.file(&format!("f{n}"), ""));
+    // A header that promises more than comes.
+    let mut liar = Hostile::default().file("f.py", "").bytes();
+    let mut lying = header(EntryType::Regular, 1 << 40, 0o644);
+    lying.set_path("f.py").unwrap();
+    lying.set_cksum();
+    liar[..512].copy_from_slice(lying.as_bytes());
+    for (archive, why) in
+        [(gzip(&large), "over 1 MiB"), (many.bytes(), "more than 10 files"), (liar, "over 1 MiB")]
+    {
+        let mut out = Vec::new();
+        let error = canonicalise(&*archive, limits, &mut out).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(out.is_empty());
+    }
+    // What follows the end of an archive is not read at all.
+    canonicalise(&*gzip(&padding), limits, io::sink()).unwrap();
+}
+
+#[test]
+fn a_folder_that_cannot_be_packed_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err();
+    assert!(error.to_string().contains("cannot tell what to run"), "{error}");
+    fs::write(dir.path().join("f.py"), "").unwrap();
+    fs::write(dir.path().join("ol.toml"), "memory = 3").unwrap();
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err();
+    assert!(error.to_string().contains("ol.toml, line 1: unknown key \"memory\""), "{error}");
+    fs::remove_file(dir.path().join("ol.toml")).unwrap();
+    symlink("/etc", dir.path().join("etc")).unwrap();
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err();
+    assert!(error.to_string().contains("\"etc\" is a link that leads out"), "{error}");
+    fs::remove_file(dir.path().join("etc")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err();
+    assert!(error.to_string().contains("\"socket\" is neither"), "{error}");
+}
+
+#[test]
+fn not_an_archive_is_refused() {
+    for bytes in [&b""[..], b"hello", &[0x1f, 0x8b, 1, 2], &[7; 2000]] {
+        assert!(publish(bytes).is_err(), "{bytes:?}");
+    }
+    let whole = gzip(&Hostile::default().file("f.py", &"ab".repeat(9000)).bytes());
+    assert!(publish(&whole[..whole.len() / 2]).is_err(), "half of an archive");
+}
+
+#[test]
+fn a_stream_is_read_as_it_comes() {
+    let chunks = [Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
+    let mut text = String::new();
+    reader(Box::pin(stream::iter(chunks))).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "abcde");
+    let broken = [Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
+    let error = reader(Box::pin(stream::iter(broken))).read_to_string(&mut text).unwrap_err();
+    assert_eq!(error.to_string(), "gone");
+}
+
+proptest! {
+    /// Whatever comes, nothing panics and nothing gets out of the folder.
+    #[test]
+    fn any_bytes_are_refused_or_made_canonical(
+        names in proptest::collection::vec("[a-c./]{1,6}", 1..6),
+        targets in proptest::collection::vec("[a-c./]{1,6}", 1..6),
+        flips in proptest::collection::vec((0usize..4096, any::<u8>()), 0..3),
+    ) {
+        let mut archive = Hostile::default().file("f.py", "x");
+        for (name, target) in names.iter().zip(&targets) {
+            archive = if target.len() % 2 == 0 {
+                archive.file(name, target)
+            } else {
+                archive.link(name, target)
+            };
+        }
+        let mut bytes = archive.bytes();
+        for (at, value) in flips {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+        }
+        if let Ok((packed, tar)) = publish(&bytes) {
+            prop_assert_eq!(publish(&tar).unwrap().0, packed.clone());
+            let outer = tempfile::tempdir().unwrap();
+            let folder = outer.path().join("folder");
+            fs::create_dir(&folder).unwrap();
+            unpack(&*tar, &packed.digest, &folder).unwrap();
+            prop_assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 1);
+            prop_assert_eq!(pack_dir(&folder, io::sink()).unwrap().digest, packed.digest);
+        }
+    }
+}
