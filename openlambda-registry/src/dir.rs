@@ -1,0 +1,457 @@
+//! A folder of function folders, for development: a changed file takes effect on the next call.
+//!
+//! ```text
+//! <root>/<name>/                the function <name>
+//!       /_ns/<namespace>/<name>/  the function <namespace>/<name>
+//! ```
+//!
+//! There is nothing beside the folders: whoever edits them publishes. A resolution looks at every
+//! file's metadata, and packs the folder anew when something has changed. So
+//!
+//! * there is one version of a function, the present one, and there are no aliases. Its number is the
+//!   time of its last change, in microseconds since 1970: every process on the machine comes to the
+//!   same number, and a later change to a higher one;
+//! * a bundle can be fetched as long as its folder stays as it is. A change between resolution and
+//!   fetch is an error that says so, and the next call succeeds;
+//! * [`watch`](Registry::watch) tells what was published and deleted through the same handle, and
+//!   [`cache_for`](Registry::cache_for) is zero: nobody tells of an edit.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use openlambda_core::bundle::{self, BundleError, LEFT_OUT};
+use openlambda_core::function::{
+    DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version,
+};
+use openlambda_core::manifest::Manifest;
+use openlambda_core::memory::EventLog;
+use openlambda_core::registry::{
+    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+};
+use openlambda_core::time::{Clock, SystemClock};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// The folder of the namespaces that are not the default. No function's name begins so.
+const NAMESPACES: &str = "_ns";
+
+/// What is on its way into the root, or out of it. No function's name begins so.
+const TEMPORARY: &str = ".openlambda-tmp-";
+
+/// Metadata shows a change only as finely as the kernel's clock ticks, at most 10 ms. A folder that
+/// changed more recently than this is packed at every resolution.
+const RECENT: Duration = Duration::from_millis(100);
+
+/// Functions in a folder. Clones share what is known of it.
+#[derive(Clone, Debug)]
+pub struct DirRegistry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    clock: SystemClock,
+    events: EventLog,
+    known: Mutex<BTreeMap<FunctionName, Known>>,
+    /// Held by whoever publishes or deletes.
+    changing: Mutex<()>,
+    next_temporary: AtomicU64,
+}
+
+/// A folder as it was when it was last packed.
+#[derive(Clone, Debug)]
+struct Known {
+    look: Look,
+    version: Version,
+    digest: Digest,
+    manifest: Manifest,
+}
+
+/// What metadata shows of a folder: changes when anything in it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Look {
+    hash: u64,
+    /// The time of the newest change, microseconds since 1970.
+    newest: u64,
+}
+
+impl DirRegistry {
+    /// The functions in the folder `root`, which is made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot be made, or is no folder.
+    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root = root.into();
+        fs::create_dir_all(&root)?;
+        // What a crash in the middle of a publication has left.
+        for entry in fs::read_dir(&root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let left = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY));
+            let maker = left.and_then(|left| left.split('-').next()?.parse::<u32>().ok());
+            if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(DirRegistry {
+            shared: Arc::new(Shared {
+                root: std::path::absolute(root)?,
+                clock: SystemClock::new(),
+                events: EventLog::new(1024, [], 0),
+                known: Mutex::default(),
+                changing: Mutex::default(),
+                next_temporary: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let shared = Arc::clone(&self.shared);
+        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
+        done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
+    }
+}
+
+#[async_trait]
+impl Registry for DirRegistry {
+    fn kind(&self) -> &'static str {
+        "dir"
+    }
+
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        let name = name.clone();
+        self.blocking(move |shared| shared.publish(&name, bundle)).await
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        let reference = reference.clone();
+        self.blocking(move |shared| shared.resolve(&reference)).await
+    }
+
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        let (digest, into) = (*digest, into.to_owned());
+        self.blocking(move |shared| shared.fetch(&digest, &into)).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        self.blocking(|shared| {
+            let mut list = Vec::new();
+            for name in shared.names().map_err(storage)? {
+                // A folder that is no function (yet) is not listed; calling it says why.
+                if let Ok(Known { version, digest, .. }) = shared.look_at(&name) {
+                    list.push(Listing { name, version, digest, aliases: BTreeMap::new() });
+                }
+            }
+            Ok(list)
+        })
+        .await
+    }
+
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let name = name.clone();
+        self.blocking(move |shared| shared.delete(&name)).await
+    }
+
+    async fn set_alias(
+        &self,
+        _name: &FunctionName,
+        _alias: &str,
+        _version: Option<Version>,
+        _expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        Err(RegistryError::Unsupported(
+            "a folder of functions has no aliases; use the native registry".to_owned(),
+        ))
+    }
+
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
+        self.shared.events.watch(from)
+    }
+}
+
+impl Shared {
+    fn folder(&self, name: &FunctionName) -> PathBuf {
+        match name.namespace() {
+            DEFAULT_NAMESPACE => self.root.join(name.name()),
+            namespace => self.root.join(NAMESPACES).join(namespace).join(name.name()),
+        }
+    }
+
+    /// The folders that could be functions, in order of their names.
+    fn names(&self) -> io::Result<Vec<FunctionName>> {
+        let folders = |path: &Path| -> io::Result<Vec<String>> {
+            let entries = match fs::read_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries?,
+            };
+            let folders = entries.flatten().filter(|entry| entry.path().is_dir());
+            Ok(folders.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        };
+        let mut names = Vec::new();
+        let mut add = |namespace: &str, path: &Path| -> io::Result<()> {
+            for name in folders(path)? {
+                names.extend(FunctionName::new(namespace, &name).ok());
+            }
+            Ok(())
+        };
+        add(DEFAULT_NAMESPACE, &self.root)?;
+        for namespace in folders(&self.root.join(NAMESPACES))? {
+            add(&namespace, &self.root.join(NAMESPACES).join(&namespace))?;
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// What the folder of a name holds now.
+    fn look_at(&self, name: &FunctionName) -> Result<Known, RegistryError> {
+        let folder = self.folder(name);
+        if !folder.is_dir() {
+            return Err(not_found(name));
+        }
+        // An editor may write while we read: what was read counts only if nothing moved meanwhile.
+        for _ in 0..10 {
+            let now_us = self.clock.unix_millis() * 1000;
+            let look = look(&folder).map_err(storage)?;
+            let recent = look.newest + RECENT.as_micros() as u64 > now_us;
+            if let Some(known) = self.lock().get(name)
+                && known.look == look
+                && !recent
+            {
+                return Ok(known.clone());
+            }
+            let packed = match bundle::pack_dir(&folder, io::sink()) {
+                Ok(packed) => packed,
+                Err(_) if !folder.is_dir() => return Err(not_found(name)),
+                Err(error) => return Err(error.into()),
+            };
+            if self::look(&folder).map_err(storage)? != look {
+                continue;
+            }
+            let mut known = self.lock();
+            let before = known.get(name);
+            let version = match before {
+                Some(before) if before.digest == packed.digest => before.version,
+                // Two changes in one tick of the kernel's clock have one time, but two versions.
+                Some(before) => Version(look.newest.max(before.version.0 + 1)),
+                None => Version(look.newest),
+            };
+            let (digest, manifest) = (packed.digest, packed.manifest);
+            let found = Known { look, version, digest, manifest };
+            known.insert(name.clone(), found.clone());
+            return Ok(found);
+        }
+        let message = format!("{} changes all the time; try again", folder.display());
+        Err(RegistryError::Unavailable(message.into()))
+    }
+
+    fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        let Known { version, digest, manifest, .. } = self.look_at(&reference.name)?;
+        let is_meant = match &reference.qualifier {
+            Qualifier::Latest => true,
+            Qualifier::Version(wanted) => *wanted == version,
+            Qualifier::Digest(wanted) => *wanted == digest,
+            _ => false,
+        };
+        if !is_meant {
+            let what =
+                format!("function \"{reference}\" in a folder, which has only the present version");
+            return Err(RegistryError::NotFound { what });
+        }
+        Ok(Resolved::new(reference.name.clone(), version, digest, manifest))
+    }
+
+    fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        let holders = |known: &BTreeMap<FunctionName, Known>| -> Vec<FunctionName> {
+            let holds = |(name, known): (&FunctionName, &Known)| {
+                (known.digest == *digest).then(|| name.clone())
+            };
+            known.iter().filter_map(holds).collect()
+        };
+        let mut candidates = holders(&self.lock());
+        let was_known = !candidates.is_empty();
+        if !was_known {
+            // Another process has resolved it.
+            for name in self.names().map_err(storage)? {
+                let _ = self.look_at(&name);
+            }
+            candidates = holders(&self.lock());
+        }
+        let mut changed = was_known;
+        for name in candidates {
+            let mut tar = Vec::new();
+            match bundle::pack_dir(&self.folder(&name), &mut tar) {
+                Ok(packed) if packed.digest == *digest => {
+                    return match bundle::unpack(&*tar, digest, into) {
+                        Ok(()) => Ok(()),
+                        Err(error @ BundleError::Write(_)) => Err(storage(error)),
+                        Err(error) => Err(error.into()),
+                    };
+                }
+                _ => changed &= self.folder(&name).is_dir(),
+            }
+        }
+        if changed {
+            let message = "the function's folder has changed since the call began; call again";
+            return Err(RegistryError::Unavailable(message.into()));
+        }
+        Err(RegistryError::NotFound { what: format!("bundle {digest}") })
+    }
+
+    fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        let mut tar = Vec::new();
+        let reader = bundle::reader(bundle);
+        let packed = bundle::canonicalise(reader, bundle::Limits::default(), &mut tar)?;
+        let folder = self.folder(name);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match self.look_at(name) {
+            Ok(known) => Some(known),
+            // What is there and is no function is replaced too.
+            Err(RegistryError::NotFound { .. } | RegistryError::BadBundle { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(before) = &before
+            && before.digest == packed.digest
+        {
+            let (version, digest) = (before.version, before.digest);
+            return Ok(Published { version, digest, new: false });
+        }
+        let temporary = self.temporary().map_err(storage)?;
+        bundle::unpack(&*tar, &packed.digest, &temporary.0)?;
+        if let Some(parent) = folder.parent() {
+            fs::create_dir_all(parent).map_err(storage)?;
+        }
+        put(&temporary.0, &folder).map_err(storage)?;
+        // By Drop: what was there before.
+        drop(temporary);
+        let Known { version, digest, .. } = self.look_at(name)?;
+        self.events.add(|revision| RegistryEvent::Published {
+            revision,
+            name: name.clone(),
+            version,
+            digest,
+        });
+        Ok(Published { version, digest, new: true })
+    }
+
+    fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let temporary = self.temporary().map_err(storage)?;
+        match fs::rename(self.folder(name), temporary.0.join("deleted")) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_found(name)),
+            Err(error) => return Err(storage(error)),
+        }
+        self.lock().remove(name);
+        self.events.add(|revision| RegistryEvent::Deleted { revision, name: name.clone() });
+        Ok(())
+    }
+
+    fn temporary(&self) -> io::Result<Temporary> {
+        let n = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        let own = self as *const Shared as usize;
+        let name = format!("{TEMPORARY}{}-{own:x}-{n}", std::process::id());
+        let path = self.root.join(name);
+        fs::create_dir(&path)?;
+        Ok(Temporary(path))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FunctionName, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A folder in the root, removed by Drop.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a temporary folder");
+        }
+    }
+}
+
+/// Puts `from` in the place of `to` at one stroke; what was there is at `from` then.
+fn put(from: &Path, to: &Path) -> io::Result<()> {
+    loop {
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => {
+                // So that the caller's clean-up finds something.
+                return fs::create_dir(from);
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE) {
+            // Gone meanwhile.
+            Err(rustix::io::Errno::NOENT) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn look(folder: &Path) -> io::Result<Look> {
+    let mut facts = Vec::new();
+    let mut newest = 0;
+    let mut visit = |path: &Path, metadata: &fs::Metadata| {
+        let changed_us = metadata.ctime() * 1_000_000 + metadata.ctime_nsec() / 1000;
+        newest = newest.max(u64::try_from(changed_us).unwrap_or(0));
+        facts.extend_from_slice(path.as_os_str().as_encoded_bytes());
+        let numbers = [
+            metadata.ino(),
+            metadata.size(),
+            metadata.mode().into(),
+            metadata.ctime() as u64,
+            metadata.ctime_nsec() as u64,
+        ];
+        facts.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    };
+    visit(Path::new(""), &fs::metadata(folder)?);
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        let mut entries = fs::read_dir(folder.join(&below))?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            if entry.file_name().to_str().is_some_and(|name| LEFT_OUT.contains(&name)) {
+                continue;
+            }
+            let path = below.join(entry.file_name());
+            // One that is gone again: the folder's own time has changed with it.
+            let Ok(metadata) = entry.metadata() else { continue };
+            visit(&path, &metadata);
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(Look { hash: openlambda_core::hash::stable_hash(0, &facts), newest })
+}
+
+fn not_found(name: &FunctionName) -> RegistryError {
+    RegistryError::NotFound { what: format!("function \"{name}\"") }
+}
+
+fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
+    RegistryError::Storage(error.into())
+}

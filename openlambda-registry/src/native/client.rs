@@ -1,0 +1,271 @@
+//! The registry at the other end of gRPC.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use openlambda_core::bundle;
+use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::registry::{
+    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::protocol::{from_status, v1};
+use v1::registry_client::RegistryClient;
+
+/// How long a request may take that carries no bundle.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to wait before watching again after the connection broke.
+const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a registry that is just starting again is waited for.
+const RESTART: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(400),
+    Duration::from_millis(1000),
+];
+
+/// `ol-registry`, from afar. Clones share the connection, which is made when it is needed and made
+/// anew when it breaks.
+#[derive(Clone, Debug)]
+pub struct RemoteRegistry {
+    client: RegistryClient<Channel>,
+}
+
+impl RemoteRegistry {
+    /// The registry at `url`, `http://host:port`. Does not connect yet; must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    ///
+    /// That it is no such URL.
+    pub fn connect(url: &str) -> Result<Self, RegistryError> {
+        let valid = url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
+        let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| valid);
+        let endpoint = endpoint.ok_or_else(|| {
+            let message = format!("\"{url}\" is no registry's address; write http://host:port");
+            RegistryError::Unsupported(message)
+        })?;
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            // Finds a machine that is gone, also while only a watch is open.
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_while_idle(true);
+        Ok(RemoteRegistry { client: RegistryClient::new(endpoint.connect_lazy()) })
+    }
+
+    /// Asks, and asks again while the registry is just starting anew. Only for what may be done
+    /// twice.
+    async fn ask<T, F: Future<Output = Result<tonic::Response<T>, tonic::Status>>>(
+        &self,
+        mut ask: impl FnMut(RegistryClient<Channel>) -> F,
+    ) -> Result<T, RegistryError> {
+        let mut waits = RESTART.iter();
+        loop {
+            let error = match tokio::time::timeout(PATIENCE, ask(self.client.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => from_status(status),
+                Err(_) => {
+                    let message = format!("it did not answer within {PATIENCE:?}");
+                    return Err(RegistryError::Unavailable(message.into()));
+                }
+            };
+            match (&error, waits.next()) {
+                (RegistryError::Unavailable(_), Some(wait)) => tokio::time::sleep(*wait).await,
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for RemoteRegistry {
+    fn kind(&self) -> &'static str {
+        "native"
+    }
+
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        mut bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        let (parts, receiver) = mpsc::channel(4);
+        let function = name.to_string();
+        // Ends when the bundle does, when it breaks off, or when the server wants no more of it.
+        let send = async move {
+            let part = |data| v1::PublishPart { data, ..v1::PublishPart::default() };
+            let first = v1::PublishPart { function, ..part(Bytes::new()) };
+            let mut sent = parts.send(first).await;
+            while sent.is_ok() {
+                sent = match bundle.next().await {
+                    Some(Ok(data)) => parts.send(part(data)).await,
+                    // Without the last part the server takes nothing.
+                    Some(Err(error)) => return Some(error),
+                    None => {
+                        let last = v1::PublishPart { last: true, ..part(Bytes::new()) };
+                        let _ = parts.send(last).await;
+                        return None;
+                    }
+                };
+            }
+            None
+        };
+        let mut client = self.client.clone();
+        let publish = client.publish(ReceiverStream::new(receiver));
+        let (broken, published) = tokio::join!(send, publish);
+        if let Some(error) = broken {
+            return Err(RegistryError::BadBundle { reason: format!("it broke off: {error}") });
+        }
+        let published = published.map_err(from_status)?.into_inner();
+        Ok(Published {
+            version: Version(published.version),
+            digest: parse(&published.digest)?,
+            new: published.new,
+        })
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        let text = reference.to_string();
+        let resolved = self
+            .ask(|mut client| {
+                let reference = v1::Reference { text: text.clone() };
+                async move { client.resolve(reference).await }
+            })
+            .await?;
+        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(strange)?;
+        let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
+        Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
+    }
+
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        let text = digest.to_string();
+        let pieces = self
+            .ask(|mut client| {
+                let digest = v1::BundleDigest { digest: text.clone() };
+                async move { client.fetch(digest).await }
+            })
+            .await?;
+        let lost = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let keep = std::sync::Arc::clone(&lost);
+        let pieces = pieces.map_ok(|piece| piece.data).map_err(move |status| {
+            let message = status.to_string();
+            *keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(status);
+            std::io::Error::other(message)
+        });
+        let reader = bundle::reader(Box::pin(pieces));
+        let (digest, into) = (*digest, into.to_owned());
+        let unpacked =
+            tokio::task::spawn_blocking(move || bundle::unpack(reader, &digest, &into)).await;
+        // What the transport says explains a bundle that is cut short.
+        let lost = lost.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(status) = lost {
+            return Err(from_status(status));
+        }
+        Ok(unpacked.map_err(strange)??)
+    }
+
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        let list =
+            self.ask(|mut client| async move { client.list(v1::ListRequest {}).await }).await?;
+        let listing = |listing: v1::Listing| {
+            let aliases = listing.aliases.into_iter().map(|(alias, at)| (alias, Version(at)));
+            Ok(Listing {
+                name: parse(&listing.function)?,
+                version: Version(listing.version),
+                digest: parse(&listing.digest)?,
+                aliases: aliases.collect(),
+            })
+        };
+        list.functions.into_iter().map(listing).collect()
+    }
+
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let function = v1::FunctionName { function: name.to_string() };
+        self.client.clone().delete(function).await.map_err(from_status)?;
+        Ok(())
+    }
+
+    async fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        let change = v1::AliasChange {
+            function: name.to_string(),
+            alias: alias.to_owned(),
+            version: version.map(|version| version.0),
+            expected: expected.map(|version| version.0),
+        };
+        self.client.clone().set_alias(change).await.map_err(from_status)?;
+        Ok(())
+    }
+
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
+        let cursor = (from != Revision::NOW).then_some(from.0);
+        let start = Watching { client: self.client.clone(), cursor, events: None };
+        let next = |mut watching: Watching| async move {
+            let Watching { client, cursor, events } = &mut watching;
+            loop {
+                let stream = match events {
+                    Some(stream) => stream,
+                    None => match client.watch(v1::WatchRequest { from: *cursor }).await {
+                        Ok(stream) => events.insert(stream.into_inner()),
+                        Err(_) => {
+                            tokio::time::sleep(WATCH_AGAIN).await;
+                            continue;
+                        }
+                    },
+                };
+                let event = match stream.message().await {
+                    Ok(Some(event)) => serde_json::from_str::<RegistryEvent>(&event.json).ok(),
+                    Ok(None) | Err(_) => {
+                        // From where it was: what happens meanwhile is told afterwards.
+                        *events = None;
+                        tokio::time::sleep(WATCH_AGAIN).await;
+                        continue;
+                    }
+                };
+                // An event of a later release: something happened that is not understood.
+                let revision = Revision(cursor.map_or(0, |cursor| cursor + 1));
+                let event = event.unwrap_or(RegistryEvent::Lagged { revision });
+                *cursor = Some(event.revision().0);
+                return Some((event, watching));
+            }
+        };
+        Box::pin(stream::unfold(start, next))
+    }
+
+    fn cache_for(&self) -> Duration {
+        super::CACHE_FOR
+    }
+}
+
+/// One who watches, over one connection after another.
+struct Watching {
+    client: RegistryClient<Channel>,
+    /// The revision of the last change that was told.
+    cursor: Option<u64>,
+    events: Option<tonic::Streaming<v1::Event>>,
+}
+
+fn parse<T: std::str::FromStr<Err = openlambda_core::function::NameError>>(
+    text: &str,
+) -> Result<T, RegistryError> {
+    text.parse().map_err(strange)
+}
+
+/// The other end speaks, but not as we do.
+fn strange(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
+    RegistryError::Unavailable(error.into())
+}

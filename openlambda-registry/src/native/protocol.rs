@@ -1,0 +1,56 @@
+//! The generated types, and how errors go over the wire.
+
+use openlambda_core::function::Version;
+use openlambda_core::registry::RegistryError;
+use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
+
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "it is generated")]
+pub(super) mod v1 {
+    tonic::include_proto!("openlambda.registry.v1");
+}
+
+/// A conflict's details.
+#[derive(Serialize, Deserialize)]
+struct Conflict {
+    alias: String,
+    at: Option<Version>,
+}
+
+/// An error as a status. The code tells the kind, the message what it holds.
+pub(super) fn to_status(error: RegistryError) -> Status {
+    let chain = openlambda_core::failure::chain(&error);
+    match error {
+        RegistryError::NotFound { what } => Status::not_found(what),
+        RegistryError::BadBundle { reason } => Status::invalid_argument(reason),
+        RegistryError::Conflict { alias, at } => {
+            let details = serde_json::to_vec(&Conflict { alias, at }).unwrap_or_default();
+            Status::with_details(Code::Aborted, chain, details.into())
+        }
+        RegistryError::Unsupported(message) => Status::unimplemented(message),
+        RegistryError::Unavailable(_) => Status::unavailable(chain),
+        _ => Status::internal(chain),
+    }
+}
+
+/// The error that a status stands for.
+pub(super) fn from_status(status: Status) -> RegistryError {
+    let message = || status.message().to_owned();
+    match status.code() {
+        Code::NotFound => RegistryError::NotFound { what: message() },
+        Code::InvalidArgument => RegistryError::BadBundle { reason: message() },
+        Code::Aborted => match serde_json::from_slice(status.details()) {
+            Ok(Conflict { alias, at }) => RegistryError::Conflict { alias, at },
+            Err(_) => RegistryError::Unavailable(status.into()),
+        },
+        Code::Unimplemented => RegistryError::Unsupported(message()),
+        Code::Internal => RegistryError::Storage(message().into()),
+        // The transport's own words are on the cause below it.
+        _ => match std::error::Error::source(&status) {
+            Some(cause) => {
+                RegistryError::Unavailable(openlambda_core::failure::chain(cause).into())
+            }
+            None => RegistryError::Unavailable(message().into()),
+        },
+    }
+}

@@ -1,0 +1,100 @@
+//! The registry over a store in this program.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use openlambda_core::bundle;
+use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::registry::{
+    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+};
+
+use super::Store;
+
+/// A [`Store`] as a [`Registry`]: for programs that embed one, and behind `ol-registry`. Clones share
+/// the store.
+#[derive(Clone, Debug)]
+pub struct NativeRegistry {
+    store: Arc<Store>,
+}
+
+impl NativeRegistry {
+    /// The registry over `store`.
+    pub fn new(store: Store) -> Self {
+        NativeRegistry { store: Arc::new(store) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Runs what blocks for the disk on a thread that may. It goes on when the caller does not.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
+    }
+}
+
+#[async_trait]
+impl Registry for NativeRegistry {
+    fn kind(&self) -> &'static str {
+        "native"
+    }
+
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        let name = name.clone();
+        self.blocking(move |store| store.publish(&name, bundle::reader(bundle))).await
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        let reference = reference.clone();
+        self.blocking(move |store| store.resolve(&reference)).await
+    }
+
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        let (digest, into) = (*digest, into.to_owned());
+        let unpack =
+            move |store: &Store| Ok(bundle::unpack(store.bundle(&digest)?, &digest, &into)?);
+        self.blocking(unpack).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        self.blocking(Store::list).await
+    }
+
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let name = name.clone();
+        self.blocking(move |store| store.delete(&name)).await
+    }
+
+    async fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        let (name, alias) = (name.clone(), alias.to_owned());
+        self.blocking(move |store| store.set_alias(&name, &alias, version, expected)).await
+    }
+
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
+        self.store.events().watch(from)
+    }
+
+    fn cache_for(&self) -> Duration {
+        super::CACHE_FOR
+    }
+}

@@ -1,0 +1,197 @@
+//! gRPC for a [`NativeRegistry`].
+
+use std::io::Read;
+
+use bytes::BytesMut;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
+use openlambda_core::invocation::BoxError;
+use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::NativeRegistry;
+use super::protocol::{to_status, v1};
+
+/// How much of a bundle one message carries.
+pub(super) const PIECE: usize = 256 << 10;
+
+/// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
+/// ends those that watch.
+///
+/// # Errors
+///
+/// That the transport failed as a whole.
+pub async fn serve(
+    registry: std::sync::Arc<NativeRegistry>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> Result<(), BoxError> {
+    let (stopping, stopped) = tokio::sync::watch::channel(false);
+    let service = Service { registry, stopped };
+    let service = v1::registry_server::RegistryServer::new(service);
+    let incoming = TcpListenerStream::new(listener).map_ok(|stream| {
+        let _ = stream.set_nodelay(true);
+        stream
+    });
+    let stop = async move {
+        stop.await;
+        stopping.send_replace(true);
+    };
+    tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, stop)
+        .await?;
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Service {
+    registry: std::sync::Arc<NativeRegistry>,
+    stopped: tokio::sync::watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl v1::registry_server::Registry for Service {
+    async fn publish(
+        &self,
+        request: Request<Streaming<v1::PublishPart>>,
+    ) -> Result<Response<v1::Published>, Status> {
+        let mut parts = request.into_inner();
+        let first = parts.message().await?;
+        let first = first.ok_or_else(|| Status::invalid_argument("an empty request"))?;
+        let name: FunctionName = first.function.parse().map_err(bad_name)?;
+        let bundle = stream::unfold((Some(first), parts), |(first, mut parts)| async {
+            let part = match first {
+                Some(first) => Ok(Some(first)),
+                None => parts.message().await,
+            };
+            let data = match part {
+                Ok(Some(part)) if part.last => return None,
+                Ok(Some(part)) => Ok(part.data),
+                Ok(None) => Err(std::io::Error::other("the sender broke off")),
+                Err(status) => Err(std::io::Error::other(status)),
+            };
+            Some((data, (None, parts)))
+        });
+        let published = self.registry.publish(&name, bundle.boxed()).await.map_err(to_status)?;
+        Ok(Response::new(v1::Published {
+            version: published.version.0,
+            digest: published.digest.to_string(),
+            new: published.new,
+        }))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<v1::Reference>,
+    ) -> Result<Response<v1::Resolved>, Status> {
+        let reference: FunctionRef = request.into_inner().text.parse().map_err(bad_name)?;
+        let resolved = self.registry.resolve(&reference).await.map_err(to_status)?;
+        let manifest_json = serde_json::to_string(&resolved.manifest);
+        Ok(Response::new(v1::Resolved {
+            function: resolved.name.to_string(),
+            version: resolved.version.0,
+            digest: resolved.digest.to_string(),
+            manifest_json: manifest_json.map_err(|error| Status::internal(error.to_string()))?,
+        }))
+    }
+
+    type FetchStream = BoxStream<'static, Result<v1::Piece, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<v1::BundleDigest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let digest = request.into_inner().digest.parse().map_err(bad_name)?;
+        let mut bundle = self.registry.store().bundle(&digest).map_err(to_status)?;
+        let (pieces, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let mut data = BytesMut::zeroed(PIECE);
+                let piece = match bundle.read(&mut data) {
+                    Ok(0) => return,
+                    Ok(count) => {
+                        data.truncate(count);
+                        Ok(v1::Piece { data: data.freeze() })
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(to_status(RegistryError::Storage(error.into()))),
+                };
+                // The reader is gone, or knows that it ends here.
+                if piece.is_err() | pieces.blocking_send(piece).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+
+    async fn list(
+        &self,
+        _request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::Listings>, Status> {
+        let list = self.registry.list().await.map_err(to_status)?;
+        let functions = list.into_iter().map(|listing| v1::Listing {
+            function: listing.name.to_string(),
+            version: listing.version.0,
+            digest: listing.digest.to_string(),
+            aliases: listing.aliases.into_iter().map(|(alias, at)| (alias, at.0)).collect(),
+        });
+        Ok(Response::new(v1::Listings { functions: functions.collect() }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::FunctionName>,
+    ) -> Result<Response<v1::Done>, Status> {
+        let name = request.into_inner().function.parse().map_err(bad_name)?;
+        self.registry.delete(&name).await.map_err(to_status)?;
+        Ok(Response::new(v1::Done {}))
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<v1::AliasChange>,
+    ) -> Result<Response<v1::Done>, Status> {
+        let change = request.into_inner();
+        let name = change.function.parse().map_err(bad_name)?;
+        let (version, expected) = (change.version.map(Version), change.expected.map(Version));
+        let set = self.registry.set_alias(&name, &change.alias, version, expected).await;
+        set.map_err(to_status)?;
+        Ok(Response::new(v1::Done {}))
+    }
+
+    type WatchStream = BoxStream<'static, Result<v1::Event, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (first, from) = match request.into_inner().from {
+            Some(from) => (None, Revision(from)),
+            None => {
+                // What came before is unknown to the watcher; this says from where on it watches.
+                let revision = self.registry.store().events().last();
+                (Some(RegistryEvent::Lagged { revision }), revision)
+            }
+        };
+        let mut stopped = self.stopped.clone();
+        let over = async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let events = stream::iter(first).chain(self.registry.watch(from));
+        let events = events.take_until(Box::pin(over)).map(|event| {
+            let json = serde_json::to_string(&event);
+            json.map(|json| v1::Event { json }).map_err(|error| Status::internal(error.to_string()))
+        });
+        Ok(Response::new(events.boxed()))
+    }
+}
+
+fn bad_name(error: NameError) -> Status {
+    Status::invalid_argument(error.to_string())
+}

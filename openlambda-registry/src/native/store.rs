@@ -1,0 +1,569 @@
+//! Functions, versions and bundles in one folder.
+//!
+//! ```text
+//! <dir>/meta.redb          names, versions, aliases, the last changes: one transaction a change
+//!       blobs/<hex>.tar    canonical bundles, by digest
+//!       tmp/               what is on its way in; emptied when the store opens
+//! ```
+//!
+//! # Why what was acknowledged survives
+//!
+//! A bundle is written to `tmp/`, synced, renamed into `blobs/`, and the folder synced, *before* the
+//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle that
+//! nobody names, which the next [`Store::open`] removes. A deletion commits first and removes bundles
+//! afterwards, so no version ever names a bundle that is not there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use openlambda_core::bundle::{self, Packed};
+use openlambda_core::function::{
+    Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
+};
+use openlambda_core::manifest::Manifest;
+use openlambda_core::memory::EventLog;
+use openlambda_core::registry::{Listing, Published, RegistryError, RegistryEvent, Resolved};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A function's name to its [`FunctionRow`], as JSON. A deleted function keeps its row, so that its
+/// versions' numbers are not used again.
+const FUNCTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("functions");
+/// A function's name and a version to its [`VersionRow`], as JSON.
+const VERSIONS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("versions");
+/// A digest to the number of versions that name it.
+const BUNDLES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("bundles");
+/// A revision to its [`RegistryEvent`], as JSON; the last [`EVENTS`] ones.
+const EVENT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+/// What is true of the store as a whole.
+const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+/// The fact that says in which form the tables are.
+const FORMAT: (&str, u64) = ("format", 1);
+/// The fact that holds the revision of the last change.
+const REVISION: &str = "revision";
+
+/// Changes that a watcher may be behind.
+const EVENTS: usize = 4096;
+
+/// Keeps functions in a folder. Shared between threads; all methods block for the disk.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    database: Database,
+    events: EventLog,
+    limits: bundle::Limits,
+    next_temporary: AtomicU64,
+    /// Held from a change's first rename to its last removal, so that a bundle that is published
+    /// cannot be removed by a deletion that did not know of it.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct FunctionRow {
+    /// The highest number that was ever given out.
+    last: u64,
+    /// The newest version; `None` when the function is deleted.
+    newest: Option<u64>,
+    aliases: BTreeMap<String, Version>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct VersionRow {
+    digest: Digest,
+    manifest: Manifest,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("the store in {} is in use by another process; stop that one or use another folder", dir.display())]
+    InUse {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A later release wrote it.
+    #[error("the store in {} has format {found}, this release reads {}; use a newer release", dir.display(), FORMAT.1)]
+    Format {
+        /// The folder.
+        dir: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// The folder cannot be used.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The tables cannot be read.
+    #[error("the tables in {} cannot be read", dir.display())]
+    Database {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: Box<redb::Error>,
+    },
+}
+
+impl Store {
+    /// Opens the store in the folder `dir`, which is made if it is missing, and removes what a crash
+    /// has left in it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        let root = dir.to_owned();
+        let io_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { path, source }
+        };
+        for folder in [root.clone(), root.join("blobs"), root.join("tmp")] {
+            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        }
+        let database = Database::create(root.join("meta.redb")).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: root.clone() },
+            other => StoreError::Database { dir: root.clone(), source: Box::new(other.into()) },
+        })?;
+        let store = Store {
+            events: EventLog::new(EVENTS, [], 0),
+            root,
+            database,
+            limits: bundle::Limits::default(),
+            next_temporary: AtomicU64::new(0),
+            writing: Mutex::new(()),
+        };
+        let broken = |source: redb::Error| StoreError::Database {
+            dir: store.root.clone(),
+            source: Box::new(source),
+        };
+        let format = store.prepare().map_err(broken)?;
+        if format != FORMAT.1 {
+            return Err(StoreError::Format { dir: store.root.clone(), found: format });
+        }
+        let (events, last) = store.read_events().map_err(broken)?;
+        store.remove_leftovers()?;
+        Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
+    }
+
+    /// See [`Registry::publish`](openlambda_core::registry::Registry::publish).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::BadBundle`], [`RegistryError::Storage`].
+    pub fn publish(
+        &self,
+        name: &FunctionName,
+        archive: impl Read,
+    ) -> Result<Published, RegistryError> {
+        let temporary = self.temporary();
+        let packed = self.write_temporary(&temporary, archive)?;
+        let digest = packed.digest;
+        let row = VersionRow { digest, manifest: packed.manifest };
+        let writing = self.lock();
+        let transaction = self.database.begin_write().map_err(storage)?;
+        let (version, event) = {
+            let mut function = read_function(&transaction, name)?.unwrap_or_default();
+            if let Some(newest) = function.newest
+                && read_version(&transaction, name, newest)?.is_some_and(|row| row.digest == digest)
+            {
+                return Ok(Published { version: Version(newest), digest, new: false });
+            }
+            temporary.keep(&self.blob(&digest)).map_err(storage)?;
+            File::open(self.root.join("blobs")).and_then(|dir| dir.sync_all()).map_err(storage)?;
+            function.last += 1;
+            function.newest = Some(function.last);
+            let version = Version(function.last);
+            write_function(&transaction, name, &function)?;
+            let mut versions = transaction.open_table(VERSIONS).map_err(storage)?;
+            let key = (&*name.to_string(), version.0);
+            versions.insert(key, &*json(&row)?).map_err(storage)?;
+            count(&transaction, &digest, 1)?;
+            let event = self.write_event(&transaction, |revision| RegistryEvent::Published {
+                revision,
+                name: name.clone(),
+                version,
+                digest,
+            })?;
+            (version, event)
+        };
+        transaction.commit().map_err(storage)?;
+        self.events.add(|_| event);
+        drop(writing);
+        Ok(Published { version, digest, new: true })
+    }
+
+    /// See [`Registry::resolve`](openlambda_core::registry::Registry::resolve).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
+    pub fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        let missing = || RegistryError::NotFound { what: format!("function \"{reference}\"") };
+        let transaction = self.database.begin_read().map_err(storage)?;
+        let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
+        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+        let text = reference.name.to_string();
+        let function = functions.get(&*text).map_err(storage)?.ok_or_else(missing)?;
+        let function: FunctionRow = parse(function.value())?;
+        let found = |number: u64| -> Result<Option<Resolved>, RegistryError> {
+            let Some(row) = versions.get((&*text, number)).map_err(storage)? else {
+                return Ok(None);
+            };
+            let VersionRow { digest, manifest } = parse(row.value())?;
+            let version = Version(number);
+            Ok(Some(Resolved::new(reference.name.clone(), version, digest, manifest)))
+        };
+        let number = match &reference.qualifier {
+            Qualifier::Latest => function.newest,
+            Qualifier::Version(version) => Some(version.0),
+            Qualifier::Alias(alias) => function.aliases.get(&**alias).map(|version| version.0),
+            Qualifier::Digest(wanted) => {
+                // The newest of that digest; few versions back, as a rule.
+                for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)?.rev()
+                {
+                    let (key, row) = row.map_err(storage)?;
+                    let row: VersionRow = parse(row.value())?;
+                    if row.digest == *wanted {
+                        return found(key.value().1)?.ok_or_else(missing);
+                    }
+                }
+                None
+            }
+            _ => None,
+        };
+        found(number.ok_or_else(missing)?)?.ok_or_else(missing)
+    }
+
+    /// The canonical tar with this digest, for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
+    pub fn bundle(&self, digest: &Digest) -> Result<File, RegistryError> {
+        match File::open(self.blob(digest)) {
+            Ok(file) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(RegistryError::NotFound { what: format!("bundle {digest}") })
+            }
+            Err(error) => Err(storage(error)),
+        }
+    }
+
+    /// See [`Registry::list`](openlambda_core::registry::Registry::list).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Storage`].
+    pub fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        let transaction = self.database.begin_read().map_err(storage)?;
+        let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
+        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+        let mut list = Vec::new();
+        for row in functions.iter().map_err(storage)? {
+            let (name, row) = row.map_err(storage)?;
+            let row: FunctionRow = parse(row.value())?;
+            let Some(newest) = row.newest else { continue };
+            let version = versions.get((name.value(), newest)).map_err(storage)?;
+            let version =
+                version.ok_or_else(|| storage(io::Error::other("a version is missing")))?;
+            let VersionRow { digest, .. } = parse(version.value())?;
+            let name = name.value().parse().map_err(storage)?;
+            let version = Version(newest);
+            list.push(Listing { name, version, digest, aliases: row.aliases });
+        }
+        // The table is in the order of the names' texts, which is another one.
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(list)
+    }
+
+    /// See [`Registry::delete`](openlambda_core::registry::Registry::delete).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
+    pub fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let _writing = self.lock();
+        let transaction = self.database.begin_write().map_err(storage)?;
+        let mut unused = Vec::new();
+        let event = {
+            let function = read_function(&transaction, name)?.filter(|row| row.newest.is_some());
+            let Some(function) = function else {
+                return Err(RegistryError::NotFound { what: format!("function \"{name}\"") });
+            };
+            let kept = FunctionRow { last: function.last, ..FunctionRow::default() };
+            write_function(&transaction, name, &kept)?;
+            let text = name.to_string();
+            let mut versions = transaction.open_table(VERSIONS).map_err(storage)?;
+            let all = (&*text, 0)..=(&*text, u64::MAX);
+            let mut digests = Vec::new();
+            for row in versions.range(all.clone()).map_err(storage)? {
+                let (_, row) = row.map_err(storage)?;
+                digests.push(parse::<VersionRow>(row.value())?.digest);
+            }
+            versions.retain_in(all, |_, _| false).map_err(storage)?;
+            for digest in digests {
+                if count(&transaction, &digest, -1)? == 0 {
+                    unused.push(digest);
+                }
+            }
+            self.write_event(&transaction, |revision| RegistryEvent::Deleted {
+                revision,
+                name: name.clone(),
+            })?
+        };
+        transaction.commit().map_err(storage)?;
+        self.events.add(|_| event);
+        for digest in unused {
+            // What is being read stays readable; what is left here, the next opening removes.
+            let _ = fs::remove_file(self.blob(&digest));
+        }
+        Ok(())
+    }
+
+    /// See [`Registry::set_alias`](openlambda_core::registry::Registry::set_alias).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`], [`RegistryError::Conflict`], [`RegistryError::Unsupported`] for
+    /// a name that is no alias, [`RegistryError::Storage`].
+    pub fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        check_alias(alias).map_err(|error| RegistryError::Unsupported(error.to_string()))?;
+        let _writing = self.lock();
+        let transaction = self.database.begin_write().map_err(storage)?;
+        let event = {
+            let missing = |what: String| RegistryError::NotFound { what };
+            let function = read_function(&transaction, name)?.filter(|row| row.newest.is_some());
+            let mut function = function.ok_or_else(|| missing(format!("function \"{name}\"")))?;
+            let at = function.aliases.get(alias).copied();
+            if at != expected {
+                return Err(RegistryError::Conflict { alias: alias.to_owned(), at });
+            }
+            match version {
+                Some(version) if read_version(&transaction, name, version.0)?.is_none() => {
+                    return Err(missing(format!("version {version} of {name}")));
+                }
+                Some(version) => function.aliases.insert(alias.to_owned(), version),
+                None => function.aliases.remove(alias),
+            };
+            write_function(&transaction, name, &function)?;
+            self.write_event(&transaction, |revision| RegistryEvent::Aliased {
+                revision,
+                name: name.clone(),
+                alias: alias.to_owned(),
+                version,
+            })?
+        };
+        transaction.commit().map_err(storage)?;
+        self.events.add(|_| event);
+        Ok(())
+    }
+
+    /// The changes, for those who watch.
+    pub fn events(&self) -> &EventLog {
+        &self.events
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(format!("{}.tar", digest.hex()))
+    }
+
+    fn temporary(&self) -> Temporary {
+        let n = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        Temporary { path: self.root.join("tmp").join(n.to_string()) }
+    }
+
+    fn write_temporary(
+        &self,
+        temporary: &Temporary,
+        archive: impl Read,
+    ) -> Result<Packed, RegistryError> {
+        let mut file = BufWriter::new(File::create(&temporary.path).map_err(storage)?);
+        let packed = bundle::canonicalise(archive, self.limits, &mut file)?;
+        file.flush().map_err(storage)?;
+        file.get_ref().sync_all().map_err(storage)?;
+        Ok(packed)
+    }
+
+    /// Makes the tables. Returns the format that the store has.
+    fn prepare(&self) -> Result<u64, redb::Error> {
+        let transaction = self.database.begin_write()?;
+        let format = {
+            transaction.open_table(FUNCTIONS)?;
+            transaction.open_table(VERSIONS)?;
+            transaction.open_table(BUNDLES)?;
+            transaction.open_table(EVENT_LOG)?;
+            let mut facts = transaction.open_table(FACTS)?;
+            let known = facts.get(FORMAT.0)?.map(|format| format.value());
+            if known.is_none() {
+                facts.insert(FORMAT.0, FORMAT.1)?;
+            }
+            known.unwrap_or(FORMAT.1)
+        };
+        transaction.commit()?;
+        Ok(format)
+    }
+
+    fn read_events(&self) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let last = transaction.open_table(FACTS)?.get(REVISION)?.map_or(0, |last| last.value());
+        let mut events = Vec::new();
+        for row in transaction.open_table(EVENT_LOG)?.iter()? {
+            // One that cannot be read ends those before it: watchers are told that they are lost.
+            match serde_json::from_slice(row?.1.value()) {
+                Ok(event) => events.push(event),
+                Err(_) => events.clear(),
+            }
+        }
+        Ok((events, last))
+    }
+
+    /// Writes down the next change.
+    fn write_event(
+        &self,
+        transaction: &WriteTransaction,
+        make: impl FnOnce(openlambda_core::registry::Revision) -> RegistryEvent,
+    ) -> Result<RegistryEvent, RegistryError> {
+        let revision = self.events.last().0 + 1;
+        let event = make(openlambda_core::registry::Revision(revision));
+        let mut events = transaction.open_table(EVENT_LOG).map_err(storage)?;
+        events.insert(revision, &*json(&event)?).map_err(storage)?;
+        if let Some(old) = revision.checked_sub(EVENTS as u64) {
+            events.remove(old).map_err(storage)?;
+        }
+        let mut facts = transaction.open_table(FACTS).map_err(storage)?;
+        facts.insert(REVISION, revision).map_err(storage)?;
+        Ok(event)
+    }
+
+    /// Bundles that no version names, and what was on its way in.
+    fn remove_leftovers(&self) -> Result<(), StoreError> {
+        let io_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { path, source }
+        };
+        let broken = |source: redb::Error| StoreError::Database {
+            dir: self.root.clone(),
+            source: Box::new(source),
+        };
+        let named = || -> Result<Vec<String>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let mut named = Vec::new();
+            for row in transaction.open_table(BUNDLES)?.iter()? {
+                let digest = Digest::from_bytes(*row?.0.value());
+                named.push(format!("{}.tar", digest.hex()));
+            }
+            named.sort();
+            Ok(named)
+        };
+        let named = named().map_err(broken)?;
+        for (folder, keep) in [("tmp", &[][..]), ("blobs", &named)] {
+            let folder = self.root.join(folder);
+            for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+                let entry = entry.map_err(io_error(&folder))?;
+                let kept =
+                    |name: &str| keep.binary_search_by(|known| known.as_str().cmp(name)).is_ok();
+                if !entry.file_name().to_str().is_some_and(kept) {
+                    fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file in `tmp/`, removed by Drop unless it was kept.
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn keep(self, place: &Path) -> io::Result<()> {
+        // Over one of the same digest, should it be there: it has the same bytes.
+        fs::rename(&self.path, place)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn read_function(
+    transaction: &WriteTransaction,
+    name: &FunctionName,
+) -> Result<Option<FunctionRow>, RegistryError> {
+    let table = transaction.open_table(FUNCTIONS).map_err(storage)?;
+    let row = table.get(&*name.to_string()).map_err(storage)?;
+    row.map(|row| parse(row.value())).transpose()
+}
+
+fn write_function(
+    transaction: &WriteTransaction,
+    name: &FunctionName,
+    row: &FunctionRow,
+) -> Result<(), RegistryError> {
+    let mut table = transaction.open_table(FUNCTIONS).map_err(storage)?;
+    table.insert(&*name.to_string(), &*json(row)?).map_err(storage)?;
+    Ok(())
+}
+
+fn read_version(
+    transaction: &WriteTransaction,
+    name: &FunctionName,
+    version: u64,
+) -> Result<Option<VersionRow>, RegistryError> {
+    let table = transaction.open_table(VERSIONS).map_err(storage)?;
+    let row = table.get((&*name.to_string(), version)).map_err(storage)?;
+    row.map(|row| parse(row.value())).transpose()
+}
+
+/// Changes how many versions name a bundle. Returns how many do now.
+fn count(
+    transaction: &WriteTransaction,
+    digest: &Digest,
+    change: i64,
+) -> Result<u64, RegistryError> {
+    let mut table = transaction.open_table(BUNDLES).map_err(storage)?;
+    let known = table.get(digest.as_bytes()).map_err(storage)?.map_or(0, |count| count.value());
+    let count = known.saturating_add_signed(change);
+    if count == 0 {
+        table.remove(digest.as_bytes()).map_err(storage)?;
+    } else {
+        table.insert(digest.as_bytes(), count).map_err(storage)?;
+    }
+    Ok(count)
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, RegistryError> {
+    serde_json::to_vec(value).map_err(storage)
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, RegistryError> {
+    serde_json::from_slice(bytes).map_err(storage)
+}
+
+fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
+    RegistryError::Storage(error.into())
+}

@@ -1,0 +1,115 @@
+//! Every registry of this crate honours the contract.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use openlambda_core::conformance::registry::{Fixture, suite};
+use openlambda_core::registry::Registry;
+use openlambda_registry::dir::DirRegistry;
+use openlambda_registry::native::{NativeRegistry, RemoteRegistry, Store, serve};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Folders, one for each registry that the suite asks for.
+#[derive(Default)]
+struct Folders(Mutex<Vec<TempDir>>);
+
+impl Folders {
+    fn next(&self) -> PathBuf {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        self.0.lock().unwrap().push(dir);
+        path
+    }
+
+    fn last(&self) -> PathBuf {
+        self.0.lock().unwrap().last().unwrap().path().join("store")
+    }
+}
+
+#[derive(Default)]
+struct Native(Folders);
+
+#[async_trait]
+impl Fixture for Native {
+    async fn empty(&self) -> Arc<dyn Registry> {
+        Arc::new(NativeRegistry::new(Store::open(&self.0.next()).unwrap()))
+    }
+
+    async fn reopened(&self) -> Option<Arc<dyn Registry>> {
+        Some(Arc::new(NativeRegistry::new(Store::open(&self.0.last()).unwrap())))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_passes_the_suite() {
+    suite(&Native::default()).await;
+}
+
+/// The store behind gRPC.
+#[derive(Default)]
+struct Remote {
+    folders: Folders,
+    server: tokio::sync::Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+}
+
+impl Remote {
+    async fn serve(&self, folder: PathBuf) -> Arc<dyn Registry> {
+        if let Some((stop, server)) = self.server.lock().await.take() {
+            stop.send(()).unwrap();
+            server.await.unwrap();
+        }
+        let registry = Arc::new(NativeRegistry::new(Store::open(&folder).unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            serve(registry, listener, stopped).await.unwrap();
+        });
+        *self.server.lock().await = Some((stop, server));
+        Arc::new(RemoteRegistry::connect(&url).unwrap())
+    }
+}
+
+#[async_trait]
+impl Fixture for Remote {
+    async fn empty(&self) -> Arc<dyn Registry> {
+        self.serve(self.folders.next()).await
+    }
+
+    async fn reopened(&self) -> Option<Arc<dyn Registry>> {
+        Some(self.serve(self.folders.last()).await)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_remote_registry_passes_the_suite() {
+    suite(&Remote::default()).await;
+}
+
+#[derive(Default)]
+struct Dir(Folders);
+
+#[async_trait]
+impl Fixture for Dir {
+    async fn empty(&self) -> Arc<dyn Registry> {
+        Arc::new(DirRegistry::new(self.0.next()).unwrap())
+    }
+
+    async fn reopened(&self) -> Option<Arc<dyn Registry>> {
+        Some(Arc::new(DirRegistry::new(self.0.last()).unwrap()))
+    }
+
+    fn keeps_versions(&self) -> bool {
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_folder_passes_the_suite() {
+    suite(&Dir::default()).await;
+}
