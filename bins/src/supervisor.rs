@@ -159,8 +159,6 @@ impl Supervisor {
                 &registry,
                 "--sandbox",
                 &spec.sandbox,
-                "--seed",
-                &seed,
             ];
             if let Some(memory) = &memory {
                 args.extend(["--memory-mb", memory]);

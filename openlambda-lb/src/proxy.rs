@@ -102,9 +102,9 @@ impl Proxy {
         clock: Arc<SystemClock>,
     ) -> Arc<Proxy> {
         let client = http_client();
-        let seed = config.seed.unwrap_or_else(|| {
-            openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()))
-        });
+        // Ids differ between runs even when the policy's choices do not.
+        let run = openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let seed = config.seed.unwrap_or(run);
         let selector = Selector::new(policy, seed, client.clone(), Arc::clone(&clock));
         let membership = Membership::new(
             Arc::clone(&selector),
@@ -118,7 +118,7 @@ impl Proxy {
             selector,
             membership,
             client,
-            ids: RequestIds::new(seed),
+            ids: RequestIds::new(run),
             stats: Stats::default(),
             config,
         })

@@ -142,6 +142,7 @@ async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
     };
     tokio::select! {
         state = ready => {
+            child.release();
             report_up(&state, common);
             Ok(ExitCode::SUCCESS)
         }

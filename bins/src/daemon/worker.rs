@@ -70,9 +70,6 @@ pub(crate) struct Options {
     /// Write a record of every call to this file, as JSON lines.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
-    /// Seed of request ids [default: 0].
-    #[arg(long)]
-    seed: Option<u64>,
 }
 
 impl Options {
@@ -95,7 +92,6 @@ impl Options {
             max_wait_seconds: self.max_wait_seconds.or(file.max_wait_seconds),
             weight: self.weight.or(file.weight),
             records: self.records.or(file.records),
-            seed: self.seed.or(file.seed),
         }
     }
 
@@ -131,7 +127,6 @@ impl Options {
             }
             config.weight = weight;
         }
-        config.seed = self.seed.unwrap_or(0);
         Ok(config)
     }
 }

@@ -71,8 +71,6 @@ pub struct WorkerConfig {
     pub drain_grace: Duration,
     /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
     pub records: Option<PathBuf>,
-    /// Seed of request ids.
-    pub seed: u64,
 }
 
 impl WorkerConfig {
@@ -94,7 +92,6 @@ impl WorkerConfig {
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),
             records: None,
-            seed: 0,
         }
     }
 }
@@ -173,7 +170,7 @@ impl Worker {
         }
         // Differs between starts of the same worker; it is compared, never ordered.
         let incarnation = crate::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
-        let request_ids = RequestIds::new(crate::hash::mix(config.seed, incarnation));
+        let request_ids = RequestIds::new(incarnation);
         let subscribers = Arc::new(Subscribers::default());
         let dispatcher = Dispatcher::new(
             &config,

@@ -1,6 +1,7 @@
 //! The registry at the other end of gRPC.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,15 +35,15 @@ const RESTART: [Duration; 4] = [
 ];
 
 /// `ol-registry`, from afar. Clones share the connection, which is made when it is needed and made
-/// anew when it breaks.
+/// anew when it breaks. It belongs to the tokio runtime that first uses it.
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
-    client: RegistryClient<Channel>,
+    endpoint: Endpoint,
+    client: Arc<OnceLock<RegistryClient<Channel>>>,
 }
 
 impl RemoteRegistry {
-    /// The registry at `url`, `http://host:port`. Does not connect yet; must be called within a tokio
-    /// runtime.
+    /// The registry at `url`, `http://host:port`. Does not connect yet.
     ///
     /// # Errors
     ///
@@ -60,7 +61,13 @@ impl RemoteRegistry {
             // Finds a machine that is gone, also while only a watch is open.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(RemoteRegistry { client: RegistryClient::new(endpoint.connect_lazy()) })
+        Ok(RemoteRegistry { endpoint, client: Arc::default() })
+    }
+
+    fn client(&self) -> RegistryClient<Channel> {
+        // Connecting, lazily too, needs a runtime: here there is one.
+        let connect = || RegistryClient::new(self.endpoint.connect_lazy());
+        self.client.get_or_init(connect).clone()
     }
 
     /// Asks, and asks again while the registry is just starting anew. Only for what may be done
@@ -71,7 +78,7 @@ impl RemoteRegistry {
     ) -> Result<T, RegistryError> {
         let mut waits = RESTART.iter();
         loop {
-            let error = match tokio::time::timeout(PATIENCE, ask(self.client.clone())).await {
+            let error = match tokio::time::timeout(PATIENCE, ask(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => from_status(status),
                 Err(_) => {
@@ -119,7 +126,7 @@ impl Registry for RemoteRegistry {
             }
             None
         };
-        let mut client = self.client.clone();
+        let mut client = self.client();
         let publish = client.publish(ReceiverStream::new(receiver));
         let (broken, published) = tokio::join!(send, publish);
         if let Some(error) = broken {
@@ -154,11 +161,11 @@ impl Registry for RemoteRegistry {
                 async move { client.fetch(digest).await }
             })
             .await?;
-        let lost = std::sync::Arc::new(std::sync::Mutex::new(None));
-        let keep = std::sync::Arc::clone(&lost);
+        let lost = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&lost);
         let pieces = pieces.map_ok(|piece| piece.data).map_err(move |status| {
             let message = status.to_string();
-            *keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(status);
+            *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
             std::io::Error::other(message)
         });
         let reader = bundle::reader(Box::pin(pieces));
@@ -166,7 +173,7 @@ impl Registry for RemoteRegistry {
         let unpacked =
             tokio::task::spawn_blocking(move || bundle::unpack(reader, &digest, &into)).await;
         // What the transport says explains a bundle that is cut short.
-        let lost = lost.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let lost = lost.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(status) = lost {
             return Err(from_status(status));
         }
@@ -190,7 +197,7 @@ impl Registry for RemoteRegistry {
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let function = v1::FunctionName { function: name.to_string() };
-        self.client.clone().delete(function).await.map_err(from_status)?;
+        self.client().delete(function).await.map_err(from_status)?;
         Ok(())
     }
 
@@ -207,15 +214,16 @@ impl Registry for RemoteRegistry {
             version: version.map(|version| version.0),
             expected: expected.map(|version| version.0),
         };
-        self.client.clone().set_alias(change).await.map_err(from_status)?;
+        self.client().set_alias(change).await.map_err(from_status)?;
         Ok(())
     }
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
         let cursor = (from != Revision::NOW).then_some(from.0);
-        let start = Watching { client: self.client.clone(), cursor, events: None };
+        let start = Watching { registry: self.clone(), cursor, events: None };
         let next = |mut watching: Watching| async move {
-            let Watching { client, cursor, events } = &mut watching;
+            let Watching { registry, cursor, events } = &mut watching;
+            let mut client = registry.client();
             loop {
                 let stream = match events {
                     Some(stream) => stream,
@@ -253,7 +261,7 @@ impl Registry for RemoteRegistry {
 
 /// One who watches, over one connection after another.
 struct Watching {
-    client: RegistryClient<Channel>,
+    registry: RemoteRegistry,
     /// The revision of the last change that was told.
     cursor: Option<u64>,
     events: Option<tonic::Streaming<v1::Event>>,

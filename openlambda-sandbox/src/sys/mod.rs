@@ -255,6 +255,13 @@ impl Child {
         self.signal_group(Signal::KILL);
     }
 
+    /// Lets it go: from now on neither Drop nor our own end kills it, if it was spawned without a
+    /// parent-death signal.
+    pub fn release(self) {
+        // Nobody may reap or signal it any more; the system's init reaps what we leave behind.
+        self.shared.lock().reaped = true;
+    }
+
     /// The reading end of its standard output, once, when it was spawned with [`Output::Pipe`].
     pub fn take_stdout(&mut self) -> Option<OwnedFd> {
         self.stdout.take()
