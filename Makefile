@@ -1,0 +1,35 @@
+# `make` builds; `make demo` shows the platform at work; `make test` tests all of it.
+
+CARGO ?= cargo
+OL = target/release/ol
+
+.PHONY: all build demo test lint deps bench clean
+
+all: build
+
+build:
+	$(CARGO) build --release --workspace --bins
+
+demo: build
+	@examples/demo.sh $(OL)
+
+# What the tests need beside Rust: a C compiler, Python 3, tar. Installed by apt-get where it is
+# missing and can be had, else named.
+deps:
+	@.ci/deps
+
+test: deps
+	$(CARGO) test --workspace --all-features --lib --bins --tests --examples
+	$(CARGO) test --workspace --all-features --doc
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps
+	@.ci/boundaries
+
+bench:
+	$(CARGO) bench -p openlambda-lab
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,277 @@
+//! Kill −9 at any time: what was accepted is answered, what was acknowledged is kept, and nothing is
+//! left behind.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openlambda_core::bundle;
+use openlambda_core::function::{Digest, FunctionName, Version};
+use openlambda_core::registry::Registry;
+use openlambda_registry::native::RemoteRegistry;
+use rustix::process::Signal;
+
+use crate::common::{Answer, Cluster, Place, client, example, kill, post, send, wait_for};
+use crate::table::wait_for_call;
+
+/// A thousand calls at once through two workers, one of which is killed and started again: only calls
+/// that had started there may fail, each with 502 and `x-openlambda-error: worker`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_calls_survive_the_death_of_a_worker() {
+    let cluster = Cluster::start(&[]);
+    let (client, url) = (client(), cluster.deploy_example("echo"));
+    let pid = cluster.worker_pid("worker-1").unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    let calls: Vec<_> = (0..1000)
+        .map(|n| {
+            let (client, url, done) = (client.clone(), url.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let answer = post(&client, &url, &format!("{{\"call\": {n}}}")).await;
+                done.fetch_add(1, Ordering::SeqCst);
+                answer
+            })
+        })
+        .collect();
+    while done.load(Ordering::SeqCst) < 100 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    kill(pid, Signal::KILL);
+    let mut failed = 0;
+    for (n, call) in calls.into_iter().enumerate() {
+        let answer = call.await.unwrap();
+        if answer.status == 200 {
+            assert_eq!(answer.body, format!("{{\"call\": {n}}}"));
+            continue;
+        }
+        failed += 1;
+        let Answer { status, .. } = answer;
+        assert_eq!((status, answer.header("x-openlambda-error")), (502, "worker"), "{answer:?}");
+        assert_eq!(answer.header("x-openlambda-worker"), "worker-1", "{answer:?}");
+    }
+    // No more than the worker had running or waiting when it died.
+    assert!(failed < 900, "{failed} calls failed");
+    // It comes back into the rotation.
+    let back = wait_for(|| {
+        let status = cluster.status();
+        let worker = &status["workers"][0];
+        (worker["state"] == "ready" && worker["pid"].as_i64() != Some(pid.into())).then_some(())
+    });
+    assert!(back.is_some(), "{}", cluster.status());
+    let calls = (0..100).map(|n| {
+        let (client, url) = (client.clone(), url.clone());
+        async move { (n, post(&client, &url, &n.to_string()).await) }
+    });
+    let mut workers = BTreeMap::<String, u32>::new();
+    for (n, answer) in futures_util::future::join_all(calls).await {
+        assert_eq!((answer.status, answer.body.clone()), (200, n.to_string()), "{answer:?}");
+        *workers.entry(answer.header("x-openlambda-worker").to_owned()).or_default() += 1;
+    }
+    assert_eq!(workers.len(), 2, "{workers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_balancer_comes_back_at_its_address() {
+    let cluster = Cluster::start(&[]);
+    let (client, url) = (client(), cluster.deploy_example("echo"));
+    assert_eq!(post(&client, &url, "1").await.body, "1");
+    for _ in 0..3 {
+        let pid = cluster.status()["balancer_pid"].as_i64().unwrap();
+        kill(pid as i32, Signal::KILL);
+        assert_eq!(wait_for_call(&client, &url, "2").await.body, "2");
+        let changed = wait_for(|| {
+            let status = cluster.status();
+            (status["balancer_pid"].as_i64() != Some(pid)).then_some(())
+        });
+        assert!(changed.is_some());
+    }
+}
+
+/// Kill the supervisor and all daemons, in any order, at any time: `ol down` leaves nothing, and the
+/// next `ol up` serves what was deployed.
+#[test]
+fn after_kill_9_of_everything_down_leaves_nothing() {
+    let place = Place::new();
+    for round in 0..6 {
+        place.ol(&["up", "--detach", "--listen", "127.0.0.1:0"]);
+        if round == 0 {
+            place.ol(&["deploy", example("echo").to_str().unwrap()]);
+            place.ol(&["deploy", example("pychat").to_str().unwrap()]);
+        }
+        // Instances of all kinds: idle, busy, and one that left a process of its own session.
+        let escapes = "import subprocess, time\ndef f(event):\n    \
+                       subprocess.Popen(['setsid', 'sleep', '1000'])\n    \
+                       time.sleep(event)\n    return event\n";
+        let folder = place.function("escapes", &[("f.py", escapes)]);
+        place.ol(&["deploy", folder.to_str().unwrap()]);
+        assert_eq!(place.ol(&["invoke", "echo", "-d", "1"]), "1");
+        assert_eq!(place.ol(&["invoke", "escapes", "-d", "0"]), "0");
+        let mut busy = place
+            .command(&["invoke", "escapes", "-d", "100"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(50 * round));
+        let status = place.json(&["status", "--json"]);
+        let mut pids = vec![
+            status["pid"].as_i64(),
+            status["balancer_pid"].as_i64(),
+            status["registry"]["pid"].as_i64(),
+            status["workers"][0]["pid"].as_i64(),
+            status["workers"][1]["pid"].as_i64(),
+        ];
+        pids.rotate_left(round as usize % 5);
+        for pid in pids.into_iter().flatten() {
+            // Its parent's death may have ended it already.
+            if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        assert!(
+            place.processes().iter().any(|process| process.contains("sleep 1000")),
+            "nothing escaped, so nothing is shown: {:?}",
+            place.processes()
+        );
+        if round % 2 == 0 {
+            place.ol(&["down"]);
+            place.assert_nothing_left();
+        }
+        assert!(!busy.wait().unwrap().success(), "its worker was killed");
+    }
+}
+
+/// Versions that were acknowledged are there, whole, whenever the registry was killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_registry_acknowledged_survives_kill_9() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let spec = cluster.status()["registry"]["spec"].as_str().unwrap().to_owned();
+    let registry = RemoteRegistry::connect(spec.strip_prefix("native=").unwrap()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishers: Vec<_> = (0..4)
+        .map(|n| {
+            let (registry, stop) = (registry.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let name: FunctionName = format!("f{n}").parse().unwrap();
+                let mut acknowledged = Vec::<(Version, Digest)>::new();
+                let mut count = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    count += 1;
+                    let tar = packed(&format!("{n} {count}"));
+                    let stream = futures_util::stream::once(async { Ok(Bytes::from(tar)) });
+                    match registry.publish(&name, Box::pin(stream)).await {
+                        Ok(published) => {
+                            acknowledged.push((published.version, published.digest));
+                        }
+                        // It is being killed and started again.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    }
+                }
+                (name, acknowledged)
+            })
+        })
+        .collect();
+    let mut last = None;
+    for round in 0..8u64 {
+        tokio::time::sleep(Duration::from_millis(150 + 37 * round)).await;
+        let pid = wait_for(|| {
+            let pid = cluster.status()["registry"]["pid"].as_i64();
+            pid.filter(|pid| Some(*pid) != last)
+        });
+        last = pid;
+        kill(pid.expect("it was started again") as i32, Signal::KILL);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::SeqCst);
+    let mut total = 0;
+    for publisher in publishers {
+        let (name, acknowledged) = publisher.await.unwrap();
+        total += acknowledged.len();
+        assert!(acknowledged.is_sorted(), "numbers grow");
+        for (version, digest) in acknowledged {
+            let resolved = registry.resolve(&format!("{name}:{version}").parse().unwrap()).await;
+            assert_eq!(resolved.unwrap().digest, digest, "{name}:{version}");
+            let into = tempfile::tempdir().unwrap();
+            // Fetching checks the digest over every byte.
+            registry.fetch(&digest, into.path()).await.unwrap();
+        }
+    }
+    assert!(total > 20, "too few publications to tell anything: {total}");
+}
+
+fn packed(text: &str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let code = format!("def f(event):\n    return {text:?}\n");
+    std::fs::write(folder.path().join("f.py"), code).unwrap();
+    let mut tar = Vec::new();
+    bundle::pack_dir(folder.path(), &mut tar).unwrap();
+    tar
+}
+
+/// Whichever process dies under load, the cluster heals, and every call gets an answer that says
+/// whose fault it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_loses_any_process_heals() {
+    let cluster = Cluster::start(&[]);
+    let (client, url) = (client(), cluster.deploy_example("echo"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, url, stop) = (client.clone(), url.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut answers = BTreeMap::<(u16, String), u32>::new();
+                while !stop.load(Ordering::SeqCst) {
+                    let request = http::Request::post(&url).body("7").unwrap();
+                    let key = match send(&client, request).await {
+                        Ok(answer) => {
+                            if answer.status == 200 {
+                                assert_eq!(answer.body, "7");
+                            }
+                            (answer.status, answer.header("x-openlambda-error").to_owned())
+                        }
+                        // The balancer itself is away.
+                        Err(_) => {
+                            tokio::time::sleep(Duration::from_millis(10)).await;
+                            (0, String::new())
+                        }
+                    };
+                    *answers.entry(key).or_default() += 1;
+                }
+                answers
+            })
+        })
+        .collect();
+    for victim in ["registry", "worker-1", "worker-2", "balancer"] {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let status = cluster.status();
+        let pid = match victim {
+            "registry" => status["registry"]["pid"].as_i64(),
+            "balancer" => status["balancer_pid"].as_i64(),
+            worker => cluster.worker_pid(worker).map(i64::from),
+        };
+        kill(pid.unwrap() as i32, Signal::KILL);
+        assert_eq!(wait_for_call(&client, &url, "7").await.body, "7");
+        let whole = wait_for(|| {
+            let status = cluster.status();
+            let workers = status["workers"].as_array().unwrap();
+            let ready = workers.iter().all(|worker| worker["state"] == "ready");
+            let there = status["registry"]["pid"].is_i64() && status["balancer_pid"].is_i64();
+            (ready && there).then_some(())
+        });
+        assert!(whole.is_some(), "after {victim}: {}", cluster.status());
+    }
+    stop.store(true, Ordering::SeqCst);
+    for caller in callers {
+        let answers = caller.await.unwrap();
+        for (status, culprit) in answers.keys() {
+            let expected = match status {
+                0 | 200 => "",
+                502 => "worker",
+                503 => "balancer",
+                other => panic!("an answer with status {other}: {answers:?}"),
+            };
+            assert_eq!(culprit, expected, "{answers:?}");
+        }
+        assert!(answers[&(200, String::new())] > 10, "{answers:?}");
+    }
+}

@@ -1,0 +1,255 @@
+//! A cluster of real processes in a temporary folder, and ways to talk to it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The command-line program.
+pub const OL: &str = env!("CARGO_BIN_EXE_ol");
+
+/// A folder for one cluster. Drop stops the cluster and looks for what is left.
+pub struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Place { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// `ol` with these arguments, about this cluster.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(OL);
+        command.args(args).env("OPENLAMBDA_DATA_DIR", self.data_dir()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What `ol` prints when it succeeds.
+    pub fn ol(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = texts(&output);
+        assert!(output.status.success(), "ol {args:?}: {}\n{out}{err}", output.status);
+        out
+    }
+
+    /// What `ol` says when it fails with status 1.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = texts(&output);
+        assert_eq!(output.status.code(), Some(1), "ol {args:?}: {out}{err}");
+        err
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ol(args)).unwrap()
+    }
+
+    /// A function's folder with these files.
+    pub fn function(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let folder = self.dir.path().join("functions").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        for (file, text) in files {
+            fs::write(folder.join(file), text).unwrap();
+            if *file == "bootstrap" {
+                use std::os::unix::fs::PermissionsExt;
+                let executable = fs::Permissions::from_mode(0o755);
+                fs::set_permissions(folder.join(file), executable).unwrap();
+            }
+        }
+        folder
+    }
+
+    /// Processes of this cluster: each carries the cluster's folder in its arguments or its mark.
+    pub fn processes(&self) -> Vec<String> {
+        let data_dir = self.data_dir();
+        let needle = data_dir.to_str().unwrap();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+                continue;
+            };
+            if pid == std::process::id() {
+                continue;
+            }
+            let read = |file: &str| {
+                let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).replace('\0', " ")
+            };
+            let (line, environment) = (read("cmdline"), read("environ"));
+            if line.contains(needle) || environment.contains(needle) {
+                found.push(format!("{pid}: {line}"));
+            }
+        }
+        found
+    }
+
+    /// Waits until no process of this cluster is left.
+    pub fn assert_nothing_left(&self) {
+        let gone = wait_for(|| self.processes().is_empty().then_some(()));
+        assert!(gone.is_some(), "processes are left: {:#?}", self.processes());
+        let sandboxes =
+            fs::read_dir(self.data_dir().join("workers")).into_iter().flatten().flatten();
+        for worker in sandboxes {
+            let left: Vec<_> = fs::read_dir(worker.path().join("sandboxes"))
+                .into_iter()
+                .flatten()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            assert!(left.is_empty(), "sandboxes' folders are left: {left:?}");
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let down = self.run(&["down"]);
+        if !std::thread::panicking() {
+            assert!(down.status.success(), "{:?}", texts(&down));
+            self.assert_nothing_left();
+        }
+    }
+}
+
+/// A cluster that serves.
+pub struct Cluster {
+    pub place: Place,
+    pub url: String,
+}
+
+impl Cluster {
+    pub fn start(args: &[&str]) -> Self {
+        let place = Place::new();
+        let mut all = vec!["up", "--detach", "--listen", "127.0.0.1:0"];
+        all.extend(args);
+        let url = place.ol(&all).trim().to_owned();
+        Cluster { place, url }
+    }
+
+    /// Deploys the function with these files. Returns its URL.
+    pub fn deploy(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let folder = self.place.function(name, files);
+        self.place.ol(&["deploy", folder.to_str().unwrap()]).trim().to_owned()
+    }
+
+    /// Deploys one of the repository's functions.
+    pub fn deploy_example(&self, name: &str) -> String {
+        self.place.ol(&["deploy", example(name).to_str().unwrap()]).trim().to_owned()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    pub fn status(&self) -> Value {
+        self.place.json(&["status", "--json"])
+    }
+
+    /// The process ids of the workers, by their names.
+    pub fn worker_pid(&self, worker: &str) -> Option<i32> {
+        let status = self.status();
+        let workers = status["workers"].as_array().unwrap();
+        let worker = workers.iter().find(|known| known["id"] == worker).unwrap();
+        worker["pid"].as_i64().map(|pid| pid as i32)
+    }
+}
+
+pub fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/functions").join(name)
+}
+
+pub fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// Tries for up to a minute.
+pub fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 0..1200 {
+        if let Some(value) = ready() {
+            return Some(value);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
+pub fn kill(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+}
+
+pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+pub fn client() -> HttpClient {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+pub async fn send(
+    client: &HttpClient,
+    request: http::Request<impl Into<Bytes>>,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let request = request.map(|body| Full::new(body.into()));
+    let answer = client.request(request).await?;
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    })
+}
+
+/// POSTs `body`.
+pub async fn post(client: &HttpClient, url: &str, body: &str) -> Answer {
+    let request = http::Request::post(url).body(body.to_owned()).unwrap();
+    send(client, request).await.unwrap_or_else(|error| panic!("{url}: {error}"))
+}
+
+/// Sends bytes as they are and reads until the other end closes.
+pub fn raw(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}

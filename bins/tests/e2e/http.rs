@@ -1,0 +1,205 @@
+//! Headers, bodies and timings on their way through balancer and worker.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::common::{Cluster, client, post, raw, send};
+
+/// Returns its event, or what the event's body says.
+const MIRROR: &str = r#"
+import json
+def f(event):
+    return json.loads(event["body"]) if event.get("body") else event
+"#;
+
+fn mirror(cluster: &Cluster) -> String {
+    cluster.deploy("mirror", &[("f.py", MIRROR), ("ol.toml", "event = \"http\"")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_arrives_as_it_was_sent_but_for_hop_by_hop_headers() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    mirror(&cluster);
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let answer = raw(
+        cluster.address(),
+        format!(
+            "PUT /run/mirror/a/b%20c?x=1&y=%20 HTTP/1.1\r\nHost: example.org\r\n\
+             Connection: close, X-Private\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\n\
+             TE: trailers\r\nProxy-Connection: keep-alive\r\nUpgrade: h2c\r\n\
+             Proxy-Authorization: secret\r\nX-OpenLambda-Digest: sha256:00\r\n\
+             X-OpenLambda-Request-Id: my-own.id\r\ntraceparent: {trace}\r\ntracestate: a=1\r\n\
+             X-Kept: one\r\nX-Kept: two\r\nCookie: k=v\r\nContent-Length: 0\r\n\r\n"
+        )
+        .as_bytes(),
+    );
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let event: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(event["rawPath"], "/a/b%20c");
+    assert_eq!(event["rawQueryString"], "x=1&y=%20");
+    assert_eq!(event["requestContext"]["http"]["method"], "PUT");
+    assert_eq!(event["requestContext"]["requestId"], "my-own.id");
+    assert_eq!(event["cookies"], json!(["k=v"]));
+    let headers = &event["headers"];
+    assert_eq!(headers["host"], "example.org");
+    assert_eq!(headers["traceparent"], trace);
+    assert_eq!(headers["tracestate"], "a=1");
+    assert_eq!(headers["x-kept"], "one,two");
+    assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
+    let names: Vec<&String> = headers.as_object().unwrap().keys().collect();
+    for gone in [
+        "x-private",
+        "keep-alive",
+        "proxy-connection",
+        "upgrade",
+        "proxy-authorization",
+        "connection",
+        "te",
+        "transfer-encoding",
+        "x-openlambda-digest",
+    ] {
+        assert!(!names.iter().any(|name| *name == gone), "{gone} is in {names:?}");
+    }
+    let head = head.to_ascii_lowercase();
+    assert!(head.contains("x-openlambda-request-id: my-own.id"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_arrives_as_the_function_made_it() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let url = mirror(&cluster);
+    let reply = json!({
+        "statusCode": 418,
+        "headers": {"X-One": "1", "Connection": "close", "Content-Type": "text/x-tea"},
+        "cookies": ["a=1", "b=2"],
+        "body": "short and stout",
+    });
+    let answer = post(&client(), &url, &reply.to_string()).await;
+    assert_eq!((answer.status, &*answer.body), (418, "short and stout"));
+    assert_eq!((answer.header("x-one"), answer.header("content-type")), ("1", "text/x-tea"));
+    let cookies: Vec<_> = answer.headers.get_all("set-cookie").iter().collect();
+    assert_eq!(cookies, ["a=1", "b=2"]);
+    assert!(!answer.headers.contains_key("connection"));
+    assert!(!answer.headers.contains_key("x-openlambda-error"), "418 is the function's own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_says_where_it_came_from_and_where_its_time_went() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let (client, url) = (client(), cluster.deploy_example("echo"));
+    for start in ["cold", "warm"] {
+        let answer = post(&client, &url, "1").await;
+        assert_eq!(answer.header("x-openlambda-start"), start);
+        assert_eq!(answer.header("x-openlambda-worker"), "worker-1");
+        assert_eq!(answer.header("x-openlambda-version"), "1");
+        let timing =
+            openlambda_core::wire::parse_server_timing(answer.headers.get_all("server-timing"));
+        assert!(timing.run > Duration::ZERO);
+        let cold = start == "cold";
+        assert_eq!((timing.create > Duration::ZERO, timing.init > Duration::ZERO), (cold, cold));
+        assert_eq!(timing.pull > Duration::ZERO, cold);
+    }
+    let head = http::Request::head(&url).body("").unwrap();
+    let answer = send(&client, head).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (200, ""));
+}
+
+/// Streams a first part, waits for a file, and streams the second.
+const STREAMER: &str = r#"#!/usr/bin/python3
+import http.client, os, time
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+base = "/2018-06-01/runtime/invocation/"
+while True:
+    api.request("GET", base + "next")
+    event = api.getresponse()
+    name = event.read().decode().strip('"')
+    def parts():
+        yield b'{"statusCode": 201, "headers": {"X-Streamed": "yes"}}' + bytes(8) + b"first "
+        while not os.path.exists(name):
+            time.sleep(0.01)
+        yield b"second"
+    api.request("POST", base + event.headers["Lambda-Runtime-Aws-Request-Id"] + "/response",
+        body=parts(), encode_chunked=True, headers={
+            "Transfer-Encoding": "chunked",
+            "Lambda-Runtime-Function-Response-Mode": "streaming",
+            "Content-Type": "application/vnd.awslambda.http-integration-response"})
+    api.getresponse().read()
+"#;
+
+#[test]
+fn a_streamed_reply_is_passed_on_as_it_comes() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    cluster.deploy("streamer", &[("bootstrap", STREAMER)]);
+    let gate = tempfile::tempdir().unwrap();
+    let gate = gate.path().join("open");
+    let mut stream = TcpStream::connect(cluster.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let body = format!("{gate:?}");
+    let request = format!(
+        "POST /run/streamer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTE: trailers\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let mut buffer = [0; 4096];
+    while !answer.contains("first ") {
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "it ended early: {answer}");
+        answer.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+    assert!(!answer.contains("second"));
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    assert!(answer.to_ascii_lowercase().contains("x-streamed: yes"), "{answer}");
+    std::fs::write(&gate, "").unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, end) = answer.split_once("second").expect("the rest came");
+    assert!(end.to_ascii_lowercase().contains("server-timing: run;dur="), "no trailer: {end:?}");
+}
+
+#[test]
+fn a_streamed_request_gets_through() {
+    let cluster = Cluster::start(&[]);
+    cluster.deploy_example("echo");
+    let piece = "x".repeat(100_000);
+    let mut request =
+        b"POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            .to_vec();
+    let mut chunk = |text: &str| {
+        request.extend_from_slice(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
+    };
+    chunk("\"");
+    for _ in 0..50 {
+        chunk(&piece);
+    }
+    chunk("\"");
+    chunk("");
+    let answer = raw(cluster.address(), &request);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(body == format!("\"{}\"", piece.repeat(50)), "the body came back changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_harms_nobody() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let client = client();
+    let code = "import time\ndef f(event):\n    time.sleep(event)\n    return event\n";
+    let url = cluster.deploy("slow", &[("f.py", code), ("ol.toml", "max_instances = 1")]);
+    assert_eq!(post(&client, &url, "0").await.body, "0");
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        stream
+            .write_all(b"POST /run/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n0.1")
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // What waited is gone from the queue; what ran kept its slot until it had answered.
+    assert_eq!(post(&client, &url, "0").await.body, "0");
+    let request = http::Request::get(format!("{}/stats", cluster.url)).body("").unwrap();
+    let stats = send(&client, request).await.unwrap().json();
+    assert_eq!((&stats["in_flight"], &stats["policy_defects"]), (&json!(0), &json!(0)));
+}

@@ -1,0 +1,18 @@
+//! The real binaries, end to end, through the balancer.
+//!
+//! | module | what it drives |
+//! |---|---|
+//! | `story` | the documented way: up, deploy, invoke, ls, logs, rm, down, and the JSON of each |
+//! | `table` | each row of the table of errors |
+//! | `http` | headers, bodies and timings on their way through |
+//! | `input` | bad input to the command line |
+//! | `chaos` | kill −9 of everything, at any time |
+
+#![allow(unreachable_pub, reason = "it is one binary of several modules")]
+
+mod chaos;
+mod common;
+mod http;
+mod input;
+mod story;
+mod table;

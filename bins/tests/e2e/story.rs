@@ -1,0 +1,232 @@
+//! The documented way through the command line, and the JSON that scripts rely on.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::common::{Cluster, Place, client, example, kill, post, texts, wait_for};
+
+#[test]
+fn up_deploy_invoke_ls_logs_rm_down() {
+    let cluster = Cluster::start(&[]);
+    let place = &cluster.place;
+    // Starting it again finds it.
+    assert_eq!(place.ol(&["up", "--detach"]).trim(), cluster.url);
+
+    let status = cluster.status();
+    assert_eq!(status["url"], cluster.url.as_str());
+    assert_eq!(status["policy"], "least-outstanding");
+    assert_eq!(status["registry"]["kind"], "native");
+    let workers = status["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 2);
+    for (worker, id) in workers.iter().zip(["worker-1", "worker-2"]) {
+        assert_eq!((&worker["id"], &worker["state"]), (&json!(id), &json!("ready")));
+        assert_eq!(worker["sandbox"], "process");
+        assert!(worker["pid"].is_u64() && worker["url"].as_str().unwrap().starts_with("http://"));
+    }
+    assert!(place.ol(&["status"]).contains("worker-2  ready"));
+
+    let echo = example("echo");
+    let deployed = place.json(&["deploy", echo.to_str().unwrap(), "--json"]);
+    let url = format!("{}/run/echo", cluster.url);
+    assert_eq!(deployed["name"], "echo");
+    assert_eq!(deployed["version"], 1);
+    assert_eq!(deployed["url"], url.as_str());
+    assert!(deployed["digest"].as_str().unwrap().starts_with("sha256:"));
+    // The same again is no new version.
+    assert_eq!(place.json(&["deploy", echo.to_str().unwrap(), "--json"]), deployed);
+
+    assert_eq!(place.ol(&["invoke", "echo", "-d", r#"{"one": 1}"#]), r#"{"one": 1}"#);
+    let answer = place.json(&["invoke", "echo", "-d", "[2]", "--json"]);
+    assert_eq!((&answer["status"], &answer["body"]), (&json!(200), &json!("[2]")));
+    assert!(["cold", "warm"].contains(&answer["start"].as_str().unwrap()));
+    for phase in ["queue", "pull", "create", "init", "run"] {
+        assert!(answer["phases_ms"][phase].as_f64().unwrap() >= 0.0, "{answer}");
+    }
+    assert!(answer["phases_ms"]["run"].as_f64().unwrap() > 0.0);
+    assert_eq!(answer["headers"]["content-type"], "application/json");
+
+    let printer = "def f(event):\n    print('out', event)\n    return None\n";
+    cluster.deploy("printer", &[("f.py", printer)]);
+    let answer = place.json(&["invoke", "printer", "-d", "7", "--json"]);
+    let id = answer["headers"]["x-openlambda-request-id"].as_str().unwrap();
+    // A thread of the worker's writes them.
+    let logs = wait_for(|| {
+        let output = place.run(&["logs", "printer", "--json"]);
+        let (out, _) = texts(&output);
+        output.status.success().then_some(out).filter(|out| out.contains("out 7"))
+    });
+    let logs = logs.expect("what was printed is in the log");
+    let line: Value = serde_json::from_str(logs.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["stream"], &line["text"]), (&json!("stdout"), &json!("out 7")));
+    assert_eq!(line["request_id"], id);
+    assert!(place.ol(&["logs", "printer", "--request-id", id]).contains("stdout: out 7"));
+    assert_eq!(place.ol(&["logs", "printer", "--request-id", "other"]), "");
+
+    let list = place.json(&["ls", "--json"]);
+    let names: Vec<&Value> =
+        list["functions"].as_array().unwrap().iter().map(|f| &f["name"]).collect();
+    assert_eq!(names, ["echo", "printer"]);
+    assert_eq!(list["functions"][0]["digest"], deployed["digest"]);
+
+    place.ol(&["rm", "printer"]);
+    assert!(place.fails(&["rm", "printer"]).contains("there is no function \"printer\""));
+    assert!(place.fails(&["rm", "ecko"]).contains("did you mean \"echo\"?"));
+    let gone = place.run(&["invoke", "printer"]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(texts(&gone).0.contains("not_found"));
+
+    place.ol(&["down"]);
+    place.ol(&["down"]);
+    place.assert_nothing_left();
+    assert!(place.fails(&["status"]).contains("start one with `ol up --detach`"));
+
+    // What was deployed is still there.
+    place.ol(&["up", "--detach", "--listen", "127.0.0.1:0"]);
+    assert_eq!(place.ol(&["invoke", "echo", "-d", "3"]), "3");
+}
+
+#[test]
+fn a_function_s_error_is_the_exit_status() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    cluster.deploy("raises", &[("f.py", "def f(event):\n    raise ValueError('no')\n")]);
+    let output = cluster.place.run(&["invoke", "raises"]);
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out.contains("\"type\":\"ValueError\"") && err.contains("500"), "{out}{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_takes_effect_at_the_next_call() {
+    let cluster = Cluster::start(&[]);
+    let client = client();
+    for n in 0..5 {
+        let code = format!("def f(event):\n    return {n}\n");
+        let url = cluster.deploy("counter", &[("f.py", &code)]);
+        for _ in 0..4 {
+            assert_eq!(post(&client, &url, "").await.body, n.to_string());
+        }
+        if n > 0 {
+            let old = format!("{}:{n}", cluster.url.clone() + "/run/counter");
+            assert_eq!(post(&client, &old, "").await.body, (n - 1).to_string());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_dir_registry_a_changed_file_takes_effect_at_the_next_call() {
+    let cluster = Cluster::start(&["--registry", "dir"]);
+    let client = client();
+    let url = cluster.deploy("live", &[("f.py", "def f(event):\n    return 0\n")]);
+    assert_eq!(post(&client, &url, "").await.body, "0");
+    let file = cluster.place.data_dir().join("functions/live/f.py");
+    for n in 1..20 {
+        std::fs::write(&file, format!("def f(event):\n    return {n}\n")).unwrap();
+        assert_eq!(post(&client, &url, "").await.body, n.to_string());
+    }
+    let listed = cluster.place.json(&["ls", "--json"]);
+    assert_eq!(listed["functions"][0]["name"], "live");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pychat_s_second_call_waits_for_the_third() {
+    let cluster = Cluster::start(&[]);
+    let (client, url) = (client(), cluster.deploy_example("pychat"));
+    assert_eq!(post(&client, &url, r#"{"op": "init"}"#).await.json()["result"], "created");
+    // Many wait, on both workers; one message wakes them all.
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, url) = (client.clone(), url.clone());
+            let body = r#"{"op": "updates", "ts": "0"}"#;
+            tokio::spawn(async move { post(&client, &url, body).await })
+        })
+        .collect();
+    let all_wait = async {
+        loop {
+            let stats =
+                client.get(format!("{}/stats", cluster.url).parse().unwrap()).await.unwrap();
+            let stats = http_body_util::BodyExt::collect(stats.into_body()).await.unwrap();
+            let stats: Value = serde_json::from_slice(&stats.to_bytes()).unwrap();
+            if stats["in_flight"] == 8 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), all_wait).await.unwrap();
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    let sent = post(&client, &url, r#"{"op": "msg", "msg": "hello"}"#).await.json();
+    assert!(sent["result"].as_str().unwrap().starts_with("insert "));
+    for call in waiting {
+        let rows = call.await.unwrap().json();
+        assert_eq!(rows["result"][0]["msg"], "hello");
+        assert_eq!(rows["result"].as_array().unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn every_policy_serves() {
+    let place = Place::new();
+    let policies = place.json(&["policies", "--json"]);
+    for policy in policies["policies"].as_array().unwrap() {
+        let name = policy["name"].as_str().unwrap();
+        assert!(policy["about"].is_string() && policy["parameters"].is_array());
+        assert!(place.ol(&["policies"]).contains(name));
+        let cluster = Cluster::start(&["--policy", name, "--workers", "3"]);
+        cluster.deploy_example("echo");
+        for n in 0..5 {
+            let text = n.to_string();
+            assert_eq!(cluster.place.ol(&["invoke", "echo", "-d", &text]), text, "{name}");
+        }
+    }
+}
+
+#[test]
+fn sim_prints_the_same_for_the_same_seed() {
+    let place = Place::new();
+    let args = ["sim", "--invocations", "2000", "--json", "--seed", "3"];
+    let first = place.ol(&args);
+    assert_eq!(first, place.ol(&args));
+    let result: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(result["seed"], 3);
+    for policy in result["policies"].as_array().unwrap() {
+        assert_eq!(policy["invocations"], 2000);
+        for number in ["cold_rate", "mean_ms", "p50_ms", "p99_ms"] {
+            assert!(policy[number].is_f64(), "{policy}");
+        }
+    }
+    assert!(place.ol(&["sim", "--invocations", "500", "--policy", "random"]).contains("random"));
+}
+
+#[test]
+fn doctor_checks_and_says_so() {
+    let place = Place::new();
+    let checks = place.json(&["doctor", "--json"]);
+    assert_eq!(checks["ok"], true, "{checks}");
+    let names: Vec<_> =
+        checks["checks"].as_array().unwrap().iter().map(|c| c["check"].as_str().unwrap()).collect();
+    assert!(names.contains(&"python") && names.contains(&"leftovers"), "{names:?}");
+}
+
+#[test]
+fn ctrl_c_stops_a_foreground_cluster() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let place = Place::new();
+        let mut child = place
+            .command(&["up", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("http://127.0.0.1:"), "{line}");
+        place.ol(&["deploy", example("echo").to_str().unwrap()]);
+        assert_eq!(place.ol(&["invoke", "echo", "-d", "1"]), "1");
+        kill(child.id() as i32, signal);
+        assert!(child.wait().unwrap().success());
+        place.assert_nothing_left();
+    }
+}

@@ -1,0 +1,57 @@
+#!/bin/sh
+# The platform at work: a cluster on this machine, a chat room deployed to it, and three calls.
+#
+# usage: examples/demo.sh [OL]      OL: the command-line program, target/release/ol by default
+set -eu
+cd "$(dirname "$0")/.."
+ol=${1:-target/release/ol}
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+[ -t 1 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '\n%s\n' "$*"; }
+call() { # call NAME BODY
+    say "\$ curl -w '\\n' $url -d '$2'"
+    curl -sS -w '\n' "$url" -d "$2"
+}
+
+if ! command -v curl >/dev/null 2>&1; then
+    echo 'the demo speaks HTTP with curl, which is missing; install it: apt-get install curl' >&2
+    exit 1
+fi
+
+say "\$ ol up --detach"
+# Somebody else may have the usual port; a cluster that runs already is taken as it is.
+if ! message=$($ol up --detach 2>&1); then
+    case $message in
+    *"is in use"*) $ol up --detach --listen 127.0.0.1:0 ;;
+    *) echo "$message" >&2; exit 1 ;;
+    esac
+else
+    echo "$message"
+fi
+
+say "\$ ol deploy examples/functions/pychat"
+url=$($ol deploy examples/functions/pychat)
+echo "$url"
+
+call pychat '{"op": "init"}'
+
+say "\$ curl -w '\\n' $url -d '{\"op\": \"updates\", \"ts\": \"0\"}' &    (it waits for a message)"
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+curl -sS -w '\n' "$url" -d '{"op": "updates", "ts": "0"}' >"$answer" &
+waiting=$!
+sleep 1
+if ! kill -0 "$waiting" 2>/dev/null; then
+    echo "updates did not wait for a message; it answered: $(cat "$answer")" >&2
+    exit 1
+fi
+
+call pychat '{"op": "msg", "msg": "hello"}'
+
+say "... and updates answers:"
+wait "$waiting"
+cat "$answer"
+grep -q '"msg": "hello"' "$answer"
+
+say "The cluster goes on: \`$ol status\` shows it, \`$ol logs pychat\` what pychat printed."
+echo "Stop it with: $ol down"
