@@ -440,7 +440,8 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 self.after(self.config.cold_start, What::Started { worker, instance });
             }
             Action::CancelStart { instance } => {
-                if place.starting.remove(&instance) {
+                let was_starting = place.starting.remove(&instance);
+                if was_starting {
                     self.after(Duration::ZERO, What::Destroyed { worker, instance });
                 }
             }

@@ -40,9 +40,15 @@ pub struct SandboxEntry {
     /// One line on it.
     pub about: &'static str,
     /// Makes the worker's factory.
-    pub build:
-        Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>,
+    pub build: BuildSandbox,
 }
+
+/// See [`SandboxEntry::build`].
+pub type BuildSandbox =
+    Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>;
+
+/// See [`RegistryEntry::build`].
+pub type BuildRegistry = Box<dyn Fn(&str) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>;
 
 /// What a sandbox factory is made of.
 #[derive(Debug)]
@@ -67,7 +73,7 @@ pub struct RegistryEntry {
     /// One line on it.
     pub about: &'static str,
     /// Opens the registry at a place: a folder, a URL.
-    pub build: Box<dyn Fn(&str) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>,
+    pub build: BuildRegistry,
 }
 
 impl Catalog {

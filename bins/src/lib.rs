@@ -26,7 +26,9 @@ mod supervisor;
 
 use std::process::ExitCode;
 
-pub use catalog::{Catalog, RegistryEntry, SandboxContext, SandboxEntry};
+pub use catalog::{
+    BuildRegistry, BuildSandbox, Catalog, RegistryEntry, SandboxContext, SandboxEntry,
+};
 pub use cli::main_with;
 
 /// The daemons that have a binary of their own.

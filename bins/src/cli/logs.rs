@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use clap::Args;
 use openlambda_core::function::FunctionName;
 use serde::{Deserialize, Serialize};
 
-use super::{Common, print};
+use super::Common;
 use crate::cluster::DataDir;
 use crate::error::{CliError, Result};
 
@@ -74,15 +74,16 @@ pub(super) fn logs(args: &LogsArgs) -> Result<ExitCode> {
             read_new(&file, worker, &mut read, &mut lines);
         }
     }
-    show(args, lines, args.lines);
-    while args.follow {
+    let mut shown = show(args, lines, args.lines);
+    // A reader that has gone, as in `ol logs -f | head`, ends it.
+    while shown.is_ok() && args.follow {
         std::thread::sleep(Duration::from_millis(100));
         let mut lines = Vec::new();
         for worker in &workers {
             let [_, current] = files(&dir, worker, &args.function);
             read_new(&current, worker, &mut read, &mut lines);
         }
-        show(args, lines, usize::MAX);
+        shown = show(args, lines, usize::MAX);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -119,7 +120,7 @@ fn read_new(
     }
 }
 
-fn show(args: &LogsArgs, mut lines: Vec<Line>, most: usize) {
+fn show(args: &LogsArgs, mut lines: Vec<Line>, most: usize) -> std::io::Result<()> {
     if let Some(wanted) = &args.request_id {
         lines.retain(|line| line.request_id.as_ref() == Some(wanted));
     }
@@ -136,7 +137,8 @@ fn show(args: &LogsArgs, mut lines: Vec<Line>, most: usize) {
             text.push_str(&format!("{time} {worker} {id} {}: {}\n", line.stream, line.text));
         }
     }
-    print(&text);
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Milliseconds since 1970 as `2026-01-31T12:00:00.000Z`, by the civil-from-days method of Howard

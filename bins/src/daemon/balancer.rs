@@ -71,9 +71,8 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let built = catalog.policies().build(&policy)?;
     let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
     let listener = listen(address).await?;
-    let mut config = ProxyConfig::default();
-    config.workers = options.workers;
-    config.seed = options.seed;
+    let config =
+        ProxyConfig { workers: options.workers, seed: options.seed, ..ProxyConfig::default() };
     let proxy = Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
     say_ready(&listener)?;
     proxy.serve(listener, stop).await;

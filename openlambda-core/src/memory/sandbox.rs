@@ -54,10 +54,12 @@ struct State {
 
 type Outcome = Result<Bytes, FunctionError>;
 
+type Init = Arc<dyn Fn() -> BoxFuture<'static, Result<(), FunctionError>> + Send + Sync>;
+
 /// A function as a closure, and what its instances do first.
 #[derive(Clone)]
 pub struct MemoryFunction {
-    init: Option<Arc<dyn Fn() -> BoxFuture<'static, Result<(), FunctionError>> + Send + Sync>>,
+    init: Option<Init>,
     handler: Arc<dyn Fn(Bytes) -> BoxFuture<'static, Outcome> + Send + Sync>,
 }
 

@@ -258,7 +258,7 @@ impl http_body::Body for Handle {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }
 
