@@ -1,0 +1,440 @@
+//! The worker's end of the nursery: the small process that sandboxes are born in.
+//!
+//! [`Nursery::launch`] starts the program (`nursery/main.rs`, which says why it is one) from memory;
+//! [`Nursery::start`] makes a newborn in it, and [`Nursery::network`] a network namespace with its
+//! listeners. When the worker ends, kill −9 included, the nursery does, and with it all that was born
+//! there.
+
+mod message;
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::process::pidfd_send_signal;
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use self::message::{Answer, Setup};
+use super::{Child, CommandSpec, Output, Signal, SpawnError, Spawner};
+
+/// The program, as `build.rs` compiled it.
+static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nursery"));
+
+/// The most descriptors beside one message.
+const MOST_DESCRIPTORS: usize = 16;
+
+/// The port of the Runtime API inside of each network namespace.
+pub const API_PORT: u16 = 9001;
+/// The abstract Unix socket of the same, as a bootstrap's variable names it.
+pub const API_SOCKET: &str = "@openlambda-runtime";
+
+/// A nursery that runs. Shared by all sandboxes of a factory.
+#[derive(Debug)]
+pub struct Nursery {
+    shared: Arc<Shared>,
+    /// Held by the one who waits for a network.
+    networks: tokio::sync::Mutex<AsyncFd<OwnedFd>>,
+    _process: Child,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    next_id: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    gone: bool,
+    starting: BTreeMap<u64, oneshot::Sender<Result<Newborn, NurseryError>>>,
+    /// By process id.
+    living: BTreeMap<i32, watch::Sender<Option<ExitStatus>>>,
+}
+
+/// What a nursery is told at its start.
+#[derive(Clone, Debug, Default)]
+pub struct NurserySetup {
+    /// Whether it must make a user namespace of its own, because we are an ordinary user.
+    pub rootless: bool,
+    /// Files that all sandboxes find below `/var/runtime`: name, mode, content.
+    pub runtime_files: Vec<(String, u32, Vec<u8>)>,
+    /// The seccomp filter of all sandboxes, as an array of `struct sock_filter`.
+    pub filter: Vec<u8>,
+}
+
+/// One sandbox: data that says what it is born with.
+#[derive(Clone, Debug, Default)]
+pub struct Recipe {
+    /// Folders of the machine that it sees: source, absolute target, whether it may write.
+    pub mounts: Vec<(String, String, bool)>,
+    /// The size of its `/tmp`, bytes.
+    pub tmp_bytes: u64,
+    /// Who it is on the machine: a user and group of this number; 0 leaves it the nursery's own.
+    pub outside_id: u32,
+    /// Who it is to itself.
+    pub inside_id: u32,
+    /// Whether it gets a user namespace of its own.
+    pub user_namespace: bool,
+    /// Limits of each of its processes: resource (`RLIMIT_…`), value.
+    pub limits: Vec<(u32, u64)>,
+    /// Its working folder.
+    pub folder: String,
+    /// The program, as it sees it.
+    pub program: String,
+    /// The arguments, the program's name first.
+    pub arguments: Vec<String>,
+    /// The environment, `KEY=value`.
+    pub environment: Vec<String>,
+}
+
+/// The descriptors that a newborn gets.
+#[derive(Debug)]
+pub struct Belongings<'a> {
+    /// Its standard output.
+    pub stdout: BorrowedFd<'a>,
+    /// Its standard error.
+    pub stderr: BorrowedFd<'a>,
+    /// Where it writes the step that failed, before its program runs.
+    pub errors: BorrowedFd<'a>,
+    /// Its network namespace; `None`: the machine's own.
+    pub network: Option<BorrowedFd<'a>>,
+    /// The cgroup files to join: `tasks` of each hierarchy of version 1, or the one folder of version 2.
+    pub cgroups: Vec<BorrowedFd<'a>>,
+    /// Whether that is version 2.
+    pub cgroup_v2: bool,
+}
+
+/// A process that was born; Drop kills it and all that is in its namespace.
+#[derive(Debug)]
+pub struct Newborn {
+    pidfd: OwnedFd,
+    pid: i32,
+    ended: watch::Receiver<Option<ExitStatus>>,
+}
+
+/// A network namespace with the listeners of the Runtime API in it.
+#[derive(Debug)]
+pub struct NetworkNamespace {
+    /// The namespace.
+    pub namespace: OwnedFd,
+    /// At `127.0.0.1:9001` in it; does not block.
+    pub tcp: OwnedFd,
+    /// At the abstract address [`API_SOCKET`] in it; does not block.
+    pub unix: OwnedFd,
+}
+
+/// What went wrong in a nursery.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NurseryError {
+    /// Its program cannot be run.
+    #[error("cannot start the nursery")]
+    Spawn(#[source] SpawnError),
+    /// It cannot be spoken with.
+    #[error("the nursery is gone")]
+    Gone(#[source] io::Error),
+    /// The kernel refused a step.
+    #[error("{step}: {}", io::Error::from_raw_os_error(*errno))]
+    Refused {
+        /// The step.
+        step: String,
+        /// What the kernel said.
+        errno: i32,
+    },
+}
+
+fn gone(why: impl Into<io::Error>) -> NurseryError {
+    NurseryError::Gone(why.into())
+}
+
+fn refused((step, errno): (String, i32)) -> NurseryError {
+    NurseryError::Refused { step, errno }
+}
+
+impl Nursery {
+    /// Starts a nursery and waits until it is ready. Must be called within a tokio runtime with I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`NurseryError::Refused`] names what this machine does not let it do.
+    pub async fn launch(
+        spawner: &Spawner,
+        mark: &str,
+        setup: NurserySetup,
+    ) -> Result<Arc<Nursery>, NurseryError> {
+        let pair = || {
+            let flags = SocketFlags::CLOEXEC;
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(gone)
+        };
+        let ((ours, theirs), (our_networks, their_networks)) = (pair()?, pair()?);
+        for socket in [&ours, &our_networks] {
+            rustix::io::ioctl_fionbio(socket, true).map_err(gone)?;
+        }
+        for socket in [&ours, &theirs] {
+            // A bundle's environment, or our bootstraps, are one message.
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 4 << 20);
+        }
+        let program = program().map_err(gone)?;
+        let mut command = CommandSpec::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg(theirs.as_raw_fd().to_string())
+            .arg(their_networks.as_raw_fd().to_string())
+            .env(super::MARK, format!("{mark}/nursery"));
+        command.descriptors = vec![program, theirs, their_networks];
+        command.stderr = Output::Inherit;
+        let process = spawner.spawn(command).await.map_err(NurseryError::Spawn)?;
+        let watch = |fd| AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE);
+        let shared = Arc::new(Shared {
+            socket: watch(ours).map_err(gone)?,
+            next_id: AtomicU64::new(1),
+            state: Mutex::default(),
+        });
+        let setup = Setup {
+            rootless: setup.rootless,
+            runtime_files: setup.runtime_files,
+            filter: setup.filter,
+        };
+        send(&shared.socket, &setup.write(), &[]).await.map_err(gone)?;
+        match receive(&shared.socket).await.map_err(gone)? {
+            (Answer::Ready(ready), _) => ready.map_err(refused)?,
+            _ => return Err(gone(io::ErrorKind::InvalidData)),
+        }
+        tokio::spawn(listen(Arc::clone(&shared)));
+        let networks = tokio::sync::Mutex::new(watch(our_networks).map_err(gone)?);
+        Ok(Arc::new(Nursery { shared, networks, _process: process }))
+    }
+
+    /// Whether it lives.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.lock().gone
+    }
+
+    /// Makes a newborn. Dropping the future kills it.
+    ///
+    /// # Errors
+    ///
+    /// [`NurseryError`]. What goes wrong after the clone is told through [`Belongings::errors`], and
+    /// the newborn ends with status 125.
+    pub async fn start(
+        &self,
+        recipe: Recipe,
+        belongings: &Belongings<'_>,
+    ) -> Result<Newborn, NurseryError> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let start = message::Start {
+            id,
+            folders: recipe.mounts.iter().map(|(_, target, _)| target.clone()).collect(),
+            mounts: recipe.mounts,
+            tmp_bytes: recipe.tmp_bytes,
+            outside_id: recipe.outside_id,
+            inside_id: recipe.inside_id,
+            has_network: belongings.network.is_some(),
+            cgroup_v2: belongings.cgroup_v2,
+            user_namespace: recipe.user_namespace,
+            limits: recipe.limits,
+            folder: recipe.folder,
+            program: recipe.program,
+            arguments: recipe.arguments,
+            environment: recipe.environment,
+        };
+        let mut descriptors = vec![belongings.stdout, belongings.stderr, belongings.errors];
+        descriptors.extend(belongings.network);
+        descriptors.extend(&belongings.cgroups);
+        let (sender, born) = oneshot::channel();
+        {
+            let mut state = self.shared.lock();
+            if state.gone {
+                return Err(gone(io::ErrorKind::BrokenPipe));
+            }
+            state.starting.insert(id, sender);
+        }
+        if let Err(error) = send(&self.shared.socket, &start.write(), &descriptors).await {
+            self.shared.lock().starting.remove(&id);
+            return Err(gone(error));
+        }
+        born.await.unwrap_or_else(|_| Err(gone(io::ErrorKind::BrokenPipe)))
+    }
+
+    /// Makes a network namespace; one after another.
+    ///
+    /// # Errors
+    ///
+    /// [`NurseryError`].
+    pub async fn network(&self) -> Result<NetworkNamespace, NurseryError> {
+        let networks = self.networks.lock().await;
+        send(&networks, &[1], &[]).await.map_err(gone)?;
+        let (answer, descriptors) = receive(&networks).await.map_err(gone)?;
+        let Answer::Network(made) = answer else { return Err(gone(io::ErrorKind::InvalidData)) };
+        made.map_err(refused)?;
+        let descriptors: Result<[OwnedFd; 3], _> = descriptors.try_into();
+        let [namespace, tcp, unix] =
+            descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
+        Ok(NetworkNamespace { namespace, tcp, unix })
+    }
+}
+
+impl Newborn {
+    /// Its process id on the machine. Stale once it has ended.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until it and all in its process namespace have ended.
+    pub async fn wait(&self) -> ExitStatus {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(status) => status.unwrap_or_default(),
+            // The nursery is gone, and it with it.
+            Err(_) => ExitStatus::from_raw(Signal::KILL.as_raw()),
+        }
+    }
+
+    /// Kills it, and by the kernel's hand all in its process namespace.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes on what the nursery tells, until it is gone.
+async fn listen(shared: Arc<Shared>) {
+    loop {
+        let (answer, mut descriptors) = match receive(&shared.socket).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "the nursery is gone");
+                break;
+            }
+        };
+        let mut state = shared.lock();
+        match answer {
+            Answer::Started { id, failed: Some(failed), .. } => {
+                if let Some(waiting) = state.starting.remove(&id) {
+                    let _ = waiting.send(Err(refused(failed)));
+                }
+            }
+            Answer::Started { id, pid, failed: None } => {
+                let Some(pidfd) = descriptors.pop() else { break };
+                let (sender, ended) = watch::channel(None);
+                state.living.insert(pid, sender);
+                let newborn = Newborn { pidfd, pid, ended };
+                // When nobody waits for it any more, Drop kills it.
+                let waiting = state.starting.remove(&id);
+                drop(waiting.map(|waiting| waiting.send(Ok(newborn))));
+            }
+            Answer::Ended { pid, status } => {
+                if let Some(ended) = state.living.remove(&pid) {
+                    ended.send_replace(Some(ExitStatus::from_raw(status)));
+                }
+            }
+            Answer::Ready(_) | Answer::Network(_) => {}
+        }
+    }
+    let mut state = shared.lock();
+    state.gone = true;
+    state.starting.clear();
+    state.living.clear();
+}
+
+/// The program in a file that has no name.
+fn program() -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let flags = MemfdFlags::CLOEXEC;
+    // Kernels before 6.3 do not know the flag and let any such file be run.
+    let memory = memfd_create("openlambda-nursery", flags | MemfdFlags::EXEC)
+        .or_else(|_| memfd_create("openlambda-nursery", flags))?;
+    let mut rest = PROGRAM;
+    while !rest.is_empty() {
+        let count = rustix::io::write(&memory, rest)?;
+        rest = &rest[count..];
+    }
+    // A program whose file is open for writing cannot be run.
+    let read_only = rustix::fs::open(
+        format!("/proc/self/fd/{}", memory.as_raw_fd()),
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    Ok(read_only)
+}
+
+async fn send(
+    socket: &AsyncFd<OwnedFd>,
+    data: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    loop {
+        let mut ready = socket.writable().await?;
+        let sent = ready.try_io(|socket| {
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            let data = [IoSlice::new(data)];
+            Ok(sendmsg(socket.as_fd(), &data, &mut control, SendFlags::NOSIGNAL)?)
+        });
+        match sent {
+            Ok(sent) => return sent.map(drop),
+            Err(_would_block) => {}
+        }
+    }
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Answer, Vec<OwnedFd>)> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| {
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut data = [0; 1024];
+            let length = recvmsg(
+                socket.as_fd(),
+                &mut [IoSliceMut::new(&mut data)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )?
+            .bytes;
+            let descriptors: Vec<OwnedFd> = control
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok((Answer::read(&data[..length])?, descriptors))
+        });
+        match received {
+            Ok(received) => return received,
+            Err(_would_block) => {}
+        }
+    }
+}

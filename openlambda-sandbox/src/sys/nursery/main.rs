@@ -1,0 +1,611 @@
+//! The nursery: the small process that a worker's sandboxes are born in.
+//!
+//! It is a program of its own, and not a part of the worker, because a worker has many threads and a
+//! large memory: a process with threads cannot enter a user namespace, and forking a large one is
+//! slow. It speaks [`message`] over two sockets, whose descriptors are its arguments:
+//!
+//! ```text
+//! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step ─▶ exec
+//!                              └─ fork: the network maker: a byte each ──▶ namespace + 2 listeners
+//! ```
+//!
+//! A start is *one* clone. Everything that is the same for many is made before it: the mount
+//! namespace that it copies holds a finished root (see [`skeleton`]), the network namespace and the
+//! cgroup come from the worker's pool. What is left are the steps of [`newborn`], each a function
+//! that says what it takes away.
+//!
+//! It uses nothing but std and the C library, which it declares itself.
+
+#[path = "c.rs"]
+mod c;
+#[path = "message.rs"]
+#[allow(dead_code, reason = "each of the two programs writes what the other reads")]
+mod message;
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_int};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::ptr;
+
+use message::{Answer, Setup, Start};
+
+/// The address of the Runtime API inside of each network namespace.
+const API_PORT: u16 = 9001;
+/// The abstract Unix socket of the same, for our own bootstraps.
+const API_SOCKET: &[u8] = b"openlambda-runtime";
+
+/// A step that failed, and why.
+type Failed = (&'static str, i32);
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|fd| fd.parse::<RawFd>());
+    let (Some(Ok(worker)), Some(Ok(networks))) = (arguments.next(), arguments.next()) else {
+        eprintln!("this program is started by OpenLambda's workers; start ol-worker instead");
+        std::process::exit(2);
+    };
+    // Not for those who are born here.
+    let _ = c::close_on_exec_from(3);
+    let mut buffer = vec![0; 4 << 20];
+    let Ok((length, _)) = c::receive(worker, &mut buffer) else { return };
+    let Ok(setup) = Setup::read(&buffer[..length]) else { return };
+    let mut home = match Home::new(worker, setup) {
+        Ok(home) => home,
+        Err((step, errno)) => {
+            let _ = c::send(worker, &Answer::Ready(Err((step.to_owned(), errno))).write(), &[]);
+            return;
+        }
+    };
+    // SAFETY: there is one thread, so the child may do whatever a process may.
+    if unsafe { c::fork() } == 0 {
+        c::close(worker);
+        c::die_with_parent();
+        make_networks(networks);
+        return;
+    }
+    c::close(networks);
+    let _ = c::send(worker, &Answer::Ready(Ok(())).write(), &[]);
+    home.serve(&mut buffer);
+}
+
+/// The process that starts sandboxes.
+struct Home {
+    /// The socket to the worker.
+    worker: RawFd,
+    setup: Setup,
+    filter: Vec<c::SockFilter>,
+    /// The machine's mounts, as far as this process is allowed to see them: sources are opened here.
+    machine: OwnedFd,
+    /// Finished roots, by the folders that they have beside the usual ones.
+    skeletons: BTreeMap<Vec<String>, OwnedFd>,
+    /// The network that this process is in between two starts.
+    network: OwnedFd,
+    /// Tells when a child has ended.
+    signals: OwnedFd,
+}
+
+impl Home {
+    fn new(worker: RawFd, setup: Setup) -> Result<Self, Failed> {
+        if setup.rootless {
+            own_user_namespace()?;
+        }
+        c::unshare(c::CLONE_NEWNS).map_err(|e| ("unshare mount namespace", e))?;
+        // The machine's mounts come in, ours never go out.
+        c::mount(None, c"/", None, c::MS_REC | c::MS_SLAVE, None)
+            .map_err(|e| ("make mounts private", e))?;
+        let machine = open_namespace("mnt").map_err(|e| ("open mount namespace", e))?;
+        let network = open_namespace("net").map_err(|e| ("open network namespace", e))?;
+        let signals = c::child_signals().map_err(|e| ("signalfd", e))?;
+        let filter = c::filter_of(&setup.filter);
+        let mut home =
+            Home { worker, setup, filter, machine, skeletons: BTreeMap::new(), network, signals };
+        home.skeleton(&[])?;
+        Ok(home)
+    }
+
+    /// Starts what the worker asks for and tells what has ended, until the worker is gone.
+    fn serve(&mut self, buffer: &mut [u8]) {
+        loop {
+            match c::wait_for_either(self.worker, self.signals.as_raw_fd()) {
+                Ok((request, ended)) => {
+                    if ended {
+                        c::drain_signals(self.signals.as_raw_fd());
+                        while let Some((pid, status)) = c::reap() {
+                            let _ = c::send(self.worker, &Answer::Ended { pid, status }.write(), &[]);
+                        }
+                    }
+                    if !request {
+                        continue;
+                    }
+                }
+                Err(c::EINTR) => continue,
+                Err(_) => return,
+            }
+            let (length, descriptors) = match c::receive(self.worker, buffer) {
+                // The worker is gone: so are we, and with us, all that was born here.
+                Ok((0, _)) | Err(_) => return,
+                Ok(received) => received,
+            };
+            let Ok(start) = Start::read(&buffer[..length]) else { return };
+            let answer = match self.start(&start, descriptors) {
+                Ok((pid, pidfd)) => {
+                    let answer = Answer::Started { id: start.id, pid, failed: None };
+                    c::send(self.worker, &answer.write(), &[pidfd.as_raw_fd()])
+                }
+                Err((step, errno)) => {
+                    let failed = Some((step.to_owned(), errno));
+                    let answer = Answer::Started { id: start.id, pid: 0, failed };
+                    c::send(self.worker, &answer.write(), &[])
+                }
+            };
+            if answer.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One start: opens what it mounts, enters its network and its root, and clones.
+    fn start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), Failed> {
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || descriptors.next().ok_or(("descriptors", c::EBADF));
+        let (stdout, stderr, errors) = (next()?, next()?, next()?);
+        let network = if start.has_network { Some(next()?) } else { None };
+        let cgroups: Vec<OwnedFd> = descriptors.collect();
+        let skeleton = self.skeleton(&start.folders)?;
+        let mut mounts = Vec::new();
+        for (source, target, writes) in &start.mounts {
+            mounts.push((open_mount(source, *writes)?, cstring(target)?));
+        }
+        let plan = Plan {
+            start,
+            mounts,
+            stdout,
+            stderr,
+            errors,
+            tmp: cstring(&match start.outside_id {
+                0 => format!("size={},mode=1777", start.tmp_bytes),
+                id => format!("size={},mode=1777,uid={id},gid={id}", start.tmp_bytes),
+            })?,
+            folder: cstring(&start.folder)?,
+            program: cstring(&start.program)?,
+            arguments: cstrings(&start.arguments)?,
+            environment: cstrings(&start.environment)?,
+            filter: &self.filter,
+        };
+        c::setns(skeleton, c::CLONE_NEWNS).map_err(|e| ("enter root", e))?;
+        let entered = match &network {
+            Some(network) => c::setns(network.as_raw_fd(), c::CLONE_NEWNET),
+            None => Ok(()),
+        };
+        let born = entered.map_err(|e| ("enter network", e)).and_then(|()| clone(&plan, &cgroups));
+        // Back to where sources are opened, whatever came of it.
+        c::setns(self.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
+        if network.is_some() {
+            c::setns(self.network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("leave network", e))?;
+        }
+        born
+    }
+
+    /// The mount namespace with a root that has these folders; made when it is asked for first.
+    fn skeleton(&mut self, folders: &[String]) -> Result<RawFd, Failed> {
+        if let Some(known) = self.skeletons.get(folders) {
+            return Ok(known.as_raw_fd());
+        }
+        if self.skeletons.len() >= 64 {
+            self.skeletons.pop_last();
+        }
+        let made = skeleton(&self.setup, folders);
+        c::setns(self.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
+        let made = made?;
+        let fd = made.as_raw_fd();
+        self.skeletons.insert(folders.to_vec(), made);
+        Ok(fd)
+    }
+}
+
+/// Becomes root of a user namespace, which is all the power that an ordinary user can have here.
+fn own_user_namespace() -> Result<(), Failed> {
+    // SAFETY: they take nothing and cannot fail.
+    let (uid, gid) = unsafe { (c::getuid(), c::getgid()) };
+    c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
+    write_file(c"/proc/self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
+    write_file(c"/proc/self/uid_map", format!("0 {uid} 1").as_bytes())
+        .map_err(|e| ("map user", e))?;
+    write_file(c"/proc/self/gid_map", format!("0 {gid} 1").as_bytes())
+        .map_err(|e| ("map group", e))?;
+    Ok(())
+}
+
+// What all sandboxes share: a root that nobody can write.
+
+/// Makes a mount namespace whose root holds the machine's programs and nothing else of it.
+///
+/// ```text
+/// /            tmpfs, read-only
+/// /usr         the machine's own, read-only; /bin, /lib … as the machine has them
+/// /etc         copies of what programs need, names for two users
+/// /dev         null, zero, full, random, urandom
+/// /var/task    where the bundle goes      /tmp, /proc    where each start mounts its own
+/// ```
+fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
+    c::unshare(c::CLONE_NEWNS).map_err(|e| ("unshare mount namespace", e))?;
+    c::mount(None, c"/", None, c::MS_REC | c::MS_PRIVATE, None)
+        .map_err(|e| ("make mounts private", e))?;
+    // Any folder will do: what is below it is seen by nobody but us, and only until the next step.
+    let place = ["/mnt", "/tmp", "/run", "/var"].into_iter().find(|p| Path::new(p).is_dir());
+    let place = place.ok_or(("find a folder to mount on", c::ENOENT))?;
+    let root = cstring(place)?;
+    c::mount(Some(c"root"), &root, Some(c"tmpfs"), 0, Some(c"mode=755,size=64m"))
+        .map_err(|e| ("mount root", e))?;
+    let io = |step: &'static str| move |e: io::Error| (step, e.raw_os_error().unwrap_or(c::EIO));
+    fill(setup, folders, Path::new(place)).map_err(io("fill root"))?;
+    let usr = open_mount("/usr", false)?;
+    c::move_mount(usr.as_raw_fd(), &cstring(&format!("{place}/usr"))?)
+        .map_err(|e| ("mount /usr", e))?;
+    for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        let (path, target) = (format!("/{name}"), format!("{place}/{name}"));
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_symlink() => {
+                let leads_to = fs::read_link(&path).map_err(io("read link"))?;
+                symlink(leads_to, &target).map_err(io("make link"))?;
+            }
+            Ok(metadata) if metadata.is_dir() => {
+                fs::create_dir(&target).map_err(io("make folder"))?;
+                let own = open_mount(&path, false)?;
+                c::move_mount(own.as_raw_fd(), &cstring(&target)?)
+                    .map_err(|e| ("mount libraries", e))?;
+            }
+            _ => {}
+        }
+    }
+    devices(place)?;
+    c::mount(None, &root, None, c::MS_REMOUNT | c::MS_RDONLY | c::MS_NOSUID, None)
+        .map_err(|e| ("make root read-only", e))?;
+    // Opened while /proc is still there.
+    let namespace = open_namespace("mnt").map_err(|e| ("open mount namespace", e))?;
+    if setup.rootless {
+        // The kernel lets a user namespace mount /proc only where one can be seen already.
+        let seen = c::open_tree(c"/proc", c::OPEN_TREE_CLONE | c::AT_RECURSIVE)
+            .map_err(|e| ("open /proc", e))?;
+        c::move_mount(seen.as_raw_fd(), &cstring(&format!("{place}/proc"))?)
+            .map_err(|e| ("show /proc", e))?;
+    }
+    c::chdir(&root).map_err(|e| ("enter root", e))?;
+    c::pivot_root(c".", c".").map_err(|e| ("pivot root", e))?;
+    c::unmount(c".").map_err(|e| ("unmount the machine's root", e))?;
+    c::chdir(c"/").map_err(|e| ("enter root", e))?;
+    Ok(namespace)
+}
+
+/// Folders, files of `/etc`, and our bootstraps.
+fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
+    let folder = |path: &str| fs::create_dir_all(root.join(path.trim_start_matches('/')));
+    for path in
+        ["usr", "dev", "etc", "proc", "sys", "tmp", "run", "mnt", "var/task", "var/runtime", "var/lib"]
+    {
+        folder(path)?;
+    }
+    for path in folders {
+        folder(path)?;
+    }
+    symlink("/tmp", root.join("var/tmp"))?;
+    symlink("/run", root.join("var/run"))?;
+    for (name, mode, content) in &setup.runtime_files {
+        let path = root.join("var/runtime").join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&path, content)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode))?;
+    }
+    for (name, content) in [
+        ("passwd", "root:x:0:0:root:/:/bin/sh\nsandbox:x:1000:1000:sandbox:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+        ("group", "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n"),
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost\n"),
+        ("hostname", "sandbox\n"),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    ] {
+        fs::write(root.join("etc").join(name), content)?;
+    }
+    // What is public on every machine and programs look for. What is missing here is missing there.
+    for path in [
+        "ld.so.cache", "localtime", "mime.types", "protocols", "services", "resolv.conf",
+        "ssl/certs/ca-certificates.crt", "ssl/openssl.cnf", "python3/debian_config",
+    ] {
+        let Ok(content) = fs::read(Path::new("/etc").join(path)) else { continue };
+        let target = root.join("etc").join(path);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(target, content)?;
+    }
+    // Which of several programs of one name is meant: links only.
+    if let Ok(alternatives) = fs::read_dir("/etc/alternatives") {
+        fs::create_dir_all(root.join("etc/alternatives"))?;
+        for entry in alternatives.flatten() {
+            if let Ok(target) = fs::read_link(entry.path()) {
+                let _ = symlink(target, root.join("etc/alternatives").join(entry.file_name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The devices that hold nothing of the machine's.
+fn devices(root: &str) -> Result<(), Failed> {
+    for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
+        let target = cstring(&format!("{root}/dev/{name}"))?;
+        if c::make_device(&target, 1, minor).is_ok() {
+            continue;
+        }
+        // A user namespace may not make devices, but may show those that are there.
+        fs::write(format!("{root}/dev/{name}"), "")
+            .map_err(|e| ("make device", e.raw_os_error().unwrap_or(c::EIO)))?;
+        let device = c::open_tree(&cstring(&format!("/dev/{name}"))?, c::OPEN_TREE_CLONE)
+            .map_err(|e| ("open device", e))?;
+        c::move_mount(device.as_raw_fd(), &target).map_err(|e| ("show device", e))?;
+    }
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        // Shared memory is a file in /tmp, and counts as one.
+        ("shm", "/tmp"),
+    ] {
+        symlink(target, format!("{root}/dev/{name}"))
+            .map_err(|e| ("make link", e.raw_os_error().unwrap_or(c::EIO)))?;
+    }
+    Ok(())
+}
+
+/// A folder of the machine as a mount that belongs nowhere yet.
+fn open_mount(source: &str, writes: bool) -> Result<OwnedFd, Failed> {
+    let tree = c::open_tree(&cstring(source)?, c::OPEN_TREE_CLONE).map_err(|e| ("open mount", e))?;
+    let read_only = if writes { 0 } else { c::MOUNT_ATTR_RDONLY };
+    c::mount_setattr(tree.as_raw_fd(), c::MOUNT_ATTR_NOSUID | c::MOUNT_ATTR_NODEV | read_only)
+        .map_err(|e| ("protect mount", e))?;
+    Ok(tree)
+}
+
+// What each sandbox has of its own.
+
+/// Everything that the newborn needs, ready before the clone.
+struct Plan<'a> {
+    start: &'a Start,
+    mounts: Vec<(OwnedFd, CString)>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    errors: OwnedFd,
+    tmp: CString,
+    folder: CString,
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    filter: &'a [c::SockFilter],
+}
+
+/// The one clone of a start: into new mount, process, IPC and host-name namespaces, and into its
+/// cgroup where the kernel can do that.
+fn clone(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<(i32, OwnedFd), Failed> {
+    let mut flags = c::CLONE_NEWNS
+        | c::CLONE_NEWPID
+        | c::CLONE_NEWIPC
+        | c::CLONE_NEWUTS
+        | c::CLONE_PIDFD
+        | c::CLONE_CLEAR_SIGHAND;
+    let mut pidfd: c_int = -1;
+    let mut arguments = c::CloneArgs::default();
+    arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = c::SIGCHLD as u64;
+    if plan.start.cgroup_v2
+        && let [folder] = cgroups
+    {
+        flags |= c::CLONE_INTO_CGROUP;
+        arguments.cgroup = folder.as_raw_fd() as u64;
+    }
+    arguments.flags = flags;
+    match c::clone3(&mut arguments) {
+        Ok(0) => {
+            let (step, errno) = match newborn(plan, cgroups) {
+                Err(failed) => failed,
+                Ok(never) => match never {},
+            };
+            let message = format!("{step}: {}", io::Error::from_raw_os_error(errno));
+            c::write(plan.errors.as_raw_fd(), message.as_bytes());
+            c::exit(125)
+        }
+        // SAFETY: the kernel has just opened it for us.
+        Ok(pid) => Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+        Err(errno) => Err(("clone", errno)),
+    }
+}
+
+enum Never {}
+
+/// The newborn's way from a copy of the nursery to the function's program. In this order: what needs
+/// power first, then the power goes.
+fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
+    if !plan.start.cgroup_v2 {
+        join_cgroups(cgroups)?;
+    }
+    own_cgroup_root(cgroups)?;
+    c::unblock_signals();
+    own_session_and_name()?;
+    own_output(plan)?;
+    own_files(plan)?;
+    own_limits(plan.start)?;
+    become_nobody(plan.start)?;
+    own_users(plan.start)?;
+    give_up_power()?;
+    // After the last change of identity, which would undo it.
+    c::die_with_parent();
+    enter_folder(plan)?;
+    filter_calls(plan.filter)?;
+    execute(plan)
+}
+
+/// cgroup v1: whoever writes "0" moves itself, one thread, which is fast.
+fn join_cgroups(cgroups: &[OwnedFd]) -> Result<(), Failed> {
+    for tasks in cgroups {
+        c::write_all(tasks.as_raw_fd(), b"0").map_err(|e| ("join cgroup", e))?;
+    }
+    Ok(())
+}
+
+/// Its own cgroup is the root of what it can see of them.
+fn own_cgroup_root(cgroups: &[OwnedFd]) -> Result<(), Failed> {
+    if cgroups.is_empty() {
+        return Ok(());
+    }
+    c::unshare(c::CLONE_NEWCGROUP).map_err(|e| ("unshare cgroup namespace", e))
+}
+
+/// No terminal of ours, no group of ours, no name of this machine.
+fn own_session_and_name() -> Result<(), Failed> {
+    c::setsid();
+    c::sethostname(b"sandbox").map_err(|e| ("set host name", e))
+}
+
+/// Standard input is empty, output goes to the log, and no other descriptor of ours stays.
+fn own_output(plan: &Plan<'_>) -> Result<(), Failed> {
+    let null = c::open(c"/dev/null", c::O_RDWR).map_err(|e| ("open /dev/null", e))?;
+    let failed = |e| ("redirect output", e);
+    c::dup2(null.as_raw_fd(), 0).map_err(failed)?;
+    c::dup2(plan.stdout.as_raw_fd(), 1).map_err(failed)?;
+    c::dup2(plan.stderr.as_raw_fd(), 2).map_err(failed)?;
+    // Closed by the exec, not now: some are still needed.
+    c::close_on_exec_from(3).map_err(|e| ("mark descriptors", e))
+}
+
+/// Its bundle, its volumes, an empty `/tmp` of bounded size, and `/proc` with its own processes only.
+fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
+    let quiet = c::MS_NOSUID | c::MS_NODEV;
+    c::mount(Some(c"tmp"), c"/tmp", Some(c"tmpfs"), quiet, Some(&plan.tmp))
+        .map_err(|e| ("mount /tmp", e))?;
+    for (tree, target) in &plan.mounts {
+        c::move_mount(tree.as_raw_fd(), target).map_err(|e| ("mount bundle or volume", e))?;
+    }
+    c::mount(Some(c"proc"), c"/proc", Some(c"proc"), quiet | c::MS_NOEXEC, None)
+        .map_err(|e| ("mount /proc", e))
+}
+
+/// Limits of single processes, beside those of the cgroup.
+fn own_limits(start: &Start) -> Result<(), Failed> {
+    for (resource, value) in &start.limits {
+        c::set_limit(*resource, *value).map_err(|e| ("set limit", e))?;
+    }
+    Ok(())
+}
+
+/// Stops being root of the machine.
+fn become_nobody(start: &Start) -> Result<(), Failed> {
+    if start.outside_id == 0 {
+        return Ok(());
+    }
+    c::become_id(start.outside_id).map_err(|e| ("become nobody", e))?;
+    // A change of identity takes away a process's own /proc files, which the next step writes.
+    c::be_dumpable();
+    Ok(())
+}
+
+/// A user namespace in which it is an ordinary user, and in which no other user of the machine has a
+/// name. All that was made before belongs to the one around it.
+fn own_users(start: &Start) -> Result<(), Failed> {
+    if !start.user_namespace {
+        return Ok(());
+    }
+    c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
+    let outside = start.outside_id;
+    let map = format!("{} {outside} 1", start.inside_id);
+    write_file(c"/proc/self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
+    write_file(c"/proc/self/uid_map", map.as_bytes()).map_err(|e| ("map user", e))?;
+    write_file(c"/proc/self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
+}
+
+/// No capability, now or after any exec.
+fn give_up_power() -> Result<(), Failed> {
+    c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
+    c::drop_capabilities().map_err(|e| ("drop capabilities", e))?;
+    c::no_new_privileges().map_err(|e| ("no new privileges", e))
+}
+
+fn enter_folder(plan: &Plan<'_>) -> Result<(), Failed> {
+    c::umask(0o022);
+    c::chdir(&plan.folder).map_err(|e| ("enter the code's folder", e))
+}
+
+/// From here on only the system calls that the filter lets through.
+fn filter_calls(filter: &[c::SockFilter]) -> Result<(), Failed> {
+    if filter.is_empty() {
+        return Ok(());
+    }
+    c::seccomp(filter).map_err(|e| ("seccomp", e))
+}
+
+fn execute(plan: &Plan<'_>) -> Result<Never, Failed> {
+    let pointers = |list: &[CString]| -> Vec<*const std::ffi::c_char> {
+        list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(&plan.arguments), pointers(&plan.environment));
+    // SAFETY: all are lists of pointers to texts that end with NUL, and the lists end with null.
+    unsafe { c::execve(plan.program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    Err(("execute", c::errno()))
+}
+
+// Networks.
+
+/// Makes a network namespace for each byte that comes, until the worker is gone.
+fn make_networks(worker: RawFd) {
+    let Ok(own) = open_namespace("net") else { return };
+    let mut buffer = [0; 1];
+    while let Ok((1, _)) = c::receive(worker, &mut buffer) {
+        let made = network();
+        if c::setns(own.as_raw_fd(), c::CLONE_NEWNET).is_err() {
+            return;
+        }
+        let sent = match made {
+            Ok(made) => {
+                let fds = made.each_ref().map(AsRawFd::as_raw_fd);
+                c::send(worker, &Answer::Network(Ok(())).write(), &fds)
+            }
+            Err((step, errno)) => {
+                c::send(worker, &Answer::Network(Err((step.to_owned(), errno))).write(), &[])
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// A network namespace with nothing but loopback, and two listeners in it: TCP and abstract Unix.
+fn network() -> Result<[OwnedFd; 3], Failed> {
+    c::unshare(c::CLONE_NEWNET).map_err(|e| ("unshare network namespace", e))?;
+    c::loopback_up().map_err(|e| ("bring loopback up", e))?;
+    let tcp = c::listen_on_loopback(API_PORT).map_err(|e| ("listen on TCP", e))?;
+    let unix = c::listen_on_abstract(API_SOCKET).map_err(|e| ("listen on a Unix socket", e))?;
+    let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;
+    Ok([namespace, tcp, unix])
+}
+
+fn open_namespace(kind: &str) -> Result<OwnedFd, i32> {
+    let path = CString::new(format!("/proc/self/ns/{kind}")).map_err(|_| c::EINVAL)?;
+    c::open(&path, c::O_RDONLY)
+}
+
+fn write_file(path: &CStr, content: &[u8]) -> Result<(), i32> {
+    let file = c::open(path, c::O_WRONLY)?;
+    c::write_all(file.as_raw_fd(), content)
+}
+
+fn cstring(text: &str) -> Result<CString, Failed> {
+    CString::new(text).map_err(|_| ("a text with NUL", c::EINVAL))
+}
+
+fn cstrings(texts: &[String]) -> Result<Vec<CString>, Failed> {
+    texts.iter().map(|text| cstring(text)).collect()
+}
