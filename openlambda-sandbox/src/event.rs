@@ -72,8 +72,9 @@ pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError>
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
 pub fn decode_prelude(prelude: &[u8]) -> Result<(StatusCode, HeaderMap), SandboxError> {
-    let mut prelude: HttpReply = serde_json::from_slice(prelude)
-        .map_err(|error| bad_reply(format!("the streamed reply's prelude is not valid: {error}")))?;
+    let mut prelude: HttpReply = serde_json::from_slice(prelude).map_err(|error| {
+        bad_reply(format!("the streamed reply's prelude is not valid: {error}"))
+    })?;
     prelude.body = None;
     let answer = prelude.into_answer()?;
     Ok((answer.status, answer.headers))
@@ -205,7 +206,10 @@ impl HttpReply {
             .and_then(|number| StatusCode::from_u16(u16::try_from(number).ok()?).ok())
             .filter(|status| status.as_u16() >= 200)
             .ok_or_else(|| {
-                bad_reply(format!("statusCode {} is no HTTP status; use 200 to 999", self.status_code))
+                bad_reply(format!(
+                    "statusCode {} is no HTTP status; use 200 to 999",
+                    self.status_code
+                ))
             })?;
         let mut headers = HeaderMap::new();
         for (name, value) in self.headers.unwrap_or_default() {
@@ -231,7 +235,9 @@ impl HttpReply {
             None | Some(Value::Null) => Bytes::new(),
             Some(Value::String(text)) if self.is_base64_encoded == Some(true) => {
                 base64_decode(&text)
-                    .ok_or_else(|| bad_reply("isBase64Encoded is true, but the body is not base64"))?
+                    .ok_or_else(|| {
+                        bad_reply("isBase64Encoded is true, but the body is not base64")
+                    })?
                     .into()
             }
             Some(Value::String(text)) => text.into(),
@@ -383,7 +389,10 @@ mod tests {
         });
         let answer = decode(EventFormat::Http, reply.to_string().into()).unwrap();
         assert_eq!(answer.status, 418);
-        assert_eq!((&answer.headers["x-a"], &answer.headers["x-n"]), (&"1".parse().unwrap(), &"2".parse().unwrap()));
+        assert_eq!(
+            (&answer.headers["x-a"], &answer.headers["x-n"]),
+            (&"1".parse().unwrap(), &"2".parse().unwrap())
+        );
         assert_eq!(answer.headers.get_all(SET_COOKIE).iter().count(), 2);
         assert!(!answer.headers.contains_key("connection"));
         assert_eq!(&*answer.body, [0xff, 0xfe]);

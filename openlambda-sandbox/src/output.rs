@@ -280,7 +280,8 @@ mod tests {
             (Some("two"), LogStream::Stdout, ""),
         ];
         let lines = lines.0.lock().unwrap();
-        let lines: Vec<_> = lines.iter().map(|(id, s, text)| (id.as_deref(), *s, &**text)).collect();
+        let lines: Vec<_> =
+            lines.iter().map(|(id, s, text)| (id.as_deref(), *s, &**text)).collect();
         assert_eq!(lines, expected);
         assert_eq!(output.last_words(), "bad \u{fffd} byte");
     }

@@ -478,7 +478,8 @@ impl Shared {
             let path = own.join(&volume.name);
             fs::create_dir_all(&path)
                 .map_err(|error| resources("the volume's folder cannot be made", error))?;
-            let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+            let sign =
+                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
             let name: String = volume.name.chars().map(sign).collect();
             let variable = format!("OPENLAMBDA_VOLUME_{name}");
             if volumes.insert(variable.clone(), path).is_some() {
@@ -554,7 +555,11 @@ fn resources(what: &str, error: io::Error) -> SandboxError {
 
 fn init_error(kind: &str, message: impl Into<String>) -> SandboxError {
     let message = message.into();
-    let error = FunctionError { message: message.clone(), kind: kind.to_owned(), ..FunctionError::default() };
+    let error = FunctionError {
+        message: message.clone(),
+        kind: kind.to_owned(),
+        ..FunctionError::default()
+    };
     SandboxError::new(SandboxErrorKind::Init, message).with_function_error(error)
 }
 

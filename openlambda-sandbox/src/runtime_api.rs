@@ -370,8 +370,9 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(shared: Arc<Shared>, stream
         }
     });
     // No read limits: `next` is a long poll, and a handler may take its time to stream.
-    let connection =
-        http1::Builder::new().header_read_timeout(None).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is told by what it leaves unanswered.
     let _ = connection.await;
 }
@@ -789,7 +790,8 @@ impl Claim {
         mut body: Incoming,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let media_type = headers.get(CONTENT_TYPE);
-        let framed = media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
+        let framed =
+            media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
         let mut first = BytesMut::new();
         let mut head = (StatusCode::OK, HeaderMap::new());
         if framed {

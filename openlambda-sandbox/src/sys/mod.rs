@@ -31,12 +31,12 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
+pub use rustix::process::{Pid, Resource, Signal};
 use rustix::process::{
     PidfdFlags, Rlimit, WaitId, WaitIdOptions, WaitOptions, getpid, getppid, kill_process_group,
-    pidfd_open, pidfd_send_signal, setrlimit, setsid, set_parent_process_death_signal, waitid,
+    pidfd_open, pidfd_send_signal, set_parent_process_death_signal, setrlimit, setsid, waitid,
     waitpid,
 };
-pub use rustix::process::{Pid, Resource, Signal};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -178,11 +178,7 @@ impl Spawner {
             Ok(spawned) => spawned?,
             Err(_) => return Err(lost(io::Error::other("the spawner's thread is gone"))),
         };
-        let notifier = spawned
-            .pidfd
-            .try_clone()
-            .and_then(watch_readable)
-            .map_err(lost)?;
+        let notifier = spawned.pidfd.try_clone().and_then(watch_readable).map_err(lost)?;
         let pipes = (spawned.stdout.take(), spawned.stderr.take());
         let (ended, status) = watch::channel(None);
         let shared = Arc::new(Shared {
@@ -385,7 +381,8 @@ fn spawn_here(spec: CommandSpec) -> Result<Spawned, SpawnError> {
                 format!(": its working folder {} is missing", cwd.display())
             }
             (_, io::ErrorKind::NotFound) => {
-                ": there is no such program, or the interpreter that its first line names".to_owned()
+                ": there is no such program, or the interpreter that its first line names"
+                    .to_owned()
             }
             (_, io::ErrorKind::PermissionDenied) => {
                 format!(": it is not executable; try chmod +x {}", program.display())

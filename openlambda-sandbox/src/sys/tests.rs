@@ -54,8 +54,7 @@ async fn errors_say_what_is_missing() {
 async fn the_group_dies_with_its_leader_and_with_the_handle() {
     let spawner = Spawner::start().unwrap();
     let mark = own_mark("group");
-    let child =
-        spawner.spawn(shell("sleep 1000 & sleep 1000").env(MARK, &mark)).await.unwrap();
+    let child = spawner.spawn(shell("sleep 1000 & sleep 1000").env(MARK, &mark)).await.unwrap();
     eventually("all three run", || processes_with_mark(&mark).len() == 3).await;
     drop(child);
     eventually("none is left", || processes_with_mark(&mark).is_empty()).await;
