@@ -1012,7 +1012,7 @@ async fn read_error(headers: &HeaderMap, body: Incoming) -> Result<FunctionError
 
 /// Runtimes differ in how they write an error, so everything is optional here.
 fn parse_error(headers: &HeaderMap, body: &[u8]) -> FunctionError {
-    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let json: serde_json::Value = event::from_json(body).unwrap_or_default();
     let text = |key: &str| json.get(key).and_then(|value| value.as_str()).map(str::to_owned);
     let header = headers.get(ERROR_TYPE).and_then(|value| value.to_str().ok());
     let line = |value: &serde_json::Value| match value {
