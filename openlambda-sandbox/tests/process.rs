@@ -451,7 +451,7 @@ async fn an_exit_in_the_handler_is_told_and_ends_the_instance() {
 import os, signal, sys
 def f(event):
     if event == 'close': os.closerange(3, 100)
-    elif event == 'kill': os.kill(os.getpid(), signal.SIGSEGV)
+    elif event == 'kill': signal.raise_signal(signal.SIGSEGV)
     elif event == 'now': os._exit(5)
     elif event == 'exit()': exit()
     else: sys.exit(event)
