@@ -231,14 +231,22 @@ impl SandboxFactory for ProcessFactory {
 
     async fn reclaim(&self) -> Report {
         let mark = self.shared.config.worker_mark.clone();
-        let folder = self.shared.config.state_dir.join("sandboxes");
+        let state = self.shared.config.state_dir.clone();
         let reclaim = tokio::task::spawn_blocking(move || {
             let mut report = Report { processes: kill_marked(&mark), ..Report::default() };
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                match fs::remove_dir_all(&path) {
-                    Ok(()) => report.removed.push(path.display().to_string()),
-                    Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+            let mut remove = |path: PathBuf, removed: io::Result<()>| match removed {
+                Ok(()) => report.removed.push(path.display().to_string()),
+                Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+            };
+            for path in paths_in(&state.join("sandboxes")) {
+                let removed = fs::remove_dir_all(&path);
+                remove(path, removed);
+            }
+            // What was compiled, or half-way so: the first `create` does it again.
+            for path in paths_in(&state.join("runtimes/python")) {
+                if !path.ends_with("bootstrap.py") {
+                    let removed = fs::remove_file(&path);
+                    remove(path, removed);
                 }
             }
             report
@@ -510,6 +518,10 @@ impl Shared {
         }
         Ok(volumes)
     }
+}
+
+fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// An instance's own folder; removed by Drop.
