@@ -1,5 +1,6 @@
 //! A worker that dies without a word, as by kill −9, leaves nothing that the next one does not
 //! find: its children die with it, and `reclaim` removes the rest.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Process sandboxes with real processes: what functions find, what they may do wrong, and that
 //! nothing of them is left.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
 
