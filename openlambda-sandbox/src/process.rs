@@ -8,6 +8,10 @@
 //! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"`, which asks for something that is
 //! not there, is refused.
 //!
+//! All descendants die with the instance: by their process group or, when they have left it, by the
+//! mark in their environment. One that leaves the group *and* clears or overwrites its environment
+//! escapes, as it can only where there is no isolation.
+//!
 //! ```text
 //! create ─▶ folder, listener ─▶ child ─▶ first `next` ─▶ ready
 //!                                 │
@@ -239,7 +243,7 @@ impl SandboxFactory for ProcessFactory {
                 Err(error) => report.failed.push(format!("{}: {error}", path.display())),
             };
             for path in paths_in(&state.join("sandboxes")) {
-                let removed = fs::remove_dir_all(&path);
+                let removed = remove_folder(&path);
                 remove(path, removed);
             }
             // What was compiled, or half-way so: the first `create` does it again.
@@ -524,6 +528,25 @@ fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
+/// Removes a folder, also when the function has locked folders in it.
+fn remove_folder(path: &Path) -> io::Result<()> {
+    fn unlock(folder: &Path) {
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                unlock(&entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path).or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            unlock(path);
+            fs::remove_dir_all(path)
+        }
+        _ => Err(error),
+    })
+}
+
 /// An instance's own folder; removed by Drop.
 #[derive(Debug)]
 struct Folder {
@@ -533,7 +556,7 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove_folder(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a sandbox's folder");
         }
     }

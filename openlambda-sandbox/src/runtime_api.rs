@@ -607,7 +607,8 @@ impl Shared {
         let mut poll = NextPoll { shared: Arc::clone(self), receiver };
         let ending = |_| Refusal::InvalidState("the instance is ending");
         let event = (&mut poll.receiver).await.map_err(ending)?;
-        // What is written to a connection that was closed a moment ago is lost without a word.
+        // What is written to a connection that was closed a moment ago is lost without a word. Over
+        // TCP the news may still be on its way; then the invocation runs into its deadline.
         if peer.is_gone() {
             self.take_back(event);
             return Err(Refusal::InvalidState("the connection is closed"));

@@ -823,6 +823,26 @@ async fn what_this_kind_cannot_do_is_refused_with_the_next_step() {
     assert_eq!(setup.leftovers(), [""; 0]);
 }
 
+/// As root this holds anyway; as any other user it does not by itself.
+#[tokio::test]
+async fn folders_that_a_function_has_locked_are_removed_too() {
+    let setup = setup();
+    let code = "
+import os
+def f(event):
+    home = os.environ['HOME']
+    os.makedirs(home + '/a/b/c')
+    with open(home + '/a/b/file', 'w') as file: file.write('x')
+    os.symlink('/', home + '/a/link')
+    os.chmod(home + '/a/b/c', 0); os.chmod(home + '/a/b', 0o500); os.chmod(home + '/a', 0)
+    os.chmod(home, 0o500)
+";
+    let sandbox = setup.create(setup.spec(&[("f.py", code)])).await;
+    ask(&*sandbox, json!(1)).await;
+    sandbox.destroy().await;
+    assert_eq!(setup.leftovers(), [""; 0]);
+}
+
 /// Whatever moment a create is given up at, and whatever moment the factory is shut down at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_create_that_is_given_up_or_overtaken_by_a_shutdown_leaves_nothing() {

@@ -502,7 +502,12 @@ async fn an_event_for_a_poll_that_has_just_gone_goes_to_the_next() {
             gone.ask().await;
             setup.polls_wait(1).await;
             let mut invoked = Box::pin(setup.api.invoke(invocation("r", "7")));
-            if round % 2 == 0 {
+            if over == Over::Tcp {
+                // Its last packet takes a moment, even on one machine.
+                drop(gone);
+                setup.polls_wait(0).await;
+                begin(&mut invoked).await;
+            } else if round % 2 == 0 {
                 drop(gone);
                 begin(&mut invoked).await;
             } else {
