@@ -12,7 +12,7 @@ use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::wire;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value, json};
 
 /// The event of one invocation, as JSON.
@@ -51,10 +51,18 @@ pub struct Answer {
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
 pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError> {
-    if format == EventFormat::Http
-        && let Ok(reply) = serde_json::from_slice::<HttpReply>(&reply)
-    {
-        return reply.into_answer();
+    if format == EventFormat::Http {
+        match from_json::<HttpReply>(&reply) {
+            Ok(reply) => return reply.into_answer(),
+            // Anything without a statusCode is a body in itself.
+            Err(error) => {
+                if from_json::<Value>(&reply).is_ok_and(|reply| reply.get("statusCode").is_some()) {
+                    return Err(bad_reply(format!(
+                        "the handler's HTTP reply is not valid: {error}"
+                    )));
+                }
+            }
+        }
     }
     // A bootstrap of the user's own may answer with anything, as on AWS.
     let media_type = match std::str::from_utf8(&reply) {
@@ -72,12 +80,44 @@ pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError>
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
 pub fn decode_prelude(prelude: &[u8]) -> Result<(StatusCode, HeaderMap), SandboxError> {
-    let mut prelude: HttpReply = serde_json::from_slice(prelude).map_err(|error| {
+    let mut prelude: HttpReply = from_json(prelude).map_err(|error| {
         bad_reply(format!("the streamed reply's prelude is not valid: {error}"))
     })?;
     prelude.body = None;
     let answer = prelude.into_answer()?;
     Ok((answer.status, answer.headers))
+}
+
+/// JSON of the code's. It may name half of a surrogate pair, which no Rust string can hold: that
+/// becomes U+FFFD, as in any other text that is not whole.
+pub(crate) fn from_json<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(json)
+        .or_else(|error| serde_json::from_slice(&mend_surrogates(json)).map_err(|_| error))
+}
+
+fn mend_surrogates(json: &[u8]) -> Vec<u8> {
+    let escaped = |at: usize| {
+        let digits = json.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    };
+    let mut mended = Vec::with_capacity(json.len());
+    let mut at = 0;
+    while at < json.len() {
+        let length = match (escaped(at), escaped(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                mended.extend_from_slice(b"\\ufffd");
+                at += 6;
+                continue;
+            }
+            // The second of two backslashes begins no escape.
+            _ if json[at] == b'\\' => 2.min(json.len() - at),
+            _ => 1,
+        };
+        mended.extend_from_slice(&json[at..at + length]);
+        at += length;
+    }
+    mended
 }
 
 fn json_body(body: Bytes) -> Result<Bytes, SandboxError> {
@@ -181,7 +221,7 @@ fn append(map: &mut Map<String, Value>, key: &str, value: &str) {
     }
 }
 
-/// A handler's HTTP reply. Anything without a `statusCode` is a body in itself.
+/// A handler's HTTP reply.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct HttpReply {
@@ -405,6 +445,8 @@ mod tests {
             json!({"statusCode": 200, "headers": {"a b": "c"}}),
             json!({"statusCode": 200, "headers": {"a": "c\nd"}}),
             json!({"statusCode": 200, "body": "!", "isBase64Encoded": true}),
+            json!({"statusCode": 200, "headers": ["a"]}),
+            json!({"statusCode": 200, "cookies": "a"}),
         ] {
             let error = decode(EventFormat::Http, bad.to_string().into()).unwrap_err();
             assert_eq!(error.kind, SandboxErrorKind::BadReply, "{bad}");
@@ -423,6 +465,20 @@ mod tests {
             assert_eq!(answer.headers[CONTENT_TYPE], media_type);
             assert_eq!(&*answer.body, reply);
         }
+    }
+
+    #[test]
+    fn halves_of_surrogate_pairs_are_replaced_and_nothing_else() {
+        for (json, text) in [
+            (r#""\ud800""#, "\u{fffd}"),
+            (r#""a\udc00\ud83e\udd80\ud83eb""#, "a\u{fffd}🦀\u{fffd}b"),
+            (r#""\\ud800 \ud800\u0041\n""#, "\\ud800 \u{fffd}A\n"),
+        ] {
+            assert_eq!(from_json::<String>(json.as_bytes()).unwrap(), text, "{json}");
+        }
+        assert!(from_json::<String>(br#""\ud8"#).is_err() && from_json::<String>(b"\\").is_err());
+        let reply = Bytes::from_static(br#"{"statusCode": 404, "body": "\ud800"}"#);
+        assert_eq!(decode(EventFormat::Http, reply).unwrap().status, 404);
     }
 
     proptest! {

@@ -22,9 +22,6 @@ use crate::sys::watch_readable;
 /// Longer lines are split.
 pub const LINE_LIMIT: usize = 64 << 10;
 
-/// How much is read at an invocation's end before it counts as over without the rest.
-const SETTLE_LIMIT: usize = 1 << 20;
-
 /// How many of the last lines are kept for the error of an instance that never got ready.
 const TAIL_LINES: usize = 10;
 
@@ -123,11 +120,12 @@ impl FunctionOutput {
     pub fn settle(&self) {
         for pipe in &self.pipes {
             let mut reader = pipe.lock();
-            let mut total = 0;
-            while total < SETTLE_LIMIT
+            // Not more: what else comes while we read may never end.
+            let mut held = rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0);
+            while held > 0
                 && let Read::Data(count) = pipe.read(&mut reader)
             {
-                total += count;
+                held = held.saturating_sub(count as u64);
             }
             pipe.end_line(&mut reader);
         }

@@ -8,6 +8,10 @@
 //! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"`, which asks for something that is
 //! not there, is refused.
 //!
+//! All descendants die with the instance: by their process group or, when they have left it, by the
+//! mark in their environment. One that leaves the group *and* clears or overwrites its environment
+//! escapes, as it can only where there is no isolation.
+//!
 //! ```text
 //! create ─▶ folder, listener ─▶ child ─▶ first `next` ─▶ ready
 //!                                 │
@@ -52,7 +56,7 @@ use openlambda_core::sandbox::{
 use openlambda_core::time::Clock;
 use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, RwLock, watch};
 
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig, Serving};
@@ -125,6 +129,8 @@ struct Shared {
     /// `bootstrap.pyc`, or the source when it cannot be compiled.
     bootstrap: OnceCell<PathBuf>,
     sweeper: Sweeper,
+    /// Read while an instance is being started; `shutdown` waits for those by writing.
+    starting: RwLock<()>,
     live: Mutex<Live>,
 }
 
@@ -165,6 +171,7 @@ impl ProcessFactory {
                 next_id: AtomicU64::new(1),
                 bootstrap: OnceCell::new(),
                 sweeper: Sweeper::default(),
+                starting: RwLock::default(),
                 live: Mutex::default(),
             }),
         })
@@ -189,10 +196,11 @@ impl SandboxFactory for ProcessFactory {
         let shared = &self.shared;
         let clock = &shared.config.clock;
         let begin = clock.now();
-        let program = shared.program(&spec).await?;
-        let instance = shared.start(&spec, program).await?;
-        // From here on Drop of the sandbox cleans up, also when this future is dropped.
-        let sandbox = Arc::new(ProcessSandbox { instance: Arc::clone(&instance) });
+        // In a task of its own, so that a start is never given up half-way: when this future is
+        // dropped, Drop of the sandbox that the task made cleans up.
+        let starting = Arc::clone(shared).start(spec.clone());
+        let sandbox = tokio::spawn(starting).await.unwrap_or_else(|_| Err(shutting_down()))?;
+        let instance = Arc::clone(&sandbox.instance);
         let started = clock.now();
         let ready = tokio::time::timeout(spec.init_timeout, instance.api.ready()).await;
         let error = match ready {
@@ -204,6 +212,10 @@ impl SandboxFactory for ProcessFactory {
             Ok(Err(error)) if error.kind == SandboxErrorKind::Init => error,
             Ok(Err(_)) => {
                 let exit = instance.exited().await;
+                if exit == Exit::Destroyed {
+                    instance.destroy().await;
+                    return Err(shutting_down());
+                }
                 let message = format!("the instance {exit} before it asked for its first event");
                 init_error("Runtime.ExitError", instance.with_last_words(message))
             }
@@ -223,14 +235,22 @@ impl SandboxFactory for ProcessFactory {
 
     async fn reclaim(&self) -> Report {
         let mark = self.shared.config.worker_mark.clone();
-        let folder = self.shared.config.state_dir.join("sandboxes");
+        let state = self.shared.config.state_dir.clone();
         let reclaim = tokio::task::spawn_blocking(move || {
             let mut report = Report { processes: kill_marked(&mark), ..Report::default() };
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                match fs::remove_dir_all(&path) {
-                    Ok(()) => report.removed.push(path.display().to_string()),
-                    Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+            let mut remove = |path: PathBuf, removed: io::Result<()>| match removed {
+                Ok(()) => report.removed.push(path.display().to_string()),
+                Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+            };
+            for path in paths_in(&state.join("sandboxes")) {
+                let removed = remove_folder(&path);
+                remove(path, removed);
+            }
+            // What was compiled, or half-way so: the first `create` does it again.
+            for path in paths_in(&state.join("runtimes/python")) {
+                if !path.ends_with("bootstrap.py") {
+                    let removed = fs::remove_file(&path);
+                    remove(path, removed);
                 }
             }
             report
@@ -239,11 +259,10 @@ impl SandboxFactory for ProcessFactory {
     }
 
     async fn shutdown(&self) {
-        let instances: Vec<_> = {
-            let mut live = self.shared.live();
-            live.shut_down = true;
-            live.instances.values().cloned().collect()
-        };
+        self.shared.live().shut_down = true;
+        let starts = self.shared.starting.write().await;
+        let instances: Vec<_> = self.shared.live().instances.values().cloned().collect();
+        drop(starts);
         for instance in &instances {
             instance.stop.notify_one();
         }
@@ -323,6 +342,7 @@ impl Shared {
         let source = self.config.state_dir.join("runtimes/python/bootstrap.py");
         let compiled = source.with_extension("pyc");
         let command = CommandSpec::new(&self.config.python)
+            .env(MARK, &self.config.worker_mark)
             .arg("-S")
             .arg("-c")
             .arg(COMPILE)
@@ -337,12 +357,16 @@ impl Shared {
 
     /// Starts the child and what watches it.
     async fn start(
-        self: &Arc<Self>,
-        spec: &SandboxSpec,
-        program: Program,
-    ) -> Result<Arc<Instance>, SandboxError> {
+        self: Arc<Self>,
+        spec: SandboxSpec,
+    ) -> Result<Arc<ProcessSandbox>, SandboxError> {
+        let _starting = self.starting.read().await;
+        if self.live().shut_down {
+            return Err(shutting_down());
+        }
+        let spec = &spec;
+        let Program { mut command, over_tcp } = self.program(spec).await?;
         let folder = self.folder().map_err(|error| resources("no folder can be made", error))?;
-        let Program { mut command, over_tcp } = program;
         let code = std::path::absolute(&spec.code)
             .map_err(|error| resources("the code folder cannot be found", error))?;
         command.env = self.environment(spec, &code, &folder)?;
@@ -359,15 +383,29 @@ impl Shared {
             let listener = bind_in(&folder.path, "api.sock");
             Listener::Unix(listener.map_err(|error| resources("no socket can be opened", error))?)
         };
-        let spawned = self.config.spawner.spawn(command).await;
-        let mut child = spawned.map_err(|error| spawn_failed(error, over_tcp))?;
+        let mark = self.mark(folder.id);
+        let mut child = match self.config.spawner.spawn(command).await {
+            Ok(child) => child,
+            Err(error) => {
+                // It may have run for a moment before it was found that it cannot be watched.
+                self.sweeper.kill(mark).await;
+                return Err(spawn_failed(error, over_tcp));
+            }
+        };
         let running = Running::default();
         let (Some(stdout), Some(stderr)) = (child.take_stdout(), child.take_stderr()) else {
             unreachable!("both were spawned with Output::Pipe");
         };
         let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
-        let output =
-            Arc::new(output.map_err(|error| resources("its output cannot be read", error))?);
+        let output = match output {
+            Ok(output) => Arc::new(output),
+            Err(error) => {
+                child.kill_group();
+                child.wait().await;
+                self.sweeper.kill(mark).await;
+                return Err(resources("its output cannot be read", error));
+            }
+        };
         let api = RuntimeApi::new(RuntimeApiConfig {
             slots: spec.manifest.concurrency,
             event: spec.manifest.event,
@@ -381,7 +419,7 @@ impl Shared {
         let instance = Arc::new(Instance {
             id: folder.id,
             slots: spec.manifest.concurrency,
-            mark: self.mark(folder.id),
+            mark,
             child,
             api,
             output,
@@ -389,15 +427,9 @@ impl Shared {
             life: watch::channel(Life::Runs).0,
             stopped: Arc::default(),
         });
-        {
-            let mut live = self.live();
-            if live.shut_down {
-                return Err(resources("the worker is shutting down", io::Error::other("shutdown")));
-            }
-            live.instances.insert(instance.id, Arc::clone(&instance));
-        }
-        tokio::spawn(monitor(Arc::clone(self), Arc::clone(&instance), serving, folder));
-        Ok(instance)
+        self.live().instances.insert(instance.id, Arc::clone(&instance));
+        tokio::spawn(monitor(Arc::clone(&self), Arc::clone(&instance), serving, folder));
+        Ok(Arc::new(ProcessSandbox { instance }))
     }
 
     fn mark(&self, id: u64) -> String {
@@ -492,6 +524,29 @@ impl Shared {
     }
 }
 
+fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// Removes a folder, also when the function has locked folders in it.
+fn remove_folder(path: &Path) -> io::Result<()> {
+    fn unlock(folder: &Path) {
+        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                unlock(&entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path).or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            unlock(path);
+            fs::remove_dir_all(path)
+        }
+        _ => Err(error),
+    })
+}
+
 /// An instance's own folder; removed by Drop.
 #[derive(Debug)]
 struct Folder {
@@ -501,7 +556,7 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove_folder(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a sandbox's folder");
         }
     }
@@ -551,6 +606,11 @@ fn unsupported(message: impl Into<String>) -> SandboxError {
 fn resources(what: &str, error: io::Error) -> SandboxError {
     SandboxError::new(SandboxErrorKind::Resources, format!("the sandbox cannot be made: {what}"))
         .with_source(error)
+}
+
+fn shutting_down() -> SandboxError {
+    let message = "the sandbox cannot be made: the worker is shutting down; use another worker";
+    SandboxError::new(SandboxErrorKind::Resources, message)
 }
 
 fn init_error(kind: &str, message: impl Into<String>) -> SandboxError {

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -39,6 +40,8 @@ use openlambda_core::invocation::{
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
 use openlambda_core::time::{Clock, Time};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -361,11 +364,21 @@ enum Either {
     Tcp(tokio::net::TcpStream),
 }
 
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(shared: Arc<Shared>, stream: S) {
+async fn converse<S>(shared: Arc<Shared>, stream: S)
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin,
+{
+    let peer = match stream.as_fd().try_clone_to_owned() {
+        Ok(fd) => Arc::new(Peer(fd)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot serve a connection from a sandbox");
+            return;
+        }
+    };
     let service = service_fn(|request| {
-        let shared = Arc::clone(&shared);
+        let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
         async move {
-            let answer = route(shared, request).await;
+            let answer = route(shared, &peer, request).await;
             Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
         }
     });
@@ -375,6 +388,20 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(shared: Arc<Shared>, stream
         .serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is told by what it leaves unanswered.
     let _ = connection.await;
+}
+
+/// The other end of a connection.
+struct Peer(OwnedFd);
+
+impl Peer {
+    /// Whether it has closed the connection, which the runtime may be about to tell us.
+    fn is_gone(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.0, &mut [0; 1], flags) {
+            Ok((_, count)) => count == 0,
+            Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
+        }
+    }
 }
 
 /// Why a request of the code is refused.
@@ -437,6 +464,7 @@ fn accepted() -> Response<Full<Bytes>> {
 
 async fn route(
     shared: Arc<Shared>,
+    peer: &Peer,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let (head, body) = request.into_parts();
@@ -447,7 +475,7 @@ async fn route(
     };
     if path == "invocation/next" {
         only(Method::GET, "GET")?;
-        let Event { headers, body, .. } = shared.next().await?;
+        let Event { headers, body, .. } = shared.next(peer).await?;
         let mut response = Response::new(Full::new(body));
         *response.headers_mut() = headers;
         return Ok(response);
@@ -483,7 +511,8 @@ impl Shared {
         match &*self.stage.borrow() {
             Stage::Closed(exit) => Err(ended(exit, Started::No)),
             Stage::InitFailed(error) => {
-                Err(SandboxError::new(SandboxErrorKind::Exited, describe(error)))
+                let error = SandboxError::new(SandboxErrorKind::Exited, describe(error));
+                Err(SandboxError { started: Started::No, ..error })
             }
             Stage::Init | Stage::Ready => Ok(()),
         }
@@ -515,7 +544,11 @@ impl Shared {
         }
         let context = head.headers.get("x-amz-client-context").and_then(|value| {
             // Base64 between client and edge, plain JSON from here on.
-            HeaderValue::from_bytes(&event::base64_decode(value.to_str().ok()?)?).ok()
+            let json = event::base64_decode(value.to_str().ok()?)?;
+            // A header holds no line breaks.
+            let compact = || serde_json::from_slice::<serde_json::Value>(&json).ok();
+            let value = HeaderValue::from_bytes(&json).ok();
+            value.or_else(|| HeaderValue::try_from(compact()?.to_string()).ok())
         });
         if let Some(context) = context {
             add("lambda-runtime-client-context", context);
@@ -548,7 +581,7 @@ impl Shared {
         self.config.running.add(&call.id);
     }
 
-    async fn next(self: &Arc<Self>) -> Result<Event, Refusal> {
+    async fn next(self: &Arc<Self>, peer: &Peer) -> Result<Event, Refusal> {
         let receiver = {
             let mut state = self.lock();
             let stage = self.stage.borrow().clone();
@@ -572,7 +605,32 @@ impl Shared {
             receiver
         };
         let mut poll = NextPoll { shared: Arc::clone(self), receiver };
-        (&mut poll.receiver).await.map_err(|_| Refusal::InvalidState("the instance is ending"))
+        let ending = |_| Refusal::InvalidState("the instance is ending");
+        let event = (&mut poll.receiver).await.map_err(ending)?;
+        // What is written to a connection that was closed a moment ago is lost without a word. Over
+        // TCP the news may still be on its way; then the invocation runs into its deadline.
+        if peer.is_gone() {
+            self.take_back(event);
+            return Err(Refusal::InvalidState("the connection is closed"));
+        }
+        Ok(event)
+    }
+
+    /// Queues an event again that no code has seen.
+    fn take_back(&self, event: Event) {
+        let mut state = self.lock();
+        let Some(call) = state.calls.get_mut(&event.wire_id) else { return };
+        self.config.running.remove(&call.id);
+        if call.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            // Nobody waits for it any more either.
+            state.calls.remove(&event.wire_id);
+            state.busy = state.busy.saturating_sub(1);
+            return;
+        }
+        let wire_id = event.wire_id.clone();
+        call.stage = CallStage::Queued(event);
+        state.queued.push_front(wire_id);
+        self.dispatch(&mut state);
     }
 
     /// The call is the caller's to answer, if it can be answered now.
@@ -719,14 +777,8 @@ struct NextPoll {
 impl Drop for NextPoll {
     fn drop(&mut self) {
         self.receiver.close();
-        let Ok(event) = self.receiver.try_recv() else { return };
-        let mut state = self.shared.lock();
-        let wire_id = event.wire_id.clone();
-        if let Some(call) = state.calls.get_mut(&wire_id) {
-            self.shared.config.running.remove(&call.id);
-            call.stage = CallStage::Queued(event);
-            state.queued.push_front(wire_id);
-            self.shared.dispatch(&mut state);
+        if let Ok(event) = self.receiver.try_recv() {
+            self.shared.take_back(event);
         }
     }
 }
@@ -775,8 +827,19 @@ impl Claim {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let error = read_error(headers, body).await?;
         let reusable = !headers.contains_key(EXITING);
+        let error = match read_error(headers, body).await {
+            Ok(error) => error,
+            Err(Refusal::TooLarge) => {
+                let text = "the handler's error is over 6 MiB; raise one with a shorter message";
+                let error = parse_error(headers, text.as_bytes());
+                let error =
+                    SandboxError::new(SandboxErrorKind::Function, text).with_function_error(error);
+                self.end(reusable, Some(Err(error)), None);
+                return Err(Refusal::TooLarge);
+            }
+            Err(refusal) => return Err(refusal),
+        };
         let message = describe(&error);
         let error =
             SandboxError::new(SandboxErrorKind::Function, message).with_function_error(error);
@@ -950,7 +1013,7 @@ async fn read_error(headers: &HeaderMap, body: Incoming) -> Result<FunctionError
 
 /// Runtimes differ in how they write an error, so everything is optional here.
 fn parse_error(headers: &HeaderMap, body: &[u8]) -> FunctionError {
-    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let json: serde_json::Value = event::from_json(body).unwrap_or_default();
     let text = |key: &str| json.get(key).and_then(|value| value.as_str()).map(str::to_owned);
     let header = headers.get(ERROR_TYPE).and_then(|value| value.to_str().ok());
     let line = |value: &serde_json::Value| match value {

@@ -1,5 +1,6 @@
 //! The process kind honours the sandbox contract. One test, since the suite counts this process's
 //! descriptors and threads.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
 

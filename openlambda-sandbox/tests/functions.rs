@@ -1,4 +1,5 @@
 //! The functions in examples/functions, in real processes.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
 

@@ -239,6 +239,7 @@ def flush():
 
 def serve(connection, handler, style):
     """One slot: event after event, until the worker ends the process."""
+    own_pid = posix.getpid()
     while True:
         status, headers, body = connection.request("GET", "invocation/next")
         if status != 200:
@@ -265,14 +266,21 @@ def serve(connection, handler, style):
         except BaseException as error:
             failure = describe(error)
         flush()
+        if posix.getpid() != own_pid:
+            # A child that the handler forked: its parent answers, and goes on.
+            posix._exit(exit_code(leave) if leave is not None else 0 if reply is not None else 1)
         if reply is not None:
             connection.request("POST", request + "/response", reply)
             continue
         connection.request("POST", request + "/error", failure, extra)
         if leave is not None:
             # From a thread, SystemExit would end that thread alone.
-            code = leave.code
-            posix._exit(0 if code is None else code & 255 if isinstance(code, int) else 1)
+            posix._exit(exit_code(leave))
+
+
+def exit_code(leave):
+    code = leave.code
+    return 0 if code is None else code & 255 if isinstance(code, int) else 1
 
 
 def main():

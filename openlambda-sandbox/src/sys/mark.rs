@@ -4,7 +4,8 @@
 //! a session of its own. The environment is inherited by all of them.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
@@ -77,13 +78,51 @@ fn covers(wanted: &str, mark: &str) -> bool {
     mark.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Zombies and kernel threads have an empty environment; others' cannot be read.
+/// Zombies and kernel threads have no environment; others' cannot be read.
 fn mark_of(pid: Pid) -> Option<String> {
-    let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).ok()?;
-    environment
-        .split(|byte| *byte == 0)
-        .find_map(|entry| entry.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))
-        .map(|mark| String::from_utf8_lossy(mark).into_owned())
+    // A second, for a machine that is busy: the moment is a few microseconds otherwise.
+    for _ in 0..5000 {
+        let environment = environment(pid)?;
+        if !environment.is_empty() {
+            return environment
+                .split(|byte| *byte == 0)
+                .find_map(|entry| entry.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))
+                .map(|mark| String::from_utf8_lossy(mark).into_owned());
+        }
+        if !is_between_programs(pid)? {
+            return None;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    None
+}
+
+fn environment(pid: Pid) -> Option<Vec<u8>> {
+    let mut file = File::open(format!("/proc/{}/environ", pid.as_raw_nonzero())).ok()?;
+    // In one read wherever it fits: of one that goes on to another program meanwhile, a second
+    // read has nothing.
+    let mut environment = vec![0; 32 << 10];
+    let mut length = 0;
+    loop {
+        let count = file.read(&mut environment[length..]).ok()?;
+        length += count;
+        if count == 0 || length < environment.len() {
+            environment.truncate(length);
+            return Some(environment);
+        }
+        environment.resize(length * 2, 0);
+    }
+}
+
+/// Whether a process whose environment was found empty has one, or is about to: the kernel fills it
+/// in last when a process becomes another program.
+fn is_between_programs(pid: Pid) -> Option<bool> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name, in parentheses, may hold anything. See proc_pid_stat(5): 3, the state, is first.
+    let fields: Vec<_> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let (memory, begin, end) = (field(23)?, field(50)?, field(51)?);
+    Some(memory > 0 && (end == 0 || end > begin))
 }
 
 #[cfg(test)]

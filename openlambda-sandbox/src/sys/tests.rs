@@ -123,3 +123,15 @@ async fn limits_are_set_and_no_descriptor_is_inherited() {
     // 0, 1, 2 and the folder that ls reads.
     assert_eq!(out, "77\n4\n");
 }
+
+/// Between two programs a process has no environment for a moment.
+#[tokio::test]
+async fn a_process_that_runs_program_after_program_is_always_found() {
+    let spawner = Spawner::start().unwrap();
+    let mark = own_mark("exec");
+    let spec = shell(r#"exec /bin/sh -c "$0" "$0""#).arg(r#"exec /bin/sh -c "$0" "$0""#);
+    let child = spawner.spawn(spec.env(MARK, &mark)).await.unwrap();
+    for _ in 0..300 {
+        assert_eq!(processes_with_mark(&mark), [child.pid()]);
+    }
+}
