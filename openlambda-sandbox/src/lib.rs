@@ -11,6 +11,8 @@
 //! `openlambda_core::conformance::sandbox`.
 
 pub mod event;
+mod instance;
+mod launch;
 pub mod output;
 #[cfg(feature = "process")]
 pub mod process;

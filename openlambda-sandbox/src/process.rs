@@ -19,57 +19,41 @@
 //!                         ─▶ marked descendants killed ─▶ folder removed ─▶ gone
 //! ```
 //!
-//! What a function finds:
-//!
-//! | place | what |
-//! |---|---|
-//! | working folder, `LAMBDA_TASK_ROOT` | its code, shared with other instances: read only, please |
-//! | `HOME`, `TMPDIR` | its own folder and one inside; removed with the instance |
-//! | `OPENLAMBDA_VOLUME_<NAME>` | the folder of a volume: upper case, `_` for what is no letter or digit |
-//! | `_HANDLER`, `AWS_LAMBDA_*`, `LAMBDA_*`, `TZ` | as on AWS |
-//! | `AWS_LAMBDA_RUNTIME_API` | with `runtime = "bootstrap"`: the address of the Runtime API |
-//! | the manifest's `[environment]` | may change `PATH`, `LANG`, `HOME`, `TMPDIR` and `TZ`, not the rest |
+//! What a function finds is in [`launch`](crate::launch).
 
 mod sweeper;
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use openlambda_core::failure::FunctionError;
-use openlambda_core::function::FunctionName;
-use openlambda_core::invocation::{Invocation, Reply, StartKind};
-use openlambda_core::manifest::{Manifest, Network, Runtime, Style};
+use openlambda_core::manifest::Network;
 use openlambda_core::sandbox::{
-    Capabilities, Created, Exit, Isolation, Report, Sandbox, SandboxError, SandboxErrorKind,
-    SandboxFactory, SandboxSpec, Usage,
+    Capabilities, Created, Exit, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
+    SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
 use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, OnceCell, RwLock, watch};
+use tokio::sync::OnceCell;
 
+use crate::instance::{self, Handle, Instances, Permit, Vessel, exit_of};
+use crate::launch::{
+    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment, resources,
+    unsupported, volumes,
+};
 use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig, Serving};
+use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
 };
 use sweeper::Sweeper;
-
-const PYTHON_BOOTSTRAP: &str = include_str!("../runtimes/python/bootstrap.py");
-
-/// What functions find in `PATH`, whatever ours is.
-const FUNCTION_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Makes sandboxes that are plain child processes.
 #[derive(Debug)]
@@ -128,16 +112,8 @@ struct Shared {
     next_id: AtomicU64,
     /// `bootstrap.pyc`, or the source when it cannot be compiled.
     bootstrap: OnceCell<PathBuf>,
-    sweeper: Sweeper,
-    /// Read while an instance is being started; `shutdown` waits for those by writing.
-    starting: RwLock<()>,
-    live: Mutex<Live>,
-}
-
-#[derive(Debug, Default)]
-struct Live {
-    shut_down: bool,
-    instances: BTreeMap<u64, Arc<Instance>>,
+    sweeper: Arc<Sweeper>,
+    instances: Instances<ChildProcess>,
 }
 
 impl ProcessFactory {
@@ -170,9 +146,8 @@ impl ProcessFactory {
                 config,
                 next_id: AtomicU64::new(1),
                 bootstrap: OnceCell::new(),
-                sweeper: Sweeper::default(),
-                starting: RwLock::default(),
-                live: Mutex::default(),
+                sweeper: Arc::default(),
+                instances: Instances::new(),
             }),
         })
     }
@@ -193,44 +168,8 @@ impl SandboxFactory for ProcessFactory {
     }
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
-        let shared = &self.shared;
-        let clock = &shared.config.clock;
-        let begin = clock.now();
-        // In a task of its own, so that a start is never given up half-way: when this future is
-        // dropped, Drop of the sandbox that the task made cleans up.
-        let starting = Arc::clone(shared).start(spec.clone());
-        let sandbox = tokio::spawn(starting).await.unwrap_or_else(|_| Err(shutting_down()))?;
-        let instance = Arc::clone(&sandbox.instance);
-        let started = clock.now();
-        let ready = tokio::time::timeout(spec.init_timeout, instance.api.ready()).await;
-        let error = match ready {
-            Ok(Ok(())) => {
-                let init = clock.now().since(started);
-                let create = started.since(begin);
-                return Ok(Created { sandbox, start: StartKind::Cold, create, init });
-            }
-            Ok(Err(error)) if error.kind == SandboxErrorKind::Init => error,
-            Ok(Err(_)) => {
-                let exit = instance.exited().await;
-                if exit == Exit::Destroyed {
-                    instance.destroy().await;
-                    return Err(shutting_down());
-                }
-                let message = format!("the instance {exit} before it asked for its first event");
-                init_error("Runtime.ExitError", instance.with_last_words(message))
-            }
-            Err(_) => {
-                let message = format!(
-                    "the instance did not ask for its first event within {:?}; do less when it \
-                     starts, or raise timeout_seconds",
-                    spec.init_timeout
-                );
-                let message = instance.with_last_words(message);
-                SandboxError::new(SandboxErrorKind::InitTimeout, message)
-            }
-        };
-        instance.destroy().await;
-        Err(error)
+        let start = Arc::clone(&self.shared).start(spec.clone());
+        instance::create(&spec, &*self.shared.config.clock, start).await
     }
 
     async fn reclaim(&self) -> Report {
@@ -259,82 +198,11 @@ impl SandboxFactory for ProcessFactory {
     }
 
     async fn shutdown(&self) {
-        self.shared.live().shut_down = true;
-        let starts = self.shared.starting.write().await;
-        let instances: Vec<_> = self.shared.live().instances.values().cloned().collect();
-        drop(starts);
-        for instance in &instances {
-            instance.stop.notify_one();
-        }
-        for instance in &instances {
-            instance.destroy().await;
-        }
+        self.shared.instances.shutdown().await;
     }
-}
-
-/// What to start for a function.
-struct Program {
-    command: CommandSpec,
-    /// Ours speaks over a Unix socket, others over TCP.
-    over_tcp: bool,
 }
 
 impl Shared {
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Decides what to run, and refuses what this kind cannot do.
-    async fn program(&self, spec: &SandboxSpec) -> Result<Program, SandboxError> {
-        let manifest = &*spec.manifest;
-        if manifest.network == Network::Bridge {
-            return Err(unsupported(
-                "process sandboxes share the machine's network; set network = \"host\" in ol.toml, \
-                 or use another kind of sandbox",
-            ));
-        }
-        let (program, args, over_tcp) = match manifest.runtime {
-            Some(Runtime::Python) => {
-                if matches!(manifest.style, Some(Style::Wsgi | Style::Asgi)) {
-                    return Err(unsupported(
-                        "the styles wsgi and asgi do not run yet; set style = \"lambda\" and \
-                         event = \"http\" in ol.toml",
-                    ));
-                }
-                let bootstrap = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
-                // Without site and user packages, which take longest (see the bootstrap), and
-                // without writing into the shared code folder.
-                let args = vec!["-S".into(), "-s".into(), "-B".into(), bootstrap.into()];
-                (self.config.python.clone(), args, false)
-            }
-            Some(Runtime::Bootstrap) => {
-                let program = std::path::absolute(spec.code.join("bootstrap"))
-                    .map_err(|error| resources("the code folder cannot be found", error))?;
-                check_bootstrap(&program)?;
-                (program, Vec::new(), true)
-            }
-            Some(other) => {
-                return Err(unsupported(format!(
-                    "the runtime {} does not run in process sandboxes yet; use python or bootstrap",
-                    format!("{other:?}").to_lowercase()
-                )));
-            }
-            None => {
-                return Err(unsupported(
-                    "the manifest names no runtime; set runtime in ol.toml, or read it with \
-                     Manifest::load, which looks at the files",
-                ));
-            }
-        };
-        let mut command = CommandSpec::new(program);
-        command.args = args;
-        command.parent_death = Some(Signal::KILL);
-        (command.stdout, command.stderr) = (Output::Pipe, Output::Pipe);
-        // A core dump would land in the code folder.
-        command.limits = vec![(Resource::Core, 0)];
-        Ok(Program { command, over_tcp })
-    }
-
     /// Compiles our bootstrap once, which saves a few milliseconds of every start.
     async fn compile_bootstrap(&self) -> PathBuf {
         const COMPILE: &str = "import py_compile, sys; \
@@ -355,41 +223,90 @@ impl Shared {
         if done { compiled } else { source }
     }
 
+    /// The command of a function, but for its environment.
+    async fn command(
+        &self,
+        spec: &SandboxSpec,
+        program: Program,
+    ) -> Result<CommandSpec, SandboxError> {
+        let mut command = match program {
+            Program::Python => {
+                let bootstrap = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
+                let mut command = CommandSpec::new(&self.config.python);
+                for argument in PYTHON_ARGUMENTS {
+                    command = command.arg(argument);
+                }
+                command.arg(bootstrap)
+            }
+            Program::Own => {
+                let program = std::path::absolute(spec.code.join("bootstrap"));
+                CommandSpec::new(
+                    program.map_err(|error| resources("the code folder cannot be found", error))?,
+                )
+            }
+        };
+        command.parent_death = Some(Signal::KILL);
+        (command.stdout, command.stderr) = (Output::Pipe, Output::Pipe);
+        // A core dump would land in the code folder.
+        command.limits = vec![(Resource::Core, 0)];
+        Ok(command)
+    }
+
     /// Starts the child and what watches it.
     async fn start(
         self: Arc<Self>,
         spec: SandboxSpec,
-    ) -> Result<Arc<ProcessSandbox>, SandboxError> {
-        let _starting = self.starting.read().await;
-        if self.live().shut_down {
-            return Err(shutting_down());
+    ) -> Result<Handle<ChildProcess>, SandboxError> {
+        let permit: Permit = self.instances.permit().await?;
+        if spec.manifest.network == Network::Bridge {
+            return Err(unsupported(
+                "process sandboxes share the machine's network; set network = \"host\" in ol.toml, \
+                 or use another kind of sandbox",
+            ));
         }
-        let spec = &spec;
-        let Program { mut command, over_tcp } = self.program(spec).await?;
+        let program = Program::of(&spec)?;
+        let mut command = self.command(&spec, program).await?;
         let folder = self.folder().map_err(|error| resources("no folder can be made", error))?;
         let code = std::path::absolute(&spec.code)
             .map_err(|error| resources("the code folder cannot be found", error))?;
-        command.env = self.environment(spec, &code, &folder)?;
-        command.cwd = Some(code);
-        let listener = if over_tcp {
-            let listener = TcpListener::bind(("127.0.0.1", 0)).await;
-            let listener = listener.map_err(|error| resources("no port can be opened", error))?;
-            let address = listener.local_addr();
-            let address = address.map_err(|error| resources("no port can be opened", error))?;
-            command = command.env("AWS_LAMBDA_RUNTIME_API", address.to_string());
-            Listener::Tcp(listener)
-        } else {
-            command = command.env("OPENLAMBDA_RUNTIME_SOCKET", folder.path.join("api.sock"));
-            let listener = bind_in(&folder.path, "api.sock");
-            Listener::Unix(listener.map_err(|error| resources("no socket can be opened", error))?)
+        let mark = format!("{}/{}", self.config.worker_mark, folder.id);
+        let text = |path: &Path| path.display().to_string();
+        let places = Places {
+            code: text(&code),
+            home: text(&folder.path),
+            tmp: text(&folder.path.join("tmp")),
+            runtimes: text(&self.config.state_dir.join("runtimes")),
         };
-        let mark = self.mark(folder.id);
+        let volumes = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let volumes = volumes.iter().map(|(name, path)| (name.clone(), text(path))).collect();
+        for (key, value) in environment(&spec, &places, &mark, &volumes)? {
+            command = command.env(key, value);
+        }
+        command.cwd = Some(code);
+        let listener = match program {
+            Program::Own => {
+                let listener = TcpListener::bind(("127.0.0.1", 0)).await;
+                let listener =
+                    listener.map_err(|error| resources("no port can be opened", error))?;
+                let address = listener.local_addr();
+                let address = address.map_err(|error| resources("no port can be opened", error))?;
+                command = command.env("AWS_LAMBDA_RUNTIME_API", address.to_string());
+                Listener::Tcp(listener)
+            }
+            Program::Python => {
+                command = command.env("OPENLAMBDA_RUNTIME_SOCKET", folder.path.join("api.sock"));
+                let listener = bind_in(&folder.path, "api.sock");
+                let listener =
+                    listener.map_err(|error| resources("no socket can be opened", error))?;
+                Listener::Unix(listener)
+            }
+        };
         let mut child = match self.config.spawner.spawn(command).await {
             Ok(child) => child,
             Err(error) => {
                 // It may have run for a moment before it was found that it cannot be watched.
                 self.sweeper.kill(mark).await;
-                return Err(spawn_failed(error, over_tcp));
+                return Err(spawn_failed(error, program));
             }
         };
         let running = Running::default();
@@ -416,24 +333,16 @@ impl Shared {
             output: Some(Arc::clone(&output)),
         });
         let serving = api.serve(listener);
-        let instance = Arc::new(Instance {
-            id: folder.id,
-            slots: spec.manifest.concurrency,
+        let vessel = ChildProcess {
             mark,
             child,
-            api,
             output,
-            stop: Notify::new(),
-            life: watch::channel(Life::Runs).0,
+            folder: Mutex::new(Some(folder)),
+            sweeper: Arc::clone(&self.sweeper),
             stopped: Arc::default(),
-        });
-        self.live().instances.insert(instance.id, Arc::clone(&instance));
-        tokio::spawn(monitor(Arc::clone(&self), Arc::clone(&instance), serving, folder));
-        Ok(Arc::new(ProcessSandbox { instance }))
-    }
-
-    fn mark(&self, id: u64) -> String {
-        format!("{}/{id}", self.config.worker_mark)
+        };
+        let slots = spec.manifest.concurrency;
+        Ok(self.instances.adopt(&permit, slots, api, serving, vessel))
     }
 
     fn folder(&self) -> io::Result<Folder> {
@@ -451,76 +360,6 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn environment(
-        &self,
-        spec: &SandboxSpec,
-        code: &Path,
-        folder: &Folder,
-    ) -> Result<BTreeMap<OsString, OsString>, SandboxError> {
-        let manifest = &*spec.manifest;
-        let mut env: BTreeMap<OsString, OsString> = BTreeMap::new();
-        let mut set = |key: &str, value: OsString| env.insert(key.into(), value);
-        set("PATH", FUNCTION_PATH.into());
-        set("LANG", "C.UTF-8".into());
-        set("TZ", ":UTC".into());
-        set("HOME", folder.path.clone().into());
-        set("TMPDIR", folder.path.join("tmp").into());
-        for (key, value) in &manifest.environment {
-            set(key, value.into());
-        }
-        let name = spec.function.name();
-        let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
-        let style = match manifest.style {
-            Some(Style::Event) => "event",
-            Some(Style::Legacy) => "legacy",
-            _ => "lambda",
-        };
-        set("_HANDLER", manifest.handler.clone().unwrap_or_default().into());
-        set("AWS_EXECUTION_ENV", "OpenLambda".into());
-        set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", manifest.memory_mb.to_string().into());
-        set("AWS_LAMBDA_FUNCTION_NAME", name.into());
-        set("AWS_LAMBDA_FUNCTION_VERSION", version.into());
-        set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".into());
-        set("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}").into());
-        set("AWS_LAMBDA_LOG_STREAM_NAME", self.mark(folder.id).into());
-        set("AWS_LAMBDA_MAX_CONCURRENCY", manifest.concurrency.to_string().into());
-        set("AWS_REGION", "local".into());
-        set("AWS_DEFAULT_REGION", "local".into());
-        set("LAMBDA_RUNTIME_DIR", self.config.state_dir.join("runtimes").into());
-        set("LAMBDA_TASK_ROOT", code.into());
-        set("OPENLAMBDA_STYLE", style.into());
-        set(MARK, self.mark(folder.id).into());
-        for (variable, path) in self.volumes(&spec.function, manifest)? {
-            set(&variable, path.into());
-        }
-        Ok(env)
-    }
-
-    /// Makes the function's volumes and tells their variables.
-    fn volumes(
-        &self,
-        function: &FunctionName,
-        manifest: &Manifest,
-    ) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
-        let mut volumes = BTreeMap::new();
-        let own = self.config.volumes_dir.join(function.namespace()).join(function.name());
-        for volume in &manifest.volumes {
-            let path = own.join(&volume.name);
-            fs::create_dir_all(&path)
-                .map_err(|error| resources("the volume's folder cannot be made", error))?;
-            let sign =
-                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-            let name: String = volume.name.chars().map(sign).collect();
-            let variable = format!("OPENLAMBDA_VOLUME_{name}");
-            if volumes.insert(variable.clone(), path).is_some() {
-                return Err(unsupported(format!(
-                    "two volumes in ol.toml share the variable {variable}; rename one"
-                )));
-            }
-        }
-        Ok(volumes)
     }
 }
 
@@ -569,171 +408,54 @@ fn bind_in(folder: &Path, name: &str) -> io::Result<UnixListener> {
     UnixListener::bind(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
 }
 
-fn check_bootstrap(path: &Path) -> Result<(), SandboxError> {
-    const KIND: &str = "Runtime.InvalidEntrypoint";
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => Ok(()),
-        Ok(metadata) if metadata.is_file() => Err(init_error(
-            KIND,
-            "the file bootstrap is not executable; run chmod +x bootstrap and deploy again",
-        )),
-        _ => Err(init_error(
-            KIND,
-            "there is no file named bootstrap; add one that speaks the Lambda Runtime API",
-        )),
-    }
-}
-
-fn spawn_failed(error: SpawnError, own_bootstrap: bool) -> SandboxError {
+fn spawn_failed(error: SpawnError, program: Program) -> SandboxError {
     // ENOENT: its interpreter is missing; EACCES, ENOEXEC: it is no program.
     let faulty = [libc::ENOENT, libc::EACCES, libc::ENOEXEC];
-    if own_bootstrap && error.io().raw_os_error().is_some_and(|code| faulty.contains(&code)) {
-        let message = format!(
-            "the file bootstrap cannot be run ({}); begin it with a line like #!/bin/sh that names \
-             its interpreter, or compile it for this machine",
-            error.io()
-        );
-        return init_error("Runtime.InvalidEntrypoint", message).with_source(error);
+    let its_fault = error.io().raw_os_error().is_some_and(|code| faulty.contains(&code));
+    if program == Program::Own && its_fault {
+        return bad_bootstrap(error.io()).with_source(error);
     }
     SandboxError::new(SandboxErrorKind::Resources, "the process cannot be started")
         .with_source(error)
 }
 
-fn unsupported(message: impl Into<String>) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::Unsupported, message)
-}
-
-fn resources(what: &str, error: io::Error) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::Resources, format!("the sandbox cannot be made: {what}"))
-        .with_source(error)
-}
-
-fn shutting_down() -> SandboxError {
-    let message = "the sandbox cannot be made: the worker is shutting down; use another worker";
-    SandboxError::new(SandboxErrorKind::Resources, message)
-}
-
-fn init_error(kind: &str, message: impl Into<String>) -> SandboxError {
-    let message = message.into();
-    let error = FunctionError {
-        message: message.clone(),
-        kind: kind.to_owned(),
-        ..FunctionError::default()
-    };
-    SandboxError::new(SandboxErrorKind::Init, message).with_function_error(error)
-}
-
-/// The worker's handle of an instance; Drop ends it.
+/// An instance as a child process of ours.
 #[derive(Debug)]
-struct ProcessSandbox {
-    instance: Arc<Instance>,
-}
-
-impl Drop for ProcessSandbox {
-    fn drop(&mut self) {
-        self.instance.stop.notify_one();
-    }
-}
-
-#[derive(Debug)]
-struct Instance {
-    id: u64,
-    slots: u32,
+struct ChildProcess {
     mark: String,
     child: Child,
-    api: RuntimeApi,
     output: Arc<FunctionOutput>,
-    /// Asks the monitor to end it.
-    stop: Notify,
-    life: watch::Sender<Life>,
+    /// Until it is removed.
+    folder: Mutex<Option<Folder>>,
+    sweeper: Arc<Sweeper>,
     /// Descendants outside the process group that `pause` has stopped.
     stopped: Arc<tokio::sync::Mutex<Vec<OwnedFd>>>,
 }
 
-#[derive(Clone, Debug)]
-enum Life {
-    Runs,
-    /// The process has ended.
-    Exited(Exit),
-    /// Nothing is left of it.
-    Gone(Exit),
-}
-
-/// Sees an instance to its end and cleans up after it.
-async fn monitor(shared: Arc<Shared>, instance: Arc<Instance>, serving: Serving, folder: Folder) {
-    let exit = tokio::select! {
-        status = instance.child.wait() => exit_of(status),
-        () = instance.stop.notified() => {
-            instance.child.kill_group();
-            instance.child.wait().await;
-            Exit::Destroyed
-        }
-    };
-    instance.output.settle();
-    instance.api.close(&exit);
-    instance.life.send_replace(Life::Exited(exit.clone()));
-    drop(serving);
-    shared.sweeper.kill(instance.mark.clone()).await;
-    instance.output.settle();
-    let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
-    shared.live().instances.remove(&instance.id);
-    instance.life.send_replace(Life::Gone(exit));
-}
-
-fn exit_of(status: ExitStatus) -> Exit {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => Exit::Status(code),
-        (None, Some(signal)) => Exit::Signal(signal),
-        (None, None) => Exit::Lost(status.to_string()),
-    }
-}
-
-impl Instance {
-    async fn exited(&self) -> Exit {
-        let mut life = self.life.subscribe();
-        let life = life.wait_for(|life| !matches!(life, Life::Runs)).await;
-        match &*life.expect("we hold the sender") {
-            Life::Exited(exit) | Life::Gone(exit) => exit.clone(),
-            Life::Runs => unreachable!("that is what was waited for"),
-        }
-    }
-
-    async fn destroy(&self) {
-        self.stop.notify_one();
-        let mut life = self.life.subscribe();
-        let _ = life.wait_for(|life| matches!(life, Life::Gone(_))).await;
-    }
-
-    /// The message and what the process printed last.
-    fn with_last_words(&self, message: String) -> String {
-        self.output.settle();
-        match self.output.last_words() {
-            words if words.is_empty() => message,
-            words => format!("{message}; its last words: {words}"),
-        }
-    }
-}
-
 #[async_trait]
-impl Sandbox for ProcessSandbox {
-    async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError> {
-        self.instance.api.invoke(invocation).await
+impl Vessel for ChildProcess {
+    async fn ended(&self) -> Exit {
+        exit_of(self.child.wait().await)
     }
 
-    async fn exited(&self) -> Exit {
-        self.instance.exited().await
+    fn kill(&self) {
+        self.child.kill_group();
     }
 
-    fn slots(&self) -> u32 {
-        self.instance.slots
+    async fn clean(&self) {
+        self.sweeper.kill(self.mark.clone()).await;
+        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
+    }
+
+    fn output(&self) -> Option<&FunctionOutput> {
+        Some(&self.output)
     }
 
     async fn pause(&self) -> Result<(), SandboxError> {
-        let instance = &self.instance;
-        let mut stopped = Arc::clone(&instance.stopped).lock_owned().await;
-        instance.api.pause()?;
-        instance.child.signal_group(Signal::STOP);
-        let (mark, group) = (instance.mark.clone(), instance.child.pid());
+        let mut stopped = Arc::clone(&self.stopped).lock_owned().await;
+        self.child.signal_group(Signal::STOP);
+        let (mark, group) = (self.mark.clone(), self.child.pid());
         // The guard goes along, so that `resume` waits even when this future is dropped.
         let stop_others = tokio::task::spawn_blocking(move || {
             let mut known = Vec::new();
@@ -761,12 +483,12 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn resume(&self) -> Result<(), SandboxError> {
-        let mut stopped = self.instance.stopped.lock().await;
+        let mut stopped = self.stopped.lock().await;
         for pidfd in stopped.drain(..) {
             let _ = pidfd_send_signal(&pidfd, Signal::CONT);
         }
-        self.instance.child.signal_group(Signal::CONT);
-        self.instance.api.resume()
+        self.child.signal_group(Signal::CONT);
+        Ok(())
     }
 
     async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
@@ -774,11 +496,7 @@ impl Sandbox for ProcessSandbox {
     }
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
-        if !matches!(*self.instance.life.borrow(), Life::Runs) {
-            let message = "the instance is gone; its use cannot be told";
-            return Err(SandboxError::new(SandboxErrorKind::Exited, message));
-        }
-        let mark = self.instance.mark.clone();
+        let mark = self.mark.clone();
         let usage = tokio::task::spawn_blocking(move || {
             let mut usage = Usage::default();
             for process in marked_processes(&[&mark]) {
@@ -788,10 +506,6 @@ impl Sandbox for ProcessSandbox {
             usage
         });
         Ok(usage.await.unwrap_or_default())
-    }
-
-    async fn destroy(&self) {
-        self.instance.destroy().await;
     }
 }
 

@@ -1,0 +1,334 @@
+//! The life of an instance, the same in every kind of sandbox that runs processes.
+//!
+//! ```text
+//! start ─▶ runs ─── exits by itself, destroy, Drop, shutdown ──▶ exited ── cleaned up ──▶ gone
+//!           │                                                      │
+//!           └─ ready: the first `next`                             └─ calls fail (Exited)
+//! ```
+//!
+//! A kind brings a [`Vessel`]: how its instance is waited for, killed, paused and cleaned up after.
+//! [`Instances`] keeps those that live, starts them in tasks of their own, and ends them all;
+//! [`Handle`] is the [`Sandbox`] that the worker holds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use openlambda_core::invocation::{Invocation, Reply, StartKind};
+use openlambda_core::sandbox::{
+    Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
+};
+use openlambda_core::time::{Clock, Duration};
+use std::os::unix::process::ExitStatusExt;
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
+
+use crate::launch::{init_error, shutting_down};
+use crate::output::FunctionOutput;
+use crate::runtime_api::{RuntimeApi, Serving};
+
+/// What is particular to a kind.
+#[async_trait]
+pub(crate) trait Vessel: fmt::Debug + Send + Sync + 'static {
+    /// Resolves when the instance's first process has ended, with how.
+    async fn ended(&self) -> Exit;
+
+    /// Kills everything in it, at once. [`ended`](Self::ended) resolves soon afterwards.
+    fn kill(&self);
+
+    /// Removes what is left after its end: processes, files, cgroups.
+    async fn clean(&self);
+
+    /// What its code printed is read; called before each look at it.
+    fn output(&self) -> Option<&FunctionOutput>;
+
+    async fn pause(&self) -> Result<(), SandboxError>;
+
+    async fn resume(&self) -> Result<(), SandboxError>;
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError>;
+
+    async fn usage(&self) -> Result<Usage, SandboxError>;
+
+    /// A sentence on why it failed to start, where the kind knows more than the exit status.
+    fn explain_failed_start(&self) -> Option<SandboxError> {
+        None
+    }
+}
+
+/// An instance that runs, or is being cleaned up after.
+#[derive(Debug)]
+pub(crate) struct Instance<V> {
+    id: u64,
+    slots: u32,
+    api: RuntimeApi,
+    vessel: V,
+    /// Asks the monitor to end it.
+    stop: Notify,
+    life: watch::Sender<Life>,
+}
+
+#[derive(Clone, Debug)]
+enum Life {
+    Runs,
+    /// Its process has ended.
+    Exited(Exit),
+    /// Nothing is left of it.
+    Gone(Exit),
+}
+
+/// The instances of one factory.
+#[derive(Debug)]
+pub(crate) struct Instances<V> {
+    shared: Arc<Shared<V>>,
+}
+
+#[derive(Debug)]
+struct Shared<V> {
+    /// Read while an instance is being started; `shutdown` waits for those by writing.
+    starting: Arc<RwLock<()>>,
+    live: Mutex<Live<V>>,
+}
+
+#[derive(Debug)]
+struct Live<V> {
+    shut_down: bool,
+    next_id: u64,
+    instances: BTreeMap<u64, Arc<Instance<V>>>,
+}
+
+/// The right to start an instance: while it is held, a shutdown waits.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    _starting: OwnedRwLockReadGuard<()>,
+}
+
+impl<V: Vessel> Instances<V> {
+    pub(crate) fn new() -> Self {
+        let live = Live { shut_down: false, next_id: 1, instances: BTreeMap::new() };
+        Instances { shared: Arc::new(Shared { starting: Arc::default(), live: Mutex::new(live) }) }
+    }
+
+    /// Allows one start.
+    ///
+    /// # Errors
+    ///
+    /// After [`shutdown`](Self::shutdown).
+    pub(crate) async fn permit(&self) -> Result<Permit, SandboxError> {
+        let starting = Arc::clone(&self.shared.starting).read_owned().await;
+        if self.shared.lock().shut_down {
+            return Err(shutting_down());
+        }
+        Ok(Permit { _starting: starting })
+    }
+
+    /// Takes in what was started under a permit. From here on Drop of the handle cleans up.
+    pub(crate) fn adopt(
+        &self,
+        _permit: &Permit,
+        slots: u32,
+        api: RuntimeApi,
+        serving: Serving,
+        vessel: V,
+    ) -> Handle<V> {
+        let instance = {
+            let mut live = self.shared.lock();
+            let id = live.next_id;
+            live.next_id += 1;
+            let instance = Arc::new(Instance {
+                id,
+                slots,
+                api,
+                vessel,
+                stop: Notify::new(),
+                life: watch::channel(Life::Runs).0,
+            });
+            live.instances.insert(id, Arc::clone(&instance));
+            instance
+        };
+        tokio::spawn(monitor(Arc::clone(&self.shared), Arc::clone(&instance), serving));
+        Handle { instance }
+    }
+
+    /// Ends all instances and waits until nothing is left of them; none is started afterwards.
+    pub(crate) async fn shutdown(&self) {
+        self.shared.lock().shut_down = true;
+        let starts = self.shared.starting.write().await;
+        let instances: Vec<_> = self.shared.lock().instances.values().cloned().collect();
+        drop(starts);
+        for instance in &instances {
+            instance.stop.notify_one();
+        }
+        for instance in &instances {
+            instance.destroy().await;
+        }
+    }
+}
+
+impl<V> Shared<V> {
+    fn lock(&self) -> MutexGuard<'_, Live<V>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sees an instance to its end and cleans up after it.
+async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, serving: Serving) {
+    let vessel = &instance.vessel;
+    let exit = tokio::select! {
+        exit = vessel.ended() => exit,
+        () = instance.stop.notified() => {
+            vessel.kill();
+            vessel.ended().await;
+            Exit::Destroyed
+        }
+    };
+    let settle = || vessel.output().map(FunctionOutput::settle);
+    settle();
+    instance.api.close(&exit);
+    instance.life.send_replace(Life::Exited(exit.clone()));
+    drop(serving);
+    vessel.clean().await;
+    settle();
+    shared.lock().instances.remove(&instance.id);
+    instance.life.send_replace(Life::Gone(exit));
+}
+
+pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Status(code),
+        (None, Some(signal)) => Exit::Signal(signal),
+        (None, None) => Exit::Lost(status.to_string()),
+    }
+}
+
+impl<V: Vessel> Instance<V> {
+    async fn exited(&self) -> Exit {
+        let mut life = self.life.subscribe();
+        let life = life.wait_for(|life| !matches!(life, Life::Runs)).await;
+        match &*life.expect("we hold the sender") {
+            Life::Exited(exit) | Life::Gone(exit) => exit.clone(),
+            Life::Runs => unreachable!("that is what was waited for"),
+        }
+    }
+
+    async fn destroy(&self) {
+        self.stop.notify_one();
+        let mut life = self.life.subscribe();
+        let _ = life.wait_for(|life| matches!(life, Life::Gone(_))).await;
+    }
+
+    /// The message and what the code printed last.
+    fn with_last_words(&self, message: String) -> String {
+        let Some(output) = self.vessel.output() else { return message };
+        output.settle();
+        match output.last_words() {
+            words if words.is_empty() => message,
+            words => format!("{message}; its last words: {words}"),
+        }
+    }
+}
+
+/// The worker's handle of an instance; Drop ends it.
+#[derive(Debug)]
+pub(crate) struct Handle<V: Vessel> {
+    instance: Arc<Instance<V>>,
+}
+
+impl<V: Vessel> Drop for Handle<V> {
+    fn drop(&mut self) {
+        self.instance.stop.notify_one();
+    }
+}
+
+/// The way of [`create`](openlambda_core::sandbox::SandboxFactory::create): starts an instance in a
+/// task of its own, so that a start is never given up half-way, and waits until it is ready.
+pub(crate) async fn create<V: Vessel>(
+    spec: &SandboxSpec,
+    clock: &dyn Clock,
+    start: impl Future<Output = Result<Handle<V>, SandboxError>> + Send + 'static,
+) -> Result<Created, SandboxError> {
+    let begin = clock.now();
+    // When our future is dropped, Drop of the handle that the task made cleans up.
+    let started = tokio::spawn(start).await;
+    let handle = started.unwrap_or_else(|_| Err(shutting_down()))?;
+    let instance = Arc::clone(&handle.instance);
+    let create = clock.now().since(begin);
+    let ready = tokio::time::timeout(spec.init_timeout, instance.api.ready()).await;
+    let error = match ready {
+        Ok(Ok(())) => {
+            let init = clock.now().since(begin).saturating_sub(create);
+            let sandbox = Arc::new(handle);
+            return Ok(Created { sandbox, start: StartKind::Cold, create, init });
+        }
+        Ok(Err(error)) if error.kind == SandboxErrorKind::Init => error,
+        Ok(Err(_)) => {
+            let exit = instance.exited().await;
+            if exit == Exit::Destroyed {
+                instance.destroy().await;
+                return Err(shutting_down());
+            }
+            instance.vessel.explain_failed_start().unwrap_or_else(|| {
+                let message = format!("the instance {exit} before it asked for its first event");
+                init_error("Runtime.ExitError", instance.with_last_words(message))
+            })
+        }
+        Err(_) => init_timeout(&instance, spec.init_timeout),
+    };
+    instance.destroy().await;
+    Err(error)
+}
+
+fn init_timeout<V: Vessel>(instance: &Instance<V>, limit: Duration) -> SandboxError {
+    let message = format!(
+        "the instance did not ask for its first event within {limit:?}; do less when it starts, or \
+         raise timeout_seconds"
+    );
+    let message = instance.with_last_words(message);
+    SandboxError::new(SandboxErrorKind::InitTimeout, message)
+}
+
+#[async_trait]
+impl<V: Vessel> Sandbox for Handle<V> {
+    async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError> {
+        self.instance.api.invoke(invocation).await
+    }
+
+    async fn exited(&self) -> Exit {
+        self.instance.exited().await
+    }
+
+    fn slots(&self) -> u32 {
+        self.instance.slots
+    }
+
+    async fn pause(&self) -> Result<(), SandboxError> {
+        self.instance.api.pause()?;
+        let paused = self.instance.vessel.pause().await;
+        if paused.is_err() {
+            let _ = self.instance.api.resume();
+        }
+        paused
+    }
+
+    async fn resume(&self) -> Result<(), SandboxError> {
+        self.instance.vessel.resume().await?;
+        self.instance.api.resume()
+    }
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
+        self.instance.vessel.set_memory_limit(bytes).await
+    }
+
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        if !matches!(*self.instance.life.borrow(), Life::Runs) {
+            let message = "the instance is gone; its use cannot be told";
+            return Err(SandboxError::new(SandboxErrorKind::Exited, message));
+        }
+        self.instance.vessel.usage().await
+    }
+
+    async fn destroy(&self) {
+        self.instance.destroy().await;
+    }
+}

@@ -1,0 +1,213 @@
+//! What is run for a function, and what it finds: the same in every kind of sandbox.
+//!
+//! | variable | what |
+//! |---|---|
+//! | `LAMBDA_TASK_ROOT` (and working folder) | its code, shared with other instances: read only, please |
+//! | `HOME`, `TMPDIR` | its own folders; removed with the instance |
+//! | `OPENLAMBDA_VOLUME_<NAME>` | the folder of a volume: upper case, `_` for what is no letter or digit |
+//! | `_HANDLER`, `AWS_LAMBDA_*`, `LAMBDA_*`, `TZ` | as on AWS |
+//! | `AWS_LAMBDA_RUNTIME_API` | with `runtime = "bootstrap"`: the address of the Runtime API |
+//! | the manifest's `[environment]` | may change `PATH`, `LANG`, `HOME`, `TMPDIR` and `TZ`, not the rest |
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use openlambda_core::failure::FunctionError;
+use openlambda_core::function::FunctionName;
+use openlambda_core::manifest::{Manifest, Runtime, Style};
+use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
+
+use crate::sys::MARK;
+
+/// Our bootstrap for Python.
+pub(crate) const PYTHON_BOOTSTRAP: &str = include_str!("../runtimes/python/bootstrap.py");
+
+/// What functions find in `PATH`, whatever ours is.
+const FUNCTION_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The program of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// Python runs our bootstrap, which speaks over a Unix socket.
+    Python,
+    /// The function's own `bootstrap`, which speaks over TCP.
+    Own,
+}
+
+/// Where things are, as the function sees them.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) code: String,
+    pub(crate) home: String,
+    pub(crate) tmp: String,
+    pub(crate) runtimes: String,
+}
+
+impl Program {
+    /// Decides what to run.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`] for what no kind runs yet; [`SandboxErrorKind::Init`] for a
+    /// `bootstrap` that cannot be run.
+    pub(crate) fn of(spec: &SandboxSpec) -> Result<Program, SandboxError> {
+        let manifest = &*spec.manifest;
+        match manifest.runtime {
+            Some(Runtime::Python) if matches!(manifest.style, Some(Style::Wsgi | Style::Asgi)) => {
+                Err(unsupported(
+                    "the styles wsgi and asgi do not run yet; set style = \"lambda\" and \
+                     event = \"http\" in ol.toml",
+                ))
+            }
+            Some(Runtime::Python) => Ok(Program::Python),
+            Some(Runtime::Bootstrap) => {
+                check_bootstrap(&spec.code.join("bootstrap"))?;
+                Ok(Program::Own)
+            }
+            Some(other) => Err(unsupported(format!(
+                "the runtime {} does not run yet; use python or bootstrap",
+                format!("{other:?}").to_lowercase()
+            ))),
+            None => Err(unsupported(
+                "the manifest names no runtime; set runtime in ol.toml, or read it with \
+                 Manifest::load, which looks at the files",
+            )),
+        }
+    }
+}
+
+/// Python's arguments before the bootstrap's path: without site and user packages, which take longest
+/// (the bootstrap says how they are found all the same), and without writing into the shared code.
+pub(crate) const PYTHON_ARGUMENTS: [&str; 3] = ["-S", "-s", "-B"];
+
+/// The environment of an instance, without the address of the Runtime API.
+///
+/// # Errors
+///
+/// Two volumes share a variable.
+pub(crate) fn environment(
+    spec: &SandboxSpec,
+    places: &Places,
+    mark: &str,
+    volumes: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, SandboxError> {
+    let manifest = &*spec.manifest;
+    let mut env = BTreeMap::new();
+    let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
+    set("PATH", FUNCTION_PATH);
+    set("LANG", "C.UTF-8");
+    set("TZ", ":UTC");
+    set("HOME", &places.home);
+    set("TMPDIR", &places.tmp);
+    for (key, value) in &manifest.environment {
+        set(key, value);
+    }
+    let name = spec.function.name();
+    let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
+    let style = match manifest.style {
+        Some(Style::Event) => "event",
+        Some(Style::Legacy) => "legacy",
+        _ => "lambda",
+    };
+    set("_HANDLER", manifest.handler.as_deref().unwrap_or_default());
+    set("AWS_EXECUTION_ENV", "OpenLambda");
+    set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &manifest.memory_mb.to_string());
+    set("AWS_LAMBDA_FUNCTION_NAME", name);
+    set("AWS_LAMBDA_FUNCTION_VERSION", &version);
+    set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
+    set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}"));
+    set("AWS_LAMBDA_LOG_STREAM_NAME", mark);
+    set("AWS_LAMBDA_MAX_CONCURRENCY", &manifest.concurrency.to_string());
+    set("AWS_REGION", "local");
+    set("AWS_DEFAULT_REGION", "local");
+    set("LAMBDA_RUNTIME_DIR", &places.runtimes);
+    set("LAMBDA_TASK_ROOT", &places.code);
+    set("OPENLAMBDA_STYLE", style);
+    set(MARK, mark);
+    for (volume, place) in volumes {
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let variable: String = volume.chars().map(sign).collect();
+        let variable = format!("OPENLAMBDA_VOLUME_{variable}");
+        if env.insert(variable.clone(), place.clone()).is_some() {
+            return Err(unsupported(format!(
+                "two volumes in ol.toml share the variable {variable}; rename one"
+            )));
+        }
+    }
+    Ok(env)
+}
+
+/// Makes the function's volumes: each one's name and its folder on the machine.
+///
+/// # Errors
+///
+/// A folder cannot be made.
+pub(crate) fn volumes(
+    volumes_dir: &Path,
+    function: &FunctionName,
+    manifest: &Manifest,
+) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
+    let own = volumes_dir.join(function.namespace()).join(function.name());
+    let mut volumes = BTreeMap::new();
+    for volume in &manifest.volumes {
+        let path = own.join(&volume.name);
+        fs::create_dir_all(&path)
+            .map_err(|error| resources("the volume's folder cannot be made", error))?;
+        volumes.insert(volume.name.clone(), path);
+    }
+    Ok(volumes)
+}
+
+fn check_bootstrap(path: &Path) -> Result<(), SandboxError> {
+    const KIND: &str = "Runtime.InvalidEntrypoint";
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => Ok(()),
+        Ok(metadata) if metadata.is_file() => Err(init_error(
+            KIND,
+            "the file bootstrap is not executable; run chmod +x bootstrap and deploy again",
+        )),
+        _ => Err(init_error(
+            KIND,
+            "there is no file named bootstrap; add one that speaks the Lambda Runtime API",
+        )),
+    }
+}
+
+/// The function's own `bootstrap` is no program that can be run here.
+pub(crate) fn bad_bootstrap(why: &io::Error) -> SandboxError {
+    let message = format!(
+        "the file bootstrap cannot be run ({why}); begin it with a line like #!/bin/sh that names \
+         its interpreter, or compile it for this machine"
+    );
+    init_error("Runtime.InvalidEntrypoint", message)
+}
+
+pub(crate) fn unsupported(message: impl Into<String>) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::Unsupported, message)
+}
+
+pub(crate) fn resources(
+    what: &str,
+    error: impl Into<openlambda_core::invocation::BoxError>,
+) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::Resources, format!("the sandbox cannot be made: {what}"))
+        .with_source(error)
+}
+
+pub(crate) fn shutting_down() -> SandboxError {
+    let message = "the sandbox cannot be made: the worker is shutting down; use another worker";
+    SandboxError::new(SandboxErrorKind::Resources, message)
+}
+
+pub(crate) fn init_error(kind: &str, message: impl Into<String>) -> SandboxError {
+    let message = message.into();
+    let error = FunctionError {
+        message: message.clone(),
+        kind: kind.to_owned(),
+        ..FunctionError::default()
+    };
+    SandboxError::new(SandboxErrorKind::Init, message).with_function_error(error)
+}
