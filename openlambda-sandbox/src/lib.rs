@@ -2,6 +2,7 @@
 //!
 //! * [`process`]: a child process per instance. No isolation: for trusted code, for development
 //!   and as the baseline of experiments.
+//! * [`sock`]: lean Linux containers, with root and without.
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
 //!   inside it, and [`event`]: what a handler gets and what its reply means.
 //! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
@@ -17,4 +18,6 @@ pub mod output;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod runtime_api;
+#[cfg(feature = "sock")]
+pub mod sock;
 pub mod sys;

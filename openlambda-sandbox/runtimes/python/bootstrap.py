@@ -61,7 +61,10 @@ class Connection:
 
     def __init__(self, path):
         self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        if len(path.encode()) < 100:
+        if path.startswith("@"):
+            # An abstract name, which belongs to the sandbox's own network.
+            self.socket.connect("\0" + path[1:])
+        elif len(path.encode()) < 100:
             self.socket.connect(path)
         else:
             # A socket's address has little room: go through a descriptor of its folder.

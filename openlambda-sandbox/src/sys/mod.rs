@@ -19,13 +19,15 @@
 #![allow(unsafe_code, reason = "this module is where the project keeps it")]
 
 mod mark;
+#[cfg(feature = "sock")]
+pub mod nursery;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
@@ -80,6 +82,8 @@ pub struct CommandSpec {
     pub stderr: Output,
     /// Limits, soft and hard.
     pub limits: Vec<(Resource, u64)>,
+    /// Descriptors that it gets beside its standard ones, under the numbers that they have here.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// Where a child's output goes.
@@ -109,6 +113,7 @@ impl CommandSpec {
             stdout: Output::Null,
             stderr: Output::Null,
             limits: Vec::new(),
+            descriptors: Vec::new(),
         }
     }
 
@@ -359,6 +364,7 @@ fn spawn_here(spec: CommandSpec) -> Result<Spawned, SpawnError> {
         command.current_dir(cwd);
     }
     let parent = getpid();
+    let kept: Vec<RawFd> = spec.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let in_child = move || {
         setsid()?;
         set_parent_process_death_signal(parent_death)?;
@@ -374,6 +380,11 @@ fn spawn_here(spec: CommandSpec) -> Result<Spawned, SpawnError> {
         // and std's own are marked anyway.
         unsafe {
             libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        }
+        for fd in &kept {
+            // SAFETY: the parent holds the descriptors until we have been started.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
         }
         Ok(())
     };
@@ -424,9 +435,13 @@ fn spawn_here(spec: CommandSpec) -> Result<Spawned, SpawnError> {
 ///
 /// That the system has no room for it, or that it cannot be polled.
 pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(fd, Interest::READABLE)
+}
+
+fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the registration owns the descriptor, an `OwnedFd` names the same open one for its
     // whole life, and nobody takes it out before the registration is undone.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 impl From<Output> for Stdio {

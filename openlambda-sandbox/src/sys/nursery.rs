@@ -5,6 +5,7 @@
 //! listeners. When the worker ends, kill −9 included, the nursery does, and with it all that was born
 //! there.
 
+#[allow(dead_code, reason = "each of the two programs writes what the other reads")]
 mod message;
 
 use std::collections::BTreeMap;
@@ -195,7 +196,7 @@ impl Nursery {
         command.descriptors = vec![program, theirs, their_networks];
         command.stderr = Output::Inherit;
         let process = spawner.spawn(command).await.map_err(NurseryError::Spawn)?;
-        let watch = |fd| AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE);
+        let watch = |fd| super::watch(fd, Interest::READABLE | Interest::WRITABLE);
         let shared = Arc::new(Shared {
             socket: watch(ours).map_err(gone)?,
             next_id: AtomicU64::new(1),
@@ -279,8 +280,7 @@ impl Nursery {
         let Answer::Network(made) = answer else { return Err(gone(io::ErrorKind::InvalidData)) };
         made.map_err(refused)?;
         let descriptors: Result<[OwnedFd; 3], _> = descriptors.try_into();
-        let [namespace, tcp, unix] =
-            descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
+        let [namespace, tcp, unix] = descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
         Ok(NetworkNamespace { namespace, tcp, unix })
     }
 }

@@ -81,8 +81,6 @@ struct Home {
     machine: OwnedFd,
     /// Finished roots, by the folders that they have beside the usual ones.
     skeletons: BTreeMap<Vec<String>, OwnedFd>,
-    /// The network that this process is in between two starts.
-    network: OwnedFd,
     /// Tells when a child has ended.
     signals: OwnedFd,
 }
@@ -97,11 +95,10 @@ impl Home {
         c::mount(None, c"/", None, c::MS_REC | c::MS_SLAVE, None)
             .map_err(|e| ("make mounts private", e))?;
         let machine = open_namespace("mnt").map_err(|e| ("open mount namespace", e))?;
-        let network = open_namespace("net").map_err(|e| ("open network namespace", e))?;
         let signals = c::child_signals().map_err(|e| ("signalfd", e))?;
         let filter = c::filter_of(&setup.filter);
         let mut home =
-            Home { worker, setup, filter, machine, skeletons: BTreeMap::new(), network, signals };
+            Home { worker, setup, filter, machine, skeletons: BTreeMap::new(), signals };
         home.skeleton(&[])?;
         Ok(home)
     }
@@ -147,7 +144,7 @@ impl Home {
         }
     }
 
-    /// One start: opens what it mounts, enters its network and its root, and clones.
+    /// One start: opens what it mounts, enters its root, and clones.
     fn start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), Failed> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(("descriptors", c::EBADF));
@@ -165,6 +162,7 @@ impl Home {
             stdout,
             stderr,
             errors,
+            network,
             tmp: cstring(&match start.outside_id {
                 0 => format!("size={},mode=1777", start.tmp_bytes),
                 id => format!("size={},mode=1777,uid={id},gid={id}", start.tmp_bytes),
@@ -176,16 +174,9 @@ impl Home {
             filter: &self.filter,
         };
         c::setns(skeleton, c::CLONE_NEWNS).map_err(|e| ("enter root", e))?;
-        let entered = match &network {
-            Some(network) => c::setns(network.as_raw_fd(), c::CLONE_NEWNET),
-            None => Ok(()),
-        };
-        let born = entered.map_err(|e| ("enter network", e)).and_then(|()| clone(&plan, &cgroups));
+        let born = clone(&plan, &cgroups);
         // Back to where sources are opened, whatever came of it.
         c::setns(self.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
-        if network.is_some() {
-            c::setns(self.network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("leave network", e))?;
-        }
         born
     }
 
@@ -380,6 +371,7 @@ struct Plan<'a> {
     stdout: OwnedFd,
     stderr: OwnedFd,
     errors: OwnedFd,
+    network: Option<OwnedFd>,
     tmp: CString,
     folder: CString,
     program: CString,
@@ -433,6 +425,7 @@ fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
         join_cgroups(cgroups)?;
     }
     own_cgroup_root(cgroups)?;
+    own_network(plan)?;
     c::unblock_signals();
     own_session_and_name()?;
     own_output(plan)?;
@@ -462,6 +455,12 @@ fn own_cgroup_root(cgroups: &[OwnedFd]) -> Result<(), Failed> {
         return Ok(());
     }
     c::unshare(c::CLONE_NEWCGROUP).map_err(|e| ("unshare cgroup namespace", e))
+}
+
+/// A network of its own, with nobody in it but itself and the Runtime API's listeners.
+fn own_network(plan: &Plan<'_>) -> Result<(), Failed> {
+    let Some(network) = &plan.network else { return Ok(()) };
+    c::setns(network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("enter network", e))
 }
 
 /// No terminal of ours, no group of ours, no name of this machine.
@@ -560,14 +559,10 @@ fn execute(plan: &Plan<'_>) -> Result<Never, Failed> {
 
 /// Makes a network namespace for each byte that comes, until the worker is gone.
 fn make_networks(worker: RawFd) {
-    let Ok(own) = open_namespace("net") else { return };
     let mut buffer = [0; 1];
     while let Ok((1, _)) = c::receive(worker, &mut buffer) {
-        let made = network();
-        if c::setns(own.as_raw_fd(), c::CLONE_NEWNET).is_err() {
-            return;
-        }
-        let sent = match made {
+        // It stays in the one that it made last: an ordinary user could not come back to the machine's.
+        let sent = match network() {
             Ok(made) => {
                 let fds = made.each_ref().map(AsRawFd::as_raw_fd);
                 c::send(worker, &Answer::Network(Ok(())).write(), &fds)

@@ -95,8 +95,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn bytes(&mut self) -> io::Result<&'a [u8]> {
         let length = self.number()? as usize;
-        let (bytes, rest) =
-            self.0.split_at_checked(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.0 = rest;
         Ok(bytes)
     }

@@ -1,0 +1,740 @@
+//! The `sock` kind: lean Linux containers, with root and without.
+//!
+//! After SOCK (Oakes et al., USENIX ATC'18), which found what makes containers slow to start (union
+//! file systems, network namespaces, new cgroups) and left it out; and beyond it: mount, network and
+//! user namespaces are there all the same, made ahead where they are dear and by one clone where they
+//! are cheap.
+//!
+//! # What keeps a function in
+//!
+//! | step (`sys/nursery/main.rs`) | what it takes away |
+//! |---|---|
+//! | mount namespace, root of its own | every file of the machine but `/usr`, read-only, its bundle, its volumes |
+//! | process namespace | seeing and signalling others; everything in it dies with its first process |
+//! | IPC and host-name namespaces | shared memory, queues, the machine's name |
+//! | network namespace, from the pool | every network but a loopback of its own |
+//! | cgroup, from the pool | more memory, processes and processor time than its manifest says |
+//! | user id of its own, user namespace | being root, having a name for any other user |
+//! | capabilities, `no_new_privs` | power, and getting it by setuid files |
+//! | seccomp ([`seccomp`]) | system calls that are not needed, new namespaces among them |
+//!
+//! # A start
+//!
+//! ```text
+//! create ─▶ cell from the pool ─▶ Recipe ──▶ nursery: one clone, the steps, exec ─▶ first `next` ─▶ ready
+//!                 ▲                                                │ a step that fails says which
+//!                 └── cleaned ◀── the process namespace is empty ◀─┴─ exit, destroy, Drop
+//! ```
+//!
+//! # What a cell could carry from one tenant to the next
+//!
+//! A cell is a cgroup and a network namespace. Between two tenants no process is in either, so no
+//! socket is open in the network. The listeners of the Runtime API stay: what the last tenant left in
+//! their backlogs is accepted and closed. Connections of the last tenant to itself may still be in
+//! `TIME_WAIT` for a minute: a port that the next one cannot bind without `SO_REUSEADDR`, and nothing
+//! of their content. Addresses, routes, filters and sysctls belong to the nursery's user namespace,
+//! where no tenant has power. The cgroup's limits are written anew; its counters are read as
+//! differences; pages of files that both read stay charged to it.
+//!
+//! # Without root
+//!
+//! With unprivileged user namespaces the same steps work, but for two: cgroups cannot be made unless
+//! some are delegated to the user, so memory and processor time are not bounded then and processes are
+//! by `RLIMIT_NPROC`; and every sandbox is the worker's own user on the machine, so what keeps it from
+//! that user's files is that it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so.
+
+mod cell;
+mod cgroup;
+mod seccomp;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use openlambda_core::function::FunctionName;
+use openlambda_core::hash::stable_hash;
+use openlambda_core::manifest::Network;
+use openlambda_core::sandbox::{
+    Capabilities, Created, Exit, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
+    SandboxSpec, Usage,
+};
+use openlambda_core::time::Clock;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::OnceCell;
+
+use self::cell::{Cells, Network as CellNetwork};
+use self::cgroup::{Cgroup, Cgroups, Limits};
+use crate::instance::{self, Handle, Instances, Vessel, exit_of};
+use crate::launch::{
+    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment,
+    resources, unsupported, volumes,
+};
+use crate::output::{FunctionOutput, Running};
+use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::sys::nursery::{
+    API_PORT, API_SOCKET, Belongings, Newborn, Nursery, NurseryError, NurserySetup, Recipe,
+};
+use crate::sys::{CommandSpec, MARK, Spawner, kill_marked, processes_with_mark};
+
+/// The first of the user ids that sandboxes have on the machine, when the worker is root. Each
+/// function has one of the million from here on, told by its name, so that its volumes stay its own.
+const FIRST_ID: u32 = 1_870_000_000;
+const IDS: u64 = 1_000_000;
+/// Who a sandbox is to itself.
+const INSIDE_ID: u32 = 1000;
+
+/// Where a sandbox finds our bootstraps.
+const RUNTIMES: &str = "/var/runtime";
+/// Where it finds its bundle.
+const TASK: &str = "/var/task";
+/// Where one without a network namespace of its own finds the Runtime API's socket.
+const SOCKET_FOLDER: &str = "/run/openlambda";
+
+/// Makes sandboxes that are lean containers. See the module's documentation.
+#[derive(Debug)]
+pub struct SockFactory {
+    shared: Arc<Shared>,
+}
+
+/// How a [`SockFactory`] works.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SockConfig {
+    /// Where it keeps its files; no two factories share one.
+    pub state_dir: PathBuf,
+    /// What its processes and cgroups are marked with, so that the next worker of this name can find
+    /// those of one that crashed. Unique on the machine; letters, digits and `._/-`.
+    pub worker_mark: String,
+    /// The Python interpreter, as sandboxes see it.
+    pub python: String,
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it.
+    pub volumes_dir: PathBuf,
+    /// Cells that are made ahead.
+    pub ready_cells: usize,
+    /// Starts the nursery.
+    pub spawner: Arc<Spawner>,
+    /// Measures the phases of a start.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl SockConfig {
+    /// The usual: `/usr/bin/python3`, 16 cells.
+    pub fn new(
+        state_dir: impl Into<PathBuf>,
+        worker_mark: impl Into<String>,
+        spawner: Arc<Spawner>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let state_dir = state_dir.into();
+        SockConfig {
+            volumes_dir: state_dir.join("volumes"),
+            state_dir,
+            worker_mark: worker_mark.into(),
+            python: "/usr/bin/python3".to_owned(),
+            ready_cells: 16,
+            spawner,
+            clock,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: SockConfig,
+    rootless: bool,
+    /// Why there are none.
+    cgroups: Result<Cgroups, String>,
+    filter: Vec<u8>,
+    /// Our bootstrap for Python, compiled if it can be.
+    bootstrap: OnceCell<(String, Vec<u8>)>,
+    nursery: tokio::sync::Mutex<Option<Arc<Nursery>>>,
+    cells: Arc<Cells>,
+    next_id: AtomicU64,
+    instances: Instances<Container>,
+}
+
+impl SockFactory {
+    /// Makes the state folder ready and looks at what this machine allows. Call
+    /// [`reclaim`](SandboxFactory::reclaim) before the first `create`.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be written; the mark is not valid; the seccomp filter does not compile.
+    pub fn new(mut config: SockConfig) -> io::Result<Self> {
+        let mark = &config.worker_mark;
+        let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
+        if mark.is_empty() || !valid {
+            let message = format!(
+                "\"{mark}\" cannot mark processes; use letters, digits, dots, slashes, _ and -"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        config.state_dir = std::path::absolute(&config.state_dir)?;
+        config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(config.state_dir.join("sandboxes"))?;
+        let cgroups = Cgroups::find(&format!("openlambda-{}", mark.replace('/', "-")));
+        let filter = seccomp::filter().map_err(io::Error::other)?;
+        Ok(SockFactory {
+            shared: Arc::new(Shared {
+                rootless: !rustix::process::geteuid().is_root(),
+                cells: Cells::new(config.ready_cells),
+                cgroups,
+                filter,
+                config,
+                bootstrap: OnceCell::new(),
+                nursery: tokio::sync::Mutex::default(),
+                next_id: AtomicU64::new(1),
+                instances: Instances::new(),
+            }),
+        })
+    }
+
+    /// Tries whether this machine lets it make a sandbox at all.
+    ///
+    /// # Errors
+    ///
+    /// What it does not allow, and how to get it.
+    pub async fn probe(&self) -> Result<(), SandboxError> {
+        self.shared.nursery().await.map(drop)
+    }
+
+    /// What is not enforced here, why, and how to get it; a sentence each.
+    pub fn withheld(&self) -> Vec<String> {
+        let mut withheld = Vec::new();
+        if let Err(why) = &self.shared.cgroups {
+            withheld.push(format!(
+                "limits of memory and processor time, since no cgroup can be made ({why}); run the \
+                 worker as root, or as a unit of systemd with Delegate=yes"
+            ));
+        }
+        if self.shared.rootless {
+            withheld.push(
+                "a user id of each function's own on the machine, since the worker is not root"
+                    .to_owned(),
+            );
+        }
+        withheld
+    }
+}
+
+#[async_trait]
+impl SandboxFactory for SockFactory {
+    fn kind(&self) -> &'static str {
+        "sock"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let has = |controller| self.shared.cgroups.as_ref().is_ok_and(|c| c.has(controller));
+        let mut capabilities = Capabilities::none();
+        capabilities.isolation = Isolation::Namespaces;
+        capabilities.memory_limit = has("memory");
+        capabilities.cpu_limit = has("cpu");
+        capabilities.process_limit = true;
+        capabilities.pause = true;
+        capabilities.networks = vec![Network::None, Network::Host];
+        capabilities
+    }
+
+    async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
+        let start = Arc::clone(&self.shared).start(spec.clone());
+        instance::create(&spec, &*self.shared.config.clock, start).await
+    }
+
+    async fn reclaim(&self) -> Report {
+        let shared = Arc::clone(&self.shared);
+        let reclaim = tokio::task::spawn_blocking(move || {
+            let mut report =
+                Report { processes: kill_marked(&shared.config.worker_mark), ..Report::default() };
+            if let Ok(cgroups) = &shared.cgroups {
+                cgroups.remove_all(&mut report);
+                if let Err(error) = cgroups.renew() {
+                    report.failed.push(error);
+                }
+            }
+            let folders = fs::read_dir(shared.config.state_dir.join("sandboxes"));
+            for entry in folders.into_iter().flatten().flatten() {
+                let path = entry.path();
+                match fs::remove_dir_all(&path) {
+                    Ok(()) => report.removed.push(path.display().to_string()),
+                    Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+                }
+            }
+            report
+        });
+        reclaim.await.unwrap_or_default()
+    }
+
+    async fn shutdown(&self) {
+        self.shared.instances.shutdown().await;
+        self.shared.cells.close();
+        *self.shared.nursery.lock().await = None;
+        let shared = Arc::clone(&self.shared);
+        let remove = tokio::task::spawn_blocking(move || {
+            shared.cells.clear();
+            if let Ok(cgroups) = &shared.cgroups {
+                let mut report = Report::default();
+                cgroups.remove_all(&mut report);
+                for failed in report.failed {
+                    tracing::warn!(%failed, "cannot remove a cgroup");
+                }
+            }
+        });
+        let _ = remove.await;
+    }
+}
+
+impl Shared {
+    /// The nursery; started when it is needed first, and again when it has died.
+    async fn nursery(self: &Arc<Self>) -> Result<Arc<Nursery>, SandboxError> {
+        let mut place = self.nursery.lock().await;
+        if let Some(nursery) = place.as_ref().filter(|nursery| nursery.is_alive()) {
+            return Ok(Arc::clone(nursery));
+        }
+        // Networks of an earlier nursery are as good, but its listeners' owner is gone: start afresh.
+        self.cells.clear_networks();
+        let (name, content) = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
+        let setup = NurserySetup {
+            rootless: self.rootless,
+            runtime_files: vec![(format!("python/{name}"), 0o644, content.clone())],
+            filter: self.filter.clone(),
+        };
+        let launched = Nursery::launch(&self.config.spawner, &self.config.worker_mark, setup).await;
+        let nursery = launched.map_err(|error| not_allowed(error, self.rootless))?;
+        *place = Some(Arc::clone(&nursery));
+        Ok(nursery)
+    }
+
+    /// Our bootstrap for Python as a name and its bytes; compiled, which saves a few milliseconds of
+    /// every start.
+    async fn compile_bootstrap(&self) -> (String, Vec<u8>) {
+        const COMPILE: &str = "import py_compile, sys; \
+            py_compile.compile(sys.argv[1], cfile=sys.argv[2], dfile=sys.argv[3], doraise=True)";
+        let folder = self.config.state_dir.join("runtimes");
+        let (source, compiled) = (folder.join("bootstrap.py"), folder.join("bootstrap.pyc"));
+        let as_it_is = || ("bootstrap.py".to_owned(), PYTHON_BOOTSTRAP.as_bytes().to_vec());
+        if fs::create_dir_all(&folder).and_then(|()| fs::write(&source, PYTHON_BOOTSTRAP)).is_err()
+        {
+            return as_it_is();
+        }
+        let command = CommandSpec::new(&self.config.python)
+            .env(MARK, &self.config.worker_mark)
+            .arg("-S")
+            .arg("-c")
+            .arg(COMPILE)
+            .arg(&source)
+            .arg(&compiled)
+            .arg(format!("{RUNTIMES}/python/bootstrap.py"));
+        let done = match self.config.spawner.spawn(command).await {
+            Ok(child) => child.wait().await.success(),
+            Err(_) => false,
+        };
+        match fs::read(&compiled) {
+            Ok(content) if done => ("bootstrap.pyc".to_owned(), content),
+            _ => as_it_is(),
+        }
+    }
+
+    /// Who a function is on the machine.
+    fn outside_id(&self, function: &FunctionName) -> u32 {
+        if self.rootless {
+            return 0;
+        }
+        let hash = stable_hash(0, function.to_string().as_bytes());
+        FIRST_ID + (hash % IDS) as u32
+    }
+
+    /// Starts a container and what watches it.
+    async fn start(self: Arc<Self>, spec: SandboxSpec) -> Result<Handle<Container>, SandboxError> {
+        let permit = self.instances.permit().await?;
+        let own_network = match spec.manifest.network {
+            Network::None => true,
+            Network::Host => false,
+            Network::Bridge => {
+                return Err(unsupported(
+                    "sock sandboxes have no bridged network yet; set network = \"none\" or \"host\" \
+                     in ol.toml",
+                ));
+            }
+        };
+        let program = Program::of(&spec)?;
+        let nursery = self.nursery().await?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mark = format!("{}/{id}", self.config.worker_mark);
+        let outside_id = self.outside_id(&spec.function);
+
+        let cgroup = match &self.cgroups {
+            Ok(cgroups) => Some(
+                self.cells
+                    .cgroup(cgroups, id)
+                    .map_err(|error| resources("no cgroup can be made", error))?,
+            ),
+            Err(_) => None,
+        };
+        if let Some(cgroup) = &cgroup {
+            let limits = Limits {
+                memory: spec.manifest.memory_bytes(),
+                processes: spec.manifest.processes,
+                cpus: spec.manifest.cpus,
+            };
+            cgroup
+                .set_limits(limits)
+                .map_err(|error| resources("its limits cannot be set", error))?;
+        }
+        let network = match own_network {
+            true => {
+                let network = self.cells.network(&nursery).await;
+                Some(network.map_err(|error| not_allowed(error, self.rootless))?)
+            }
+            false => None,
+        };
+
+        let mut mounts = vec![(text(&absolute(&spec.code)?)?, TASK.to_owned(), false)];
+        let mut volume_places = BTreeMap::new();
+        let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        for volume in &spec.manifest.volumes {
+            let source = &sources[&volume.name];
+            own_volume(source, outside_id)?;
+            mounts.push((text(source)?, volume.path.clone(), true));
+            volume_places.insert(volume.name.clone(), volume.path.clone());
+        }
+        let places = Places {
+            code: TASK.to_owned(),
+            home: "/tmp".to_owned(),
+            tmp: "/tmp".to_owned(),
+            runtimes: RUNTIMES.to_owned(),
+        };
+        let mut env = environment(&spec, &places, &mark, &volume_places)?;
+        let mut folder = None;
+        let listener = match (&network, program) {
+            (Some(network), Program::Own) => {
+                let address = format!("127.0.0.1:{API_PORT}");
+                env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), address);
+                network.tcp().map(Listener::Tcp)
+            }
+            (Some(network), Program::Python) => {
+                env.insert("OPENLAMBDA_RUNTIME_SOCKET".to_owned(), API_SOCKET.to_owned());
+                network.unix().map(Listener::Unix)
+            }
+            (None, Program::Own) => {
+                let listener = TcpListener::bind(("127.0.0.1", 0)).await;
+                listener.and_then(|listener| {
+                    let address = listener.local_addr()?.to_string();
+                    env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), address);
+                    Ok(Listener::Tcp(listener))
+                })
+            }
+            (None, Program::Python) => {
+                // A folder that it alone can see: on the machine's network, others could find an
+                // abstract socket.
+                let own = self.config.state_dir.join("sandboxes").join(id.to_string());
+                let socket = fs::create_dir(&own).and_then(|()| listen_in(&own, outside_id));
+                folder = Some(Folder(own.clone()));
+                mounts.push((text(&own)?, SOCKET_FOLDER.to_owned(), false));
+                let place = format!("{SOCKET_FOLDER}/api.sock");
+                env.insert("OPENLAMBDA_RUNTIME_SOCKET".to_owned(), place);
+                socket.map(Listener::Unix)
+            }
+        };
+        let listener = listener.map_err(|error| resources("no socket can be opened", error))?;
+        let (program, arguments) = match program {
+            Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
+            Program::Python => {
+                let (name, _) = self.bootstrap.get().cloned().unwrap_or_default();
+                let mut arguments = vec!["python3".to_owned()];
+                arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
+                arguments.push(format!("{RUNTIMES}/python/{name}"));
+                (self.config.python.clone(), arguments)
+            }
+        };
+        let recipe = Recipe {
+            mounts,
+            tmp_bytes: spec.manifest.tmp_mb << 20,
+            outside_id,
+            inside_id: INSIDE_ID,
+            user_namespace: true,
+            limits: vec![
+                (libc::RLIMIT_CORE, 0),
+                (libc::RLIMIT_NPROC, spec.manifest.processes.into()),
+            ],
+            folder: TASK.to_owned(),
+            program,
+            arguments,
+            environment: env.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        };
+
+        let pipe = || io::pipe().map_err(|error| resources("no pipe can be made", error));
+        let ((out, stdout), (err, stderr), (failed, errors)) = (pipe()?, pipe()?, pipe()?);
+        let belongings = Belongings {
+            stdout: stdout.as_fd(),
+            stderr: stderr.as_fd(),
+            errors: errors.as_fd(),
+            network: network.as_ref().map(|network| network.namespace()),
+            cgroups: cgroup.as_ref().map(|cgroup| cgroup.join()).unwrap_or_default(),
+            cgroup_v2: cgroup.as_ref().is_some_and(|cgroup| cgroup.is_v2()),
+        };
+        let newborn = nursery.start(recipe, &belongings).await;
+        drop(belongings);
+        drop((stdout, stderr, errors));
+        let newborn = newborn.map_err(|error| not_allowed(error, self.rootless))?;
+        let running = Running::default();
+        let output =
+            FunctionOutput::new(out.into(), err.into(), &spec.function, &spec.log, &running);
+        let output = match output {
+            Ok(output) => Arc::new(output),
+            Err(error) => {
+                newborn.kill();
+                newborn.wait().await;
+                return Err(resources("its output cannot be read", error));
+            }
+        };
+        let api = RuntimeApi::new(RuntimeApiConfig {
+            slots: spec.manifest.concurrency,
+            event: spec.manifest.event,
+            function: spec.function.clone(),
+            version: spec.version,
+            clock: Arc::clone(&self.config.clock),
+            running,
+            output: Some(Arc::clone(&output)),
+        });
+        let serving = api.serve(listener);
+        let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
+        let vessel = Container {
+            newborn,
+            mark,
+            output,
+            failed: Mutex::new(Some(failed)),
+            oom_kills,
+            paused: AtomicBool::new(false),
+            cells: Arc::clone(&self.cells),
+            cell: Mutex::new(Cell { cgroup, network, folder }),
+        };
+        let slots = spec.manifest.concurrency;
+        Ok(self.instances.adopt(&permit, slots, api, serving, vessel))
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, SandboxError> {
+    std::path::absolute(path).map_err(|error| resources("the code folder cannot be found", error))
+}
+
+fn text(path: &Path) -> Result<String, SandboxError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        unsupported(format!("the path {} is not UTF-8; use another folder", path.display()))
+    })
+}
+
+/// Gives a volume to its function.
+fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
+    let done = fs::metadata(path).and_then(|metadata| {
+        if id == 0 || metadata.uid() == id {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(path, Some(id), Some(id))?;
+        // What was written while another kind of sandbox ran it.
+        for entry in fs::read_dir(path)?.flatten() {
+            std::os::unix::fs::lchown(entry.path(), Some(id), Some(id))?;
+        }
+        Ok(())
+    });
+    done.map_err(|error| resources("the volume cannot be given to the function", error))
+}
+
+/// A socket in a folder that only its sandbox sees.
+fn listen_in(folder: &Path, id: u32) -> io::Result<UnixListener> {
+    use std::os::fd::AsRawFd;
+    let opened = fs::File::open(folder)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/api.sock", opened.as_raw_fd()))?;
+    if id != 0 {
+        std::os::unix::fs::chown(folder.join("api.sock"), Some(id), Some(id))?;
+    }
+    Ok(listener)
+}
+
+/// What the machine does not allow, with the way to get it.
+fn not_allowed(error: NurseryError, rootless: bool) -> SandboxError {
+    let message = match &error {
+        NurseryError::Refused { step, errno } if rootless && *errno == libc::EPERM => format!(
+            "this machine does not let an ordinary user make sandboxes ({step}); allow user \
+             namespaces (sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000, \
+             or AppArmor's kernel.apparmor_restrict_unprivileged_userns=0), run the worker as root, \
+             or use --sandbox process"
+        ),
+        NurseryError::Refused { step, errno } if *errno == libc::ENOSYS => format!(
+            "this kernel is too old for sock sandboxes ({step}); Linux 5.12 is needed, or use \
+             --sandbox process"
+        ),
+        _ => "the sandbox cannot be made".to_owned(),
+    };
+    SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
+}
+
+/// A folder of ours; removed by Drop.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
+        }
+    }
+}
+
+/// What goes back to the pool.
+#[derive(Debug)]
+struct Cell {
+    cgroup: Option<Cgroup>,
+    network: Option<CellNetwork>,
+    folder: Option<Folder>,
+}
+
+/// An instance as a container.
+#[derive(Debug)]
+struct Container {
+    newborn: Newborn,
+    mark: String,
+    output: Arc<FunctionOutput>,
+    /// Where it said which step failed.
+    failed: Mutex<Option<io::PipeReader>>,
+    /// What its cgroup's counter stood at before.
+    oom_kills: u64,
+    paused: AtomicBool,
+    cells: Arc<Cells>,
+    cell: Mutex<Cell>,
+}
+
+impl Container {
+    fn with_cgroup<T>(&self, use_it: impl FnOnce(&Cgroup) -> T) -> Option<T> {
+        let cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        cell.cgroup.as_ref().map(use_it)
+    }
+
+    /// The same for what takes time: the cgroup is lent.
+    async fn freeze(&self) -> io::Result<bool> {
+        let lent = self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.take();
+        let Some(cgroup) = lent else { return Ok(false) };
+        let frozen = cgroup.freeze().await;
+        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup = Some(cgroup);
+        frozen.map(|()| true)
+    }
+
+    /// Processes of its process namespace, as the machine numbers them.
+    fn processes(&self) -> Vec<rustix::process::Pid> {
+        processes_with_mark(&self.mark)
+    }
+}
+
+#[async_trait]
+impl Vessel for Container {
+    async fn ended(&self) -> Exit {
+        let exit = exit_of(self.newborn.wait().await);
+        let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills);
+        if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
+    }
+
+    fn kill(&self) {
+        self.newborn.kill();
+        // What is frozen does not die in version 1.
+        if self.paused.load(Ordering::SeqCst) {
+            self.with_cgroup(Cgroup::thaw);
+        }
+    }
+
+    async fn clean(&self) {
+        let cell = {
+            let mut cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+            Cell {
+                cgroup: cell.cgroup.take(),
+                network: cell.network.take(),
+                folder: cell.folder.take(),
+            }
+        };
+        let Cell { cgroup, network, folder } = cell;
+        if let Some(cgroup) = cgroup {
+            self.cells.give_back_cgroup(cgroup).await;
+        }
+        if let Some(network) = network {
+            self.cells.give_back_network(network);
+        }
+        drop(folder);
+    }
+
+    fn output(&self) -> Option<&FunctionOutput> {
+        Some(&self.output)
+    }
+
+    fn explain_failed_start(&self) -> Option<SandboxError> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut why = String::new();
+        failed.read_to_string(&mut why).ok()?;
+        if why.is_empty() {
+            return None;
+        }
+        if let Some(why) = why.strip_prefix("execute: ") {
+            return Some(bad_bootstrap(&io::Error::other(why.to_owned())));
+        }
+        let message = format!("the sandbox cannot be made: {why}");
+        Some(SandboxError::new(SandboxErrorKind::Resources, message))
+    }
+
+    async fn pause(&self) -> Result<(), SandboxError> {
+        self.paused.store(true, Ordering::SeqCst);
+        let frozen = self.freeze().await;
+        match frozen {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                for pid in self.processes() {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::STOP);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.paused.store(false, Ordering::SeqCst);
+                self.with_cgroup(Cgroup::thaw);
+                Err(resources("it cannot be paused", error))
+            }
+        }
+    }
+
+    async fn resume(&self) -> Result<(), SandboxError> {
+        if !self.paused.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        match self.with_cgroup(Cgroup::thaw) {
+            Some(thawed) => thawed.map_err(|error| resources("it cannot be resumed", error)),
+            None => {
+                for pid in self.processes() {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
+        match self.with_cgroup(|cgroup| cgroup.set_memory(bytes)) {
+            Some(set) => set.map_err(|error| {
+                let message = "the memory limit cannot be changed; it may be below what is in use";
+                SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
+            }),
+            None => Err(unsupported("there is no cgroup to bound memory with; see `ol doctor`")),
+        }
+    }
+
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        if let Some(Ok((memory_bytes, processes))) = self.with_cgroup(Cgroup::usage) {
+            return Ok(Usage { memory_bytes, processes });
+        }
+        let processes = self.processes();
+        Ok(Usage { memory_bytes: 0, processes: processes.len() as u32 })
+    }
+}

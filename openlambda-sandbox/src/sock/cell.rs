@@ -1,0 +1,178 @@
+//! The pool of what is dear to make: network namespaces and cgroups.
+//!
+//! Both are made ahead, used by one sandbox after another, and cleaned in between; the module's
+//! documentation above lists what could be carried over.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::cgroup::{Cgroup, Cgroups};
+use crate::sys::nursery::{NetworkNamespace, Nursery, NurseryError};
+
+/// More than these are not kept when they come back.
+const MOST_KEPT: usize = 256;
+
+/// The pool of one factory.
+#[derive(Debug)]
+pub(super) struct Cells {
+    /// How many networks are made ahead.
+    ahead: usize,
+    filling: AtomicBool,
+    closed: AtomicBool,
+    next_cgroup: AtomicU64,
+    ready: Mutex<Ready>,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    networks: VecDeque<Network>,
+    cgroups: Vec<Cgroup>,
+}
+
+/// A network namespace and its listeners.
+#[derive(Debug)]
+pub(super) struct Network(NetworkNamespace);
+
+impl Network {
+    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
+        self.0.namespace.as_fd()
+    }
+
+    /// The listener of the Runtime API at `127.0.0.1:9001`, for one tenant.
+    pub(super) fn tcp(&self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.0.tcp.try_clone()?.into())
+    }
+
+    /// The same at its abstract Unix socket.
+    pub(super) fn unix(&self) -> io::Result<UnixListener> {
+        UnixListener::from_std(self.0.unix.try_clone()?.into())
+    }
+
+    /// Accepts and closes what the last tenant has left waiting.
+    fn clean(&self) -> bool {
+        let drained = |listener: &OwnedFd| loop {
+            match rustix::net::accept(listener) {
+                Ok(left) => drop(left),
+                Err(rustix::io::Errno::AGAIN) => return true,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(_) => return false,
+            }
+        };
+        drained(&self.0.tcp) && drained(&self.0.unix)
+    }
+}
+
+impl Cells {
+    pub(super) fn new(ahead: usize) -> Arc<Self> {
+        Arc::new(Cells {
+            ahead,
+            filling: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            next_cgroup: AtomicU64::new(0),
+            ready: Mutex::default(),
+        })
+    }
+
+    /// A clean network namespace. More are made ahead in the background.
+    pub(super) async fn network(
+        self: &Arc<Self>,
+        nursery: &Arc<Nursery>,
+    ) -> Result<Network, NurseryError> {
+        let (ready, left) = {
+            let mut ready = self.lock();
+            let network = ready.networks.pop_front();
+            (network, ready.networks.len())
+        };
+        if left < self.ahead / 2 && !self.filling.swap(true, Ordering::SeqCst) {
+            let (cells, nursery) = (Arc::clone(self), Arc::clone(nursery));
+            tokio::spawn(async move { cells.fill(&nursery).await });
+        }
+        match ready {
+            Some(network) => Ok(network),
+            None => nursery.network().await.map(Network),
+        }
+    }
+
+    async fn fill(&self, nursery: &Nursery) {
+        while !self.closed.load(Ordering::SeqCst) && self.lock().networks.len() < self.ahead {
+            match nursery.network().await {
+                Ok(network) => self.lock().networks.push_back(Network(network)),
+                Err(error) => {
+                    tracing::warn!(error = openlambda_core::failure::chain(&error), "no network");
+                    break;
+                }
+            }
+        }
+        self.filling.store(false, Ordering::SeqCst);
+    }
+
+    pub(super) fn give_back_network(&self, network: Network) {
+        if !network.clean() || self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut ready = self.lock();
+        if ready.networks.len() < MOST_KEPT {
+            ready.networks.push_back(network);
+        }
+    }
+
+    /// A cgroup without processes.
+    pub(super) fn cgroup(&self, cgroups: &Cgroups, _id: u64) -> io::Result<Cgroup> {
+        if let Some(cgroup) = self.lock().cgroups.pop() {
+            return Ok(cgroup);
+        }
+        let n = self.next_cgroup.fetch_add(1, Ordering::Relaxed);
+        cgroups.create(&n.to_string())
+    }
+
+    pub(super) async fn give_back_cgroup(&self, cgroup: Cgroup) {
+        let _ = cgroup.thaw();
+        // Its processes have ended; the kernel takes them off its list a moment later.
+        for _ in 0..500 {
+            if cgroup.is_empty() {
+                break;
+            }
+            cgroup.kill();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let keep = {
+            let mut ready = self.lock();
+            match ready.cgroups.len() < MOST_KEPT && !self.closed.load(Ordering::SeqCst) {
+                true => {
+                    ready.cgroups.push(cgroup);
+                    None
+                }
+                false => Some(cgroup),
+            }
+        };
+        if let Some(surplus) = keep {
+            let _ = tokio::task::spawn_blocking(move || drop(surplus)).await;
+        }
+    }
+
+    /// Nothing is kept from now on.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn clear_networks(&self) {
+        let networks = std::mem::take(&mut self.lock().networks);
+        drop(networks);
+    }
+
+    /// Removes everything that is ready. Blocks.
+    pub(super) fn clear(&self) {
+        let ready = std::mem::take(&mut *self.lock());
+        drop(ready);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,427 @@
+//! Control groups: limits, pausing, and the certainty that nothing of a sandbox is left.
+//!
+//! | what | version 1 | version 2 |
+//! |---|---|---|
+//! | where | one folder in each hierarchy | one folder |
+//! | join | the process writes "0" to `tasks` of each | `CLONE_INTO_CGROUP` |
+//! | memory | `memory.limit_in_bytes` | `memory.max`, `memory.oom.group` |
+//! | processes | `pids.max` | `pids.max` |
+//! | cores | `cpu.cfs_quota_us` | `cpu.max` |
+//! | pause | `freezer.state` | `cgroup.freeze` |
+//! | out of memory seen | `memory.oom_control` | `memory.events` |
+//!
+//! Where a machine has both (a hybrid), the one that has the memory controller is used. Groups are
+//! made below the worker's own, so whatever bounds the worker bounds them too. In version 2 a group
+//! with processes cannot have groups with controllers below it; there the worker moves itself into a
+//! group `worker` of its own first, which a delegated unit of systemd allows, and at the very root
+//! that is not needed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use openlambda_core::sandbox::Report;
+
+/// The controllers of version 1 that are used.
+const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
+
+/// Where a factory's groups are.
+#[derive(Clone, Debug)]
+pub(super) enum Cgroups {
+    /// By controller: the factory's folder in its hierarchy.
+    V1(BTreeMap<&'static str, PathBuf>),
+    /// The factory's folder, and the controllers that it has.
+    V2(PathBuf, Vec<String>),
+}
+
+/// What a group enforces.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Limits {
+    pub(super) memory: u64,
+    pub(super) processes: u32,
+    pub(super) cpus: f64,
+}
+
+/// One group, for one sandbox after another. Drop removes it.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    cgroups: Cgroups,
+    name: String,
+    /// What a newborn joins by.
+    join: Vec<OwnedFd>,
+    set: Mutex<Option<Limits>>,
+}
+
+impl Cgroups {
+    /// Finds where groups can be made, and makes the factory's folder there.
+    ///
+    /// # Errors
+    ///
+    /// Why none can be made, in words for a person.
+    pub(super) fn find(name: &str) -> Result<Cgroups, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
+        let mounts = fs::read_to_string("/proc/self/mounts").map_err(|e| e.to_string())?;
+        let v1 = find_v1(&own, &mounts);
+        if v1.contains_key("memory") {
+            let folders: BTreeMap<_, _> =
+                v1.into_iter().map(|(controller, path)| (controller, path.join(name))).collect();
+            for folder in folders.values() {
+                make(folder)?;
+            }
+            return Ok(Cgroups::V1(folders));
+        }
+        let Some(mount) = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ');
+            let (place, kind) = (fields.nth(1)?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(place))
+        }) else {
+            return Err("no cgroup tree is mounted".to_owned());
+        };
+        let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        find_v2(&mount, path, name)
+    }
+
+    /// Whether this controller's limits are enforced.
+    pub(super) fn has(&self, controller: &str) -> bool {
+        match self {
+            Cgroups::V1(folders) => folders.contains_key(controller),
+            // Freezing is not a controller there: every group can.
+            Cgroups::V2(_, controllers) => {
+                controller == "freezer" || controllers.iter().any(|known| known == controller)
+            }
+        }
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        matches!(self, Cgroups::V2(..))
+    }
+
+    pub(super) fn version(&self) -> &'static str {
+        if self.is_v2() { "v2" } else { "v1" }
+    }
+
+    /// Makes a group.
+    pub(super) fn create(&self, name: &str) -> io::Result<Cgroup> {
+        let mut join = Vec::new();
+        for folder in self.folders() {
+            let folder = folder.join(name);
+            fs::create_dir(&folder)?;
+            join.push(match self {
+                Cgroups::V1(_) => File::options().write(true).open(folder.join("tasks"))?.into(),
+                Cgroups::V2(..) => File::open(&folder)?.into(),
+            });
+        }
+        let (cgroups, name) = (self.clone(), name.to_owned());
+        Ok(Cgroup { cgroups, name, join, set: Mutex::new(None) })
+    }
+
+    /// Ends everything in the factory's groups and removes them, the factory's folder too.
+    pub(super) fn remove_all(&self, report: &mut Report) {
+        for folder in self.folders() {
+            for group in folders_in(&folder) {
+                let _ = thaw(&group);
+                for pid in pids_of(&group) {
+                    report.processes += 1;
+                    kill(pid);
+                }
+                match remove(&group) {
+                    Ok(()) => report.removed.push(group.display().to_string()),
+                    Err(error) => report.failed.push(format!("{}: {error}", group.display())),
+                }
+            }
+            let _ = fs::remove_dir(&folder);
+        }
+    }
+
+    /// Makes the factory's folder again, after [`remove_all`](Self::remove_all).
+    pub(super) fn renew(&self) -> Result<(), String> {
+        self.folders().try_for_each(|folder| make(&folder))?;
+        if let Cgroups::V2(folder, controllers) = self {
+            enable(folder, controllers);
+        }
+        Ok(())
+    }
+
+    fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        let (v1, v2) = match self {
+            Cgroups::V1(folders) => (Some(folders.values()), None),
+            Cgroups::V2(folder, _) => (None, Some(folder)),
+        };
+        v1.into_iter().flatten().chain(v2).cloned().collect::<Vec<_>>().into_iter()
+    }
+
+    fn folder(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Cgroups::V1(folders) => folders.get(controller).map(PathBuf::as_path),
+            Cgroups::V2(folder, _) => Some(folder),
+        }
+    }
+}
+
+fn find_v1(own: &str, mounts: &str) -> BTreeMap<&'static str, PathBuf> {
+    let mut found = BTreeMap::new();
+    for controller in CONTROLLERS {
+        let mount = mounts.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [_, place, "cgroup", options, ..] = *fields else { return None };
+            options.split(',').any(|option| option == controller).then_some(place)
+        });
+        // 4:memory:/path
+        let path = own.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            controllers.split(',').any(|known| known == controller).then_some(path)
+        });
+        let (Some(mount), Some(path)) = (mount, path) else { continue };
+        let below = Path::new(mount).join(path.trim_start_matches('/'));
+        // In a container the path may be that of the machine, which is not seen here.
+        let place = if below.is_dir() { below } else { PathBuf::from(mount) };
+        found.insert(controller, place);
+    }
+    found
+}
+
+fn find_v2(mount: &Path, path: &str, name: &str) -> Result<Cgroups, String> {
+    let own = mount.join(path.trim_start_matches('/'));
+    let own = if own.is_dir() { own } else { mount.to_owned() };
+    let read = |file: &str| fs::read_to_string(own.join(file)).unwrap_or_default();
+    let controllers: Vec<String> =
+        read("cgroup.controllers").split_whitespace().map(str::to_owned).collect();
+    let wanted: Vec<String> = controllers
+        .into_iter()
+        .filter(|controller| CONTROLLERS.contains(&controller.as_str()))
+        .collect();
+    if !wanted.iter().any(|controller| controller == "memory") {
+        return Err(format!("{} has no memory controller", own.display()));
+    }
+    // At the root, processes may stay where they are. The root has no such file.
+    let at_root = !own.join("cgroup.type").exists();
+    if !at_root {
+        let aside = own.join("worker");
+        make(&aside)?;
+        for pid in pids_of(&own) {
+            let _ = fs::write(aside.join("cgroup.procs"), pid.to_string());
+        }
+    }
+    enable(&own, &wanted);
+    let folder = own.join(name);
+    make(&folder)?;
+    enable(&folder, &wanted);
+    let enabled = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
+    let enabled: Vec<String> = enabled.split_whitespace().map(str::to_owned).collect();
+    if !enabled.iter().any(|controller| controller == "memory") {
+        let _ = fs::remove_dir(&folder);
+        return Err(format!(
+            "the memory controller is not delegated to {}; run the worker as a unit with \
+             Delegate=yes, or in a cgroup of its own",
+            own.display()
+        ));
+    }
+    Ok(Cgroups::V2(folder, enabled))
+}
+
+fn enable(folder: &Path, controllers: &[String]) {
+    for controller in controllers {
+        // One by one: a controller that is not to be had must not cost the others.
+        let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+fn make(folder: &Path) -> Result<(), String> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(format!("cannot make {}: {error}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Cgroup {
+    /// What a newborn joins by: `tasks` of each hierarchy, or the one folder.
+    pub(super) fn join(&self) -> Vec<BorrowedFd<'_>> {
+        self.join.iter().map(AsFd::as_fd).collect()
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        self.cgroups.is_v2()
+    }
+
+    /// Bounds what runs in it.
+    pub(super) fn set_limits(&self, limits: Limits) -> io::Result<()> {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        if *set == Some(limits) {
+            return Ok(());
+        }
+        *set = None;
+        self.write_memory(limits.memory)?;
+        const PERIOD_US: f64 = 100_000.0;
+        let quota = (limits.cpus * PERIOD_US).max(1000.0) as u64;
+        if self.cgroups.has("pids") {
+            self.write("pids", "pids.max", &limits.processes.to_string())?;
+        }
+        if self.cgroups.has("cpu") {
+            match self.cgroups {
+                Cgroups::V1(_) => self.write("cpu", "cpu.cfs_quota_us", &quota.to_string())?,
+                Cgroups::V2(..) => self.write("cpu", "cpu.max", &format!("{quota} {PERIOD_US}"))?,
+            }
+        }
+        *set = Some(limits);
+        Ok(())
+    }
+
+    pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
+        // Written anew for the next sandbox, whatever becomes of this.
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.write_memory(bytes)
+    }
+
+    fn write_memory(&self, bytes: u64) -> io::Result<()> {
+        let text = bytes.to_string();
+        match self.cgroups {
+            Cgroups::V1(_) => self.write("memory", "memory.limit_in_bytes", &text),
+            Cgroups::V2(..) => {
+                // A sandbox is one thing: half of one is of no use to anybody.
+                let _ = self.write("memory", "memory.oom.group", "1");
+                let _ = self.write("memory", "memory.swap.max", "0");
+                self.write("memory", "memory.max", &text)
+            }
+        }
+    }
+
+    /// Stops everything in it, and waits until it has stopped.
+    pub(super) async fn freeze(&self) -> io::Result<()> {
+        match self.cgroups {
+            Cgroups::V1(_) => self.write("freezer", "freezer.state", "FROZEN")?,
+            Cgroups::V2(..) => self.write("", "cgroup.freeze", "1")?,
+        }
+        for _ in 0..1000 {
+            let frozen = match self.cgroups {
+                Cgroups::V1(_) => self.read("freezer", "freezer.state")?.trim() == "FROZEN",
+                Cgroups::V2(..) => value_of(&self.read("", "cgroup.events")?, "frozen") == Some(1),
+            };
+            if frozen {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "its processes do not stop"))
+    }
+
+    pub(super) fn thaw(&self) -> io::Result<()> {
+        match self.cgroups {
+            Cgroups::V1(_) => self.write("freezer", "freezer.state", "THAWED"),
+            Cgroups::V2(..) => self.write("", "cgroup.freeze", "0"),
+        }
+    }
+
+    /// How often the kernel has killed in it for want of memory, ever.
+    pub(super) fn oom_kills(&self) -> u64 {
+        let text = match self.cgroups {
+            Cgroups::V1(_) => self.read("memory", "memory.oom_control"),
+            Cgroups::V2(..) => self.read("memory", "memory.events"),
+        };
+        text.ok().and_then(|text| value_of(&text, "oom_kill")).unwrap_or(0)
+    }
+
+    /// Bytes in use, and processes.
+    pub(super) fn usage(&self) -> io::Result<(u64, u32)> {
+        let memory = match self.cgroups {
+            Cgroups::V1(_) => self.read("memory", "memory.usage_in_bytes")?,
+            Cgroups::V2(..) => self.read("memory", "memory.current")?,
+        };
+        let number = |text: String| text.trim().parse().unwrap_or(0);
+        let processes = self.read("pids", "pids.current").map_or(0, number);
+        Ok((number(memory), processes as u32))
+    }
+
+    /// Whether no process is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.folders().all(|folder| pids_of(&folder).is_empty())
+    }
+
+    /// Kills what is still in it. A process that has just been cloned may be here already and not
+    /// yet where it would be killed otherwise.
+    pub(super) fn kill(&self) {
+        for folder in self.folders() {
+            pids_of(&folder).into_iter().for_each(kill);
+        }
+    }
+
+    fn folders(&self) -> impl Iterator<Item = PathBuf> {
+        self.cgroups.folders().map(|folder| folder.join(&self.name))
+    }
+
+    fn path(&self, controller: &str, file: &str) -> io::Result<PathBuf> {
+        let folder = self.cgroups.folder(controller).ok_or(io::ErrorKind::Unsupported)?;
+        Ok(folder.join(&self.name).join(file))
+    }
+
+    fn write(&self, controller: &str, file: &str, text: &str) -> io::Result<()> {
+        let mut file = File::options().write(true).open(self.path(controller, file)?)?;
+        file.write_all(text.as_bytes())
+    }
+
+    fn read(&self, controller: &str, file: &str) -> io::Result<String> {
+        // Files of the kernel have no length that could be trusted.
+        let mut text = String::with_capacity(256);
+        File::open(self.path(controller, file)?)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.join.clear();
+        for folder in self.folders() {
+            if let Err(error) = remove(&folder) {
+                tracing::warn!(path = %folder.display(), %error, "cannot remove a cgroup");
+            }
+        }
+    }
+}
+
+/// A line `name value`.
+fn value_of(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn pids_of(folder: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+fn thaw(folder: &Path) -> io::Result<()> {
+    fs::write(folder.join("freezer.state"), "THAWED")
+        .or_else(|_| fs::write(folder.join("cgroup.freeze"), "0"))
+}
+
+/// The kernel lets go of a group a moment after its last process.
+fn remove(folder: &Path) -> io::Result<()> {
+    for _ in 0..500 {
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                pids_of(folder).into_iter().for_each(kill);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            done => return done,
+        }
+    }
+    fs::remove_dir(folder)
+}

@@ -1,0 +1,66 @@
+//! The sock kind honours the sandbox contract. One test, since the suite counts this process's
+//! descriptors and threads.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
+use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
+use openlambda_core::time::SystemClock;
+use openlambda_sandbox::sock::{SockConfig, SockFactory};
+use openlambda_sandbox::sys::{Spawner, marked_processes};
+
+use common::{Setup, setup};
+
+const COMMANDS: &str = r#"
+import os, time
+def f(event):
+    op = event.get("op") if isinstance(event, dict) else None
+    if op == "sleep": time.sleep(event["ms"] / 1000)
+    if op == "raise": raise ValueError(event["message"])
+    if op == "exit": os._exit(3)
+    return event
+"#;
+
+struct Containers(Setup);
+
+impl Fixture for Containers {
+    fn factory(&self) -> Arc<dyn SandboxFactory> {
+        let clock = Arc::new(SystemClock::new());
+        let state = self.0.dir.path().join("state");
+        let config = SockConfig::new(state, &self.0.mark, Spawner::start().unwrap(), clock);
+        Arc::new(SockFactory::new(config).unwrap())
+    }
+
+    fn spec(&self, scenario: Scenario) -> SandboxSpec {
+        let code = match scenario {
+            Scenario::InitRaises => "raise RuntimeError('no luck')".to_owned(),
+            Scenario::InitHangs => "import time\ntime.sleep(1000)".to_owned(),
+            _ => COMMANDS.to_owned(),
+        };
+        let slots = if scenario == Scenario::ThreeSlots { 3 } else { 1 };
+        let manifest = format!("concurrency = {slots}");
+        let mut spec = self.0.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
+        if scenario == Scenario::InitHangs {
+            spec.init_timeout = Duration::from_millis(300);
+        }
+        spec
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let processes = marked_processes(&[&self.0.mark]);
+        // The nursery lives as long as its factory.
+        let born = processes.iter().filter(|process| !process.mark.ends_with("/nursery"));
+        let processes = born.map(|process| format!("process {:?}", process.pid));
+        let folders = std::fs::read_dir(self.0.dir.path().join("state/sandboxes")).unwrap();
+        processes.chain(folders.map(|f| f.unwrap().path().display().to_string())).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_pass_the_suite() {
+    suite(&Containers(setup())).await;
+}
