@@ -1,1 +1,224 @@
-fn main() {}
+//! What a warm call costs, and what each hop adds: the same Python handler, which returns its event,
+//! behind more and more of the platform.
+//!
+//! | scenario | the way of a call |
+//! |---|---|
+//! | `python` | client → Unix socket → Python: an HTTP server of a few lines, the least there can be |
+//! | `worker, closure` | client → worker → a Rust closure: the worker without a process behind it |
+//! | `worker` | client → worker → Python in a process sandbox |
+//! | `balancer, worker` | client → balancer → worker → Python in a process sandbox |
+//!
+//! One client sends one call after the other over one kept-alive connection, without a runtime of
+//! its own. Balancer and workers share a runtime of this process, as many threads as there are
+//! cores; each Python is a process, with the same interpreter and flags.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
+use openlambda_core::sandbox::SandboxFactory;
+use openlambda_core::serving::Serving;
+use openlambda_core::time::SystemClock;
+use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_lb::policies::LeastOutstanding;
+use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
+use openlambda_sandbox::sys::{Child, CommandSpec, Spawner};
+use tokio::runtime::Runtime;
+
+const EVENT: &str = r#"{"one": 1}"#;
+
+/// A reply that takes longer ends the bench.
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+
+const HANDLER: &str = "def f(event):\n    return event\n";
+
+/// Serves the handler in the folder argv[1] at the socket argv[2].
+const BARE_SERVER: &str = r#"
+import json, socket, sys
+sys.path.insert(0, sys.argv[1])
+from f import f
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[2])
+server.listen()
+while True:
+    connection, _ = server.accept()
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            continue
+        headers = dict(line.split(b": ", 1) for line in data[:end - 4].split(b"\r\n")[1:])
+        length = int(headers[b"content-length"])
+        if len(data) - end < length:
+            continue
+        event, data = json.loads(data[end:end + length]), data[end + length:]
+        reply = json.dumps(f(event)).encode()
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(reply)}\r\n\r\n"
+        connection.sendall(head.encode() + reply)
+"#;
+
+fn warm(c: &mut Criterion) {
+    let runtime = Runtime::new().expect("a runtime");
+    let (servers, scenarios) = runtime.block_on(Servers::start());
+    let mut group = c.benchmark_group("warm");
+    for (scenario, address) in scenarios {
+        // Now, since a server closes a connection that is idle for long.
+        let mut client = Client::connect(&address);
+        group.bench_function(scenario, |b| b.iter(|| client.call()));
+    }
+    group.finish();
+    runtime.block_on(servers.stop());
+}
+
+/// Everything that the clients talk to. Children die with this process, however it ends.
+struct Servers {
+    python: Child,
+    workers: Vec<Serving<std::io::Result<()>>>,
+    balancer: Serving,
+    _folder: tempfile::TempDir,
+}
+
+impl Servers {
+    async fn start() -> (Servers, Vec<(&'static str, Address)>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (clock, spawner) = (Arc::new(SystemClock::new()), Spawner::start().expect("a thread"));
+        let code = folder.path().join("code");
+        std::fs::create_dir(&code).expect("a folder");
+        std::fs::write(code.join("f.py"), HANDLER).expect("a file");
+        let registry = Arc::new(MemoryRegistry::new());
+        let name = "noop".parse().expect("a name");
+        registry.publish_dir(&name, &code).await.expect("a valid function");
+
+        let (config, policy) = (ProxyConfig::default(), Box::new(LeastOutstanding::new()));
+        let proxy =
+            Proxy::new(config, "least-outstanding", policy, registry.clone(), clock.clone());
+        let balancer = Serving::start(|listener, stop| proxy.clone().serve(listener, stop));
+        let balancer = balancer.expect("a port");
+
+        let processes = {
+            let mark = format!("bench-warm-{}", std::process::id());
+            let dir = folder.path().join("sandboxes");
+            ProcessConfig::new(dir, mark, spawner.clone(), clock.clone())
+        };
+        let python = start_python(&spawner, &processes.python, &code, folder.path()).await;
+        let processes = Arc::new(ProcessFactory::new(processes).expect("a writable folder"));
+        let closures = Arc::new(MemorySandboxFactory::new());
+        closures.register_async(name, |event| async { Ok(event) });
+
+        let mut workers = Vec::new();
+        let factories: [Arc<dyn SandboxFactory>; 2] = [processes, closures];
+        for (n, factory) in factories.into_iter().enumerate() {
+            let name = format!("worker-{n}");
+            let mut config = WorkerConfig::new(&name, folder.path().join(&name));
+            if n == 0 {
+                config.balancers.push(balancer.url().to_owned());
+            }
+            let worker = Worker::start(config, factory, registry.clone(), clock.clone());
+            let worker = worker.await.expect("a writable folder");
+            let serving =
+                Serving::start(async move |listener, stop| worker.serve(listener, stop).await);
+            workers.push(serving.expect("a port"));
+        }
+        proxy.ready(1).await;
+
+        let scenarios = vec![
+            ("python", Address::Unix(folder.path().join("bare.sock"))),
+            ("worker, closure", Address::Tcp(workers[1].url().to_owned())),
+            ("worker", Address::Tcp(workers[0].url().to_owned())),
+            ("balancer, worker", Address::Tcp(balancer.url().to_owned())),
+        ];
+        (Servers { python, workers, balancer, _folder: folder }, scenarios)
+    }
+
+    async fn stop(self) {
+        for worker in self.workers {
+            worker.stop().await.expect("the worker served");
+        }
+        self.balancer.stop().await;
+        self.python.kill_group();
+        self.python.wait().await;
+    }
+}
+
+/// The bare server, with the flags that process sandboxes give their interpreters.
+async fn start_python(spawner: &Spawner, python: &Path, code: &Path, folder: &Path) -> Child {
+    let (script, socket) = (folder.join("bare.py"), folder.join("bare.sock"));
+    std::fs::write(&script, BARE_SERVER).expect("a file");
+    let mut command = CommandSpec::new(python);
+    for flag in ["-S", "-s", "-B"] {
+        command = command.arg(flag);
+    }
+    let command = command.arg(script).arg(code).arg(&socket);
+    let child = spawner.spawn(command).await.expect("Python starts");
+    while UnixStream::connect(&socket).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child
+}
+
+enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// An HTTP client that blocks, over one connection: what it costs is the same in each scenario.
+struct Client {
+    connection: Box<dyn Connection>,
+    request: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+trait Connection: Read + Write {}
+
+impl<T: Read + Write> Connection for T {}
+
+impl Client {
+    fn connect(address: &Address) -> Client {
+        match address {
+            Address::Unix(socket) => {
+                let connection = UnixStream::connect(socket).expect("the bare server listens");
+                connection.set_read_timeout(PATIENCE).expect("it is a time");
+                Client::over(Box::new(connection))
+            }
+            Address::Tcp(url) => {
+                let address = url.strip_prefix("http://").expect("it is an address");
+                let connection = TcpStream::connect(address).expect("it listens");
+                connection.set_nodelay(true).expect("it is a TCP connection");
+                connection.set_read_timeout(PATIENCE).expect("it is a time");
+                Client::over(Box::new(connection))
+            }
+        }
+    }
+
+    fn over(connection: Box<dyn Connection>) -> Client {
+        let length = EVENT.len();
+        let request = format!(
+            "POST /run/noop HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{EVENT}"
+        );
+        Client { connection, request: request.into_bytes(), reply: Vec::new() }
+    }
+
+    /// Sends the event and waits for it to come back.
+    fn call(&mut self) {
+        self.connection.write_all(&self.request).expect("the connection is kept");
+        self.reply.clear();
+        let mut buffer = [0; 4096];
+        while !self.reply.ends_with(EVENT.as_bytes()) {
+            let count = self.connection.read(&mut buffer).expect("the connection is kept");
+            let so_far = String::from_utf8_lossy(&self.reply);
+            assert!(count > 0, "the connection ended after {so_far:?}");
+            self.reply.extend_from_slice(&buffer[..count]);
+        }
+        assert!(self.reply.starts_with(b"HTTP/1.1 200 OK\r\n"), "the call failed");
+    }
+}
+
+criterion_group!(benches, warm);
+criterion_main!(benches);

@@ -64,6 +64,35 @@ pub struct SimConfig {
     pub seed: u64,
 }
 
+impl Default for SimConfig {
+    /// Ten workers with room for 16 instances each: none of them can keep all functions warm.
+    fn default() -> Self {
+        SimConfig {
+            workload: WorkloadConfig::default(),
+            workers: 10,
+            scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
+            keep_alive: "ttl".to_owned(),
+            ttl: keep_alive::DEFAULT_TTL,
+            code_budget: 1 << 30,
+            bundle_bytes: 1 << 20,
+            limits: Limits {
+                memory: 128 << 20,
+                slots: 1,
+                max_instances: 16,
+                queue: 1024,
+                timeout: Duration::from_secs(30),
+                reuse: true,
+            },
+            max_wait: Duration::from_secs(30),
+            hop: Duration::from_micros(100),
+            pull: Duration::from_millis(20),
+            cold_start: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(500),
+            seed: 1,
+        }
+    }
+}
+
 /// A configuration that cannot be simulated.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no keep-alive policy \"{name}\"; use one of {}", keep_alive::NAMES.join(", "))]

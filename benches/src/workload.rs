@@ -44,6 +44,19 @@ pub struct WorkloadConfig {
     pub invocations: u64,
 }
 
+impl Default for WorkloadConfig {
+    /// 100,000 calls at 100 a second, 50 ms each in the mean, of 100 functions by the classic law.
+    fn default() -> Self {
+        WorkloadConfig {
+            rate: 100.0,
+            functions: 100,
+            zipf: 1.0,
+            service: Service::Exponential(Duration::from_millis(50)),
+            invocations: 100_000,
+        }
+    }
+}
+
 /// One call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {

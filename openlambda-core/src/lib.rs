@@ -35,6 +35,8 @@ pub mod random;
 pub mod registry;
 pub mod sandbox;
 pub mod scheduler;
+#[cfg(feature = "serving")]
+pub mod serving;
 pub mod time;
 pub mod wire;
 #[cfg(feature = "worker")]

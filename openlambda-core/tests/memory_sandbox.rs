@@ -1,5 +1,7 @@
 //! The in-memory sandbox honours the contract.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! Every policy of the catalogue, through the balancer: the conformance suite, and the mistakes that
 //! other balancers made, one test each.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 use std::collections::BTreeMap;
 
 use openlambda_core::balancing::{BalancingPolicy, Decision, Ticket, WorkerId, WorkerInfo};

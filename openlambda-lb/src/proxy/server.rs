@@ -97,6 +97,15 @@ impl Proxy {
         self.membership.stop();
     }
 
+    /// Resolves when at least `workers` workers are ready: for programs that start a cluster and then
+    /// call it. Never resolves while nobody [serves](Self::serve).
+    pub async fn ready(&self, workers: u64) {
+        // Asked again and again: this is for the moment of a start, and calls pay nothing for it.
+        while self.selector.counts()[0] < workers {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn invocations(self: &Arc<Self>) -> Invocations {
         let proxy = Arc::clone(self);
         let service = ServiceBuilder::new()
