@@ -13,6 +13,7 @@ use openlambda_lb::policies::{PolicyCatalog, PolicyEntry};
 use openlambda_registry::dir::DirRegistry;
 use openlambda_registry::native::RemoteRegistry;
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
+use openlambda_sandbox::sock::{SockConfig, SockFactory};
 use openlambda_sandbox::sys::Spawner;
 
 use crate::error::{CliError, Context, Result};
@@ -39,9 +40,15 @@ pub struct SandboxEntry {
     pub name: &'static str,
     /// One line on it.
     pub about: &'static str,
+    /// Tries whether it works on this machine, for this user. What it cannot enforce here, a sentence
+    /// each; an error says why it does not work at all, and how to get it.
+    pub check: CheckSandbox,
     /// Makes the worker's factory.
     pub build: BuildSandbox,
 }
+
+/// See [`SandboxEntry::check`].
+pub type CheckSandbox = Box<dyn Fn() -> Result<Vec<String>, BoxError> + Send + Sync>;
 
 /// See [`SandboxEntry::build`].
 pub type BuildSandbox =
@@ -89,8 +96,24 @@ impl Catalog {
         catalog.policies = PolicyCatalog::standard();
         catalog
             .sandbox(SandboxEntry {
+                name: "sock",
+                about: "a lean Linux container per instance, with root and without",
+                check: Box::new(check_sock),
+                build: Box::new(|context| {
+                    let mut config = SockConfig::new(
+                        context.state_dir,
+                        context.mark,
+                        context.spawner,
+                        context.clock,
+                    );
+                    config.volumes_dir = context.volumes_dir;
+                    Ok(Arc::new(SockFactory::new(config)?))
+                }),
+            })
+            .sandbox(SandboxEntry {
                 name: "process",
                 about: "a child process per instance, without isolation: for trusted code",
+                check: Box::new(|| Ok(vec!["isolation of any kind: run only trusted code".into()])),
                 build: Box::new(|context| {
                     let mut config = ProcessConfig::new(
                         context.state_dir,
@@ -146,11 +169,25 @@ impl Catalog {
         self.registries.iter().map(|entry| entry.name).collect()
     }
 
-    /// The kind of sandbox that `name` means; `auto` takes the best that works here.
+    /// The kinds of sandbox, the best first.
+    pub(crate) fn sandboxes(&self) -> &[SandboxEntry] {
+        &self.sandboxes
+    }
+
+    /// The kind of sandbox that `name` means; `auto` takes the first that works here, and says what
+    /// was passed over.
     pub(crate) fn sandbox_entry(&self, name: &str) -> Result<&SandboxEntry> {
         if name == "auto" {
-            let first = self.sandboxes.first();
-            return first.ok_or_else(|| CliError::new("this binary has no sandbox at all"));
+            for entry in &self.sandboxes {
+                match (entry.check)() {
+                    Ok(_) => return Ok(entry),
+                    Err(error) => {
+                        let why = openlambda_core::failure::chain(&*error);
+                        eprintln!("sandbox {} does not work here: {why}", entry.name);
+                    }
+                }
+            }
+            return Err(CliError::new("no sandbox works here; `ol doctor` says what each needs"));
         }
         let entry = self.sandboxes.iter().find(|entry| entry.name == name);
         entry.ok_or_else(|| unknown("sandbox", name, &self.sandbox_names()))
@@ -168,6 +205,26 @@ impl Catalog {
         let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
         (entry.build)(place).context(|| format!("cannot open the registry {spec}"))
     }
+}
+
+/// Makes a factory in a temporary folder and lets it try.
+fn check_sock() -> Result<Vec<String>, BoxError> {
+    // On a thread of its own: the caller may be inside of a runtime.
+    let check = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let folder = tempfile::tempdir()?;
+            let mark = format!("ol-check-{}", std::process::id());
+            let clock = Arc::new(SystemClock::new());
+            let config = SockConfig::new(folder.path(), mark, Spawner::start()?, clock);
+            let factory = SockFactory::new(config)?;
+            let works = factory.probe().await;
+            let withheld = factory.withheld();
+            factory.shutdown().await;
+            works.map(|()| withheld).map_err(BoxError::from)
+        })
+    });
+    check.join().unwrap_or_else(|_| Err("the check panicked; report it".into()))
 }
 
 fn unknown(what: &str, name: &str, known: &[&str]) -> CliError {

@@ -27,7 +27,7 @@ mod supervisor;
 use std::process::ExitCode;
 
 pub use catalog::{
-    BuildRegistry, BuildSandbox, Catalog, RegistryEntry, SandboxContext, SandboxEntry,
+    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext, SandboxEntry,
 };
 pub use cli::main_with;
 

@@ -72,8 +72,8 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment,
-    resources, unsupported, volumes,
+    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment, resources,
+    unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -181,7 +181,7 @@ impl SockFactory {
             .recursive(true)
             .mode(0o700)
             .create(config.state_dir.join("sandboxes"))?;
-        let cgroups = Cgroups::find(&format!("openlambda-{}", mark.replace('/', "-")));
+        let cgroups = Cgroups::find(&cgroup::name_of(mark));
         let filter = seccomp::filter().map_err(io::Error::other)?;
         Ok(SockFactory {
             shared: Arc::new(Shared {
@@ -224,6 +224,14 @@ impl SockFactory {
         }
         withheld
     }
+}
+
+/// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends what is in
+/// them: for whoever cleans up after workers that are gone.
+pub fn remove_cgroups(mark: &str) -> Report {
+    let mut report = Report::default();
+    cgroup::remove_marked(mark, &mut report);
+    report
 }
 
 #[async_trait]

@@ -26,7 +26,10 @@ async fn hello() {
     eprintln!("{:?} {:?}", factory.capabilities(), factory.withheld());
     factory.probe().await.unwrap();
     eprintln!("probed");
-    let spec = setup.spec(&[("f.py", "import os\ndef f(event): return [os.getuid(), os.listdir('/'), os.getcwd(), event]")]);
+    let spec = setup.spec(&[(
+        "f.py",
+        "import os\ndef f(event): return [os.getuid(), os.listdir('/'), os.getcwd(), event]",
+    )]);
     let created = factory.create(spec).await;
     eprintln!("{created:?} {:?}", setup.lines.texts());
     let created = created.unwrap();

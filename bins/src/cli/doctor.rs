@@ -9,6 +9,8 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::{Common, print, print_json};
+use crate::Catalog;
+use crate::catalog::SandboxEntry;
 use crate::cluster::DataDir;
 use crate::error::Result;
 
@@ -34,7 +36,7 @@ struct Check {
     next: Option<&'static str>,
 }
 
-pub(super) fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
+pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let mut checks = vec![
         python(),
@@ -45,6 +47,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
         user_namespaces(),
         cgroups(),
     ];
+    checks.extend(catalog.sandboxes().iter().map(sandbox));
     checks.push(leftovers(&dir, args.clean)?);
     let well = checks.iter().all(|check| check.ok || !check.needed);
     if args.common.json {
@@ -65,6 +68,16 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
         print(&text);
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Tries a kind of sandbox, and says what it does not enforce here.
+fn sandbox(entry: &SandboxEntry) -> Check {
+    let result = match (entry.check)() {
+        Ok(withheld) if withheld.is_empty() => Ok(format!("{} works", entry.name)),
+        Ok(withheld) => Ok(format!("{} works, but withholds {}", entry.name, withheld.join("; "))),
+        Err(error) => Err(format!("{}: {}", entry.name, openlambda_core::failure::chain(&*error))),
+    };
+    check("sandbox", false, result, "`ol up` takes the first kind that works")
 }
 
 fn check(

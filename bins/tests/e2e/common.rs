@@ -78,10 +78,36 @@ impl Place {
         folder
     }
 
-    /// Processes of this cluster: each carries the cluster's folder in its arguments or its mark.
+    /// What every process and cgroup of this cluster is marked with.
+    fn mark(&self) -> String {
+        let data_dir = self.data_dir();
+        let bytes = data_dir.as_os_str().as_encoded_bytes();
+        format!("ol-{:016x}", openlambda_core::hash::stable_hash(0, bytes))
+    }
+
+    /// Control groups of this cluster.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mark = self.mark();
+        let mut found = Vec::new();
+        let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if entry.file_name().to_string_lossy().contains(&mark) {
+                        found.push(entry.path());
+                    }
+                    folders.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+
+    /// Processes of this cluster: each carries the cluster's folder in its arguments or environment,
+    /// or its mark.
     pub fn processes(&self) -> Vec<String> {
         let data_dir = self.data_dir();
-        let needle = data_dir.to_str().unwrap();
+        let (needle, mark) = (data_dir.to_str().unwrap(), self.mark());
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
@@ -95,7 +121,7 @@ impl Place {
                 String::from_utf8_lossy(&bytes).replace('\0', " ")
             };
             let (line, environment) = (read("cmdline"), read("environ"));
-            if line.contains(needle) || environment.contains(needle) {
+            if [needle, &mark].iter().any(|n| line.contains(n) || environment.contains(n)) {
                 found.push(format!("{pid}: {line}"));
             }
         }
@@ -106,6 +132,7 @@ impl Place {
     pub fn assert_nothing_left(&self) {
         let gone = wait_for(|| self.processes().is_empty().then_some(()));
         assert!(gone.is_some(), "processes are left: {:#?}", self.processes());
+        assert_eq!(self.cgroups(), [""; 0].map(PathBuf::from), "cgroups are left");
         let sandboxes =
             fs::read_dir(self.data_dir().join("workers")).into_iter().flatten().flatten();
         for worker in sandboxes {

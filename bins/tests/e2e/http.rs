@@ -131,7 +131,8 @@ while True:
 
 #[test]
 fn a_streamed_reply_is_passed_on_as_it_comes() {
-    let cluster = Cluster::start(&["--workers", "1"]);
+    // Without isolation, so that the function sees the file that opens its gate.
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
     cluster.deploy("streamer", &[("bootstrap", STREAMER)]);
     let gate = tempfile::tempdir().unwrap();
     let gate = gate.path().join("open");

@@ -154,8 +154,7 @@ async fn a_handler_that_raises_gets_500_with_the_trace() {
 async fn a_crash_gets_502_and_the_next_call_a_new_sandbox() {
     let cluster = Cluster::start(&["--workers", "1"]);
     let client = client();
-    let code =
-        "import os\ndef f(event):\n    if event == 'die': os._exit(3)\n    return os.getpid()\n";
+    let code = "import os, random\nWHO = random.random()\ndef f(event):\n    if event == 'die': os._exit(3)\n    return WHO\n";
     let url = cluster.deploy("crashes", &[("f.py", code)]);
     let first = post(&client, &url, "").await.body;
     let answer = post(&client, &url, "\"die\"").await;
@@ -244,7 +243,7 @@ async fn a_function_that_fits_on_no_worker_gets_503() {
 async fn over_the_time_limit_gets_504_and_ends_only_that_sandbox() {
     let cluster = Cluster::start(&["--workers", "1"]);
     let client = client();
-    let code = "import os, time\ndef f(event):\n    time.sleep(event)\n    return os.getpid()\n";
+    let code = "import random, time\nWHO = random.random()\ndef f(event):\n    time.sleep(event)\n    return WHO\n";
     let url = cluster.deploy("slow", &[("f.py", code), ("ol.toml", "timeout_seconds = 1.5")]);
     let other = {
         let (client, url) = (client.clone(), url.clone());

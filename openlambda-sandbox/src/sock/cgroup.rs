@@ -75,11 +75,7 @@ impl Cgroups {
             }
             return Ok(Cgroups::V1(folders));
         }
-        let Some(mount) = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ');
-            let (place, kind) = (fields.nth(1)?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(place))
-        }) else {
+        let Some(mount) = mount_of_v2(&mounts) else {
             return Err("no cgroup tree is mounted".to_owned());
         };
         let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
@@ -101,10 +97,6 @@ impl Cgroups {
         matches!(self, Cgroups::V2(..))
     }
 
-    pub(super) fn version(&self) -> &'static str {
-        if self.is_v2() { "v2" } else { "v1" }
-    }
-
     /// Makes a group.
     pub(super) fn create(&self, name: &str) -> io::Result<Cgroup> {
         let mut join = Vec::new();
@@ -123,18 +115,7 @@ impl Cgroups {
     /// Ends everything in the factory's groups and removes them, the factory's folder too.
     pub(super) fn remove_all(&self, report: &mut Report) {
         for folder in self.folders() {
-            for group in folders_in(&folder) {
-                let _ = thaw(&group);
-                for pid in pids_of(&group) {
-                    report.processes += 1;
-                    kill(pid);
-                }
-                match remove(&group) {
-                    Ok(()) => report.removed.push(group.display().to_string()),
-                    Err(error) => report.failed.push(format!("{}: {error}", group.display())),
-                }
-            }
-            let _ = fs::remove_dir(&folder);
+            remove_groups(&folder, report);
         }
     }
 
@@ -161,6 +142,58 @@ impl Cgroups {
             Cgroups::V2(folder, _) => Some(folder),
         }
     }
+}
+
+/// Ends everything in groups of factories whose marks begin with `mark`, and removes them.
+pub(super) fn remove_marked(mark: &str, report: &mut Report) {
+    let prefix = name_of(mark);
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mut places: Vec<PathBuf> = find_v1(&own, &mounts).into_values().collect();
+    if let Some(mount) = mount_of_v2(&mounts) {
+        let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+        places.push(mount.join(path.trim_start_matches('/')));
+        places.push(mount);
+    }
+    places.sort();
+    places.dedup();
+    for folder in places.iter().flat_map(|place| folders_in(place)) {
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_its = name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with('-'));
+        if is_its {
+            remove_groups(&folder, report);
+        }
+    }
+}
+
+/// The folder's name of a factory with this mark.
+pub(super) fn name_of(mark: &str) -> String {
+    format!("openlambda-{}", mark.replace('/', "-"))
+}
+
+fn remove_groups(folder: &Path, report: &mut Report) {
+    for group in folders_in(folder) {
+        let _ = thaw(&group);
+        for pid in pids_of(&group) {
+            report.processes += 1;
+            kill(pid);
+        }
+        match remove(&group) {
+            Ok(()) => report.removed.push(group.display().to_string()),
+            Err(error) => report.failed.push(format!("{}: {error}", group.display())),
+        }
+    }
+    if let Err(error) = remove(folder) {
+        report.failed.push(format!("{}: {error}", folder.display()));
+    }
+}
+
+fn mount_of_v2(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (place, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(place))
+    })
 }
 
 fn find_v1(own: &str, mounts: &str) -> BTreeMap<&'static str, PathBuf> {
