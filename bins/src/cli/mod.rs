@@ -1,5 +1,6 @@
 //! `ol`: every command, its arguments, and where it is carried out.
 
+mod bench;
 mod doctor;
 mod functions;
 mod logs;
@@ -54,6 +55,8 @@ enum Command {
     Sim(sim::SimArgs),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
+    /// Measure what things cost on this machine
+    Bench(bench::BenchArgs),
     /// Run one daemon, as `ol up` does
     #[command(hide = true, subcommand)]
     Daemon(DaemonCommand),
@@ -91,6 +94,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
+        Command::Bench(args) => bench::bench(&args, &catalog),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
     };
     match result {
