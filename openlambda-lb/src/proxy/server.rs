@@ -151,7 +151,7 @@ impl Proxy {
     }
 
     fn counts(&self) -> serde_json::Value {
-        let [ready, known, in_flight, held, defects] = self.selector.counts();
+        let [ready, known, in_flight, held, tickets, defects] = self.selector.counts();
         let failures: serde_json::Map<_, _> = FailureKind::ALL
             .iter()
             .zip(&self.stats.failures)
@@ -166,6 +166,7 @@ impl Proxy {
             "failures": failures,
             "in_flight": in_flight,
             "held": held,
+            "tickets": tickets,
             "workers": known,
             "workers_ready": ready,
             "policy_defects": defects,
