@@ -929,6 +929,27 @@ async fn a_function_cannot_speak_for_the_platform() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_http_cannot_carry_is_the_functions_fault() {
+    let factory = Odd::new(|_, event| async move {
+        let mut reply = reply(if event.head.path == "/status" { 101 } else { 200 }, &[], "");
+        for n in 0..if event.head.path == "/headers" { 120 } else { 80 } {
+            reply.headers.append("x-many", n.into());
+        }
+        Ok(reply)
+    });
+    let rig = Rig::odd(factory).await;
+    rig.publish("f", "", "").await;
+    for path in ["/status", "/headers"] {
+        let answer = rig.call(&format!("f{path}"), "").await;
+        assert_eq!((answer.status, &*answer.code()), (502, "bad_reply"), "{path}");
+        assert_eq!(answer.header("x-openlambda-error"), "function");
+        assert_eq!(answer.header("x-openlambda-started"), "yes");
+    }
+    let answer = rig.call("f/fine", "").await;
+    assert_eq!((answer.status, answer.headers.get_all("x-many").iter().count()), (200, 80));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_streamed_reply_ends_with_its_run_time_or_breaks_off() {
     let factory = Odd::new(|_, event| async move {
         let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);

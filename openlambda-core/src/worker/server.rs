@@ -49,7 +49,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         let call = decode(&shared, target?, id.clone(), request).await?;
         shared.dispatcher.call(call).answer().await
     };
-    let mut response = match called.await.and_then(check_status) {
+    let mut response = match called.await.and_then(check_head) {
         Ok(answer) => encode(answer),
         Err(failure) => wire::failure_response(&failure, id.as_ref()),
     };
@@ -139,12 +139,18 @@ fn version_of(headers: &HeaderMap) -> Result<Option<Version>, Failure> {
     number.map(|number| Some(Version(number))).ok_or_else(bad)
 }
 
-/// A status below 200 is not the end of a call, and HTTP would wait for another one.
-fn check_status(answer: Answer) -> Result<Answer, Failure> {
+/// The most headers of a reply. Clients, the balancer among them, take 100, and some are added.
+const MOST_HEADERS: usize = 90;
+
+/// What cannot be sent on: a status below 200 is not the end of a call, and a reply with too many
+/// headers would look like a broken connection.
+fn check_head(answer: Answer) -> Result<Answer, Failure> {
+    let bad = |message| Err(Failure::new(FailureKind::BadReply, message));
     if answer.status.is_informational() {
-        let message =
-            format!("the function answered with status {}; use 200 to 599", answer.status);
-        return Err(Failure::new(FailureKind::BadReply, message));
+        return bad(format!("the function answered with {}; use 200 to 599", answer.status));
+    }
+    if answer.headers.len() > MOST_HEADERS {
+        return bad(format!("the function's reply has over {MOST_HEADERS} headers; send fewer"));
     }
     Ok(answer)
 }
