@@ -406,21 +406,29 @@ struct Fake {
     name: String,
     incarnation: u64,
     address: String,
-    /// Calls whose head came, and the bytes of the last one's body.
-    calls: Arc<AtomicUsize>,
-    body: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
     events: watch::Sender<Events>,
     listening: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Streams of events that were asked for.
+    streams: AtomicUsize,
+    /// Calls whose head came.
+    calls: AtomicUsize,
+    /// The bytes of the last one's body.
+    body: AtomicUsize,
 }
 
 impl Fake {
     async fn start(name: &str, incarnation: u64, act: Act) -> Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (calls, body) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let seen = Arc::<Seen>::default();
         let events = watch::channel(Events::Beat).0;
         let listening = {
-            let (name, calls, body) = (name.to_owned(), calls.clone(), body.clone());
+            let (name, seen) = (name.to_owned(), seen.clone());
             let events = events.clone();
             let mut first = true;
             tokio::spawn(async move {
@@ -428,22 +436,22 @@ impl Fake {
                     let Ok((stream, _)) = listener.accept().await else { return };
                     // The first one is the stream of events.
                     if act == Act::CloseUnread && !std::mem::take(&mut first) {
-                        calls.fetch_add(1, Ordering::SeqCst);
+                        seen.calls.fetch_add(1, Ordering::SeqCst);
                         continue;
                     }
-                    let (name, calls, body) = (name.clone(), calls.clone(), body.clone());
+                    let (name, seen) = (name.clone(), seen.clone());
                     let events = events.clone();
                     tokio::spawn(async move {
-                        serve_one(stream, act, &name, incarnation, &calls, &body, events).await
+                        serve_one(stream, act, &name, incarnation, &seen, events).await
                     });
                 }
             })
         };
-        Fake { name: name.to_owned(), incarnation, address, calls, body, events, listening }
+        Fake { name: name.to_owned(), incarnation, address, seen, events, listening }
     }
 
     fn calls(&self) -> usize {
-        self.calls.load(Ordering::SeqCst)
+        self.seen.calls.load(Ordering::SeqCst)
     }
 
     /// Listens no more; the stream of events stands.
@@ -458,8 +466,7 @@ async fn serve_one(
     act: Act,
     name: &str,
     incarnation: u64,
-    calls: &AtomicUsize,
-    body: &AtomicUsize,
+    seen: &Seen,
     events: watch::Sender<Events>,
 ) -> Option<()> {
     let mut read = Vec::new();
@@ -473,9 +480,10 @@ async fn serve_one(
     };
     let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
     if head.starts_with("get /internal/events") {
+        seen.streams.fetch_add(1, Ordering::SeqCst);
         return tell(stream, name, incarnation, events.subscribe()).await;
     }
-    calls.fetch_add(1, Ordering::SeqCst);
+    seen.calls.fetch_add(1, Ordering::SeqCst);
     let length = head
         .split_once("content-length: ")
         .map(|(_, rest)| rest.split_once("\r\n").unwrap().0.parse::<usize>().unwrap());
@@ -488,7 +496,7 @@ async fn serve_one(
             return None;
         }
     }
-    body.store(read.len() - end, Ordering::SeqCst);
+    seen.body.store(read.len() - end, Ordering::SeqCst);
     match act {
         Act::CloseUnread | Act::ReadAndClose => {}
         Act::Answer(text) => stream.write_all(text.as_bytes()).await.ok()?,
@@ -752,12 +760,12 @@ async fn no_request_hides_in_another_one() {
             "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lengths}\r\n\r\n{hidden}"
         );
         assert!(lb.raw(request.as_bytes()).await.starts_with("HTTP/1.1 200"), "{lengths}");
-        assert_eq!(a.body.swap(0, Ordering::SeqCst), hidden.len(), "{lengths}");
+        assert_eq!(a.seen.body.swap(0, Ordering::SeqCst), hidden.len(), "{lengths}");
     }
     let named = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close, content-length\r\n\
                  Content-Length: 3\r\n\r\nabc";
     assert!(lb.raw(named.as_bytes()).await.starts_with("HTTP/1.1 200"));
-    assert_eq!(a.body.load(Ordering::SeqCst), 3);
+    assert_eq!(a.seen.body.load(Ordering::SeqCst), 3);
     let calls = a.calls();
     for bad in [
         "Content-Length: 3\r\nContent-Length: 4",
@@ -885,6 +893,26 @@ async fn a_worker_leaves_the_rotation_when_its_stream_breaks_and_may_come_back_e
     let answer = lb.call("echo", "1").await;
     assert_eq!((answer.header("x-openlambda-worker"), &*answer.body), ("a", "hello"));
     assert_eq!((a.calls(), again.calls()), (0, 1));
+}
+
+/// A worker that is configured here and announces itself too is followed once: of two streams each
+/// would get half of the idle notices, and only one of them would count.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configured_worker_that_announces_itself_is_followed_once() {
+    let hello = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    let mut fake = Fake::start("a", 1, Act::Answer(hello)).await;
+    let workers = vec![format!("http://{}", fake.address)];
+    let lb = Lb::with(ProxyConfig { workers, ..ProxyConfig::default() }).await;
+    lb.state("a", "ready").await;
+    // The second start of it is announced before the balancer has it from a snapshot.
+    for incarnation in [1, 2, 2] {
+        fake.incarnation = incarnation;
+        lb.announce(&fake).await;
+        assert_eq!(lb.call("echo", "1").await.body, "hello");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fake.seen.streams.load(Ordering::SeqCst), 1);
+    assert_eq!(lb.status().await.workers.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
