@@ -430,9 +430,12 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             self.carry_out(worker, action);
         }
         let place = &mut self.workers[worker];
-        while let Some(digest) = place.cache.poll_removal() {
-            for version in (0u32..).map(VersionId).take(self.digests.len()) {
-                if self.digests[version.0 as usize] == digest {
+        let versions = || (0u32..).map(VersionId).zip(&self.digests);
+        while let Some(digest) = place.cache.poll_removal(|digest| {
+            versions().any(|(version, of)| of == digest && place.scheduler.waits(version))
+        }) {
+            for (version, of) in versions() {
+                if *of == digest {
                     place.scheduler.handle(now, Event::CodeGone { version });
                 }
             }

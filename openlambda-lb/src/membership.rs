@@ -128,10 +128,18 @@ impl Membership {
         let identity = Some((worker.name.clone(), worker.incarnation));
         let replaced = {
             let mut members = lock(&self.members);
-            let known = members.values().find(|(member, _)| *lock(&member.identity) == identity);
-            if let Some((member, _)) = known
-                && (member.configured || member.authority == authority)
-            {
+            let known = members.values().find(|(member, _)| {
+                let same_place = member.authority == authority;
+                let same_worker = *lock(&member.identity) == identity;
+                // A configured one is known by its address, also before its first snapshot and when
+                // it has just been restarted.
+                if member.configured {
+                    same_place || same_worker
+                } else {
+                    same_place && same_worker
+                }
+            });
+            if let Some((member, _)) = known {
                 member.nudge.notify_one();
                 return Ok(());
             }

@@ -25,6 +25,7 @@
 mod decode;
 mod forward;
 mod outcome;
+mod patience;
 mod resolver;
 mod select;
 mod server;
@@ -158,6 +159,9 @@ pub struct ProxyConfig {
     /// How long a client may take to send the head of a request, and how long a connection may be
     /// idle between two.
     pub header_seconds: f64,
+    /// How long a client may take nothing of a reply that waits for it; then its connection is
+    /// closed.
+    pub write_seconds: f64,
     /// The largest head of a request, in bytes; then 431.
     pub header_limit: usize,
     /// Calls that are answered at once; one more gets 503.
@@ -177,6 +181,7 @@ impl Default for ProxyConfig {
             silence_seconds: 1.5,
             drain_seconds: 30.0,
             header_seconds: 30.0,
+            write_seconds: 60.0,
             header_limit: 64 << 10,
             most_calls: 50_000,
             seed: None,

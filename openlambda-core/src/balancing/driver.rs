@@ -20,6 +20,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +106,9 @@ pub enum Defect {
     ProbedForEver,
     /// It wanted to be woken at a time that has passed, again. It is woken a little later.
     WokeForEver,
+    /// It panicked over an event or a wake-up, which it missed. (A panic in `select` is passed on:
+    /// there is a call that it ends.)
+    Panicked,
 }
 
 #[derive(Debug)]
@@ -448,7 +452,10 @@ impl Balancer {
         if self.next_wakeup().is_some_and(|at| at <= now) {
             self.woken = Some(now);
             let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
-            self.policy.on_wakeup(&self.cluster.view(), &mut cx);
+            let view = self.cluster.view();
+            if panics(|| self.policy.on_wakeup(&view, &mut cx)) {
+                self.defect(Defect::Panicked);
+            }
             if self.policy.next_wakeup().is_some_and(|at| at <= now) {
                 self.defect(Defect::WokeForEver);
             }
@@ -518,7 +525,12 @@ impl Balancer {
 
     fn observe(&mut self, now: Time, event: PolicyEvent<'_>) {
         let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
-        self.policy.observe(&event, &self.cluster.view(), &mut cx);
+        let view = self.cluster.view();
+        // Events come from tasks that everybody needs, and from destructors, where a second panic
+        // ends the process.
+        if panics(|| self.policy.observe(&event, &view, &mut cx)) {
+            self.defect(Defect::Panicked);
+        }
     }
 
     /// Carries out what the policy asked for. Each bind ends a hold, so this ends.
@@ -583,6 +595,11 @@ impl Balancer {
 /// A ticket is a slot in its low half and the slot's generation in its high half.
 const fn index_of(ticket: Ticket) -> usize {
     ticket.0 as u32 as usize
+}
+
+/// Calls a policy, which may be somebody's own. The panic hook has said where it was.
+fn panics(call: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(call)).is_err()
 }
 
 #[cfg(test)]

@@ -113,19 +113,27 @@ impl CodeCache {
         }
     }
 
+    /// Whether bundles are to be removed, as far as they are not needed.
+    pub fn over_budget(&self) -> bool {
+        self.used > self.budget
+    }
+
     /// The next bundle to remove: the least recently used one without pins while the budget is
     /// exceeded. Remove its folder, then tell [`CodeCache::removed`].
     ///
-    /// O(n) in the bundles that are held, and only when over the budget.
-    pub fn poll_removal(&mut self) -> Option<Digest> {
-        if self.used <= self.budget {
+    /// One that is `wanted` stays: an instance is going to start from it, and removing it would only
+    /// mean to fetch it again. O(n) in the bundles that are held, and only when over the budget.
+    pub fn poll_removal(&mut self, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
+        if !self.over_budget() {
             return None;
         }
         let (_, digest) = self
             .entries
             .iter()
             .filter_map(|(digest, entry)| match entry {
-                Entry::Held { pins: 0, last_use, .. } => Some((*last_use, *digest)),
+                Entry::Held { pins: 0, last_use, .. } if !wanted(digest) => {
+                    Some((*last_use, *digest))
+                }
                 _ => None,
             })
             .min()?;
@@ -193,8 +201,9 @@ mod tests {
             cache.fetched(digest(n), 10, Time(u64::from(n)));
         }
         assert!(cache.pin(digest(1), Time(1)));
-        assert_eq!(cache.poll_removal(), Some(digest(2)));
-        assert_eq!(cache.poll_removal(), None);
+        assert_eq!(cache.poll_removal(|wanted| *wanted != digest(1)), None);
+        assert_eq!(cache.poll_removal(|_| false), Some(digest(2)));
+        assert_eq!(cache.poll_removal(|_| false), None);
         assert_eq!((cache.used(), cache.on_disk()), (20, 30));
         assert!(!cache.pin(digest(2), Time(9)));
         assert!(!cache.removed(digest(2)));
@@ -206,7 +215,7 @@ mod tests {
         let mut cache = CodeCache::new(0);
         cache.want(digest(1), Time(1));
         cache.fetched(digest(1), 10, Time(1));
-        assert_eq!(cache.poll_removal(), Some(digest(1)));
+        assert_eq!(cache.poll_removal(|_| false), Some(digest(1)));
         assert_eq!(cache.want(digest(1), Time(2)), Lookup::Wait);
         assert!(cache.removed(digest(1)));
         cache.fetched(digest(1), 10, Time(3));

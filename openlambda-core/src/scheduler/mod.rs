@@ -568,6 +568,30 @@ impl Scheduler {
         idle
     }
 
+    /// Whether an instance of the version is wished for, so that its code is needed soon.
+    pub fn waits(&self, version: VersionId) -> bool {
+        let version = self.versions.get(version.0 as usize);
+        version.is_some_and(|version| !version.queue.is_empty() || version.prewarm > 0)
+    }
+
+    /// Forgets a version of which nothing is left: no invocation, no instance, no fetch. Its id can
+    /// be given to another one then. Returns whether it is forgotten.
+    ///
+    /// O(instances).
+    pub fn forget(&mut self, id: VersionId) -> bool {
+        let fresh = self.fresh_version();
+        let Some(version) = self.versions.get_mut(id.0 as usize) else { return true };
+        let waits = !version.queue.is_empty() || version.prewarm > 0 || !version.wishes.is_empty();
+        if waits
+            || version.code == Code::Fetching
+            || self.instances.values().any(|instance| instance.version == id)
+        {
+            return false;
+        }
+        *version = fresh;
+        true
+    }
+
     // Invocations.
 
     fn on_arrived(
@@ -1164,19 +1188,24 @@ impl Scheduler {
 
     fn version(&mut self, id: VersionId) -> &mut Version {
         while self.versions.len() <= id.0 as usize {
-            self.versions.push(Version {
-                code: Code::Unknown,
-                superseded: false,
-                queue: (self.make_queue)(),
-                free: Vec::new(),
-                paused: Vec::new(),
-                instances: 0,
-                promised: 0,
-                wishes: VecDeque::new(),
-                prewarm: 0,
-            });
+            let fresh = self.fresh_version();
+            self.versions.push(fresh);
         }
         &mut self.versions[id.0 as usize]
+    }
+
+    fn fresh_version(&self) -> Version {
+        Version {
+            code: Code::Unknown,
+            superseded: false,
+            queue: (self.make_queue)(),
+            free: Vec::new(),
+            paused: Vec::new(),
+            instances: 0,
+            promised: 0,
+            wishes: VecDeque::new(),
+            prewarm: 0,
+        }
     }
 }
 

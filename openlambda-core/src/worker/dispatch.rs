@@ -6,11 +6,14 @@
 //! belongs to those tasks, never to the client's connection: a client that leaves takes a waiting
 //! call out of the queue, but a running handler keeps its slot until it has answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 use tokio::sync::{Notify, oneshot, watch};
@@ -21,7 +24,7 @@ use super::events::Subscribers;
 use super::log::LogWriter;
 use crate::balancing::WorkerLoad;
 use crate::code_cache::{CodeCache, Lookup};
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, Started};
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{
     Body, Completion, Invocation, InvocationRecord, Phases, RequestHead, RequestId, StartKind,
@@ -108,13 +111,22 @@ pub(super) struct Dispatcher {
     timer_changed: Notify,
     draining: AtomicBool,
     drained: watch::Sender<bool>,
+    /// The drain took too long: what still runs is being ended.
+    gave_up: AtomicBool,
 }
+
+/// Versions that are known before it is worth to look for those that can be forgotten.
+const MANY_VERSIONS: usize = 256;
 
 #[derive(Debug)]
 struct State {
     scheduler: Scheduler,
     cache: CodeCache,
     versions: Vec<VersionState>,
+    /// Places in `versions` that can be used again.
+    free_versions: Vec<VersionId>,
+    /// Look for versions that can be forgotten when there are so many.
+    sweep_at: usize,
     version_ids: BTreeMap<(FunctionName, Digest), VersionId>,
     /// The newest version of each function that was called here.
     newest: BTreeMap<FunctionName, (Version, VersionId)>,
@@ -147,6 +159,8 @@ struct CallState {
     request: Option<(RequestId, RequestHead, Body)>,
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
     id: RequestId,
+    /// It ran over its time limit. What its handler says of its end is a consequence.
+    expired: bool,
 }
 
 #[derive(Debug)]
@@ -169,19 +183,7 @@ impl Dispatcher {
         clock: Arc<SystemClock>,
     ) -> Arc<Self> {
         let dispatcher = Arc::new(Dispatcher {
-            state: Mutex::new(State {
-                scheduler,
-                cache: CodeCache::new(config.code_budget),
-                versions: Vec::new(),
-                version_ids: BTreeMap::new(),
-                newest: BTreeMap::new(),
-                fetching: BTreeMap::new(),
-                calls: BTreeMap::new(),
-                instances: BTreeMap::new(),
-                start_failures: BTreeMap::new(),
-                next_invocation: 0,
-                timer: None,
-            }),
+            state: Mutex::new(State::new(scheduler, CodeCache::new(config.code_budget))),
             name: config.name.clone(),
             max_wait: config.max_wait,
             factory,
@@ -192,6 +194,7 @@ impl Dispatcher {
             timer_changed: Notify::new(),
             draining: AtomicBool::new(false),
             drained: watch::Sender::new(false),
+            gave_up: AtomicBool::new(false),
         });
         tokio::spawn(keep_timer(Arc::downgrade(&dispatcher)));
         dispatcher
@@ -213,6 +216,7 @@ impl Dispatcher {
                 id: call.id.clone(),
                 request: Some((call.id, call.head, call.body)),
                 answer: Some(answer),
+                expired: false,
             },
         );
         if let Some(version) = superseded {
@@ -235,8 +239,9 @@ impl Dispatcher {
         phases: Phases,
     ) {
         let began = self.clock.now();
-        let completion = match sandbox.invoke(event).await {
-            Ok(reply) => {
+        let invoked = guarded("a sandbox", async { sandbox.invoke(event).await }).await;
+        let completion = match invoked {
+            Ok(Ok(reply)) => {
                 // A reply of known size is at hand: its head can say how long it took.
                 let at_hand = reply.body.size_hint().exact().is_some();
                 let (sender, receiver) = oneshot::channel();
@@ -248,27 +253,49 @@ impl Dispatcher {
                     phases,
                     completion,
                 };
+                let done = async {
+                    let done = guarded("a sandbox", reply.done).await;
+                    done.unwrap_or_else(|failure| self.broke(began, failure))
+                };
                 if at_hand {
-                    let completion = reply.done.await;
+                    let completion = done.await;
                     let answer = answer(CompletionOf::Known(completion.clone()));
                     self.answer(invocation, Ok(answer));
                     completion
                 } else {
                     self.answer(invocation, Ok(answer(CompletionOf::Streaming(receiver))));
-                    let completion = reply.done.await;
+                    let completion = done.await;
                     let _ = sender.send(completion.clone());
                     completion
                 }
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 let run = self.clock.now().since(began);
                 let reusable = error.reusable;
-                let failure = Failure::from(error);
+                let failure = self.blamed(error.into());
                 self.answer(invocation, Err(failure.clone()));
                 Completion { run, reusable, failure: Some(failure) }
             }
+            Err(failure) => {
+                self.answer(invocation, Err(failure.clone()));
+                self.broke(began, failure)
+            }
         };
         self.release(invocation, start, phases, &completion);
+    }
+
+    fn broke(&self, began: Time, failure: Failure) -> Completion {
+        let run = self.clock.now().since(began);
+        Completion { run, reusable: false, failure: Some(failure) }
+    }
+
+    /// A sandbox that this worker ends because it ends itself is not the function's fault.
+    fn blamed(&self, failure: Failure) -> Failure {
+        if failure.kind != FailureKind::SandboxCrashed || !self.gave_up.load(Ordering::SeqCst) {
+            return failure;
+        }
+        let message = "the worker was shut down before the function had answered";
+        Failure::new(FailureKind::WorkerDied, message).started(failure.started)
     }
 
     /// Release: the slot is free again, or the instance is broken.
@@ -283,7 +310,11 @@ impl Dispatcher {
         if let Some(call) = state.calls.remove(&invocation) {
             let version = &state.versions[call.version.0 as usize];
             self.log.record(|| {
-                let outcome = completion.failure.as_ref().map_or("ok", |f| f.kind.code());
+                let outcome = match &completion.failure {
+                    _ if call.expired => FailureKind::Timeout.code(),
+                    Some(failure) => failure.kind.code(),
+                    None => "ok",
+                };
                 let phases = Phases { run: completion.run, ..phases };
                 self.record_of(&call, version, Some(start), phases, outcome)
             });
@@ -291,14 +322,22 @@ impl Dispatcher {
         self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
     }
 
-    /// Takes no more calls and waits until those that arrived are over and all instances gone, but
-    /// not longer than `grace`. Returns whether that was long enough.
-    pub(super) async fn drain(self: &Arc<Self>, grace: Duration) -> bool {
+    /// From now on snapshots say that the worker takes no more calls.
+    pub(super) fn announce_drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes no more calls and waits until those that arrived are over and all instances gone, but
+    /// not longer than `grace`. Returns whether that was long enough; if not, the caller ends what
+    /// still runs.
+    pub(super) async fn drain(self: &Arc<Self>, grace: Duration) -> bool {
+        self.announce_drain();
         let mut drained = self.drained.subscribe();
         self.handle(Event::Drain);
         let over = drained.wait_for(|drained| *drained);
-        tokio::time::timeout(grace, over).await.is_ok()
+        let in_time = tokio::time::timeout(grace, over).await.is_ok();
+        self.gave_up.store(!in_time, Ordering::SeqCst);
+        in_time
     }
 
     /// Everything that happens comes through here.
@@ -310,9 +349,7 @@ impl Dispatcher {
     /// One event, and all actions that follow from it.
     fn step(self: &Arc<Self>, state: &mut State, event: Event) {
         state.scheduler.handle(self.clock.now(), event);
-        while let Some(action) = state.scheduler.poll_action() {
-            self.carry_out(state, action);
-        }
+        self.carry_out_all(state);
         self.remove_surplus_code(state);
         let next = state.scheduler.poll_timeout();
         let nearer = match (next, state.timer) {
@@ -322,6 +359,12 @@ impl Dispatcher {
         if nearer {
             state.timer = next;
             self.timer_changed.notify_one();
+        }
+    }
+
+    fn carry_out_all(self: &Arc<Self>, state: &mut State) {
+        while let Some(action) = state.scheduler.poll_action() {
+            self.carry_out(state, action);
         }
     }
 
@@ -344,6 +387,7 @@ impl Dispatcher {
                     "the function did not answer within its time limit of {limit} s; raise \
                      timeout_seconds in its manifest if it needs longer"
                 );
+                call.expired = true;
                 call.finish(Err(Failure::new(FailureKind::Timeout, message)));
             }
             Action::Reject { invocation, why } => self.reject(state, invocation, why),
@@ -466,7 +510,7 @@ impl Dispatcher {
 
     async fn fetch_code(self: Arc<Self>, digest: Digest) {
         let began = self.clock.now();
-        let fetched = self.code.fetch(digest).await;
+        let fetched = guarded("the registry", self.code.fetch(digest)).await.flatten();
         let mut state = self.lock();
         match &fetched {
             Ok(fetched) => state.cache.fetched(digest, fetched.bytes, self.clock.now()),
@@ -486,7 +530,16 @@ impl Dispatcher {
             .map_err(|error| error.to_string())
             .and_then(|manifest| manifest.map_err(|error| crate::failure::chain(&error)));
         let manifest = manifest.map_err(|why| Failure::new(FailureKind::StartFailed, why));
-        self.code_came(&mut self.lock(), digest, began, manifest);
+        let mut state = self.lock();
+        match state.cache.want(digest, self.clock.now()) {
+            Lookup::Held => self.code_came(&mut state, digest, began, manifest),
+            // Nothing waited for it for a moment, and it was removed in that moment: the end of the
+            // next fetch tells those who wait now.
+            Lookup::Wait => {}
+            Lookup::Fetch => {
+                tokio::spawn(self.clone().fetch_code(digest));
+            }
+        }
     }
 
     fn code_came(
@@ -516,13 +569,20 @@ impl Dispatcher {
     }
 
     fn remove_surplus_code(self: &Arc<Self>, state: &mut State) {
-        while let Some(digest) = state.cache.poll_removal() {
+        if !state.cache.over_budget() {
+            return;
+        }
+        let waiting = state.versions.iter().enumerate();
+        let waiting = waiting.filter(|(n, _)| state.scheduler.waits(VersionId(*n as u32)));
+        let wanted: BTreeSet<Digest> = waiting.map(|(_, version)| version.digest).collect();
+        while let Some(digest) = state.cache.poll_removal(|digest| wanted.contains(digest)) {
             for version in 0..state.versions.len() {
                 if state.versions[version].digest == digest {
                     let version = VersionId(version as u32);
                     state.scheduler.handle(self.clock.now(), Event::CodeGone { version });
                 }
             }
+            self.carry_out_all(state);
             let dispatcher = self.clone();
             tokio::spawn(async move {
                 dispatcher.code.remove(digest).await;
@@ -568,7 +628,7 @@ impl Dispatcher {
         cancelled: oneshot::Receiver<()>,
     ) {
         let created = tokio::select! {
-            created = self.factory.create(spec) => created,
+            created = guarded("making a sandbox", async { self.factory.create(spec).await }) => created,
             Ok(()) = cancelled => {
                 let mut state = self.lock();
                 self.forget(&mut state, instance);
@@ -576,13 +636,14 @@ impl Dispatcher {
             }
         };
         match created {
-            Ok(created) => {
+            Ok(Ok(created)) => {
                 let sandbox = created.sandbox.clone();
                 self.ready(instance, created);
-                sandbox.exited().await;
+                let _ = guarded("a sandbox", async { sandbox.exited().await }).await;
                 self.handle(Event::Died { instance });
             }
-            Err(error) => self.start_failed(instance, error.into()),
+            Ok(Err(error)) => self.start_failed(instance, error.into()),
+            Err(failure) => self.start_failed(instance, failure.started(Started::No)),
         }
     }
 
@@ -612,11 +673,11 @@ impl Dispatcher {
         let Some(sandbox) = state.instances[&instance].sandbox.clone() else { return };
         let dispatcher = self.clone();
         tokio::spawn(async move {
-            let done = if pause { sandbox.pause().await } else { sandbox.resume().await };
-            dispatcher.handle(match done {
-                Ok(()) if pause => Event::Paused { instance },
-                Ok(()) => Event::Resumed { instance },
-                Err(_) => Event::Died { instance },
+            let done = async { if pause { sandbox.pause().await } else { sandbox.resume().await } };
+            dispatcher.handle(match guarded("a sandbox", done).await {
+                Ok(Ok(())) if pause => Event::Paused { instance },
+                Ok(Ok(())) => Event::Resumed { instance },
+                _ => Event::Died { instance },
             });
         });
     }
@@ -626,7 +687,7 @@ impl Dispatcher {
         let sandbox = sandbox.expect("an instance that is evicted was ready");
         let dispatcher = self.clone();
         tokio::spawn(async move {
-            sandbox.destroy().await;
+            let _ = guarded("a sandbox", async { sandbox.destroy().await }).await;
             let mut state = dispatcher.lock();
             dispatcher.forget(&mut state, instance);
             dispatcher.step(&mut state, Event::Destroyed { instance });
@@ -706,6 +767,24 @@ impl Dispatcher {
 }
 
 impl State {
+    fn new(scheduler: Scheduler, cache: CodeCache) -> Self {
+        State {
+            scheduler,
+            cache,
+            versions: Vec::new(),
+            free_versions: Vec::new(),
+            sweep_at: MANY_VERSIONS,
+            version_ids: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            fetching: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            start_failures: BTreeMap::new(),
+            next_invocation: 0,
+            timer: None,
+        }
+    }
+
     /// The id of a version, and the older version whose place it has just taken.
     fn version(
         &mut self,
@@ -713,19 +792,18 @@ impl State {
         version: Option<Version>,
         digest: Digest,
     ) -> (VersionId, Option<VersionId>) {
-        let next = VersionId(self.versions.len() as u32);
-        let id = *self.version_ids.entry((function.clone(), digest)).or_insert(next);
-        if id == next {
-            self.versions.push(VersionState {
-                function: function.clone(),
-                version,
-                digest,
-                manifest: Arc::new(Manifest::default()),
-                pulled: None,
-                failure: None,
-            });
-        }
+        let key = (function.clone(), digest);
+        let id = match self.version_ids.get(&key) {
+            Some(id) => *id,
+            None => {
+                let id = self.new_version(&function, digest);
+                self.version_ids.insert(key, id);
+                id
+            }
+        };
         let Some(version) = version else { return (id, None) };
+        // The same bytes may be published again, as another version.
+        self.versions[id.0 as usize].version = Some(version);
         let superseded = match self.newest.get(&function) {
             Some((known, old)) if version > *known && *old != id => Some(*old),
             Some((known, _)) if version <= *known => return (id, None),
@@ -734,6 +812,57 @@ impl State {
         self.newest.insert(function, (version, id));
         (id, superseded)
     }
+
+    fn new_version(&mut self, function: &FunctionName, digest: Digest) -> VersionId {
+        if self.free_versions.is_empty() && self.versions.len() >= self.sweep_at {
+            self.forget_versions();
+        }
+        let version = VersionState {
+            function: function.clone(),
+            version: None,
+            digest,
+            manifest: Arc::new(Manifest::default()),
+            pulled: None,
+            failure: None,
+        };
+        if let Some(id) = self.free_versions.pop() {
+            self.versions[id.0 as usize] = version;
+            return id;
+        }
+        self.versions.push(version);
+        VersionId(self.versions.len() as u32 - 1)
+    }
+
+    /// Versions are published and called for as long as a worker lives: those of which nothing is
+    /// left here make room for others. All in all O(1) for each new version.
+    fn forget_versions(&mut self) {
+        let used: BTreeSet<VersionId> = (self.calls.values().map(|call| call.version))
+            .chain(self.instances.values().map(|instance| instance.version))
+            .chain(self.fetching.values().flatten().copied())
+            .collect();
+        let (scheduler, newest) = (&mut self.scheduler, &mut self.newest);
+        let free = &mut self.free_versions;
+        self.version_ids.retain(|(function, _), id| {
+            if used.contains(id) || !scheduler.forget(*id) {
+                return true;
+            }
+            if newest.get(function).is_some_and(|(_, newest)| newest == id) {
+                newest.remove(function);
+            }
+            free.push(*id);
+            false
+        });
+        self.sweep_at = MANY_VERSIONS.max(2 * self.version_ids.len());
+    }
+}
+
+/// Sandboxes and registries may be somebody's own: a panic in one ends one call, and the scheduler
+/// hears of it as of any other failure.
+async fn guarded<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
+        let message = format!("{what} panicked; the worker's log says where");
+        Failure::new(FailureKind::Internal, message)
+    })
 }
 
 impl CallState {
@@ -805,5 +934,41 @@ async fn keep_timer(dispatcher: std::sync::Weak<Dispatcher>) {
             }
             () = strong.timer_changed.notified() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::SchedulerConfig;
+    use crate::{keep_alive, queue};
+
+    #[test]
+    fn versions_of_which_nothing_is_left_make_room() {
+        let scheduler = Scheduler::new(
+            SchedulerConfig::default(),
+            queue::by_name("fifo").unwrap(),
+            keep_alive::by_name("ttl", Duration::from_secs(1)).unwrap(),
+        );
+        let mut state = State::new(scheduler, CodeCache::new(0));
+        let digest = |n: u64| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_le_bytes());
+            Digest::from_bytes(bytes)
+        };
+        let function = |n: u64| -> FunctionName { format!("f{}", n % 7).parse().unwrap() };
+        // One version has a call that waits for its code.
+        let (kept, _) = state.version(function(0), Some(Version(1)), digest(0));
+        let (invocation, deadline) = (InvocationId(0), Time::MAX);
+        state.scheduler.handle(Time(0), Event::Arrived { invocation, version: kept, deadline });
+        for n in 1..100_000 {
+            state.version(function(n), Some(Version(n)), digest(n));
+        }
+        assert!(state.versions.len() <= 2 * MANY_VERSIONS, "{}", state.versions.len());
+        assert_eq!(state.version(function(0), Some(Version(1)), digest(0)).0, kept);
+        // A version that was forgotten is known again when it is called again.
+        let (old, _) = state.version(function(1), Some(Version(1)), digest(1));
+        let place = &state.versions[old.0 as usize];
+        assert_eq!((&place.function, place.digest), (&function(1), digest(1)));
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use crate::function::FunctionName;
 use crate::invocation::InvocationRecord;
@@ -38,8 +39,13 @@ pub(super) struct LogWriter {
 
 #[derive(Debug)]
 enum Entry {
-    Line { function: FunctionName, line: Vec<u8> },
+    Line {
+        function: FunctionName,
+        line: Vec<u8>,
+    },
     Record(Box<InvocationRecord>),
+    /// Tell when everything before this is written.
+    Flush(oneshot::Sender<()>),
 }
 
 #[derive(Serialize)]
@@ -76,6 +82,17 @@ impl LogWriter {
     pub(super) fn record(&self, record: impl FnOnce() -> InvocationRecord) {
         if self.records {
             self.send(Entry::Record(Box::new(record())));
+        }
+    }
+
+    /// Resolves when everything so far is in the files.
+    pub(super) async fn flush(&self) {
+        let (sender, written) = oneshot::channel();
+        let entries = self.entries.clone();
+        // It waits for a place when the backlog is full.
+        let sent = tokio::task::spawn_blocking(move || entries.send(Entry::Flush(sender))).await;
+        if matches!(sent, Ok(Ok(()))) {
+            let _ = written.await;
         }
     }
 
@@ -143,6 +160,11 @@ impl Files {
                 let Some(file) = &mut self.records else { return Ok(()) };
                 serde_json::to_writer(&mut *file, &record)?;
                 return file.write_all(b"\n");
+            }
+            Entry::Flush(written) => {
+                self.flush();
+                let _ = written.send(());
+                return Ok(());
             }
         };
         if !self.open.contains_key(&function) {

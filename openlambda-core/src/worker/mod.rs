@@ -132,6 +132,7 @@ struct Shared {
     dispatcher: Arc<Dispatcher>,
     registry: Arc<dyn Registry>,
     factory: Arc<dyn SandboxFactory>,
+    log: Arc<LogWriter>,
     subscribers: Arc<Subscribers>,
     request_ids: RequestIds,
     incarnation: u64,
@@ -177,12 +178,20 @@ impl Worker {
             crate::scheduler::Scheduler::new(config.scheduler.clone(), make_queue, keep_alive),
             factory.clone(),
             code,
-            log,
+            log.clone(),
             subscribers.clone(),
             clock,
         );
-        let shared =
-            Shared { config, dispatcher, registry, factory, subscribers, request_ids, incarnation };
+        let shared = Shared {
+            config,
+            dispatcher,
+            registry,
+            factory,
+            log,
+            subscribers,
+            request_ids,
+            incarnation,
+        };
         Ok(Worker { shared: Arc::new(shared) })
     }
 
@@ -218,14 +227,18 @@ impl Worker {
             tracing::info!("draining");
             // A balancer that still believes in this worker would send it calls.
             drop(announcers);
+            // Before the event, so that no snapshot after it takes it back.
+            shared.dispatcher.announce_drain();
             shared.subscribers.tell_all(&wire::WorkerEvent::Draining);
             if !shared.dispatcher.drain(shared.config.drain_grace).await {
-                tracing::warn!("calls still ran at the end of the grace and were ended");
+                tracing::warn!("calls still ran at the end of the grace and are ended");
             }
+            // While the connections are open: the calls that end by this are answered.
+            shared.factory.shutdown().await;
             shared.subscribers.close();
         };
         server::serve(self.shared.clone(), listener, drained).await;
-        shared.factory.shutdown().await;
+        shared.log.flush().await;
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_TYPE, HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER};
 use http::{HeaderMap, Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
@@ -49,7 +49,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         let call = decode(&shared, target?, id.clone(), request).await?;
         shared.dispatcher.call(call).answer().await
     };
-    let mut response = match called.await {
+    let mut response = match called.await.and_then(check_head) {
         Ok(answer) => encode(answer),
         Err(failure) => wire::failure_response(&failure, id.as_ref()),
     };
@@ -139,14 +139,36 @@ fn version_of(headers: &HeaderMap) -> Result<Option<Version>, Failure> {
     number.map(|number| Some(Version(number))).ok_or_else(bad)
 }
 
+/// The most headers of a reply. Clients, the balancer among them, take 100, and some are added.
+const MOST_HEADERS: usize = 90;
+
+/// What cannot be sent on: a status below 200 is not the end of a call, and a reply with too many
+/// headers would look like a broken connection.
+fn check_head(answer: Answer) -> Result<Answer, Failure> {
+    let bad = |message| Err(Failure::new(FailureKind::BadReply, message));
+    if answer.status.is_informational() {
+        return bad(format!("the function answered with {}; use 200 to 599", answer.status));
+    }
+    if answer.headers.len() > MOST_HEADERS {
+        return bad(format!("the function's reply has over {MOST_HEADERS} headers; send fewer"));
+    }
+    Ok(answer)
+}
+
 /// Encode: the function's status and headers unchanged, and ours beside them. A reply that is still
 /// on its way tells its run time in a trailer.
+///
+/// Headers that speak for the platform are not the function's to set, not even when it relays them
+/// from another call: `started: no` would have the balancer run it again, and a length that is not
+/// the body's would let the rest pass for the reply to somebody else's call.
 fn encode(answer: Answer) -> Response<Body> {
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     let headers = response.headers_mut();
     wire::remove_hop_by_hop(headers);
+    wire::remove_own(headers);
+    headers.remove(CONTENT_LENGTH);
     headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
     let mut phases = answer.phases;
     let body = match answer.completion {

@@ -24,6 +24,9 @@ const KEPT_BODY: u64 = 64 << 10;
 /// How long the client may take to send such a body.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
+/// The most headers of a request. A worker takes 100, and some are added on the way.
+const MOST_HEADERS: usize = 90;
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// An invocation as the later hops need it.
@@ -71,6 +74,10 @@ async fn read(
     })?;
     if wire::declares_more_than(request.headers(), config.body_limit) {
         return Err(wire::body_too_large(config.body_limit));
+    }
+    if request.headers().len() > MOST_HEADERS {
+        let message = format!("there are more than {MOST_HEADERS} headers; send fewer");
+        return Err(Failure::new(FailureKind::BadRequest, message));
     }
     let (parts, body) = request.into_parts();
     let mut headers = parts.headers;
@@ -148,6 +155,8 @@ pub(crate) struct Stream {
     limit: u64,
     taken: u64,
     begun: bool,
+    /// The worker wants more of it and the client has not sent it yet.
+    awaited: bool,
     /// The attempt that may take from it; handles of earlier ones find it closed.
     attempt: u32,
     /// What is wrong with it, once something is.
@@ -163,7 +172,15 @@ impl std::fmt::Debug for Stream {
 impl CallBody {
     async fn read(body: Body, limit: u64) -> Result<Self, Failure> {
         if body.size_hint().exact().is_none_or(|length| length > KEPT_BODY) {
-            let stream = Stream { body, limit, taken: 0, begun: false, attempt: 0, failure: None };
+            let stream = Stream {
+                body,
+                limit,
+                taken: 0,
+                begun: false,
+                awaited: false,
+                attempt: 0,
+                failure: None,
+            };
             return Ok(CallBody::Stream(Arc::new(Mutex::new(stream))));
         }
         match tokio::time::timeout(BODY_PATIENCE, body.collect()).await {
@@ -194,6 +211,14 @@ impl CallBody {
         match self {
             CallBody::Kept(_) => true,
             CallBody::Stream(stream) => !lock(stream).begun,
+        }
+    }
+
+    /// Whether the client is late with it.
+    pub(crate) fn awaited(&self) -> bool {
+        match self {
+            CallBody::Kept(_) => false,
+            CallBody::Stream(stream) => lock(stream).awaited,
         }
     }
 
@@ -230,7 +255,9 @@ impl http_body::Body for Handle {
         if stream.attempt != self.attempt {
             return Poll::Ready(Some(Err("another attempt has the body".into())));
         }
-        let frame = std::task::ready!(Pin::new(&mut stream.body).poll_frame(cx));
+        let frame = Pin::new(&mut stream.body).poll_frame(cx);
+        stream.awaited = frame.is_pending();
+        let frame = std::task::ready!(frame);
         stream.begun = true;
         let failure = match &frame {
             None => return Poll::Ready(None),

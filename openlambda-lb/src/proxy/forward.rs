@@ -1,12 +1,13 @@
 //! One attempt at one worker: send the call, wait for the head of the reply.
 
 use std::error::Error;
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
-use openlambda_core::invocation::{Body, RequestId, full_body};
+use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
 
 use super::HttpClient;
@@ -14,8 +15,9 @@ use super::decode::Call;
 use super::resolver::Resolution;
 use super::select::Peer;
 
-/// The largest reply that is read to see why a worker refused.
+/// The largest reply that is read to see why a worker refused, and how long it may take.
 const LARGEST_REFUSAL: usize = 64 << 10;
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Sends the call to a worker. The reply's body streams.
 ///
@@ -49,6 +51,11 @@ pub(crate) async fn forward(
         Ok(Err(error)) => {
             return Err(call.body.failure().unwrap_or_else(|| explain(&error, worker)));
         }
+        Err(_) if call.body.awaited() => {
+            let message = format!("the body did not arrive within {limit:?}; send it faster");
+            let failure = Failure::new(FailureKind::BadRequest, message);
+            return Err(failure.started(Started::Maybe));
+        }
         Err(_) => {
             let message = format!(
                 "worker {} did not answer within {limit:?}; see its log for request {id}",
@@ -58,7 +65,7 @@ pub(crate) async fn forward(
             return Err(failure.started(Started::Maybe));
         }
     };
-    refusal(reply).await
+    refusal(reply, worker).await
 }
 
 /// A connection's failure. Whether the call can have started is what matters.
@@ -77,7 +84,7 @@ fn explain(error: &hyper_util::client::legacy::Error, worker: &Peer) -> Failure 
 }
 
 /// Takes apart a reply that says that the call has not started; all others pass as they are.
-async fn refusal(reply: Response<Incoming>) -> Result<Response<Body>, Failure> {
+async fn refusal(reply: Response<Incoming>, worker: &Peer) -> Result<Response<Body>, Failure> {
     let worth_reading =
         matches!(reply.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
             && reply.headers().get(wire::STARTED).is_some_and(|value| value == "no");
@@ -85,10 +92,19 @@ async fn refusal(reply: Response<Incoming>) -> Result<Response<Body>, Failure> {
     if !worth_reading {
         return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
     }
-    let body = Limited::new(body, LARGEST_REFUSAL).collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    match wire::read_failure(&parts.headers, &body) {
-        Some(failure) => Err(failure),
-        None => Ok(Response::from_parts(parts, full_body(body))),
-    }
+    let body = Limited::new(body, LARGEST_REFUSAL).collect();
+    let body = tokio::time::timeout(REFUSAL_PATIENCE, body).await;
+    let failure = match body {
+        Ok(Ok(body)) => wire::read_failure(&parts.headers, &body.to_bytes()),
+        // Too large, broken off, never at an end. That it has not started is known all the same.
+        _ => None,
+    };
+    Err(failure.unwrap_or_else(|| {
+        let kind = match parts.status {
+            StatusCode::TOO_MANY_REQUESTS => FailureKind::QueueFull,
+            _ => FailureKind::NoWorker,
+        };
+        let message = format!("worker {} refused the call ({})", worker.name, parts.status);
+        Failure::new(kind, message).blame(Culprit::Worker)
+    }))
 }

@@ -14,6 +14,7 @@
 //! is no such function is never kept.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use http::{HeaderValue, Method};
 use openlambda_core::balancing::FunctionId;
-use openlambda_core::failure::{Failure, FailureKind};
+use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
 use openlambda_core::registry::{Registry, RegistryEvent, Resolved, Revision};
 use openlambda_core::time::{Clock, SystemClock, Time};
@@ -192,15 +193,23 @@ impl Resolver {
         let wanted = reference.clone();
         // A task of its own: a caller that goes away must not stop it for the others.
         let task = tokio::spawn(async move {
-            let answer = registry.resolve(&wanted).await;
-            let answer = answer.map(|resolved| Arc::new(Resolution::new(resolved)));
+            let asked = AssertUnwindSafe(async { registry.resolve(&wanted).await });
+            // A panic must not leave its flight behind for all later calls to wait for.
+            let answer = asked.catch_unwind().await;
             let mut cache = lock(&shared);
             if cache.flights.get(&wanted).is_some_and(|flight| flight.began == began) {
                 cache.flights.remove(&wanted);
             }
             match answer {
-                Ok(resolution) => Ok(cache.keep(&wanted, resolution, began, at)),
-                Err(error) => {
+                Ok(Ok(resolved)) => {
+                    Ok(cache.keep(&wanted, Arc::new(Resolution::new(resolved)), began, at))
+                }
+                Err(_) => {
+                    let message = "the registry's client panicked; the balancer's log says where";
+                    let failure = Failure::new(FailureKind::Internal, message);
+                    Err(failure.blame(Culprit::Balancer).started(Started::No))
+                }
+                Ok(Err(error)) => {
                     let failure = Failure::from(error);
                     if failure.kind == FailureKind::NotFound {
                         cache.forget(&wanted, began);

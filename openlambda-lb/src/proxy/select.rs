@@ -256,8 +256,8 @@ impl Selector {
         })
     }
 
-    /// Ready workers, all workers, calls in flight, calls held, the policy's defects.
-    pub(crate) fn counts(self: &Arc<Self>) -> [u64; 5] {
+    /// Ready workers, all workers, calls in flight, calls held, tickets, the policy's defects.
+    pub(crate) fn counts(self: &Arc<Self>) -> [u64; 6] {
         self.with(|state, _| {
             let view = state.balancer.view();
             [
@@ -265,6 +265,7 @@ impl Selector {
                 view.workers().count() as u64,
                 view.in_flight_total(),
                 state.balancer.held() as u64,
+                state.balancer.tickets() as u64,
                 state.balancer.defects().0,
             ]
         })

@@ -29,6 +29,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
 use super::Proxy;
+use super::patience::Patient;
 use crate::membership::HEARTBEAT;
 
 /// The largest body of a request between the project's own processes.
@@ -52,7 +53,10 @@ impl Proxy {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(Duration::from_secs_f64(self.config.header_seconds))
+            // The buffer alone is no exact bound.
+            .max_header_size(self.config.header_limit)
             .max_buf_size(self.config.header_limit.max(8 << 10));
+        let write_limit = Duration::from_secs_f64(self.config.write_seconds);
         let invocations = self.invocations();
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
@@ -80,7 +84,8 @@ impl Proxy {
                 let (proxy, invocations) = (Arc::clone(&proxy), invocations.clone());
                 async move { Ok::<_, Infallible>(proxy.route(request, peer, invocations).await) }
             });
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let stream = TokioIo::new(Patient::new(stream, write_limit));
+            let connection = graceful.watch(http.serve_connection(stream, service));
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%peer, %error, "connection ended");
@@ -160,7 +165,7 @@ impl Proxy {
     }
 
     fn counts(&self) -> serde_json::Value {
-        let [ready, known, in_flight, held, defects] = self.selector.counts();
+        let [ready, known, in_flight, held, tickets, defects] = self.selector.counts();
         let failures: serde_json::Map<_, _> = FailureKind::ALL
             .iter()
             .zip(&self.stats.failures)
@@ -175,6 +180,7 @@ impl Proxy {
             "failures": failures,
             "in_flight": in_flight,
             "held": held,
+            "tickets": tickets,
             "workers": known,
             "workers_ready": ready,
             "policy_defects": defects,

@@ -1,0 +1,1227 @@
+//! The proxy with real workers, and with workers that misbehave on the wire.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use futures_util::stream::BoxStream;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use openlambda_core::balancing::{
+    BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, Refusal,
+    RequestInfo, Why, WorkerLoad,
+};
+use openlambda_core::failure::FunctionError;
+use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::hash::mix;
+use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
+use openlambda_core::registry::{
+    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+};
+use openlambda_core::time::SystemClock;
+use openlambda_core::wire::{Announcement, BalancerStatus, WorkerEvent};
+use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+/// A balancer that serves, and its parts.
+struct Lb {
+    url: String,
+    address: String,
+    registry: Arc<Faulty>,
+    functions: MemorySandboxFactory,
+    policy: First,
+    client: Client<HttpConnector, Full<Bytes>>,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<()>,
+}
+
+impl Lb {
+    async fn start() -> Lb {
+        Lb::with(ProxyConfig::default()).await
+    }
+
+    async fn with(config: ProxyConfig) -> Lb {
+        let (policy, registry) = (First::default(), Arc::new(Faulty::default()));
+        let clock = Arc::new(SystemClock::new());
+        let boxed = Box::new(policy.clone());
+        let proxy = Proxy::new(config, "first", boxed, registry.clone(), clock);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(proxy.serve(listener, stopped.map(|_| ())));
+        let lb = Lb {
+            url: format!("http://{address}"),
+            address,
+            registry,
+            functions: MemorySandboxFactory::new(),
+            policy,
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            stop: Some(stop),
+            served,
+        };
+        lb.publish("echo", "", "").await;
+        lb.functions.register_async("echo".parse().unwrap(), |body| async { Ok(body) });
+        lb
+    }
+
+    async fn publish(&self, name: &str, manifest: &str, text: &str) -> Published {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("f.py"), format!("# {text}\n")).unwrap();
+        std::fs::write(folder.path().join("ol.toml"), manifest).unwrap();
+        self.registry.inner.publish_dir(&name.parse().unwrap(), folder.path()).await.unwrap()
+    }
+
+    /// A real worker that has joined.
+    async fn worker(&self, name: &str) -> Real {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = WorkerConfig::new(name, folder.path());
+        config.balancers = vec![self.url.clone()];
+        config.heartbeat = Duration::from_millis(100);
+        let factory = Arc::new(self.functions.clone());
+        // Past the faults: they are the balancer's.
+        let registry = Arc::new(self.registry.inner.clone());
+        let clock = Arc::new(SystemClock::new());
+        let worker = Worker::start(config, factory, registry, clock).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = {
+            let worker = worker.clone();
+            let stopped = stopped.map(|_| ());
+            tokio::spawn(async move { worker.serve(listener, stopped).await.unwrap() })
+        };
+        self.state(name, "ready").await;
+        Real { worker, stop: Some(stop), served, _folder: folder }
+    }
+
+    /// A fake worker that has joined.
+    async fn fake(&self, name: &str, act: Act) -> Fake {
+        let fake = Fake::start(name, 1, act).await;
+        self.announce(&fake).await;
+        self.state(name, "ready").await;
+        fake
+    }
+
+    async fn announce(&self, fake: &Fake) {
+        let announcement = Announcement {
+            name: fake.name.clone(),
+            incarnation: fake.incarnation,
+            url: format!("http://{}", fake.address),
+            weight: 1.0,
+            capacity: 4,
+        };
+        let request = Request::post(format!("{}/internal/workers", self.url));
+        let body = serde_json::to_string(&announcement).unwrap();
+        assert_eq!(self.send(request, &body).await.status, 200);
+    }
+
+    fn call(&self, function: &str, body: &str) -> impl Future<Output = Answer> + Send + use<> {
+        self.send(Request::post(format!("{}/run/{function}", self.url)), body)
+    }
+
+    fn send(
+        &self,
+        request: http::request::Builder,
+        body: &str,
+    ) -> impl Future<Output = Answer> + Send + use<> {
+        let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+        let client = self.client.clone();
+        async move {
+            let (parts, body) = client.request(request).await.unwrap().into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes().to_vec());
+            let broken = body.is_err();
+            let body = String::from_utf8(body.unwrap_or_default()).unwrap();
+            Answer { status: parts.status.as_u16(), headers: parts.headers, body, broken }
+        }
+    }
+
+    /// Everything that comes back for these bytes, until the connection ends.
+    async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        // It may be refused before all is sent.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    async fn status(&self) -> BalancerStatus {
+        let request = Request::get(format!("{}/internal/cluster", self.url));
+        serde_json::from_str(&self.send(request, "").await.body).unwrap()
+    }
+
+    async fn stats(&self) -> Value {
+        let request = Request::get(format!("{}/stats", self.url));
+        serde_json::from_str(&self.send(request, "").await.body).unwrap()
+    }
+
+    /// Waits until the worker is in this state; `""`: until it is not known.
+    async fn state(&self, name: &str, state: &str) {
+        for _ in 0..6000 {
+            let status = self.status().await;
+            let worker = status.workers.iter().find(|worker| worker.name == name);
+            if worker.map_or("", |worker| &worker.state) == state {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{name} never was {state:?}: {:?}", self.status().await);
+    }
+
+    /// Waits until no call is on its way, and checks that nothing of one is left.
+    async fn nothing_left(&self) {
+        for _ in 0..6000 {
+            let stats = self.stats().await;
+            if ["in_flight", "held", "tickets"].iter().all(|key| stats[key] == 0) {
+                assert_eq!(stats["policy_defects"], 0);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("something is left: {}", self.stats().await);
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: String,
+    /// The body broke off.
+    broken: bool,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Status, code, culprit, started: all that a client learns of a failure.
+    fn failure(&self) -> (u16, String, &str, &str) {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        let code = body["error"].as_str().unwrap_or_default().to_owned();
+        let (error, started) = ("x-openlambda-error", "x-openlambda-started");
+        (self.status, code, self.header(error), self.header(started))
+    }
+}
+
+struct Real {
+    worker: Worker,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// Chooses the first worker by name that has not failed the request; notes what it observes.
+#[derive(Clone, Debug, Default)]
+struct First {
+    /// Idle instances of all functions, by worker, as the view showed them after each event.
+    idle: Arc<Mutex<Vec<(String, u32)>>>,
+    events: Arc<Mutex<Vec<String>>>,
+    panics: Arc<AtomicBool>,
+}
+
+impl BalancingPolicy for First {
+    fn select(
+        &mut self,
+        request: &RequestInfo<'_>,
+        view: &ClusterView<'_>,
+        _cx: &mut PolicyContext<'_>,
+    ) -> Decision {
+        let ready = || view.workers().map(|(id, _)| id).filter(|id| view.is_ready(*id));
+        let fresh = ready().find(|id| !request.excludes(*id));
+        match fresh.or_else(|| ready().next()) {
+            Some(worker) => Decision::To(worker, Why("first")),
+            None => Decision::Refuse(Refusal::NoWorker),
+        }
+    }
+
+    fn observe(
+        &mut self,
+        event: &PolicyEvent<'_>,
+        view: &ClusterView<'_>,
+        _cx: &mut PolicyContext<'_>,
+    ) {
+        assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
+        let idle = view.workers().map(|(id, worker)| {
+            (worker.name().to_owned(), (0..8).map(|n| view.idle(id, FunctionId(n))).sum())
+        });
+        *self.idle.lock().unwrap() = idle.collect();
+        let name = match event {
+            PolicyEvent::Idle { .. } => "idle",
+            PolicyEvent::Evicted { .. } => "evicted",
+            PolicyEvent::Load { .. } => "load",
+            PolicyEvent::Completed { ok: true, .. } => "ok",
+            PolicyEvent::Completed { ok: false, .. } => "failed",
+            _ => return,
+        };
+        self.events.lock().unwrap().push(name.to_owned());
+    }
+}
+
+/// A registry that counts, and fails when it is told to.
+#[derive(Debug)]
+struct Faulty {
+    inner: MemoryRegistry,
+    resolves: AtomicUsize,
+    down: AtomicBool,
+    panics: AtomicBool,
+    /// Resolving waits until it is open.
+    gate: watch::Sender<bool>,
+}
+
+impl Default for Faulty {
+    fn default() -> Self {
+        Faulty {
+            inner: MemoryRegistry::new(),
+            resolves: AtomicUsize::default(),
+            down: AtomicBool::default(),
+            panics: AtomicBool::default(),
+            gate: watch::channel(true).0,
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Faulty {
+    fn kind(&self) -> &'static str {
+        "faulty"
+    }
+
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        self.inner.publish(name, bundle).await
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        self.resolves.fetch_add(1, Ordering::SeqCst);
+        let mut gate = self.gate.subscribe();
+        let _ = gate.wait_for(|open| *open).await;
+        assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
+        if self.down.load(Ordering::SeqCst) {
+            return Err(RegistryError::Unavailable("told to fail".into()));
+        }
+        self.inner.resolve(reference).await
+    }
+
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        self.inner.fetch(digest, into).await
+    }
+
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        self.inner.list().await
+    }
+
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        self.inner.delete(name).await
+    }
+
+    async fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        self.inner.set_alias(name, alias, version, expected).await
+    }
+
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
+        self.inner.watch(from)
+    }
+
+    fn cache_for(&self) -> Duration {
+        self.inner.cache_for()
+    }
+}
+
+/// What a fake worker does with a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    /// Closes the connection without reading from it.
+    CloseUnread,
+    /// Reads the request and closes.
+    ReadAndClose,
+    /// Reads the request and sends these bytes, then closes.
+    Answer(&'static str),
+    /// Reads the request, sends these bytes, and nothing more.
+    Hang(&'static str),
+}
+
+const HALF_HEAD: Act = Act::Answer("HTTP/1.1 200 OK\r\ncontent-le");
+const BREAKS_OFF: Act = Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfive!");
+const DRAINS: Act = Act::Answer(
+    "HTTP/1.1 503 Service Unavailable\r\nx-openlambda-error: worker\r\nx-openlambda-started: no\r\n\
+     content-length: 35\r\n\r\n{\"error\":\"draining\",\"message\":\"so\"}",
+);
+/// Refuses, but the body, which says why, never comes to its end.
+const REFUSES_AND_BREAKS: Act = Act::Answer(
+    "HTTP/1.1 503 Service Unavailable\r\nx-openlambda-error: worker\r\nx-openlambda-started: no\r\n\
+     content-length: 35\r\n\r\n{\"error\":",
+);
+const REFUSES_AND_HANGS: Act = Act::Hang(
+    "HTTP/1.1 503 Service Unavailable\r\nx-openlambda-error: worker\r\nx-openlambda-started: no\r\n\
+     content-length: 35\r\n\r\n{\"error\":",
+);
+/// A function's own 503.
+const OWN_503: Act = Act::Answer("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno");
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Events {
+    Beat,
+    Silent,
+    Drain,
+    Broken,
+}
+
+/// A worker that speaks just enough: a stream of events, and an answer of some kind.
+struct Fake {
+    name: String,
+    incarnation: u64,
+    address: String,
+    seen: Arc<Seen>,
+    events: watch::Sender<Events>,
+    listening: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Streams of events that were asked for.
+    streams: AtomicUsize,
+    /// Calls whose head came.
+    calls: AtomicUsize,
+    /// The bytes of the last one's body.
+    body: AtomicUsize,
+}
+
+impl Fake {
+    async fn start(name: &str, incarnation: u64, act: Act) -> Fake {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let seen = Arc::<Seen>::default();
+        let events = watch::channel(Events::Beat).0;
+        let listening = {
+            let (name, seen) = (name.to_owned(), seen.clone());
+            let events = events.clone();
+            let mut first = true;
+            tokio::spawn(async move {
+                loop {
+                    let Ok((stream, _)) = listener.accept().await else { return };
+                    // The first one is the stream of events.
+                    if act == Act::CloseUnread && !std::mem::take(&mut first) {
+                        seen.calls.fetch_add(1, Ordering::SeqCst);
+                        continue;
+                    }
+                    let (name, seen) = (name.clone(), seen.clone());
+                    let events = events.clone();
+                    tokio::spawn(async move {
+                        serve_one(stream, act, &name, incarnation, &seen, events).await
+                    });
+                }
+            })
+        };
+        Fake { name: name.to_owned(), incarnation, address, seen, events, listening }
+    }
+
+    fn calls(&self) -> usize {
+        self.seen.calls.load(Ordering::SeqCst)
+    }
+
+    /// Listens no more; the stream of events stands.
+    async fn refuse_connections(&mut self) {
+        self.listening.abort();
+        let _ = (&mut self.listening).await;
+    }
+}
+
+async fn serve_one(
+    mut stream: TcpStream,
+    act: Act,
+    name: &str,
+    incarnation: u64,
+    seen: &Seen,
+    events: watch::Sender<Events>,
+) -> Option<()> {
+    let mut read = Vec::new();
+    let end = loop {
+        if stream.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+        if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end + 4;
+        }
+    };
+    let head = String::from_utf8_lossy(&read[..end]).to_ascii_lowercase();
+    if head.starts_with("get /internal/events") {
+        seen.streams.fetch_add(1, Ordering::SeqCst);
+        return tell(stream, name, incarnation, events.subscribe()).await;
+    }
+    seen.calls.fetch_add(1, Ordering::SeqCst);
+    let length = head
+        .split_once("content-length: ")
+        .map(|(_, rest)| rest.split_once("\r\n").unwrap().0.parse::<usize>().unwrap());
+    let whole = |read: &[u8]| match length {
+        Some(length) => read.len() >= end + length,
+        None => !head.contains("chunked") || read.ends_with(b"0\r\n\r\n"),
+    };
+    while !whole(&read) {
+        if stream.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+    }
+    seen.body.store(read.len() - end, Ordering::SeqCst);
+    match act {
+        Act::CloseUnread | Act::ReadAndClose => {}
+        Act::Answer(text) => stream.write_all(text.as_bytes()).await.ok()?,
+        Act::Hang(text) => {
+            stream.write_all(text.as_bytes()).await.ok()?;
+            // Until the other side gives up.
+            while stream.read(&mut [0; 64]).await.ok()? > 0 {}
+        }
+    }
+    Some(())
+}
+
+async fn tell(
+    mut stream: TcpStream,
+    name: &str,
+    incarnation: u64,
+    mut events: watch::Receiver<Events>,
+) -> Option<()> {
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.ok()?;
+    loop {
+        let now = *events.borrow_and_update();
+        let snapshot = WorkerEvent::Snapshot {
+            name: name.to_owned(),
+            incarnation,
+            load: WorkerLoad::default(),
+            idle: Vec::new(),
+            draining: now == Events::Drain,
+        };
+        let line = format!("{}\n", serde_json::to_string(&snapshot).unwrap());
+        let chunk = format!("{:x}\r\n{line}\r\n", line.len());
+        match now {
+            Events::Broken => return None,
+            Events::Silent => {}
+            _ => stream.write_all(chunk.as_bytes()).await.ok()?,
+        }
+        let pause = tokio::time::sleep(Duration::from_millis(50));
+        tokio::select! {
+            () = pause => {}
+            changed = events.changed() => changed.ok()?,
+        }
+    }
+}
+
+// Retries.
+
+/// The call fails over exactly when it cannot have started.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_worker_is_tried_only_when_the_call_cannot_have_started() {
+    let config = ProxyConfig {
+        timeout_grace_seconds: 0.5,
+        start_allowance_seconds: 0.2,
+        ..ProxyConfig::default()
+    };
+    for act in [DRAINS, REFUSES_AND_BREAKS, REFUSES_AND_HANGS] {
+        let lb = Lb::with(config.clone()).await;
+        lb.publish("echo", "timeout_seconds = 1", "").await;
+        let a = lb.fake("a", act).await;
+        let _b = lb.worker("b").await;
+        let answer = lb.call("echo", "1").await;
+        assert_eq!((answer.status, &*answer.body), (200, "1"), "{act:?}: {answer:?}");
+        assert_eq!((a.calls(), answer.header("x-openlambda-worker")), (1, "b"), "{act:?}");
+        assert_eq!(lb.stats().await["retries"], 1);
+        lb.nothing_left().await;
+    }
+    let died = (502, "worker_died".to_owned(), "worker", "maybe");
+    let late = (504, "timeout".to_owned(), "worker", "maybe");
+    for (act, failure) in [
+        (Act::ReadAndClose, Some(died.clone())),
+        (HALF_HEAD, Some(died)),
+        (Act::Hang(""), Some(late.clone())),
+        (Act::Hang("HTTP/1.1 200 OK\r\n"), Some(late)),
+        (BREAKS_OFF, None),
+        (OWN_503, None),
+    ] {
+        let lb = Lb::with(config.clone()).await;
+        lb.publish("echo", "timeout_seconds = 0.2", "").await;
+        let a = lb.fake("a", act).await;
+        let b = lb.fake("b", act).await;
+        let answer = lb.call("echo", "1").await;
+        match failure {
+            Some(failure) => assert_eq!(answer.failure(), failure, "{act:?}"),
+            None if act == OWN_503 => assert_eq!((answer.status, &*answer.body), (503, "no")),
+            None => assert!(answer.broken, "{answer:?}"),
+        }
+        assert_eq!((a.calls(), b.calls()), (1, 0), "{act:?}");
+        assert_eq!(answer.header("x-openlambda-worker"), "a");
+        lb.nothing_left().await;
+    }
+}
+
+/// Whether the request was written at all is decided by the kernel here; both answers are right, but
+/// not a third one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_closes_without_reading_fails_the_call_or_another_one_gets_it() {
+    let lb = Lb::start().await;
+    let a = lb.fake("a", Act::CloseUnread).await;
+    let b = lb.worker("b").await;
+    for _ in 0..20 {
+        let answer = lb.call("echo", "1").await;
+        let died = answer.failure() == (502, "worker_died".to_owned(), "worker", "maybe");
+        let served = answer.status == 200 && answer.header("x-openlambda-worker") == "b";
+        assert!(died || served, "{answer:?}");
+    }
+    assert_eq!(a.calls(), 20);
+    lb.nothing_left().await;
+    assert_eq!(b.worker.counts().running, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_be_reached_is_passed_over_even_with_a_streamed_body() {
+    let lb = Lb::start().await;
+    let mut a = lb.fake("a", DRAINS).await;
+    let _b = lb.worker("b").await;
+    // While the stream of events stands, it counts as ready.
+    a.refuse_connections().await;
+    assert_eq!(lb.call("echo", "1").await.body, "1");
+    let streamed = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
+    let answer = lb.raw(streamed.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("abcdef"), "{answer}");
+    let stats = lb.stats().await;
+    assert_eq!((&stats["retries"], &stats["workers_ready"]), (&2.into(), &2.into()));
+    assert_eq!(a.calls(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_body_that_a_worker_has_taken_is_not_sent_to_another_one() {
+    let lb = Lb::start().await;
+    let a = lb.fake("a", DRAINS).await;
+    let b = lb.fake("b", DRAINS).await;
+    let streamed = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                    Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let answer = lb.raw(streamed.as_bytes()).await.to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 503"), "{answer}");
+    assert!(answer.contains("x-openlambda-started: no"), "{answer}");
+    assert_eq!((a.calls(), b.calls()), (1, 0));
+    lb.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_are_bounded_and_each_goes_to_another_worker() {
+    let lb = Lb::start().await;
+    let mut fakes = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        fakes.push(lb.fake(name, DRAINS).await);
+    }
+    let answer = lb.call("echo", "1").await;
+    assert_eq!(answer.failure(), (503, "draining".to_owned(), "worker", "no"));
+    let calls: Vec<usize> = fakes.iter().map(Fake::calls).collect();
+    assert_eq!(calls, [1, 1, 1, 0, 0]);
+    // With fewer workers than tries, each is tried once.
+    for fake in &fakes[1..] {
+        fake.events.send_replace(Events::Drain);
+        lb.state(&fake.name, "draining").await;
+    }
+    assert_eq!(lb.call("echo", "1").await.status, 503);
+    let calls: Vec<usize> = fakes.iter().map(Fake::calls).collect();
+    assert_eq!(calls, [2, 1, 1, 0, 0]);
+    lb.nothing_left().await;
+}
+
+// Requests and replies.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_limit_holds_while_a_body_streams() {
+    let config = ProxyConfig { body_limit: 100_000, ..ProxyConfig::default() };
+    let lb = Lb::with(config).await;
+    let ran = Arc::new(AtomicUsize::new(0));
+    let worker = lb.worker("a").await;
+    let count = ran.clone();
+    lb.functions.register_async("echo".parse().unwrap(), move |body| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async { Ok(body) }
+    });
+    let chunked = |chunks: usize| {
+        let mut bytes = b"POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                          Transfer-Encoding: chunked\r\n\r\n"
+            .to_vec();
+        for _ in 0..chunks {
+            bytes.extend_from_slice(b"2710\r\n");
+            bytes.extend_from_slice(&[b'x'; 10_000]);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"0\r\n\r\n");
+        bytes
+    };
+    assert!(lb.raw(&chunked(10)).await.starts_with("HTTP/1.1 200"));
+    let over = lb.raw(&chunked(11)).await;
+    assert!(over.starts_with("HTTP/1.1 413") && over.contains("body_too_large"), "{over}");
+    let declared = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                    Content-Length: 100001\r\n\r\n";
+    assert!(lb.raw(declared.as_bytes()).await.starts_with("HTTP/1.1 413"));
+    assert_eq!(ran.load(Ordering::SeqCst), 1);
+    assert_eq!(worker.worker.counts().waiting, 0);
+    lb.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_reach_clients_that_take_them() {
+    let lb = Lb::start().await;
+    let _a = lb
+        .fake(
+            "a",
+            Act::Answer(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: server-timing\r\n\r\n\
+                 3\r\nabc\r\n0\r\nserver-timing: run;dur=5\r\n\r\n",
+            ),
+        )
+        .await;
+    let get =
+        |te: &str| format!("GET /run/echo HTTP/1.1\r\nHost: x\r\n{te}Connection: close\r\n\r\n");
+    let answer = lb.raw(get("TE: trailers\r\n").as_bytes()).await.to_ascii_lowercase();
+    assert!(answer.ends_with("3\r\nabc\r\n0\r\nserver-timing: run;dur=5\r\n\r\n"), "{answer}");
+    let answer = lb.raw(get("").as_bytes()).await.to_ascii_lowercase();
+    assert!(answer.ends_with("3\r\nabc\r\n0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_and_unusual_clients_are_served() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    let old = lb.raw(b"POST /run/echo HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc").await;
+    assert!(old.starts_with("HTTP/1.0 200") && old.ends_with("\r\n\r\nabc"), "{old}");
+    let head = lb.raw(b"HEAD /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    let absolute = "POST http://somewhere.else/run/echo HTTP/1.1\r\nHost: x\r\n\
+                    Connection: close\r\nContent-Length: 3\r\n\r\nabc";
+    assert!(lb.raw(absolute.as_bytes()).await.ends_with("\r\n\r\nabc"));
+    // The body is sent only after the balancer has asked for it.
+    let mut stream = TcpStream::connect(&lb.address).await.unwrap();
+    let head = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Expect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut read = vec![0; 25];
+    stream.read_exact(&mut read).await.unwrap();
+    assert_eq!(read, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200") && rest.ends_with("\r\n\r\nabc"), "{rest}");
+    for odd in ["OPTIONS * HTTP/1.1", "CONNECT a:1 HTTP/1.1"] {
+        let request = format!("{odd}\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = lb.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{odd}: {answer}");
+    }
+    lb.nothing_left().await;
+}
+
+/// Where two readings of a request are possible, the worker reads it as the balancer did.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_hides_in_another_one() {
+    let lb = Lb::start().await;
+    let a = lb.fake("a", Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+    let hidden = "5\r\nabcde\r\n0\r\n\r\n";
+    for lengths in [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3",
+    ] {
+        let request = format!(
+            "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lengths}\r\n\r\n{hidden}"
+        );
+        assert!(lb.raw(request.as_bytes()).await.starts_with("HTTP/1.1 200"), "{lengths}");
+        assert_eq!(a.seen.body.swap(0, Ordering::SeqCst), hidden.len(), "{lengths}");
+    }
+    let named = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close, content-length\r\n\
+                 Content-Length: 3\r\n\r\nabc";
+    assert!(lb.raw(named.as_bytes()).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(a.seen.body.load(Ordering::SeqCst), 3);
+    let calls = a.calls();
+    for bad in [
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Content-Length: +3",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding : chunked",
+    ] {
+        let request = format!("POST /run/echo HTTP/1.1\r\nHost: x\r\n{bad}\r\n\r\nabc");
+        assert!(lb.raw(request.as_bytes()).await.starts_with("HTTP/1.1 400"), "{bad}");
+    }
+    assert_eq!(a.calls(), calls, "none of them was passed on");
+}
+
+/// The balancer adds headers of its own, so its bound must be below the worker's.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_headers_are_refused_before_a_worker_sees_them() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    for count in [80, 92, 96, 99] {
+        let mut request = Request::post(format!("{}/run/echo", lb.url));
+        for n in 0..count - 2 {
+            request = request.header(format!("x-n-{n}"), "1");
+        }
+        let answer = lb.send(request, "1").await;
+        if answer.status == 200 {
+            assert_eq!(answer.body, "1");
+        } else {
+            assert!(count > 80);
+            let refused = (400, "bad_request".to_owned(), "client", "no");
+            assert_eq!(answer.failure(), refused, "{count} headers");
+        }
+    }
+    let long = |length: usize| {
+        let value = "y".repeat(length);
+        format!("GET /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: {value}\r\n\r\n")
+    };
+    assert!(lb.raw(long(65_000).as_bytes()).await.starts_with("HTTP/1.1 200"));
+    let answer = lb.raw(long(66_000).as_bytes()).await;
+    // What it has not read of the request may undo the answer.
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_send_its_body_is_told_that_it_is_its_own_fault() {
+    let lb = Lb::with(ProxyConfig {
+        timeout_grace_seconds: 0.1,
+        start_allowance_seconds: 0.2,
+        ..ProxyConfig::default()
+    })
+    .await;
+    lb.publish("echo", "timeout_seconds = 0.2", "").await;
+    let a = lb.worker("a").await;
+    let mut stream = TcpStream::connect(&lb.address).await.unwrap();
+    let head = "POST /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("x-openlambda-error: client"), "{answer}");
+    lb.nothing_left().await;
+    assert_eq!(a.worker.counts(), Default::default(), "it never got so far as to need an instance");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_take_its_reply_is_cut_off() {
+    let lb = Lb::with(ProxyConfig { write_seconds: 1.0, ..ProxyConfig::default() }).await;
+    let _a = lb.worker("a").await;
+    lb.publish("large", "", "").await;
+    // More than the kernel keeps for a connection.
+    let large = Bytes::from(vec![b'x'; 64 << 20]);
+    lb.functions.register_async("large".parse().unwrap(), move |_| {
+        let large = large.clone();
+        async move { Ok(large) }
+    });
+    let mut stream = TcpStream::connect(&lb.address).await.unwrap();
+    stream.write_all(b"GET /run/large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    lb.nothing_left().await;
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert!(rest.len() < 64 << 20);
+    // One that takes longer than that, but takes something, gets all of it.
+    let mut stream = TcpStream::connect(&lb.address).await.unwrap();
+    let request = b"GET /run/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let (mut buffer, mut total) = (vec![0; 1 << 20], 0);
+    for reads in 0.. {
+        let count = stream.read(&mut buffer).await.unwrap();
+        total += count;
+        if count == 0 {
+            break;
+        }
+        if reads < 30 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert!(total > 64 << 20);
+    lb.nothing_left().await;
+}
+
+// Membership.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_leaves_the_rotation_when_its_stream_breaks_and_may_come_back_elsewhere() {
+    let lb = Lb::start().await;
+    let mut a = lb.fake("a", DRAINS).await;
+    let _b = lb.worker("b").await;
+    // Nobody listens there any more, and the stream ends.
+    a.refuse_connections().await;
+    a.events.send_replace(Events::Broken);
+    lb.state("a", "unhealthy").await;
+    assert_eq!(lb.call("echo", "1").await.header("x-openlambda-worker"), "b");
+    assert_eq!(lb.stats().await["retries"], 0, "it was not even tried");
+    // Another start of it, under another address, takes its place.
+    let hello = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    let again = Fake::start("a", 2, Act::Answer(hello)).await;
+    lb.announce(&again).await;
+    lb.state("a", "ready").await;
+    let status = lb.status().await;
+    assert_eq!(status.workers.len(), 2);
+    assert_eq!(status.workers[0].url, format!("http://{}", again.address));
+    let answer = lb.call("echo", "1").await;
+    assert_eq!((answer.header("x-openlambda-worker"), &*answer.body), ("a", "hello"));
+    assert_eq!((a.calls(), again.calls()), (0, 1));
+}
+
+/// A worker that is configured here and announces itself too is followed once: of two streams each
+/// would get half of the idle notices, and only one of them would count.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configured_worker_that_announces_itself_is_followed_once() {
+    let hello = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    let mut fake = Fake::start("a", 1, Act::Answer(hello)).await;
+    let workers = vec![format!("http://{}", fake.address)];
+    let lb = Lb::with(ProxyConfig { workers, ..ProxyConfig::default() }).await;
+    lb.state("a", "ready").await;
+    // The second start of it is announced before the balancer has it from a snapshot.
+    for incarnation in [1, 2, 2] {
+        fake.incarnation = incarnation;
+        lb.announce(&fake).await;
+        assert_eq!(lb.call("echo", "1").await.body, "hello");
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(fake.seen.streams.load(Ordering::SeqCst), 1);
+    assert_eq!(lb.status().await.workers.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_silent_is_left_alone_until_it_speaks_again() {
+    let lb = Lb::with(ProxyConfig { silence_seconds: 0.4, ..ProxyConfig::default() }).await;
+    let hello = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    let a = lb.fake("a", Act::Answer(hello)).await;
+    a.events.send_replace(Events::Silent);
+    lb.state("a", "unhealthy").await;
+    let refused = lb.call("echo", "1").await;
+    assert_eq!(refused.failure(), (503, "no_worker".to_owned(), "balancer", "no"));
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+    a.events.send_replace(Events::Beat);
+    lb.state("a", "ready").await;
+    assert_eq!(lb.call("echo", "1").await.body, "hello");
+    assert_eq!(a.calls(), 1);
+}
+
+/// Counts handlers, and holds them up until it is opened.
+#[derive(Clone)]
+struct Gate {
+    open: watch::Sender<bool>,
+    came: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    fn on(lb: &Lb, name: &str) -> Gate {
+        let gate = Gate { open: watch::channel(false).0, came: Arc::default() };
+        let this = gate.clone();
+        lb.functions.register_async(name.parse().unwrap(), move |body| {
+            let this = this.clone();
+            async move {
+                this.came.fetch_add(1, Ordering::SeqCst);
+                let mut open = this.open.subscribe();
+                let _ = open.wait_for(|open| *open).await;
+                Ok::<_, FunctionError>(body)
+            }
+        });
+        gate
+    }
+
+    async fn came(&self, count: usize) {
+        eventually("they came", || self.came.load(Ordering::SeqCst) == count).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_drains_finishes_its_calls_and_gets_no_more() {
+    let lb = Lb::start().await;
+    let mut a = lb.worker("a").await;
+    let _b = lb.worker("b").await;
+    lb.publish("slow", "", "").await;
+    let gate = Gate::on(&lb, "slow");
+    let call = tokio::spawn(lb.call("slow", "1"));
+    gate.came(1).await;
+    a.stop.take();
+    lb.state("a", "draining").await;
+    for _ in 0..10 {
+        let answer = lb.call("echo", "2").await;
+        assert_eq!((&*answer.body, answer.header("x-openlambda-worker")), ("2", "b"));
+    }
+    assert_eq!(lb.stats().await["retries"], 0);
+    gate.open.send_replace(true);
+    let answer = call.await.unwrap();
+    assert_eq!((&*answer.body, answer.header("x-openlambda-worker")), ("1", "a"));
+    a.served.await.unwrap();
+    lb.state("a", "unhealthy").await;
+    lb.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_see_what_workers_hold() {
+    let lb = Lb::start().await;
+    let a = lb.worker("a").await;
+    let idle = || lb.policy.idle.lock().unwrap().clone();
+    let is = |count: u32| vec![("a".to_owned(), count)];
+    lb.publish("slow", "", "").await;
+    let gate = Gate::on(&lb, "slow");
+    let calls: Vec<_> = (0..3).map(|_| tokio::spawn(lb.call("slow", "1"))).collect();
+    gate.came(3).await;
+    assert_eq!(idle(), is(0));
+    gate.open.send_replace(true);
+    for call in calls {
+        assert_eq!(call.await.unwrap().status, 200);
+    }
+    eventually("three are idle", || idle() == is(3)).await;
+    // A version in its place: the old one's instances go.
+    lb.publish("slow", "", "new").await;
+    assert_eq!(lb.call("slow", "1").await.status, 200);
+    eventually("one is idle", || idle() == is(1)).await;
+    assert_eq!(a.worker.counts().idle, 1);
+    let events = lb.policy.events.lock().unwrap().clone();
+    let count = |name: &str| events.iter().filter(|event| **event == name).count();
+    assert_eq!((count("idle"), count("evicted"), count("ok")), (4, 3, 4));
+    assert!(count("load") > 0);
+}
+
+// The cache of what references mean.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deployed_is_called_and_what_is_deleted_is_gone() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    assert_eq!(lb.call("echo", "1").await.header("x-openlambda-version"), "1");
+    let asked = lb.registry.resolves.load(Ordering::SeqCst);
+    for _ in 0..20 {
+        assert_eq!(lb.call("echo", "1").await.status, 200);
+    }
+    assert_eq!(lb.registry.resolves.load(Ordering::SeqCst), asked, "it is remembered");
+    for version in 2..6 {
+        lb.publish("echo", "", &version.to_string()).await;
+        let refresh = Request::post(format!("{}/internal/refresh", lb.url));
+        assert_eq!(lb.send(refresh, "echo").await.status, 200);
+        let answer = lb.call("echo", "1").await;
+        assert_eq!(answer.header("x-openlambda-version"), version.to_string());
+    }
+    assert_eq!(lb.call("echo:2", "1").await.header("x-openlambda-version"), "2");
+    // Without being told, but for the registry's own word.
+    lb.publish("echo", "", "6").await;
+    let mut version = String::new();
+    for _ in 0..1000 {
+        version = lb.call("echo", "1").await.header("x-openlambda-version").to_owned();
+        if version == "6" {
+            break;
+        }
+    }
+    assert_eq!(version, "6");
+    lb.registry.delete(&"echo".parse().unwrap()).await.unwrap();
+    let mut status = 0;
+    for _ in 0..1000 {
+        status = lb.call("echo", "1").await.status;
+        if status == 404 {
+            break;
+        }
+    }
+    assert_eq!(status, 404);
+    for _ in 0..5 {
+        assert_eq!(lb.call("echo", "1").await.status, 404);
+        assert_eq!(lb.call("echo:2", "1").await.status, 404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_registry_what_is_known_is_called() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    assert_eq!(lb.call("echo", "1").await.status, 200);
+    lb.publish("other", "", "").await;
+    lb.registry.down.store(true, Ordering::SeqCst);
+    // Its last word was that there is something new.
+    lb.publish("echo", "", "new").await;
+    for _ in 0..5 {
+        let answer = lb.call("echo", "1").await;
+        assert_eq!((answer.status, answer.header("x-openlambda-version")), (200, "1"));
+    }
+    let unknown = lb.call("other", "1").await;
+    assert_eq!(unknown.failure(), (503, "registry_unavailable".to_owned(), "balancer", "no"));
+    lb.registry.down.store(false, Ordering::SeqCst);
+    assert_eq!(lb.call("echo", "1").await.header("x-openlambda-version"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_that_miss_make_one_request() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    lb.registry.gate.send_replace(false);
+    let before = lb.registry.resolves.load(Ordering::SeqCst);
+    let mut calls: Vec<_> = (0..50).map(|_| tokio::spawn(lb.call("echo", "1"))).collect();
+    eventually("it is asked", || lb.registry.resolves.load(Ordering::SeqCst) > before).await;
+    // The first one to leave does not take the others' answer along.
+    calls.remove(0).abort();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    lb.registry.gate.send_replace(true);
+    for call in calls {
+        assert_eq!(call.await.unwrap().status, 200);
+    }
+    assert_eq!(lb.registry.resolves.load(Ordering::SeqCst), before + 1);
+}
+
+// Panics in parts of somebody's own.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_panics_once_fails_one_request_only() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    lb.registry.panics.store(true, Ordering::SeqCst);
+    assert_eq!(lb.call("echo", "1").await.status, 500);
+    lb.registry.panics.store(false, Ordering::SeqCst);
+    assert_eq!(lb.call("echo", "1").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_panics_does_not_take_the_balancer_down() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    assert_eq!(lb.call("echo", "1").await.status, 200);
+    lb.policy.panics.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(lb.call("echo", "1").await.body, "1", "observing is not deciding");
+    }
+    let b = lb.fake("b", DRAINS).await;
+    b.events.send_replace(Events::Broken);
+    lb.state("b", "unhealthy").await;
+    assert!(lb.stats().await["policy_defects"].as_u64().unwrap() > 0);
+    lb.policy.panics.store(false, Ordering::SeqCst);
+    b.events.send_replace(Events::Beat);
+    lb.state("b", "ready").await;
+    lb.state("a", "ready").await;
+    let stats = lb.stats().await;
+    assert_eq!((&stats["in_flight"], &stats["tickets"]), (&0.into(), &0.into()));
+}
+
+// The end, and clients that leave.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_finishes_the_calls_in_flight() {
+    let mut lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    lb.publish("slow", "", "").await;
+    let gate = Gate::on(&lb, "slow");
+    let calls: Vec<_> = (0..5).map(|n| tokio::spawn(lb.call("slow", &n.to_string()))).collect();
+    gate.came(5).await;
+    lb.stop.take();
+    let mut refused = false;
+    for _ in 0..1000 {
+        refused = TcpStream::connect(&lb.address).await.is_err();
+        if refused {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refused, "it takes no more connections");
+    assert!(!lb.served.is_finished());
+    gate.open.send_replace(true);
+    for (n, call) in calls.into_iter().enumerate() {
+        let answer = call.await.unwrap();
+        assert_eq!((answer.status, answer.body), (200, n.to_string()));
+    }
+    lb.served.await.unwrap();
+}
+
+/// Clients leave at every moment that a call has.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_leave_leave_nothing_behind() {
+    let lb = Lb::start().await;
+    let workers = [lb.worker("a").await, lb.worker("b").await];
+    lb.publish("work", "max_instances = 3", "").await;
+    lb.functions.register_async("work".parse().unwrap(), |body: Bytes| async move {
+        tokio::time::sleep(Duration::from_micros(u64::from(body[0]) * 20)).await;
+        Ok(body)
+    });
+    let client = |n: u64| {
+        let address = lb.address.clone();
+        async move {
+            let random = |what: u64, below: u64| mix(n, what) % below;
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            let size = if random(1, 4) == 0 { 100_000 } else { 100 };
+            let body = vec![random(2, 256) as u8; size];
+            let head = match random(3, 2) {
+                0 => format!("Content-Length: {size}\r\n\r\n"),
+                _ => format!("Transfer-Encoding: chunked\r\n\r\n{size:x}\r\n"),
+            };
+            let mut request =
+                format!("POST /run/work HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}")
+                    .into_bytes();
+            let head = request.len();
+            request.extend_from_slice(&body);
+            if random(3, 2) == 1 {
+                request.extend_from_slice(b"\r\n0\r\n\r\n");
+            }
+            let sent = match random(4, 5) {
+                0 => random(5, head as u64) as usize,
+                1 => head + random(5, size as u64) as usize,
+                _ => request.len(),
+            };
+            let _ = stream.write_all(&request[..sent]).await;
+            match random(6, 4) {
+                0 => return false,
+                1 => tokio::time::sleep(Duration::from_micros(random(7, 5000))).await,
+                2 => {
+                    let mut few = [0; 16];
+                    let some = stream.read(&mut few);
+                    let _ = tokio::time::timeout(Duration::from_millis(random(7, 8)), some).await;
+                }
+                _ if sent == request.len() => {
+                    let mut answer = Vec::new();
+                    stream.read_to_end(&mut answer).await.unwrap();
+                    assert!(answer.starts_with(b"HTTP/1.1 200"), "{n}: {size}");
+                    assert!(answer.ends_with(&body));
+                    return true;
+                }
+                _ => {}
+            }
+            false
+        }
+    };
+    let mut served = 0;
+    for round in 0..40 {
+        let round = join_all((0..50).map(|n| tokio::spawn(client(round * 50 + n)))).await;
+        served += round.into_iter().filter(|served| *served.as_ref().unwrap()).count();
+    }
+    assert!(served > 100, "{served}");
+    lb.nothing_left().await;
+    for real in &workers {
+        eventually("the worker is at rest", || {
+            let counts = real.worker.counts();
+            counts.running + counts.waiting + counts.busy + counts.starting == 0
+        })
+        .await;
+    }
+    assert_eq!(lb.call("work", "\u{1}").await.status, 200);
+}
