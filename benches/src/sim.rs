@@ -19,6 +19,7 @@ use openlambda_core::balancing::{
     WorkerLoad,
 };
 use openlambda_core::code_cache::{CodeCache, Lookup};
+use openlambda_core::config::ConfigError;
 use openlambda_core::function::{Digest, FunctionName};
 use openlambda_core::hash::{mix, stable_hash};
 use openlambda_core::invocation::{InvocationRecord, RequestId, StartKind};
@@ -40,9 +41,9 @@ pub struct SimConfig {
     pub workers: u32,
     /// Each worker's scheduler.
     pub scheduler: SchedulerConfig,
-    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`].
+    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
     pub keep_alive: String,
-    /// How long keep-alive policies with a time keep an idle instance.
+    /// How long the keep-alive policy `ttl` keeps an idle instance, unless it says so itself.
     pub ttl: Duration,
     /// Bytes of unpacked bundles that each worker keeps.
     pub code_budget: u64,
@@ -66,22 +67,23 @@ pub struct SimConfig {
 
 /// A configuration that cannot be simulated.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no keep-alive policy \"{name}\"; use one of {}", keep_alive::NAMES.join(", "))]
-pub struct UnknownKeepAlive {
-    /// The name that is not known.
-    pub name: String,
+#[non_exhaustive]
+pub enum SimError {
+    /// The keep-alive policy is not known, or a parameter of it is not valid.
+    #[error(transparent)]
+    KeepAlive(#[from] ConfigError),
 }
 
 /// Runs the experiment; `record` sees every call when it is over, in the order in which they end.
 ///
 /// # Errors
 ///
-/// [`UnknownKeepAlive`].
+/// [`SimError`].
 pub fn simulate(
     config: &SimConfig,
     policy: Box<dyn BalancingPolicy>,
     record: impl FnMut(&InvocationRecord),
-) -> Result<(), UnknownKeepAlive> {
+) -> Result<(), SimError> {
     let mut sim = Simulation::new(config, policy, record)?;
     sim.schedule_arrival();
     while let Some(Reverse(next)) = sim.events.pop() {
@@ -171,7 +173,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         config: &'a SimConfig,
         policy: Box<dyn BalancingPolicy>,
         record: R,
-    ) -> Result<Self, UnknownKeepAlive> {
+    ) -> Result<Self, SimError> {
         let mut balancer = Balancer::new(policy, config.seed);
         let names: Vec<FunctionName> = (0..config.workload.functions)
             .map(|n| format!("f{n}").parse().expect("a letter and digits are a name"))
@@ -185,8 +187,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         });
         let mut workers = Vec::new();
         for n in 0..config.workers {
-            let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
-                .ok_or_else(|| UnknownKeepAlive { name: config.keep_alive.clone() })?;
+            let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
             let make_queue = queue::by_name("fifo").expect("fifo is a queue policy");
             let capacity = config.scheduler.memory / config.limits.memory.max(1);
             let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
