@@ -479,7 +479,7 @@ fn play(ops: &[Op], pause: bool, keep_alive: &str) -> Vec<(Time, Action)> {
 }
 
 /// Every policy, and settings that make it act often in short histories.
-const POLICIES: [&str; 9] = [
+const POLICIES: [&str; 10] = [
     "ttl",
     "ttl,seconds=0",
     "lru",
@@ -487,6 +487,7 @@ const POLICIES: [&str; 9] = [
     "size",
     "landlord",
     "greedy-dual",
+    "greedy-dual,per_instance=1",
     "histogram",
     "histogram,samples=1,range_minutes=5,cv=0.1,fallback_seconds=1",
 ];

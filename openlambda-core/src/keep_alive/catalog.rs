@@ -60,8 +60,14 @@ pub static ENTRIES: [KeepAliveEntry; 7] = [
         name: "greedy-dual",
         about: "until memory is short; then the lowest of clock + frequency x cost / size goes",
         source: "Fuerst, Sharma, FaasCache, ASPLOS 2021",
-        parameters: &[],
-        build: |_| Box::new(GreedyDual::default()),
+        parameters: &[ParameterInfo {
+            name: "per_instance",
+            default: 0.0,
+            least: 0.0,
+            most: 1.0,
+            about: "1 counts each instance's own invocations, not those of its function",
+        }],
+        build: |values| Box::new(GreedyDual::new(values[0] > 0.5)),
     },
     KeepAliveEntry {
         name: "histogram",

@@ -1,6 +1,6 @@
 //! `freq`: the least frequently called goes first.
 
-use super::order::{ByVersion, Worth};
+use super::order::{Group, Grouped, Worth};
 use super::{InstanceFacts, KeepAlivePolicy};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
@@ -13,7 +13,7 @@ use crate::time::Time;
 /// 2021). What was popular once stays for long: nothing ages. O(log n).
 #[derive(Debug, Default)]
 pub struct Freq {
-    versions: ByVersion<Frequency>,
+    versions: Grouped<Frequency>,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ impl Worth for Frequency {
 
 impl KeepAlivePolicy for Freq {
     fn started(&mut self, instance: InstanceId, facts: &InstanceFacts, _now: Time) {
-        self.versions.started(instance, facts.version, Frequency::default, |_| {});
+        self.versions.started(instance, Group::Version(facts.version), Frequency::default, |_| {});
     }
 
     fn invoked(&mut self, instance: InstanceId, _arrived: Time, _now: Time) {

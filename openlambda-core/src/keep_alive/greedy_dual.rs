@@ -1,6 +1,6 @@
 //! `greedy-dual`: what is called often, slow to start and small stays.
 
-use super::order::{ByVersion, Priority, Worth};
+use super::order::{Group, Grouped, Priority, Worth};
 use super::{InstanceFacts, KeepAlivePolicy, mebibytes, milliseconds};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
@@ -22,10 +22,13 @@ use crate::time::Time;
 /// * *size*: what it takes from the memory pool, in MiB.
 ///
 /// All instances of a version share the last three, so an invocation in one of them raises the
-/// priority of all. O(log n).
+/// priority of all. That keeps those that a popular function needed once, at a peak, as long as the
+/// one that it needs all the time. [`GreedyDual::per_instance`] counts frequency and cost of each
+/// instance alone, so that the surplus goes; this is not in the paper. O(log n).
 #[derive(Debug, Default)]
 pub struct GreedyDual {
-    versions: ByVersion<Value>,
+    per_instance: bool,
+    groups: Grouped<Value>,
     clock: f64,
     /// The last answer of `victim` and its priority: when that one ends, the clock moves on.
     named: Option<(InstanceId, f64)>,
@@ -41,6 +44,18 @@ struct Value {
     size: f64,
 }
 
+impl GreedyDual {
+    /// The paper's policy, or the one that looks at each instance alone.
+    pub fn new(per_instance: bool) -> Self {
+        GreedyDual { per_instance, ..GreedyDual::default() }
+    }
+
+    /// Frequency and cost are each instance's own.
+    pub fn per_instance() -> Self {
+        GreedyDual::new(true)
+    }
+}
+
 impl Worth for Value {
     /// The clock.
     type Mark = Priority;
@@ -54,7 +69,11 @@ impl Worth for Value {
 
 impl KeepAlivePolicy for GreedyDual {
     fn started(&mut self, instance: InstanceId, facts: &InstanceFacts, _now: Time) {
-        self.versions.started(instance, facts.version, Value::default, |value| {
+        let group = match self.per_instance {
+            true => Group::Instance(instance),
+            false => Group::Version(facts.version),
+        };
+        self.groups.started(instance, group, Value::default, |value| {
             value.cost += milliseconds(facts.start_cost);
             value.starts += 1;
             value.size = mebibytes(facts.memory);
@@ -62,21 +81,21 @@ impl KeepAlivePolicy for GreedyDual {
     }
 
     fn invoked(&mut self, instance: InstanceId, _arrived: Time, _now: Time) {
-        self.versions.update(instance, |value| value.frequency += 1);
+        self.groups.update(instance, |value| value.frequency += 1);
     }
 
     fn used(&mut self, instance: InstanceId, _now: Time) {
         self.named.take_if(|(named, _)| *named == instance);
-        self.versions.used(instance);
+        self.groups.used(instance);
     }
 
     fn idle(&mut self, instance: InstanceId, now: Time) -> Option<Time> {
-        self.versions.idle(instance, Priority(self.clock), now);
+        self.groups.idle(instance, Priority(self.clock), now);
         None
     }
 
     fn ended(&mut self, instance: InstanceId, _now: Time) {
-        self.versions.ended(instance);
+        self.groups.ended(instance);
         if let Some((_, priority)) = self.named.take_if(|(named, _)| *named == instance) {
             // A version whose later starts were cheaper can be below the clock, which never falls.
             self.clock = self.clock.max(priority);
@@ -84,7 +103,7 @@ impl KeepAlivePolicy for GreedyDual {
     }
 
     fn victim(&mut self, _now: Time) -> Option<InstanceId> {
-        let first = self.versions.first();
+        let first = self.groups.first();
         self.named = first.map(|(priority, instance)| (instance, priority.0));
         first.map(|(_, instance)| instance)
     }
@@ -131,6 +150,20 @@ mod tests {
         // With a second invocation it has 7, and of the first version the older one goes.
         invoke(&mut policy, 3, 1);
         assert_eq!((evict(&mut policy, 5), policy.clock), (1, 4.0));
+    }
+
+    #[test]
+    fn each_instance_for_itself_lets_the_surplus_go() {
+        let mut policy = GreedyDual::per_instance();
+        // One version. a: 1 × 100 / 100 = 1. b: 5 × 100 / 100 = 5.
+        idle_at(&mut policy, 1, &facts(0, 100, 100), 1);
+        idle_at(&mut policy, 2, &facts(0, 100, 100), 2);
+        invoke(&mut policy, 2, 4);
+        // Another: 1 × 300 / 100 = 3.
+        idle_at(&mut policy, 3, &facts(1, 100, 300), 3);
+        assert_eq!((evict(&mut policy, 4), policy.clock), (1, 1.0));
+        assert_eq!((evict(&mut policy, 4), policy.clock), (3, 3.0));
+        assert_eq!((evict(&mut policy, 4), policy.clock), (2, 5.0));
     }
 
     #[test]

@@ -58,126 +58,135 @@ impl Ord for Priority {
     }
 }
 
-/// What is known of a version while it has instances, and how it ranks its idle ones.
+/// Instances that share what they are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Group {
+    /// All instances of a version.
+    Version(VersionId),
+    /// One alone.
+    Instance(InstanceId),
+}
+
+/// What is known of a group while it has instances, and how it ranks its idle ones.
 pub(super) trait Worth: Debug {
     /// What an instance is marked with when it becomes idle. Marks never go down as time goes on.
     type Mark: Copy + Ord + Debug;
-    /// The version whose rank is lowest gives up an instance first.
+    /// The group whose rank is lowest gives up an instance first.
     type Rank: Copy + Ord + Debug;
 
-    /// The version's rank, when `mark` is that of the instance that is idle for longest.
+    /// The group's rank, when `mark` is that of the instance that is idle for longest.
     fn rank(&self, mark: Self::Mark) -> Self::Rank;
 }
 
-/// Idle instances where all instances of a version share something that changes with every
-/// invocation, such as how often the version is called.
+/// Idle instances where all of a group share something that changes with every invocation, such as
+/// how often a version is called.
 ///
-/// Giving each idle instance a rank of its own would make an invocation cost as much as the version
-/// has idle instances. So versions are ranked, each by the instance that is idle for longest, and
-/// every operation is O(log n) in instances and versions.
+/// Giving each idle instance a rank of its own would make an invocation cost as much as the group
+/// has idle instances. So groups are ranked, each by the instance that is idle for longest, and
+/// every operation is O(log n).
 #[derive(Debug)]
-pub(super) struct ByVersion<W: Worth> {
+pub(super) struct Grouped<W: Worth> {
     instances: BTreeMap<InstanceId, Member<W::Mark>>,
-    versions: BTreeMap<VersionId, Group<W>>,
-    order: Order<VersionId, (W::Rank, Time, InstanceId)>,
+    groups: BTreeMap<Group, Members<W>>,
+    order: Order<Group, (W::Rank, Time, InstanceId)>,
 }
 
 #[derive(Debug)]
 struct Member<Mark> {
-    version: VersionId,
+    group: Group,
     /// How it was marked, while it is idle, and since when it is.
     idle: Option<(Mark, Time)>,
 }
 
 #[derive(Debug)]
-struct Group<W: Worth> {
+struct Members<W: Worth> {
     worth: W,
     instances: u32,
     idle: BTreeSet<(W::Mark, Time, InstanceId)>,
 }
 
-impl<W: Worth> ByVersion<W> {
-    /// An instance is there. `first` makes the worth of a version that had none, `update` adds what
+impl<W: Worth> Grouped<W> {
+    /// An instance is there. `first` makes the worth of a group that had none, `update` adds what
     /// this instance tells about it.
     pub(super) fn started(
         &mut self,
         instance: InstanceId,
-        version: VersionId,
+        group: Group,
         first: impl FnOnce() -> W,
         update: impl FnOnce(&mut W),
     ) {
-        self.instances.insert(instance, Member { version, idle: None });
-        let group = self.versions.entry(version).or_insert_with(|| Group {
+        self.instances.insert(instance, Member { group, idle: None });
+        let members = self.groups.entry(group).or_insert_with(|| Members {
             worth: first(),
             instances: 0,
             idle: BTreeSet::new(),
         });
-        group.instances += 1;
-        update(&mut group.worth);
-        self.rank(version);
+        members.instances += 1;
+        update(&mut members.worth);
+        self.rank(group);
     }
 
-    /// Something happened in an instance that changes what its version is worth.
+    /// Something happened in an instance that changes what its group is worth.
     pub(super) fn update(&mut self, instance: InstanceId, update: impl FnOnce(&mut W)) {
         let Some(member) = self.instances.get(&instance) else { return };
-        let version = member.version;
-        if let Some(group) = self.versions.get_mut(&version) {
-            update(&mut group.worth);
+        let group = member.group;
+        if let Some(members) = self.groups.get_mut(&group) {
+            update(&mut members.worth);
         }
-        self.rank(version);
+        self.rank(group);
     }
 
     pub(super) fn idle(&mut self, instance: InstanceId, mark: W::Mark, now: Time) {
         let Some(member) = self.instances.get_mut(&instance) else { return };
         member.idle = Some((mark, now));
-        let version = member.version;
-        if let Some(group) = self.versions.get_mut(&version) {
-            group.idle.insert((mark, now, instance));
+        let group = member.group;
+        if let Some(members) = self.groups.get_mut(&group) {
+            members.idle.insert((mark, now, instance));
         }
-        self.rank(version);
+        self.rank(group);
     }
 
     pub(super) fn used(&mut self, instance: InstanceId) {
         let Some(member) = self.instances.get_mut(&instance) else { return };
-        let (version, idle) = (member.version, member.idle.take());
-        if let (Some((mark, since)), Some(group)) = (idle, self.versions.get_mut(&version)) {
-            group.idle.remove(&(mark, since, instance));
+        let (group, idle) = (member.group, member.idle.take());
+        if let (Some((mark, since)), Some(members)) = (idle, self.groups.get_mut(&group)) {
+            members.idle.remove(&(mark, since, instance));
         }
-        self.rank(version);
+        self.rank(group);
     }
 
-    /// An instance is gone; with a version's last one, what was known of the version is too.
+    /// An instance is gone; with a group's last one, what was known of the group is too.
     pub(super) fn ended(&mut self, instance: InstanceId) {
         self.used(instance);
         let Some(member) = self.instances.remove(&instance) else { return };
-        if let Some(group) = self.versions.get_mut(&member.version) {
-            group.instances -= 1;
-            if group.instances == 0 {
-                self.versions.remove(&member.version);
+        if let Some(members) = self.groups.get_mut(&member.group) {
+            members.instances -= 1;
+            if members.instances == 0 {
+                self.groups.remove(&member.group);
             }
         }
     }
 
-    /// The instance to evict next, and its version's rank.
+    /// The instance to evict next, and its group's rank.
     pub(super) fn first(&self) -> Option<(W::Rank, InstanceId)> {
         self.order.first().map(|((rank, _, instance), _)| (rank, instance))
     }
 
-    fn rank(&mut self, version: VersionId) {
-        let Some(group) = self.versions.get(&version) else { return };
-        match group.idle.first() {
+    fn rank(&mut self, group: Group) {
+        let Some(members) = self.groups.get(&group) else { return };
+        match members.idle.first() {
             Some(&(mark, since, instance)) => {
-                self.order.set(version, (group.worth.rank(mark), since, instance));
+                self.order.set(group, (members.worth.rank(mark), since, instance));
             }
             None => {
-                self.order.remove(version);
+                self.order.remove(group);
             }
         }
     }
 }
 
-impl<W: Worth> Default for ByVersion<W> {
+impl<W: Worth> Default for Grouped<W> {
     fn default() -> Self {
-        ByVersion { instances: BTreeMap::new(), versions: BTreeMap::new(), order: Order::default() }
+        Grouped { instances: BTreeMap::new(), groups: BTreeMap::new(), order: Order::default() }
     }
 }
