@@ -30,7 +30,7 @@ use openlambda_core::scheduler::{
 use openlambda_core::time::Time;
 use openlambda_core::{keep_alive, queue};
 
-use crate::workload::{Arrival, Workload, WorkloadConfig};
+use crate::workload::{Arrival, Profile, Workload, WorkloadConfig};
 
 /// A simulated cluster and what it is asked to do.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ pub struct SimConfig {
     pub code_budget: u64,
     /// The size of every function's bundle, bytes.
     pub bundle_bytes: u64,
-    /// What every function's manifest says.
+    /// What every function's manifest says, but for the memory when the workload's mix gives it.
     pub limits: Limits,
     /// How long a call may wait on a worker.
     pub max_wait: Duration,
@@ -57,7 +57,7 @@ pub struct SimConfig {
     pub hop: Duration,
     /// Fetching and unpacking a bundle.
     pub pull: Duration,
-    /// Making a sandbox and starting its runtime.
+    /// Making a sandbox and starting its runtime, unless the workload's mix says.
     pub cold_start: Duration,
     /// How often a worker reports its load.
     pub heartbeat: Duration,
@@ -74,6 +74,14 @@ pub enum SimError {
     KeepAlive(#[from] ConfigError),
 }
 
+/// What the workers held all the time together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Bytes that all workers' instances took from the pools: the mean over time, until the last
+    /// call was over.
+    pub mean_memory: f64,
+}
+
 /// Runs the experiment; `record` sees every call when it is over, in the order in which they end.
 ///
 /// # Errors
@@ -83,7 +91,7 @@ pub fn simulate(
     config: &SimConfig,
     policy: Box<dyn BalancingPolicy>,
     record: impl FnMut(&InvocationRecord),
-) -> Result<(), SimError> {
+) -> Result<Usage, SimError> {
     let mut sim = Simulation::new(config, policy, record)?;
     sim.schedule_arrival();
     while let Some(Reverse(next)) = sim.events.pop() {
@@ -91,7 +99,10 @@ pub fn simulate(
         sim.now = next.at;
         sim.happen(next.what);
     }
-    Ok(())
+    let byte_seconds: f64 = sim.workers.iter().map(|worker| worker.byte_seconds).sum();
+    // An experiment without calls takes no time, and holds nothing.
+    let seconds = sim.ended.as_secs_f64();
+    Ok(Usage { mean_memory: if seconds > 0.0 { byte_seconds / seconds } else { 0.0 } })
 }
 
 /// What can happen. The order of the variants is the order at equal times after `seq`, which is
@@ -145,6 +156,18 @@ struct SimWorker {
     starting: BTreeSet<InstanceId>,
     versions: BTreeMap<InstanceId, VersionId>,
     timer: Option<Time>,
+    /// Memory taken from the pool times how long, up to `metered`.
+    byte_seconds: f64,
+    metered: Time,
+}
+
+impl SimWorker {
+    /// Counts what was held since the last call. Call it before that changes.
+    fn meter(&mut self, now: Time) {
+        let held = self.scheduler.pool().used() as f64;
+        self.byte_seconds += held * now.since(self.metered).as_secs_f64();
+        self.metered = self.metered.max(now);
+    }
 }
 
 struct Simulation<'a, R> {
@@ -157,11 +180,14 @@ struct Simulation<'a, R> {
     upcoming: Option<Arrival>,
     arrived: u64,
     over: u64,
+    /// When the last call was over.
+    ended: Time,
     balancer: Balancer,
     balancer_timer: Option<Time>,
     names: Vec<FunctionName>,
     functions: Vec<FunctionId>,
     digests: Vec<Digest>,
+    profiles: Vec<Profile>,
     workers: Vec<SimWorker>,
     calls: BTreeMap<Ticket, InFlight>,
     /// A worker's number for a call is the same everywhere: its place in the order of arrival.
@@ -200,6 +226,8 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 starting: BTreeSet::new(),
                 versions: BTreeMap::new(),
                 timer: None,
+                byte_seconds: 0.0,
+                metered: Time::ZERO,
             });
         }
         let mut sim = Simulation {
@@ -212,9 +240,11 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             upcoming: None,
             arrived: 0,
             over: 0,
+            ended: Time::ZERO,
             balancer,
             balancer_timer: None,
             digests: digests.collect(),
+            profiles: config.workload.profiles(config.seed),
             names,
             functions,
             workers,
@@ -264,7 +294,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 place.cache.fetched(digest, self.config.bundle_bytes, now);
                 for version in place.fetching.remove(&digest).unwrap_or_default() {
                     self.workers[worker].pulled.insert(version, now);
-                    let limits = self.config.limits;
+                    let limits = self.limits(version);
                     self.at_worker(worker, Event::CodeReady { version, limits });
                 }
             }
@@ -389,6 +419,12 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         self.balancer.finish(self.now, ticket);
         self.after_balancer();
         self.over += 1;
+        if self.over == self.config.workload.invocations {
+            self.ended = self.now;
+            for worker in &mut self.workers {
+                worker.meter(self.now);
+            }
+        }
         let record = self.record_of(&call);
         (self.record)(&record);
     }
@@ -397,6 +433,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
 
     fn at_worker(&mut self, worker: usize, event: Event) {
         let now = self.now;
+        if self.ended == Time::ZERO {
+            self.workers[worker].meter(now);
+        }
         self.workers[worker].scheduler.handle(now, event);
         while let Some(action) = self.workers[worker].scheduler.poll_action() {
             self.carry_out(worker, action);
@@ -438,7 +477,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 debug_assert!(pinned, "an instance starts from code that is held");
                 place.starting.insert(instance);
                 place.versions.insert(instance, version);
-                self.after(self.config.cold_start, What::Started { worker, instance });
+                self.after(self.cold_start(version), What::Started { worker, instance });
             }
             Action::CancelStart { instance } => {
                 let was_starting = place.starting.remove(&instance);
@@ -527,9 +566,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         };
         let (mut create, mut pull) = (Duration::ZERO, Duration::ZERO);
         if let Some((StartKind::Cold, _)) = call.ran {
-            create = self.config.cold_start.min(rest);
-            rest -= create;
             let version = VersionId(call.arrival.function);
+            create = self.cold_start(version).min(rest);
+            rest -= create;
             let came = self.workers[call.worker].pulled.get(&version).copied();
             let waited = came.map_or(Duration::ZERO, |came| came.since(arrived));
             pull = waited.min(self.config.pull).min(rest);
@@ -552,6 +591,17 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             run_ns: call.ran.map_or(0, |(_, at)| ns(call.ended.since(at))),
             outcome: call.outcome.to_owned(),
         }
+    }
+
+    /// What a function's manifest says.
+    fn limits(&self, version: VersionId) -> Limits {
+        let limits = self.config.limits;
+        let memory = self.profiles[version.0 as usize].memory.unwrap_or(limits.memory);
+        Limits { memory, ..limits }
+    }
+
+    fn cold_start(&self, version: VersionId) -> Duration {
+        self.profiles[version.0 as usize].cold_start.unwrap_or(self.config.cold_start)
     }
 
     /// Workers join once, in order, and never leave.

@@ -8,7 +8,7 @@ use openlambda_core::invocation::InvocationRecord;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::summary::{Summary, Tally};
-use openlambda_lab::workload::{Service, WorkloadConfig};
+use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::PolicyCatalog;
 
 /// `workers` servers that run one call at a time, at `load` of what they can do, with nothing but
@@ -22,6 +22,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
             zipf: 0.0,
             service: Service::Exponential(mean),
             invocations,
+            mix: FunctionMix::default(),
         },
         workers,
         scheduler: SchedulerConfig::default(),

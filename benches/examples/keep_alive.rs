@@ -1,0 +1,50 @@
+//! Prints the tables of docs/keep-alive.md: every keep-alive policy against the worker's memory.
+//!
+//!     cargo run --release -p openlambda-lab --example keep_alive [SEED]
+
+use openlambda_core::keep_alive::NAMES;
+use openlambda_lab::keep_alive::{day, run};
+use openlambda_lab::sim::{SimError, Usage};
+use openlambda_lab::summary::Summary;
+
+/// From a few functions' worth to nearly all of them at once.
+const MEMORY_GIB: [u64; 7] = [10, 15, 20, 30, 40, 60, 80];
+
+/// What a table shows of a run.
+type Cell = fn(&Summary, &Usage) -> String;
+
+const TABLES: [(&str, Cell); 3] = [
+    ("Calls that started cold, %", |summary, _| {
+        let failed = if summary.failed > 0 { " (some failed)" } else { "" };
+        format!("{:.2}{failed}", summary.cold_rate * 100.0)
+    }),
+    ("Time that calls waited for cold starts, % of the time that handlers ran", |summary, _| {
+        format!("{:.2}", summary.cold_overhead * 100.0)
+    }),
+    ("Memory that instances held, mean over the day, GiB", |_, usage| {
+        format!("{:.1}", usage.mean_memory / f64::from(1 << 30))
+    }),
+];
+
+fn main() -> Result<(), SimError> {
+    let seed = std::env::args().nth(1).and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let policies = NAMES.into_iter().chain(["greedy-dual,per_instance=1"]);
+    let mut rows = Vec::new();
+    for policy in policies {
+        let runs: Result<Vec<_>, _> =
+            MEMORY_GIB.iter().map(|memory| run(&day(policy, *memory, seed))).collect();
+        rows.push((policy, runs?));
+    }
+    println!("Seed {seed}.");
+    let sizes: Vec<String> = MEMORY_GIB.iter().map(|memory| format!("{memory} GiB")).collect();
+    for (title, cell) in TABLES {
+        println!("\n{title}:\n");
+        println!("| policy | {} |\n|---|{}", sizes.join(" | "), "---|".repeat(sizes.len()));
+        for (policy, runs) in &rows {
+            let cells: Vec<String> =
+                runs.iter().map(|(summary, usage)| cell(summary, usage)).collect();
+            println!("| `{policy}` | {} |", cells.join(" | "));
+        }
+    }
+    Ok(())
+}
