@@ -1,6 +1,8 @@
 //! Prints the tables of docs/keep-alive.md: every keep-alive policy against the worker's memory.
 //!
-//!     cargo run --release -p openlambda-lab --example keep_alive [SEED]
+//!     cargo run --release -p openlambda-lab --example keep_alive [SEED [MAX_INSTANCES]]
+//!
+//! The second number is how many instances of a function there may be at once.
 
 use openlambda_core::keep_alive::NAMES;
 use openlambda_lab::keep_alive::{day, run};
@@ -27,12 +29,19 @@ const TABLES: [(&str, Cell); 3] = [
 ];
 
 fn main() -> Result<(), SimError> {
-    let seed = std::env::args().nth(1).and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let number = |place| std::env::args().nth(place).and_then(|number| number.parse::<u64>().ok());
+    let seed = number(1).unwrap_or(1);
+    let max_instances = number(2).map(|number| number as u32);
+    let simulate = |policy, memory| {
+        let mut config = day(policy, memory, seed);
+        config.limits.max_instances = max_instances.unwrap_or(config.limits.max_instances);
+        run(&config)
+    };
     let policies = NAMES.into_iter().chain(["greedy-dual,per_instance=1"]);
     let mut rows = Vec::new();
     for policy in policies {
         let runs: Result<Vec<_>, _> =
-            MEMORY_GIB.iter().map(|memory| run(&day(policy, *memory, seed))).collect();
+            MEMORY_GIB.iter().map(|memory| simulate(policy, *memory)).collect();
         rows.push((policy, runs?));
     }
     println!("Seed {seed}.");

@@ -1,7 +1,7 @@
 //! Keep-alive policies side by side on one worker, as FaasCache compares them.
 //!
 //! Fuerst and Sharma (*FaasCache: Keeping Serverless Computing Alive with Greedy-Dual Caching*,
-//! ASPLOS 2021, section 7.1) replay a day of the Azure Functions trace of 2019, sampled to 392
+//! ASPLOS 2021) replay a day of the Azure Functions trace of 2019, sampled to 392
 //! functions of all popularities, on one server of varying memory. The trace is not at hand here:
 //! [`day`] draws a day of as many functions with the trace's published marginals
 //! ([`FunctionMix::azure`]).

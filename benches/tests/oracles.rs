@@ -2,6 +2,8 @@
 //!
 //! The deciders in it are the live ones, so an oracle here speaks of the platform's own code.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::time::Duration;
 
 use openlambda_core::invocation::InvocationRecord;
