@@ -13,7 +13,7 @@ use openlambda_core::balancing::driver::Balancer;
 use openlambda_core::balancing::{Decision, FunctionId, Ticket, WorkerInfo};
 use openlambda_core::invocation::StartKind;
 use openlambda_core::time::Time;
-use openlambda_lab::workload::{Service, Workload, WorkloadConfig};
+use openlambda_lab::workload::{FunctionMix, Service, Workload, WorkloadConfig};
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 
 const WORKERS: [usize; 4] = [10, 100, 1_000, 10_000];
@@ -43,6 +43,7 @@ impl Cluster {
             zipf,
             service: Service::Fixed(Duration::ZERO),
             invocations: 1 << 16,
+            mix: FunctionMix::default(),
         };
         let keys = Workload::new(config, 1).map(|call| ids[call.function as usize]).collect();
         let in_flight = VecDeque::new();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, simulate};
-use openlambda_lab::workload::{Service, WorkloadConfig};
+use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 
 const INVOCATIONS: u64 = 20_000;
@@ -18,6 +18,7 @@ fn config(functions: u32) -> SimConfig {
             zipf: 1.0,
             service: Service::Exponential(Duration::from_millis(50)),
             invocations: INVOCATIONS,
+            mix: FunctionMix::default(),
         },
         workers: 20,
         scheduler: SchedulerConfig { memory: 4 << 30, ..SchedulerConfig::default() },

@@ -19,6 +19,7 @@ use openlambda_core::balancing::{
     WorkerLoad,
 };
 use openlambda_core::code_cache::{CodeCache, Lookup};
+use openlambda_core::config::ConfigError;
 use openlambda_core::function::{Digest, FunctionName};
 use openlambda_core::hash::{mix, stable_hash};
 use openlambda_core::invocation::{InvocationRecord, RequestId, StartKind};
@@ -29,7 +30,7 @@ use openlambda_core::scheduler::{
 use openlambda_core::time::Time;
 use openlambda_core::{keep_alive, queue};
 
-use crate::workload::{Arrival, Workload, WorkloadConfig};
+use crate::workload::{Arrival, Profile, Workload, WorkloadConfig};
 
 /// A simulated cluster and what it is asked to do.
 #[derive(Clone, Debug)]
@@ -40,15 +41,15 @@ pub struct SimConfig {
     pub workers: u32,
     /// Each worker's scheduler.
     pub scheduler: SchedulerConfig,
-    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`].
+    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
     pub keep_alive: String,
-    /// How long keep-alive policies with a time keep an idle instance.
+    /// How long the keep-alive policy `ttl` keeps an idle instance, unless it says so itself.
     pub ttl: Duration,
     /// Bytes of unpacked bundles that each worker keeps.
     pub code_budget: u64,
     /// The size of every function's bundle, bytes.
     pub bundle_bytes: u64,
-    /// What every function's manifest says.
+    /// What every function's manifest says, but for the memory when the workload's mix gives it.
     pub limits: Limits,
     /// How long a call may wait on a worker.
     pub max_wait: Duration,
@@ -56,7 +57,7 @@ pub struct SimConfig {
     pub hop: Duration,
     /// Fetching and unpacking a bundle.
     pub pull: Duration,
-    /// Making a sandbox and starting its runtime.
+    /// Making a sandbox and starting its runtime, unless the workload's mix says.
     pub cold_start: Duration,
     /// How often a worker reports its load.
     pub heartbeat: Duration,
@@ -95,22 +96,31 @@ impl Default for SimConfig {
 
 /// A configuration that cannot be simulated.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no keep-alive policy \"{name}\"; use one of {}", keep_alive::NAMES.join(", "))]
-pub struct UnknownKeepAlive {
-    /// The name that is not known.
-    pub name: String,
+#[non_exhaustive]
+pub enum SimError {
+    /// The keep-alive policy is not known, or a parameter of it is not valid.
+    #[error(transparent)]
+    KeepAlive(#[from] ConfigError),
+}
+
+/// What the workers held all the time together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Bytes that all workers' instances took from the pools: the mean over time, until the last
+    /// call was over.
+    pub mean_memory: f64,
 }
 
 /// Runs the experiment; `record` sees every call when it is over, in the order in which they end.
 ///
 /// # Errors
 ///
-/// [`UnknownKeepAlive`].
+/// [`SimError`].
 pub fn simulate(
     config: &SimConfig,
     policy: Box<dyn BalancingPolicy>,
     record: impl FnMut(&InvocationRecord),
-) -> Result<(), UnknownKeepAlive> {
+) -> Result<Usage, SimError> {
     let mut sim = Simulation::new(config, policy, record)?;
     sim.schedule_arrival();
     while let Some(Reverse(next)) = sim.events.pop() {
@@ -118,7 +128,10 @@ pub fn simulate(
         sim.now = next.at;
         sim.happen(next.what);
     }
-    Ok(())
+    let byte_seconds: f64 = sim.workers.iter().map(|worker| worker.byte_seconds).sum();
+    // An experiment without calls takes no time, and holds nothing.
+    let seconds = sim.ended.as_secs_f64();
+    Ok(Usage { mean_memory: if seconds > 0.0 { byte_seconds / seconds } else { 0.0 } })
 }
 
 /// What can happen. The order of the variants is the order at equal times after `seq`, which is
@@ -172,6 +185,18 @@ struct SimWorker {
     starting: BTreeSet<InstanceId>,
     versions: BTreeMap<InstanceId, VersionId>,
     timer: Option<Time>,
+    /// Memory taken from the pool times how long, up to `metered`.
+    byte_seconds: f64,
+    metered: Time,
+}
+
+impl SimWorker {
+    /// Counts what was held since the last call. Call it before that changes.
+    fn meter(&mut self, now: Time) {
+        let held = self.scheduler.pool().used() as f64;
+        self.byte_seconds += held * now.since(self.metered).as_secs_f64();
+        self.metered = self.metered.max(now);
+    }
 }
 
 struct Simulation<'a, R> {
@@ -184,11 +209,14 @@ struct Simulation<'a, R> {
     upcoming: Option<Arrival>,
     arrived: u64,
     over: u64,
+    /// When the last call was over.
+    ended: Time,
     balancer: Balancer,
     balancer_timer: Option<Time>,
     names: Vec<FunctionName>,
     functions: Vec<FunctionId>,
     digests: Vec<Digest>,
+    profiles: Vec<Profile>,
     workers: Vec<SimWorker>,
     calls: BTreeMap<Ticket, InFlight>,
     /// A worker's number for a call is the same everywhere: its place in the order of arrival.
@@ -200,7 +228,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         config: &'a SimConfig,
         policy: Box<dyn BalancingPolicy>,
         record: R,
-    ) -> Result<Self, UnknownKeepAlive> {
+    ) -> Result<Self, SimError> {
         let mut balancer = Balancer::new(policy, config.seed);
         let names: Vec<FunctionName> = (0..config.workload.functions)
             .map(|n| format!("f{n}").parse().expect("a letter and digits are a name"))
@@ -214,8 +242,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         });
         let mut workers = Vec::new();
         for n in 0..config.workers {
-            let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
-                .ok_or_else(|| UnknownKeepAlive { name: config.keep_alive.clone() })?;
+            let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
             let make_queue = queue::by_name("fifo").expect("fifo is a queue policy");
             let capacity = config.scheduler.memory / config.limits.memory.max(1);
             let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
@@ -228,6 +255,8 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 starting: BTreeSet::new(),
                 versions: BTreeMap::new(),
                 timer: None,
+                byte_seconds: 0.0,
+                metered: Time::ZERO,
             });
         }
         let mut sim = Simulation {
@@ -240,9 +269,11 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             upcoming: None,
             arrived: 0,
             over: 0,
+            ended: Time::ZERO,
             balancer,
             balancer_timer: None,
             digests: digests.collect(),
+            profiles: config.workload.profiles(config.seed),
             names,
             functions,
             workers,
@@ -292,7 +323,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 place.cache.fetched(digest, self.config.bundle_bytes, now);
                 for version in place.fetching.remove(&digest).unwrap_or_default() {
                     self.workers[worker].pulled.insert(version, now);
-                    let limits = self.config.limits;
+                    let limits = self.limits(version);
                     self.at_worker(worker, Event::CodeReady { version, limits });
                 }
             }
@@ -417,6 +448,12 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         self.balancer.finish(self.now, ticket);
         self.after_balancer();
         self.over += 1;
+        if self.over == self.config.workload.invocations {
+            self.ended = self.now;
+            for worker in &mut self.workers {
+                worker.meter(self.now);
+            }
+        }
         let record = self.record_of(&call);
         (self.record)(&record);
     }
@@ -425,6 +462,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
 
     fn at_worker(&mut self, worker: usize, event: Event) {
         let now = self.now;
+        if self.ended == Time::ZERO {
+            self.workers[worker].meter(now);
+        }
         self.workers[worker].scheduler.handle(now, event);
         while let Some(action) = self.workers[worker].scheduler.poll_action() {
             self.carry_out(worker, action);
@@ -469,7 +509,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 debug_assert!(pinned, "an instance starts from code that is held");
                 place.starting.insert(instance);
                 place.versions.insert(instance, version);
-                self.after(self.config.cold_start, What::Started { worker, instance });
+                self.after(self.cold_start(version), What::Started { worker, instance });
             }
             Action::CancelStart { instance } => {
                 let was_starting = place.starting.remove(&instance);
@@ -558,9 +598,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         };
         let (mut create, mut pull) = (Duration::ZERO, Duration::ZERO);
         if let Some((StartKind::Cold, _)) = call.ran {
-            create = self.config.cold_start.min(rest);
-            rest -= create;
             let version = VersionId(call.arrival.function);
+            create = self.cold_start(version).min(rest);
+            rest -= create;
             let came = self.workers[call.worker].pulled.get(&version).copied();
             let waited = came.map_or(Duration::ZERO, |came| came.since(arrived));
             pull = waited.min(self.config.pull).min(rest);
@@ -583,6 +623,17 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             run_ns: call.ran.map_or(0, |(_, at)| ns(call.ended.since(at))),
             outcome: call.outcome.to_owned(),
         }
+    }
+
+    /// What a function's manifest says.
+    fn limits(&self, version: VersionId) -> Limits {
+        let limits = self.config.limits;
+        let memory = self.profiles[version.0 as usize].memory.unwrap_or(limits.memory);
+        Limits { memory, ..limits }
+    }
+
+    fn cold_start(&self, version: VersionId) -> Duration {
+        self.profiles[version.0 as usize].cold_start.unwrap_or(self.config.cold_start)
     }
 
     /// Workers join once, in order, and never leave.

@@ -24,6 +24,9 @@ pub struct Summary {
     pub p99_ms: f64,
     /// From arrival to the start of the handler: the mean.
     pub mean_wait_ms: f64,
+    /// Time that answered calls waited for pulls and starts, as a share of the time that their
+    /// handlers ran: how much longer cold starts made all calls together.
+    pub cold_overhead: f64,
 }
 
 /// Collects what [`Summary`] tells.
@@ -31,6 +34,8 @@ pub struct Summary {
 pub struct Tally {
     latencies: Vec<u64>,
     waited_ns: u128,
+    started_ns: u128,
+    ran_ns: u128,
     cold: u64,
     failed: u64,
 }
@@ -42,8 +47,11 @@ impl Tally {
             self.failed += 1;
             return;
         }
-        let wait = record.queue_ns + record.pull_ns + record.create_ns + record.init_ns;
+        let start = record.pull_ns + record.create_ns + record.init_ns;
+        let wait = record.queue_ns + start;
         self.waited_ns += u128::from(wait);
+        self.started_ns += u128::from(start);
+        self.ran_ns += u128::from(record.run_ns);
         self.latencies.push(wait + record.run_ns);
         self.cold += u64::from(record.start != Some(StartKind::Warm));
     }
@@ -63,6 +71,8 @@ impl Tally {
             p50_ms: ms(percentile(&self.latencies, 0.50)),
             p99_ms: ms(percentile(&self.latencies, 0.99)),
             mean_wait_ms: per_call(self.waited_ns as f64) / 1e6,
+            // Of no calls, or of handlers that take no time, there is no share.
+            cold_overhead: self.started_ns as f64 / self.ran_ns.max(1) as f64,
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A [`Workload`] is drawn from a seed alone, in streams with labels of their own, so every policy
 //! under comparison sees the very same calls.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use openlambda_core::random::Rng;
@@ -21,6 +23,14 @@ pub enum Service {
 }
 
 impl Service {
+    /// The same kind with this mean.
+    fn with_mean(self, mean: Duration) -> Self {
+        match self {
+            Service::Exponential(_) => Service::Exponential(mean),
+            Service::Fixed(_) => Service::Fixed(mean),
+        }
+    }
+
     fn draw(self, rng: &mut Rng) -> Duration {
         match self {
             Service::Exponential(mean) => rng.exponential(mean),
@@ -29,7 +39,86 @@ impl Service {
     }
 }
 
-/// The calls of an experiment: Poisson arrivals over functions of unequal popularity.
+/// A log-normal distribution, cut off at both ends: what falls outside counts as the end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LogNormal {
+    /// Half of what is drawn is below.
+    pub median: f64,
+    /// The standard deviation of the logarithm.
+    pub sigma: f64,
+    /// The least that is drawn.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl LogNormal {
+    fn draw(self, rng: &mut Rng) -> f64 {
+        (self.median * libm::exp(self.sigma * rng.normal())).clamp(self.least, self.most)
+    }
+}
+
+/// How functions differ. The default is not at all: then popularity alone is unequal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct FunctionMix {
+    /// How popular each is beside the others; `None`: by Zipf's law.
+    pub popularity: Option<LogNormal>,
+    /// The share of functions that a timer calls, at equal intervals; the others are called by
+    /// chance.
+    pub timers: f64,
+    /// The mean of a function's service times, milliseconds; `None`: that of
+    /// [`WorkloadConfig::service`].
+    pub service_ms: Option<LogNormal>,
+    /// What an instance takes, MiB; `None`: what the experiment says for all.
+    pub memory_mb: Option<LogNormal>,
+    /// What a cold start takes, milliseconds; `None`: what the experiment says for all.
+    pub cold_start_ms: Option<LogNormal>,
+}
+
+impl FunctionMix {
+    /// Functions as at a large provider (Shahrad et al., *Serverless in the Wild*, USENIX ATC 2020,
+    /// on the Azure Functions trace of 2019), each an application of its own:
+    ///
+    /// * popularity: 45 % of functions are called at most once an hour, 81 % at most once a minute.
+    ///   Cut off at 10,000 calls a day: what is called more often is warm under any policy;
+    /// * 15.6 % are called by a timer;
+    /// * service times: log-normal with μ = −0.38 and σ = 2.36 (of seconds), cut off at 10 s;
+    /// * memory: half take at most 170 MiB, 90 % at most 400.
+    ///
+    /// The trace says nothing of cold starts. They are drawn around 1 s, 90 % between 0.2 and 5.2 s.
+    pub fn azure() -> Self {
+        FunctionMix {
+            popularity: Some(LogNormal { median: 40.0, sigma: 4.08, least: 2.0, most: 10_000.0 }),
+            timers: 0.156,
+            service_ms: Some(LogNormal { median: 684.0, sigma: 2.36, least: 1.0, most: 10_000.0 }),
+            memory_mb: Some(LogNormal { median: 170.0, sigma: 0.668, least: 32.0, most: 2048.0 }),
+            cold_start_ms: Some(LogNormal {
+                median: 1000.0,
+                sigma: 1.0,
+                least: 100.0,
+                most: 20_000.0,
+            }),
+        }
+    }
+}
+
+/// What one function of a workload is like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Profile {
+    /// Calls a second, on average.
+    pub rate: f64,
+    /// A timer calls it, at equal intervals.
+    pub timer: bool,
+    /// How long its handler runs.
+    pub service: Service,
+    /// What an instance takes, bytes, when the workload says.
+    pub memory: Option<u64>,
+    /// What a cold start takes, when the workload says.
+    pub cold_start: Option<Duration>,
+}
+
+/// The calls of an experiment: arrivals by chance (Poisson) and by timers over functions of unequal
+/// popularity.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WorkloadConfig {
     /// Calls a second, over all functions.
@@ -42,6 +131,41 @@ pub struct WorkloadConfig {
     pub service: Service,
     /// How many calls there are.
     pub invocations: u64,
+    /// How functions differ.
+    pub mix: FunctionMix,
+}
+
+impl WorkloadConfig {
+    /// The functions under `seed`, `0..functions`. Each property has a stream of its own, so a mix
+    /// with one distribution more draws the same for the others.
+    pub fn profiles(&self, seed: u64) -> Vec<Profile> {
+        let mix = &self.mix;
+        let stream = |label| Rng::from_seed_and_label(seed, label);
+        let (mut popularity, mut timers) = (stream("popularity"), stream("timers"));
+        let (mut service, mut memory) = (stream("service means"), stream("memory"));
+        let mut cold_start = stream("cold starts");
+        let millis = |value: f64| Duration::from_secs_f64(value / 1e3);
+        let mut profiles: Vec<Profile> = (1..=self.functions)
+            .map(|rank| Profile {
+                rate: match mix.popularity {
+                    Some(distribution) => distribution.draw(&mut popularity),
+                    None => libm::pow(f64::from(rank), -self.zipf),
+                },
+                timer: timers.chance(mix.timers),
+                service: match mix.service_ms {
+                    Some(means) => self.service.with_mean(millis(means.draw(&mut service))),
+                    None => self.service,
+                },
+                memory: mix.memory_mb.map(|mb| (mb.draw(&mut memory) * 1048576.0) as u64),
+                cold_start: mix.cold_start_ms.map(|ms| millis(ms.draw(&mut cold_start))),
+            })
+            .collect();
+        let total: f64 = profiles.iter().map(|profile| profile.rate).sum();
+        for profile in &mut profiles {
+            profile.rate *= self.rate / total;
+        }
+        profiles
+    }
 }
 
 impl Default for WorkloadConfig {
@@ -71,11 +195,15 @@ pub struct Arrival {
 /// The calls, in order of time. An iterator, so that a long experiment needs no memory for them.
 #[derive(Debug)]
 pub struct Workload {
-    config: WorkloadConfig,
-    /// The popularity of functions `0..=i`, up to 1.
+    profiles: Vec<Profile>,
+    /// The share of functions `0..=i` in the calls by chance, up to 1.
     cumulative: Vec<f64>,
     left: u64,
-    at: Time,
+    /// The mean time between calls by chance, and when the next one is; `None` without such calls.
+    gap: Duration,
+    chance: Option<Time>,
+    /// When each timer goes off next.
+    timers: BinaryHeap<Reverse<(Time, u32)>>,
     arrivals: Rng,
     functions: Rng,
     services: Rng,
@@ -89,24 +217,55 @@ impl Workload {
     /// When the rate is not positive or there is no function.
     pub fn new(config: WorkloadConfig, seed: u64) -> Self {
         assert!(config.rate > 0.0 && config.functions > 0, "a workload needs calls and functions");
-        let weights = (1..=config.functions).map(|rank| libm::pow(f64::from(rank), -config.zipf));
-        let weights: Vec<f64> = weights.collect();
-        let total: f64 = weights.iter().sum();
+        let profiles = config.profiles(seed);
+        let by_chance = |profile: &Profile| if profile.timer { 0.0 } else { profile.rate };
+        let total: f64 = profiles.iter().map(by_chance).sum();
         let mut sum = 0.0;
-        let cumulative = weights.iter().map(|weight| {
-            sum += weight / total;
+        let cumulative = profiles.iter().map(|profile| {
+            sum += by_chance(profile) / total;
             sum
         });
-        Workload {
-            cumulative: cumulative.collect(),
+        let cumulative = cumulative.collect();
+        let mut phases = Rng::from_seed_and_label(seed, "phases");
+        let timers = (0..).zip(&profiles).filter(|(_, profile)| profile.timer);
+        let timers = timers.map(|(function, profile)| {
+            let first = Time::ZERO + period(profile).mul_f64(phases.unit());
+            Reverse((first, function))
+        });
+        let mut workload = Workload {
+            timers: timers.collect(),
+            profiles,
+            cumulative,
             left: config.invocations,
-            at: Time::ZERO,
+            gap: Duration::ZERO,
+            chance: None,
             arrivals: Rng::from_seed_and_label(seed, "arrivals"),
             functions: Rng::from_seed_and_label(seed, "functions"),
             services: Rng::from_seed_and_label(seed, "services"),
-            config,
+        };
+        if total > 0.0 {
+            workload.gap = Duration::from_secs_f64(1.0 / total);
+            workload.chance = Some(Time::ZERO + workload.arrivals.exponential(workload.gap));
         }
+        workload
     }
+
+    /// The next call by chance at `at`, and when the one after it is.
+    fn by_chance(&mut self, at: Time) -> u32 {
+        self.chance = Some(at + self.arrivals.exponential(self.gap));
+        let draw = self.functions.unit();
+        let mut function = self.cumulative.partition_point(|sum| *sum <= draw);
+        // Sums round: the draw may be beyond the last of them.
+        while self.profiles.get(function).is_none_or(|profile| profile.timer) {
+            function -= 1;
+        }
+        function as u32
+    }
+}
+
+/// The time between two calls by a timer.
+fn period(profile: &Profile) -> Duration {
+    Duration::from_secs_f64(1.0 / profile.rate)
 }
 
 impl Iterator for Workload {
@@ -114,14 +273,20 @@ impl Iterator for Workload {
 
     fn next(&mut self) -> Option<Arrival> {
         self.left = self.left.checked_sub(1)?;
-        self.at += self.arrivals.exponential(Duration::from_secs_f64(1.0 / self.config.rate));
-        let draw = self.functions.unit();
-        let function = self.cumulative.partition_point(|sum| *sum <= draw);
-        Some(Arrival {
-            at: self.at,
-            function: (function as u32).min(self.config.functions - 1),
-            service: self.config.service.draw(&mut self.services),
-        })
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        let (at, function) = match (self.chance, timer) {
+            (Some(chance), timer) if timer.is_none_or(|timer| chance <= timer) => {
+                (chance, self.by_chance(chance))
+            }
+            _ => {
+                let Reverse((at, function)) = self.timers.pop()?;
+                let next = at + period(&self.profiles[function as usize]);
+                self.timers.push(Reverse((next, function)));
+                (at, function)
+            }
+        };
+        let service = self.profiles[function as usize].service.draw(&mut self.services);
+        Some(Arrival { at, function, service })
     }
 }
 
@@ -137,6 +302,7 @@ mod tests {
             zipf: 1.0,
             service: Service::Exponential(Duration::from_millis(10)),
             invocations: 100_000,
+            mix: FunctionMix::default(),
         };
         let calls: Vec<Arrival> = Workload::new(config, 3).collect();
         assert_eq!(calls.len(), 100_000);
@@ -146,5 +312,60 @@ mod tests {
         assert!((of(0) / of(1) - 2.0).abs() < 0.1, "{} {}", of(0), of(1));
         let mean = calls.iter().map(|call| call.service.as_secs_f64()).sum::<f64>() / 1e5;
         assert!((mean - 0.010).abs() < 0.0002, "{mean}");
+    }
+
+    fn azure(functions: u32, invocations: u64) -> WorkloadConfig {
+        WorkloadConfig {
+            rate: 5.0,
+            functions,
+            zipf: 0.0,
+            service: Service::Fixed(Duration::from_millis(10)),
+            invocations,
+            mix: FunctionMix::azure(),
+        }
+    }
+
+    #[test]
+    fn a_mix_has_the_marginals_that_it_names() {
+        let profiles = azure(20_000, 0).profiles(1);
+        let share = |of: &dyn Fn(&Profile) -> bool| {
+            profiles.iter().filter(|profile| of(profile)).count() as f64 / 20_000.0
+        };
+        let near = |value: f64, wanted: f64| assert!((value - wanted).abs() < 0.01, "{value}");
+        near(share(&|profile| profile.memory.unwrap() <= 170 << 20), 0.5);
+        near(share(&|profile| profile.memory.unwrap() <= 400 << 20), 0.9);
+        near(share(&|profile| profile.timer), 0.156);
+        near(share(&|profile| profile.cold_start.unwrap() <= Duration::from_secs(1)), 0.5);
+        // The rates are scaled to 5 a second over all; the rarest have 2 calls a day for 40 of the
+        // median.
+        let rarest = profiles.iter().map(|profile| profile.rate).fold(f64::MAX, f64::min);
+        near(share(&|profile| profile.rate <= 20.0 * rarest), 0.5);
+        near(share(&|profile| profile.rate <= 12.0 * rarest), 0.45);
+        near(share(&|profile| profile.rate <= 720.0 * rarest), 0.81);
+        let total: f64 = profiles.iter().map(|profile| profile.rate).sum();
+        assert!((total - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn timers_go_off_at_equal_intervals_and_time_never_goes_back() {
+        let config = azure(50, 20_000);
+        let profiles = config.profiles(2);
+        let calls: Vec<Arrival> = Workload::new(config, 2).collect();
+        assert_eq!(calls.len(), 20_000);
+        assert!(calls.is_sorted_by_key(|call| call.at));
+        let mut timers = 0;
+        for (function, profile) in (0..).zip(&profiles) {
+            let of = calls.iter().filter(|call| call.function == function);
+            let times: Vec<f64> = of.map(|call| call.at.as_secs_f64()).collect();
+            if profile.timer && times.len() > 2 {
+                timers += 1;
+                for pair in times.windows(2) {
+                    assert!((pair[1] - pair[0] - 1.0 / profile.rate).abs() < 1e-6);
+                }
+            }
+        }
+        assert!(timers > 2, "{timers}");
+        let seconds = calls.last().unwrap().at.as_secs_f64();
+        assert!((seconds / 4000.0 - 1.0).abs() < 0.05, "{seconds}");
     }
 }

@@ -3,15 +3,17 @@
 //! drain ends.
 //!
 //! The test plays the shell: it keeps its own, naive picture of what the scheduler asked for, and
-//! fulfils, fails or delays each action in random order.
+//! fulfils, fails or delays each action in random order. A spy stands between the scheduler and the
+//! keep-alive policy and holds both to their contract.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openlambda_core::invocation::StartKind;
-use openlambda_core::keep_alive::{self, DEFAULT_TTL};
+use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy, NAMES};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
     Action, Event, InstanceId, InvocationId, Limits, Scheduler, SchedulerConfig, VersionId,
@@ -68,8 +70,82 @@ enum Duty {
     Finish(InvocationId),
 }
 
+/// What the scheduler has told the keep-alive policy of an instance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Told {
+    InUse,
+    Idle,
+}
+
+/// A keep-alive policy under watch.
+#[derive(Clone, Debug)]
+struct Spy(Arc<Mutex<Watched>>);
+
+#[derive(Debug)]
+struct Watched {
+    policy: Box<dyn KeepAlivePolicy>,
+    told: BTreeMap<InstanceId, Told>,
+}
+
+impl Spy {
+    fn step(&self, instance: InstanceId, from: Told, to: Told) {
+        let old = self.0.lock().unwrap().told.insert(instance, to);
+        assert_eq!(old, Some(from), "{instance:?} is told to be {to:?}");
+    }
+}
+
+impl KeepAlivePolicy for Spy {
+    fn started(&mut self, instance: InstanceId, facts: &InstanceFacts, now: Time) {
+        let mut watched = self.0.lock().unwrap();
+        assert_eq!(watched.told.insert(instance, Told::InUse), None, "started twice");
+        watched.policy.started(instance, facts, now);
+    }
+
+    fn used(&mut self, instance: InstanceId, now: Time) {
+        self.step(instance, Told::Idle, Told::InUse);
+        self.0.lock().unwrap().policy.used(instance, now);
+    }
+
+    fn invoked(&mut self, instance: InstanceId, arrived: Time, now: Time) {
+        self.step(instance, Told::InUse, Told::InUse);
+        assert!(arrived <= now);
+        self.0.lock().unwrap().policy.invoked(instance, arrived, now);
+    }
+
+    fn idle(&mut self, instance: InstanceId, now: Time) -> Option<Time> {
+        self.step(instance, Told::InUse, Told::Idle);
+        self.0.lock().unwrap().policy.idle(instance, now)
+    }
+
+    fn ended(&mut self, instance: InstanceId, now: Time) {
+        let mut watched = self.0.lock().unwrap();
+        assert!(watched.told.remove(&instance).is_some(), "{instance:?} ended before or never was");
+        watched.policy.ended(instance, now);
+    }
+
+    fn victim(&mut self, now: Time) -> Option<InstanceId> {
+        let mut watched = self.0.lock().unwrap();
+        let victim = watched.policy.victim(now);
+        match victim {
+            Some(victim) => assert_eq!(watched.told[&victim], Told::Idle, "the victim is in use"),
+            None => assert!(!watched.told.values().any(|told| *told == Told::Idle), "spares all"),
+        }
+        victim
+    }
+
+    fn next_wakeup(&self) -> Option<Time> {
+        self.0.lock().unwrap().policy.next_wakeup()
+    }
+
+    fn prewarm(&mut self, now: Time) -> Option<VersionId> {
+        self.0.lock().unwrap().policy.prewarm(now)
+    }
+}
+
 struct Shell {
     scheduler: Scheduler,
+    keep_alive: Spy,
+    log: Vec<(Time, Action)>,
     now: Time,
     calls: BTreeMap<InvocationId, Call>,
     instances: BTreeMap<InstanceId, (VersionId, Place)>,
@@ -85,12 +161,16 @@ impl Shell {
             pause_after: pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
         };
+        let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
+        let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));
         Shell {
             scheduler: Scheduler::new(
                 config,
                 queue::by_name("fifo").unwrap(),
-                keep_alive::by_name(keep_alive, DEFAULT_TTL.min(Duration::from_secs(2))).unwrap(),
+                Box::new(spy.clone()),
             ),
+            keep_alive: spy,
+            log: Vec::new(),
             now: Time::ZERO,
             calls: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -102,6 +182,7 @@ impl Shell {
     fn handle(&mut self, event: Event) {
         self.scheduler.handle(self.now, event);
         while let Some(action) = self.scheduler.poll_action() {
+            self.log.push((self.now, action));
             self.carry_out(action);
         }
         self.check();
@@ -307,6 +388,11 @@ impl Shell {
         assert!(self.calls.values().all(|call| *call == Call::Over), "an invocation was lost");
         assert_eq!(self.scheduler.pool().used(), 0);
         assert_eq!(self.scheduler.counts(), Default::default());
+        let watched = self.keep_alive.0.lock().unwrap();
+        assert!(watched.told.is_empty(), "the policy was not told of every end");
+        let left = format!("{:?}", watched.policy);
+        assert!(!left.contains("InstanceId("), "the policy remembers what is gone: {left}");
+        drop(watched);
         let invocation = InvocationId(u64::MAX);
         self.calls.insert(invocation, Call::Waiting { deadline: Time::MAX });
         let version = VersionId(0);
@@ -321,6 +407,7 @@ enum Op {
     Fulfil(usize, bool),
     Cancel(usize),
     Advance(u64),
+    Rest(u64),
     Die(usize),
     CodeGone(u32),
     Supersede(u32),
@@ -336,6 +423,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..64usize).prop_map(|choice| Op::Fulfil(choice, false)),
         2 => (0..64usize).prop_map(Op::Cancel),
         3 => (1..120u64).prop_map(Op::Advance),
+        1 => (1..4u64).prop_map(Op::Rest),
         1 => (0..16usize).prop_map(Op::Die),
         1 => (0..5u32).prop_map(Op::CodeGone),
         1 => (0..5u32).prop_map(Op::Supersede),
@@ -345,10 +433,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn play(ops: Vec<Op>, pause: bool, keep_alive: &str) {
+fn play(ops: &[Op], pause: bool, keep_alive: &str) -> Vec<(Time, Action)> {
     let mut shell = Shell::new(pause, keep_alive);
     for op in ops {
-        match op {
+        match *op {
             Op::Arrive(version, patience) => shell.arrive(version, patience),
             Op::Fulfil(choice, well) => shell.fulfil(choice, well),
             Op::Cancel(choice) if !shell.calls.is_empty() => {
@@ -363,6 +451,7 @@ fn play(ops: Vec<Op>, pause: bool, keep_alive: &str) {
             }
             Op::Cancel(_) => {}
             Op::Advance(ms) => shell.advance(Duration::from_millis(ms)),
+            Op::Rest(minutes) => shell.advance(Duration::from_secs(60 * minutes)),
             Op::Die(choice) => {
                 if let Some(instance) = shell.some_instance(choice) {
                     shell.handle(Event::Died { instance });
@@ -386,18 +475,41 @@ fn play(ops: Vec<Op>, pause: bool, keep_alive: &str) {
         }
     }
     shell.finish();
+    shell.log
+}
+
+/// Every policy, and settings that make it act often in short histories.
+const POLICIES: [&str; 10] = [
+    "ttl",
+    "ttl,seconds=0",
+    "lru",
+    "freq",
+    "size",
+    "landlord",
+    "greedy-dual",
+    "greedy-dual,per_instance=1",
+    "histogram",
+    "histogram,samples=1,range_minutes=5,cv=0.1,fallback_seconds=1",
+];
+
+#[test]
+fn every_policy_is_tried() {
+    for name in NAMES {
+        assert!(POLICIES.contains(&name), "{name} is missing");
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn random_histories_keep_every_promise(
         ops in proptest::collection::vec(op(), 1..250),
         pause in any::<bool>(),
-        lru in any::<bool>(),
+        policy in proptest::sample::select(&POLICIES),
     ) {
-        play(ops, pause, if lru { "lru" } else { "ttl" });
+        let log = play(&ops, pause, policy);
+        prop_assert_eq!(log, play(&ops, pause, policy), "the same history, other actions");
     }
 }
 
@@ -406,6 +518,12 @@ fn fulfil_all(shell: &mut Shell) {
     while shell.duties.iter().any(|duty| !matches!(duty, Duty::Finish(_))) {
         let choice = shell.duties.iter().position(|duty| !matches!(duty, Duty::Finish(_)));
         shell.fulfil(choice.unwrap(), true);
+    }
+}
+
+fn fulfil_code(shell: &mut Shell) {
+    while let Some(choice) = shell.duties.iter().position(|duty| matches!(duty, Duty::Fetch(_))) {
+        shell.fulfil(choice, true);
     }
 }
 
@@ -470,6 +588,96 @@ fn idle_instances_expire_after_their_time() {
     assert_eq!(shell.scheduler.counts().idle, 1);
     shell.advance(Duration::from_millis(20));
     assert_eq!(shell.scheduler.counts().idle, 0);
+}
+
+#[test]
+fn a_time_of_zero_evicts_at_once() {
+    let mut shell = Shell::new(false, "ttl,seconds=0");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().ending, 1);
+    fulfil_all(&mut shell);
+    let told = |action| shell.log.iter().any(|(_, done)| *done == action);
+    assert!(!told(Action::TellEvicted { version: VersionId(0) }), "it never was idle");
+    assert_eq!(shell.instances.len(), 1);
+}
+
+/// A version that is called every half hour, six times over, and rests now.
+fn called_every_half_hour() -> Shell {
+    let mut shell = Shell::new(false, "histogram");
+    for call in 0..6 {
+        if call > 0 {
+            shell.advance(Duration::from_secs(1800));
+        }
+        shell.arrive(0, 10_000);
+        fulfil_all(&mut shell);
+        finish_one(&mut shell);
+        fulfil_all(&mut shell);
+    }
+    shell
+}
+
+#[test]
+fn what_is_expected_is_there_before_the_call() {
+    let mut shell = called_every_half_hour();
+    assert!(shell.instances.is_empty(), "it is known that the next call is far away");
+    // Nothing but the timer tells that it comes nearer, and the code may be gone meanwhile.
+    shell.handle(Event::CodeGone { version: VersionId(0) });
+    shell.advance(Duration::from_secs(27 * 60 - 1));
+    assert!(shell.duties.is_empty());
+    shell.advance(Duration::from_secs(1));
+    assert_eq!(Vec::from_iter(&shell.duties), [&Duty::Fetch(VersionId(0))]);
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().idle, 1);
+    shell.advance(Duration::from_secs(3 * 60));
+    shell.arrive(0, 10_000);
+    assert_eq!(shell.scheduler.counts().busy, 1, "the call found it");
+}
+
+#[test]
+fn what_is_not_called_after_all_goes_for_good() {
+    let mut shell = called_every_half_hour();
+    shell.advance(Duration::from_secs(28 * 60));
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().idle, 1);
+    shell.advance(Duration::from_secs(7 * 60));
+    fulfil_all(&mut shell);
+    assert!(shell.instances.is_empty());
+    assert_eq!(shell.scheduler.poll_timeout(), None, "nothing wakes the worker any more");
+}
+
+#[test]
+fn nothing_is_started_ahead_for_a_superseded_version_or_in_a_drain() {
+    for event in [Event::Superseded { version: VersionId(0) }, Event::Drain] {
+        let mut shell = called_every_half_hour();
+        shell.handle(event);
+        shell.advance(Duration::from_secs(3600));
+        assert!(shell.duties.is_empty(), "{event:?}: {:?}", shell.duties);
+        assert!(shell.instances.is_empty());
+    }
+}
+
+#[test]
+fn a_frequent_instance_outlives_a_rare_one_that_was_used_later() {
+    for (policy, survivor) in [("greedy-dual", 0), ("freq", 0), ("lru", 1)] {
+        let mut shell = Shell::new(false, policy);
+        for version in [0, 0, 0, 1] {
+            shell.arrive(version, 10_000);
+            // Starts take their time, so that they have a cost.
+            fulfil_code(&mut shell);
+            shell.advance(Duration::from_millis(400));
+            fulfil_all(&mut shell);
+            finish_one(&mut shell);
+        }
+        // 100 and 200 of 500 MB are idle.
+        shell.handle(Event::MemoryPressure { bytes: 1 });
+        fulfil_all(&mut shell);
+        let versions: Vec<_> = shell.instances.values().map(|(version, _)| version.0).collect();
+        assert_eq!(versions, [survivor], "{policy}");
+    }
 }
 
 #[test]

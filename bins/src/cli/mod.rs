@@ -49,7 +49,7 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Remove a function with all its versions
     Rm(functions::RmArgs),
-    /// List the balancing policies
+    /// List the balancing policies, and the workers' keep-alive policies
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation of the very code that balances and schedules
     Sim(sim::SimArgs),

@@ -1,8 +1,9 @@
-//! `ol policies`.
+//! `ol policies`: what balances, and what workers keep alive.
 
 use std::process::ExitCode;
 
 use clap::Args;
+use openlambda_core::keep_alive;
 
 use super::{print, print_json};
 use crate::Catalog;
@@ -33,14 +34,24 @@ pub(super) fn policies(args: &PoliciesArgs, catalog: &Catalog) -> Result<ExitCod
                 "source": entry.source,
             })
         });
-        print_json(&serde_json::json!({ "policies": policies.collect::<Vec<_>>() }));
+        let policies = policies.collect::<Vec<_>>();
+        let keep_alive = &keep_alive::ENTRIES;
+        print_json(&serde_json::json!({ "policies": policies, "keep_alive": keep_alive }));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = String::new();
+    let mut text = String::from("Balancing policies, for --policy:\n\n");
     for entry in entries {
         text.push_str(&format!("{}: {} [{}]\n", entry.name, entry.about, entry.source));
         for parameter in &entry.parameters {
             let (name, default) = (&parameter.name, &parameter.default);
+            text.push_str(&format!("    {name} = {default}: {}\n", parameter.about));
+        }
+    }
+    text.push_str("\nKeep-alive policies of the workers, for --keep-alive:\n\n");
+    for entry in &keep_alive::ENTRIES {
+        text.push_str(&format!("{}: {} [{}]\n", entry.name, entry.about, entry.source));
+        for parameter in entry.parameters {
+            let (name, default) = (parameter.name, parameter.default);
             text.push_str(&format!("    {name} = {default}: {}\n", parameter.about));
         }
     }

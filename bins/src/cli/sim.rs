@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use openlambda_core::keep_alive;
+use openlambda_core::keep_alive::KeepAliveConfig;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::summary::Tally;
-use openlambda_lab::workload::{Service, WorkloadConfig};
+use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::PolicyConfig;
 
 use super::{print, print_json, table};
@@ -37,6 +37,11 @@ pub(super) struct SimArgs {
     /// How many calls
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     invocations: u64,
+    /// How functions differ: in popularity alone, or as those of a large provider in popularity,
+    /// triggers, memory, times of handlers and of cold starts; then --zipf, --mean-ms and --cold-ms
+    /// say nothing
+    #[arg(long, value_enum, default_value_t = Mix::Alike)]
+    mix: Mix,
     /// How the handlers' times are distributed
     #[arg(long, value_enum, default_value_t = Distribution::Exponential)]
     service: Distribution,
@@ -52,13 +57,13 @@ pub(super) struct SimArgs {
     /// One way between balancer and worker, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0.1)]
     hop_ms: f64,
-    /// Each worker's memory pool, MiB; an instance takes 128
+    /// Each worker's memory pool, MiB; an instance takes 128, unless --mix says
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory_mb: u64,
-    /// Keep-alive policy: ttl or lru
-    #[arg(long, value_name = "NAME", default_value = "ttl")]
+    /// Keep-alive policy, with parameters after commas; `ol policies` lists them
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", default_value = "ttl")]
     keep_alive: String,
-    /// How long ttl keeps an idle instance
+    /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
     #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
     ttl_seconds: f64,
     /// Seed of everything: the same seed gives the same bytes
@@ -78,6 +83,12 @@ enum Distribution {
     Fixed,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mix {
+    Alike,
+    Azure,
+}
+
 impl SimArgs {
     fn config(&self) -> Result<SimConfig> {
         let ms = |flag: &str, value: f64| {
@@ -92,13 +103,7 @@ impl SimArgs {
         if !(0.0..=10.0).contains(&self.zipf) {
             return Err(CliError::new(format!("--zipf {} is not usable; use 0 to 10", self.zipf)));
         }
-        if !keep_alive::NAMES.contains(&self.keep_alive.as_str()) {
-            return Err(CliError::new(format!(
-                "there is no keep-alive policy \"{}\"; use one of {}",
-                self.keep_alive,
-                keep_alive::NAMES.join(", ")
-            )));
-        }
+        let keep_alive: KeepAliveConfig = self.keep_alive.parse()?;
         let memory = 128 << 20;
         if self.memory_mb << 20 < memory {
             return Err(CliError::new("--memory-mb is too small for an instance; use 128 or more"));
@@ -114,13 +119,17 @@ impl SimArgs {
                     Distribution::Fixed => Service::Fixed(mean),
                 },
                 invocations: self.invocations,
+                mix: match self.mix {
+                    Mix::Alike => FunctionMix::default(),
+                    Mix::Azure => FunctionMix::azure(),
+                },
             },
             workers: self.workers,
             scheduler: SchedulerConfig {
                 memory: self.memory_mb << 20,
                 ..SchedulerConfig::default()
             },
-            keep_alive: self.keep_alive.clone(),
+            keep_alive: keep_alive.to_string(),
             ttl: ms("ttl-seconds", self.ttl_seconds * 1e3)?,
             code_budget: 1 << 30,
             bundle_bytes: 1 << 20,

@@ -52,10 +52,11 @@ pub(crate) struct Options {
     /// Memory pool for instances, MiB [default: 4096].
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u64>,
-    /// Keep-alive policy: ttl or lru [default: ttl].
-    #[arg(long, value_name = "NAME")]
+    /// Keep-alive policy, with parameters after commas; `ol policies` lists them [default: ttl].
+    #[arg(long, value_name = "NAME[,KEY=VALUE]")]
     keep_alive: Option<String>,
-    /// How long ttl keeps an idle instance [default: 600].
+    /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
+    /// [default: 600].
     #[arg(long, value_name = "SECONDS")]
     ttl_seconds: Option<f64>,
     /// Pause an instance after this time without use [default: never].

@@ -43,7 +43,8 @@ fn unknown_names_get_the_nearest_known_one() {
         (&["up", "--registry", "nativ=http://127.0.0.1:1"], "did you mean \"native\"?"),
         (&["up", "--registry", "native=nowhere"], "write http://host:port"),
         (&["sim", "--policy", "randon"], "did you mean \"random\"?"),
-        (&["sim", "--keep-alive", "tt"], "ttl"),
+        (&["sim", "--keep-alive", "tt"], "did you mean \"ttl\"?"),
+        (&["sim", "--keep-alive", "ttl,second=60"], "did you mean \"seconds\"?"),
     ] {
         let message = place.fails(args);
         assert!(message.contains(hint), "{args:?}: {message}");

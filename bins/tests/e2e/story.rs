@@ -201,6 +201,42 @@ fn sim_prints_the_same_for_the_same_seed() {
 }
 
 #[test]
+fn sim_runs_every_keep_alive_policy() {
+    let place = Place::new();
+    let policies = place.json(&["policies", "--json"]);
+    let text = place.ol(&["policies"]);
+    let keep_alive = policies["keep_alive"].as_array().unwrap();
+    assert_eq!(keep_alive.len(), 7);
+    for entry in keep_alive {
+        let name = entry["name"].as_str().unwrap();
+        assert!(text.contains(name), "{text}");
+        let result = place.json(&[
+            "sim",
+            "--policy",
+            "random",
+            "--keep-alive",
+            name,
+            "--mix",
+            "azure",
+            "--workers",
+            "1",
+            "--memory-mb",
+            "4096",
+            "--rate",
+            "1",
+            "--service",
+            "fixed",
+            "--invocations",
+            "1000",
+            "--json",
+        ]);
+        let summary = &result["policies"][0];
+        assert_eq!(summary["invocations"], 1000, "{name}");
+        assert!(summary["cold_overhead"].as_f64().unwrap() > 0.0, "{name}: {summary}");
+    }
+}
+
+#[test]
 fn doctor_checks_and_says_so() {
     let place = Place::new();
     let checks = place.json(&["doctor", "--json"]);

@@ -522,7 +522,10 @@ impl Scheduler {
 
     /// When to call `handle` with [`Event::Timeout`], if nothing else happens before.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.timers.first().map(|(time, _)| *time)
+        let timer = self.timers.first().map(|(time, _)| *time);
+        // What ends has no use for instances that the keep-alive policy starts ahead.
+        let wakeup = self.keep_alive.next_wakeup().filter(|_| !self.draining);
+        timer.into_iter().chain(wakeup).min()
     }
 
     /// The memory pool.
@@ -806,6 +809,7 @@ impl Scheduler {
                 self.keep_alive.used(id, now);
             }
         }
+        self.keep_alive.invoked(id, waiting.arrived, now);
         instance.used += 1;
         let start = instance.fresh.unwrap_or(StartKind::Warm);
         let limits = self.versions[instance.version.0 as usize].code.limits();
@@ -832,14 +836,19 @@ impl Scheduler {
             return self.evict(now, id, EvictReason::Superseded);
         }
         let instance = self.instances.get_mut(&id).expect("it was there above");
-        instance.pause_at = self.config.pause_after.map(|after| now + after);
-        self.timers.extend(instance.pause_at.map(|at| (at, Timer::Pause(id))));
         // One that was resumed but not needed after all has rested all the time.
-        if !std::mem::replace(&mut instance.resting, true) {
-            instance.expire_at = self.keep_alive.idle(id, now);
-            self.timers.extend(instance.expire_at.map(|at| (at, Timer::Expire(id))));
+        if !instance.resting {
+            let until = self.keep_alive.idle(id, now);
+            if until.is_some_and(|until| until <= now) {
+                return self.evict(now, id, EvictReason::Expired);
+            }
+            instance.resting = true;
+            instance.expire_at = until;
+            self.timers.extend(until.map(|at| (at, Timer::Expire(id))));
             self.actions.push_back(Action::TellIdle { version: version_id });
         }
+        instance.pause_at = self.config.pause_after.map(|after| now + after);
+        self.timers.extend(instance.pause_at.map(|at| (at, Timer::Pause(id))));
     }
 
     fn on_sandbox_ready(&mut self, now: Time, id: InstanceId, start: StartKind) {
@@ -1014,7 +1023,9 @@ impl Scheduler {
         let (draining, pool) = (self.draining, self.pool.total());
         let version = self.version(id);
         let fits = version.code.limits().is_none_or(|limits| limits.memory <= pool);
-        if !draining && fits && version.instances < instances {
+        // An instance of a superseded version would be evicted as soon as it is ready.
+        let wanted = !draining && !version.superseded;
+        if wanted && fits && version.instances < instances {
             version.prewarm = instances;
             self.pump(now, id);
         }
@@ -1148,11 +1159,8 @@ impl Scheduler {
     // Time.
 
     fn on_timeout(&mut self, now: Time) {
-        while let Some(&(at, timer)) = self.timers.first() {
-            if at > now {
-                return;
-            }
-            self.timers.pop_first();
+        while let Some(&(at, timer)) = self.timers.first().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, timer));
             match timer {
                 Timer::Wait(invocation) => {
                     self.reject_waiting(invocation, Rejection::WaitedTooLong);
@@ -1173,6 +1181,10 @@ impl Scheduler {
                 }
                 Timer::Pause(id) => self.pause(id),
             }
+        }
+        // After the timers: an instance that expires now is not one that the next call finds.
+        while let Some(version) = self.keep_alive.prewarm(now) {
+            self.on_prewarm(now, version, 1);
         }
     }
 

@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use self::dispatch::Dispatcher;
 use self::events::Subscribers;
 use self::log::LogWriter;
-use crate::config::nearest;
+use crate::config::{ConfigError, nearest};
 use crate::invocation::RequestIds;
 use crate::keep_alive::DEFAULT_TTL;
 use crate::registry::Registry;
@@ -53,9 +53,9 @@ pub struct WorkerConfig {
     pub weight: f64,
     /// Memory pool, limits, pausing.
     pub scheduler: SchedulerConfig,
-    /// The keep-alive policy, one of [`keep_alive::NAMES`].
+    /// The keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
     pub keep_alive: String,
-    /// How long keep-alive policies with a time keep an idle instance.
+    /// How long the keep-alive policy `ttl` keeps an idle instance, unless it says so itself.
     pub ttl: Duration,
     /// The queue policy, one of [`queue::NAMES`].
     pub queue: String,
@@ -108,10 +108,13 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The keep-alive policy is not known, or a parameter of it is not valid.
+    #[error(transparent)]
+    KeepAlive(#[from] ConfigError),
     /// A name in the configuration is not known.
     #[error("there is no {what} policy \"{name}\"; {hint}")]
     UnknownPolicy {
-        /// `keep-alive` or `queue`.
+        /// `queue`.
         what: &'static str,
         /// The name.
         name: String,
@@ -151,8 +154,7 @@ impl Worker {
         registry: Arc<dyn Registry>,
         clock: Arc<SystemClock>,
     ) -> Result<Worker, StartError> {
-        let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)
-            .ok_or_else(|| unknown("keep-alive", &config.keep_alive, &keep_alive::NAMES))?;
+        let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
         let make_queue = queue::by_name(&config.queue)
             .ok_or_else(|| unknown("queue", &config.queue, &queue::NAMES))?;
         let state_dir_error =
