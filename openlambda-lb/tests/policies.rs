@@ -1,6 +1,8 @@
 //! Every policy of the catalogue, through the balancer: the conformance suite, and the mistakes that
 //! other balancers made, one test each.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use openlambda_core::balancing::{BalancingPolicy, Decision, Ticket, WorkerId, WorkerInfo};
@@ -11,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 9] = [
+const POLICIES: [&str; 11] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -21,6 +23,8 @@ const POLICIES: [&str; 9] = [
     "bounded-load",
     "bounded-load,epsilon=0.01,vnodes=3",
     "bounded-load,epsilon=10,vnodes=1",
+    "consistent-hashing",
+    "consistent-hashing,vnodes=1",
 ];
 
 fn policy(text: &str) -> Box<dyn BalancingPolicy> {

@@ -149,6 +149,7 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::consistent_hashing::entry());
         catalog
     }
 
@@ -309,7 +310,7 @@ fn refuse(origin: &str, message: String) -> ConfigError {
 }
 
 /// A numeric parameter within its range. `wanted` says the range.
-fn number(
+pub(super) fn number(
     policy: &str,
     table: &Table,
     name: &str,
@@ -329,6 +330,19 @@ fn number(
     number.filter(|number| valid(*number)).ok_or_else(|| {
         refuse(&format!("policy {policy}"), format!("{name} = {value} is not valid; use {wanted}"))
     })
+}
+
+/// A whole-number parameter from `least` to `most`.
+pub(super) fn whole(
+    policy: &str,
+    table: &Table,
+    name: &str,
+    default: u32,
+    (least, most): (u32, u32),
+) -> Result<u32, ConfigError> {
+    let wanted = format!("a whole number from {least} to {most}");
+    let valid = |v: f64| v.fract() == 0.0 && (f64::from(least)..=f64::from(most)).contains(&v);
+    Ok(number(policy, table, name, f64::from(default), &wanted, valid)? as u32)
 }
 
 #[cfg(test)]
@@ -362,7 +376,7 @@ mod tests {
             error("round-robbin"),
             "policy: unknown policy \"round-robbin\"; did you mean \"round-robin\"?"
         );
-        assert!(error("zzz").contains("known are bounded-load, least-outstanding"));
+        assert!(error("zzz").contains("known are bounded-load, "));
         assert_eq!(
             error("bounded-load,epsilom=1"),
             "policy bounded-load: unknown parameter \"epsilom\"; did you mean \"epsilon\"?"
@@ -386,6 +400,7 @@ mod tests {
             "bounded-load,epsilon=inf",
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
+            "consistent-hashing,vnodes=0.5",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
@@ -415,6 +430,6 @@ mod tests {
         let mut catalog = PolicyCatalog::standard();
         catalog.register(PolicyEntry::new("mine", "as random", "me", || Random));
         catalog.build(&PolicyConfig::named("mine")).unwrap();
-        assert_eq!(catalog.entries().count(), 6);
+        assert_eq!(catalog.entries().count(), PolicyCatalog::standard().entries().count() + 1);
     }
 }

@@ -7,21 +7,25 @@
 //! | `power-of-two` | `d` | the least loaded of `d` random ones |
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
 
 mod bounded_load;
 mod candidates;
 mod catalog;
+mod consistent_hashing;
 mod least_outstanding;
 mod load_order;
 mod power_of_d;
 mod random;
 mod ring;
 mod round_robin;
+mod worker_ring;
 
 pub use bounded_load::BoundedLoad;
 pub use catalog::{BuildPolicy, ParameterInfo, PolicyCatalog, PolicyConfig, PolicyEntry};
+pub use consistent_hashing::ConsistentHashing;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use power_of_d::PowerOfD;
