@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 11] = [
+const POLICIES: [&str; 12] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -25,6 +25,7 @@ const POLICIES: [&str; 11] = [
     "bounded-load,epsilon=10,vnodes=1",
     "consistent-hashing",
     "consistent-hashing,vnodes=1",
+    "rendezvous",
 ];
 
 fn policy(text: &str) -> Box<dyn BalancingPolicy> {

@@ -150,6 +150,7 @@ impl PolicyCatalog {
             }),
         });
         catalog.register(super::consistent_hashing::entry());
+        catalog.register(super::rendezvous::entry());
         catalog
     }
 

@@ -8,6 +8,7 @@
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
+//! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
 
@@ -19,6 +20,7 @@ mod least_outstanding;
 mod load_order;
 mod power_of_d;
 mod random;
+mod rendezvous;
 mod ring;
 mod round_robin;
 mod worker_ring;
@@ -30,5 +32,6 @@ pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use power_of_d::PowerOfD;
 pub use random::Random;
+pub use rendezvous::Rendezvous;
 pub use ring::Ring;
 pub use round_robin::RoundRobin;
