@@ -150,6 +150,7 @@ impl PolicyCatalog {
             }),
         });
         catalog.register(super::consistent_hashing::entry());
+        catalog.register(super::maglev::entry());
         catalog.register(super::rendezvous::entry());
         catalog
     }
@@ -402,6 +403,8 @@ mod tests {
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
             "consistent-hashing,vnodes=0.5",
+            "maglev,size=100",
+            "maglev,size=16777217",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }

@@ -8,6 +8,7 @@
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
+//! | `maglev` | `size` | the function's own worker in an evenly filled table |
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
@@ -18,6 +19,8 @@ mod catalog;
 mod consistent_hashing;
 mod least_outstanding;
 mod load_order;
+mod lookup_table;
+mod maglev;
 mod power_of_d;
 mod random;
 mod rendezvous;
@@ -30,6 +33,7 @@ pub use catalog::{BuildPolicy, ParameterInfo, PolicyCatalog, PolicyConfig, Polic
 pub use consistent_hashing::ConsistentHashing;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
+pub use maglev::Maglev;
 pub use power_of_d::PowerOfD;
 pub use random::Random;
 pub use rendezvous::Rendezvous;
