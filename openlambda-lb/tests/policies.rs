@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 14] = [
+const POLICIES: [&str; 17] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -27,6 +27,9 @@ const POLICIES: [&str; 14] = [
     "consistent-hashing,vnodes=1",
     "maglev",
     "maglev,size=101",
+    "package-aware",
+    "package-aware,threshold=0.25,vnodes=1",
+    "package-aware,threshold=1000",
     "rendezvous",
 ];
 

@@ -151,6 +151,7 @@ impl PolicyCatalog {
         });
         catalog.register(super::consistent_hashing::entry());
         catalog.register(super::maglev::entry());
+        catalog.register(super::package_aware::entry());
         catalog.register(super::rendezvous::entry());
         catalog
     }
@@ -405,6 +406,7 @@ mod tests {
             "consistent-hashing,vnodes=0.5",
             "maglev,size=100",
             "maglev,size=16777217",
+            "package-aware,threshold=0",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
