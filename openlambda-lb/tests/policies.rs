@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 17] = [
+const POLICIES: [&str; 18] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -27,6 +27,7 @@ const POLICIES: [&str; 17] = [
     "consistent-hashing,vnodes=1",
     "maglev",
     "maglev,size=101",
+    "openwhisk",
     "package-aware",
     "package-aware,threshold=0.25,vnodes=1",
     "package-aware,threshold=1000",

@@ -151,6 +151,7 @@ impl PolicyCatalog {
         });
         catalog.register(super::consistent_hashing::entry());
         catalog.register(super::maglev::entry());
+        catalog.register(super::openwhisk::entry());
         catalog.register(super::package_aware::entry());
         catalog.register(super::rendezvous::entry());
         catalog

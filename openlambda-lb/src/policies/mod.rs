@@ -9,6 +9,7 @@
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
 //! | `maglev` | `size` | the function's own worker in an evenly filled table |
+//! | `openwhisk` | | from the function's own worker in co-prime steps to one with a free slot |
 //! | `package-aware` | `threshold`, `vnodes` | the less loaded of two workers that have the function's package |
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
@@ -22,11 +23,13 @@ mod least_outstanding;
 mod load_order;
 mod lookup_table;
 mod maglev;
+mod openwhisk;
 mod package_aware;
 mod power_of_d;
 mod random;
 mod rendezvous;
 mod ring;
+mod room;
 mod round_robin;
 mod worker_ring;
 
@@ -36,6 +39,7 @@ pub use consistent_hashing::ConsistentHashing;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use maglev::Maglev;
+pub use openwhisk::OpenWhisk;
 pub use package_aware::PackageAware;
 pub use power_of_d::PowerOfD;
 pub use random::Random;
