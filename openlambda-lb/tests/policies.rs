@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 18] = [
+const POLICIES: [&str; 21] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -31,6 +31,9 @@ const POLICIES: [&str; 18] = [
     "package-aware",
     "package-aware,threshold=0.25,vnodes=1",
     "package-aware,threshold=1000",
+    "palette",
+    "palette,buckets=101",
+    "palette,assign=least-assigned",
     "rendezvous",
 ];
 
@@ -47,7 +50,7 @@ fn every_policy_of_the_catalogue_is_tested() {
 
 /// These fill tables of 65,537 entries whenever a worker comes or goes, which takes long without
 /// optimisation. Their variants with small tables go through all histories.
-const SLOW: [&str; 1] = ["maglev"];
+const SLOW: [&str; 2] = ["maglev", "palette"];
 
 #[test]
 fn every_policy_conforms() {

@@ -153,6 +153,7 @@ impl PolicyCatalog {
         catalog.register(super::maglev::entry());
         catalog.register(super::openwhisk::entry());
         catalog.register(super::package_aware::entry());
+        catalog.register(super::palette::entry());
         catalog.register(super::rendezvous::entry());
         catalog
     }
@@ -349,6 +350,26 @@ pub(super) fn whole(
     Ok(number(policy, table, name, f64::from(default), &wanted, valid)? as u32)
 }
 
+/// A parameter whose value is one of a few words, the first of them when it is not given; returns
+/// the word's place.
+pub(super) fn word(
+    policy: &str,
+    table: &Table,
+    name: &str,
+    words: &[&str],
+) -> Result<usize, ConfigError> {
+    let Some(value) = table.get(name) else { return Ok(0) };
+    let place = value.as_str().and_then(|value| words.iter().position(|word| *word == value));
+    place.ok_or_else(|| {
+        let near = value.as_str().and_then(|value| nearest(value, words.iter().copied()));
+        let hint = match near {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("use {}", words.join(" or ")),
+        };
+        refuse(&format!("policy {policy}"), format!("{name} = {value} is not valid; {hint}"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,6 +406,7 @@ mod tests {
             error("bounded-load,epsilom=1"),
             "policy bounded-load: unknown parameter \"epsilom\"; did you mean \"epsilon\"?"
         );
+        assert!(error("palette,assign=last-assigned").contains("did you mean least-assigned?"));
         assert!(error("random,d=2").ends_with("it takes none"));
         assert!(error("bounded-load,epsilon").contains("parameter=value"));
         assert!(error("power-of-two,d=2,d=3").contains("twice"));
@@ -408,6 +430,9 @@ mod tests {
             "maglev,size=100",
             "maglev,size=16777217",
             "package-aware,threshold=0",
+            "palette,assign=3",
+            "palette,assign=random",
+            "palette,buckets=0",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }

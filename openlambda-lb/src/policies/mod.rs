@@ -11,6 +11,7 @@
 //! | `maglev` | `size` | the function's own worker in an evenly filled table |
 //! | `openwhisk` | | from the function's own worker in co-prime steps to one with a free slot |
 //! | `package-aware` | `threshold`, `vnodes` | the less loaded of two workers that have the function's package |
+//! | `palette` | `assign`, `buckets` | the worker of the request's colour |
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
@@ -25,6 +26,7 @@ mod lookup_table;
 mod maglev;
 mod openwhisk;
 mod package_aware;
+mod palette;
 mod power_of_d;
 mod random;
 mod rendezvous;
@@ -41,6 +43,7 @@ pub use load_order::LoadOrder;
 pub use maglev::Maglev;
 pub use openwhisk::OpenWhisk;
 pub use package_aware::PackageAware;
+pub use palette::{Assignment, Palette};
 pub use power_of_d::PowerOfD;
 pub use random::Random;
 pub use rendezvous::Rendezvous;
