@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 21] = [
+const POLICIES: [&str; 24] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -27,6 +27,9 @@ const POLICIES: [&str; 21] = [
     "consistent-hashing,vnodes=1",
     "maglev",
     "maglev,size=101",
+    "min-worker-set",
+    "min-worker-set,window=0.001,vnodes=1",
+    "min-worker-set,utilisation=0.1,vnodes=3",
     "openwhisk",
     "package-aware",
     "package-aware,threshold=0.25,vnodes=1",

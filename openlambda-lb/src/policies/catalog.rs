@@ -151,6 +151,7 @@ impl PolicyCatalog {
         });
         catalog.register(super::consistent_hashing::entry());
         catalog.register(super::maglev::entry());
+        catalog.register(super::min_worker_set::entry());
         catalog.register(super::openwhisk::entry());
         catalog.register(super::package_aware::entry());
         catalog.register(super::palette::entry());
@@ -429,6 +430,8 @@ mod tests {
             "consistent-hashing,vnodes=0.5",
             "maglev,size=100",
             "maglev,size=16777217",
+            "min-worker-set,window=0",
+            "min-worker-set,utilisation=1.01",
             "package-aware,threshold=0",
             "palette,assign=3",
             "palette,assign=random",

@@ -9,6 +9,7 @@
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
 //! | `maglev` | `size` | the function's own worker in an evenly filled table |
+//! | `min-worker-set` | `utilisation`, `vnodes`, `window` | the least loaded of the fewest workers that cover the function's demand |
 //! | `openwhisk` | | from the function's own worker in co-prime steps to one with a free slot |
 //! | `package-aware` | `threshold`, `vnodes` | the less loaded of two workers that have the function's package |
 //! | `palette` | `assign`, `buckets` | the worker of the request's colour |
@@ -24,6 +25,7 @@ mod least_outstanding;
 mod load_order;
 mod lookup_table;
 mod maglev;
+mod min_worker_set;
 mod openwhisk;
 mod package_aware;
 mod palette;
@@ -41,6 +43,7 @@ pub use consistent_hashing::ConsistentHashing;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use maglev::Maglev;
+pub use min_worker_set::MinWorkerSet;
 pub use openwhisk::OpenWhisk;
 pub use package_aware::PackageAware;
 pub use palette::{Assignment, Palette};
