@@ -13,7 +13,7 @@ use openlambda_lb::policies::PolicyCatalog;
 use proptest::prelude::*;
 
 /// Every policy, with parameters that make edges likely too.
-const POLICIES: [&str; 24] = [
+const POLICIES: [&str; 27] = [
     "round-robin",
     "random",
     "power-of-two",
@@ -23,6 +23,9 @@ const POLICIES: [&str; 24] = [
     "bounded-load",
     "bounded-load,epsilon=0.01,vnodes=3",
     "bounded-load,epsilon=10,vnodes=1",
+    "ch-rlu",
+    "ch-rlu,popular=1,bound=0.2,chain=3,vnodes=2",
+    "ch-rlu,popular=0,chain=1",
     "consistent-hashing",
     "consistent-hashing,vnodes=1",
     "maglev",

@@ -149,6 +149,7 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::ch_rlu::entry());
         catalog.register(super::consistent_hashing::entry());
         catalog.register(super::maglev::entry());
         catalog.register(super::min_worker_set::entry());
@@ -427,6 +428,9 @@ mod tests {
             "bounded-load,epsilon=inf",
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
+            "ch-rlu,popular=1.1",
+            "ch-rlu,bound=0",
+            "ch-rlu,chain=65",
             "consistent-hashing,vnodes=0.5",
             "maglev,size=100",
             "maglev,size=16777217",

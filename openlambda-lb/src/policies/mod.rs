@@ -7,6 +7,7 @@
 //! | `power-of-two` | `d` | the least loaded of `d` random ones |
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//! | `ch-rlu` | `bound`, `chain`, `popular`, `vnodes` | the function's own worker; for popular functions, the next on the ring that is not loaded |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
 //! | `maglev` | `size` | the function's own worker in an evenly filled table |
 //! | `min-worker-set` | `utilisation`, `vnodes`, `window` | the least loaded of the fewest workers that cover the function's demand |
@@ -20,6 +21,7 @@
 mod bounded_load;
 mod candidates;
 mod catalog;
+mod ch_rlu;
 mod consistent_hashing;
 mod least_outstanding;
 mod load_order;
@@ -39,6 +41,7 @@ mod worker_ring;
 
 pub use bounded_load::BoundedLoad;
 pub use catalog::{BuildPolicy, ParameterInfo, PolicyCatalog, PolicyConfig, PolicyEntry};
+pub use ch_rlu::ChRlu;
 pub use consistent_hashing::ConsistentHashing;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
