@@ -28,7 +28,9 @@ pub struct Cluster {
     functions: Interner<FunctionName>,
     function_keys: Vec<u64>,
     packages: Interner<String>,
+    package_keys: Vec<u64>,
     colours: Interner<String>,
+    colour_keys: Vec<u64>,
     /// Idle instances by (function, worker slot).
     idle: BTreeMap<(FunctionId, u32), u32>,
 }
@@ -212,12 +214,20 @@ impl Cluster {
 
     /// The id of a package, given at first sight.
     pub fn package(&mut self, name: &str) -> PackageId {
-        PackageId(self.packages.intern(name))
+        let id = self.packages.intern(name);
+        if id as usize == self.package_keys.len() {
+            self.package_keys.push(stable_hash(NAME_SEED, name.as_bytes()));
+        }
+        PackageId(id)
     }
 
     /// The id of a colour, given at first sight.
     pub fn colour(&mut self, name: &str) -> ColourId {
-        ColourId(self.colours.intern(name))
+        let id = self.colours.intern(name);
+        if id as usize == self.colour_keys.len() {
+            self.colour_keys.push(stable_hash(NAME_SEED, name.as_bytes()));
+        }
+        ColourId(id)
     }
 
     fn worker(&self, id: WorkerId) -> Option<&Worker> {
@@ -293,6 +303,18 @@ impl<'a> ClusterView<'a> {
     /// One more than the highest [`WorkerId::index`] so far: the size for arrays.
     pub fn slots(&self) -> usize {
         self.cluster.slots.len()
+    }
+
+    /// A stable hash of the package's name, for rings: ids differ between balancers. 0 for an id of
+    /// another cluster.
+    pub fn package_key(&self, package: PackageId) -> u64 {
+        self.cluster.package_keys.get(package.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// A stable hash of the colour's name, for rings: ids differ between balancers. 0 for an id of
+    /// another cluster.
+    pub fn colour_key(&self, colour: ColourId) -> u64 {
+        self.cluster.colour_keys.get(colour.0 as usize).copied().unwrap_or(0)
     }
 
     /// Idle instances of the function on the worker, as far as the events tell.
@@ -407,6 +429,20 @@ mod tests {
         assert_eq!(cluster.view().in_flight(b), 0);
         assert_eq!(cluster.view().in_flight_total(), 0);
         assert!(cluster.view().worker(a).is_none());
+    }
+
+    #[test]
+    fn keys_of_packages_and_colours_depend_on_names_only() {
+        let (mut a, mut b) = (Cluster::new(), Cluster::new());
+        a.package("flask");
+        a.colour("red");
+        let (pa, pb) = (a.package("numpy"), b.package("numpy"));
+        let (ca, cb) = (a.colour("blue"), b.colour("blue"));
+        assert!(pa != pb && ca != cb);
+        assert_eq!(a.view().package_key(pa), b.view().package_key(pb));
+        assert_eq!(a.view().colour_key(ca), b.view().colour_key(cb));
+        assert_ne!(a.view().package_key(pa), a.view().package_key(pb));
+        assert_eq!(a.package("numpy"), pa);
     }
 
     #[test]

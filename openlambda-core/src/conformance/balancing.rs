@@ -16,6 +16,7 @@ use crate::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
 };
 use crate::invocation::StartKind;
+use crate::manifest::Manifest;
 use crate::random::Rng;
 use crate::time::Time;
 
@@ -117,9 +118,15 @@ struct History {
 impl History {
     fn new(policy: Box<dyn BalancingPolicy>, seed: u64) -> Self {
         let mut balancer = Balancer::new(policy, seed);
-        let functions = (0..20)
+        let functions: Vec<_> = (0..20)
             .map(|i| balancer.function(&format!("f{i}").parse().expect("a valid name")))
             .collect();
+        // Some functions share packages and colours, some have none.
+        for (i, function) in functions.iter().enumerate() {
+            let packages = (0..i % 4).map(|p| format!("package-{}", (i + p) % 5)).collect();
+            let colour = if i % 3 == 0 { String::new() } else { format!("colour-{}", i % 7) };
+            balancer.describe(*function, &Manifest { packages, colour, ..Manifest::default() });
+        }
         History {
             seed,
             step: 0,

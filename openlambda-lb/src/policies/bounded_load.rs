@@ -7,9 +7,7 @@ use openlambda_core::hash::mix;
 
 use super::candidates::Candidates;
 use super::ring::Ring;
-
-/// Keeps the place of functions' keys on the ring apart from that of workers' names.
-const KEY_SALT: u64 = 0x6b65_7973;
+use super::worker_ring::KEY_SALT;
 
 /// Consistent hashing with bounded loads.
 ///

@@ -149,6 +149,14 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::ch_rlu::entry());
+        catalog.register(super::consistent_hashing::entry());
+        catalog.register(super::maglev::entry());
+        catalog.register(super::min_worker_set::entry());
+        catalog.register(super::openwhisk::entry());
+        catalog.register(super::package_aware::entry());
+        catalog.register(super::palette::entry());
+        catalog.register(super::rendezvous::entry());
         catalog
     }
 
@@ -309,7 +317,7 @@ fn refuse(origin: &str, message: String) -> ConfigError {
 }
 
 /// A numeric parameter within its range. `wanted` says the range.
-fn number(
+pub(super) fn number(
     policy: &str,
     table: &Table,
     name: &str,
@@ -328,6 +336,39 @@ fn number(
     };
     number.filter(|number| valid(*number)).ok_or_else(|| {
         refuse(&format!("policy {policy}"), format!("{name} = {value} is not valid; use {wanted}"))
+    })
+}
+
+/// A whole-number parameter from `least` to `most`.
+pub(super) fn whole(
+    policy: &str,
+    table: &Table,
+    name: &str,
+    default: u32,
+    (least, most): (u32, u32),
+) -> Result<u32, ConfigError> {
+    let wanted = format!("a whole number from {least} to {most}");
+    let valid = |v: f64| v.fract() == 0.0 && (f64::from(least)..=f64::from(most)).contains(&v);
+    Ok(number(policy, table, name, f64::from(default), &wanted, valid)? as u32)
+}
+
+/// A parameter whose value is one of a few words, the first of them when it is not given; returns
+/// the word's place.
+pub(super) fn word(
+    policy: &str,
+    table: &Table,
+    name: &str,
+    words: &[&str],
+) -> Result<usize, ConfigError> {
+    let Some(value) = table.get(name) else { return Ok(0) };
+    let place = value.as_str().and_then(|value| words.iter().position(|word| *word == value));
+    place.ok_or_else(|| {
+        let near = value.as_str().and_then(|value| nearest(value, words.iter().copied()));
+        let hint = match near {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("use {}", words.join(" or ")),
+        };
+        refuse(&format!("policy {policy}"), format!("{name} = {value} is not valid; {hint}"))
     })
 }
 
@@ -362,11 +403,12 @@ mod tests {
             error("round-robbin"),
             "policy: unknown policy \"round-robbin\"; did you mean \"round-robin\"?"
         );
-        assert!(error("zzz").contains("known are bounded-load, least-outstanding"));
+        assert!(error("zzz").contains("known are bounded-load, "));
         assert_eq!(
             error("bounded-load,epsilom=1"),
             "policy bounded-load: unknown parameter \"epsilom\"; did you mean \"epsilon\"?"
         );
+        assert!(error("palette,assign=last-assigned").contains("did you mean least-assigned?"));
         assert!(error("random,d=2").ends_with("it takes none"));
         assert!(error("bounded-load,epsilon").contains("parameter=value"));
         assert!(error("power-of-two,d=2,d=3").contains("twice"));
@@ -386,6 +428,18 @@ mod tests {
             "bounded-load,epsilon=inf",
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
+            "ch-rlu,popular=1.1",
+            "ch-rlu,bound=0",
+            "ch-rlu,chain=65",
+            "consistent-hashing,vnodes=0.5",
+            "maglev,size=100",
+            "maglev,size=16777217",
+            "min-worker-set,window=0",
+            "min-worker-set,utilisation=1.01",
+            "package-aware,threshold=0",
+            "palette,assign=3",
+            "palette,assign=random",
+            "palette,buckets=0",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
@@ -415,6 +469,6 @@ mod tests {
         let mut catalog = PolicyCatalog::standard();
         catalog.register(PolicyEntry::new("mine", "as random", "me", || Random));
         catalog.build(&PolicyConfig::named("mine")).unwrap();
-        assert_eq!(catalog.entries().count(), 6);
+        assert_eq!(catalog.entries().count(), PolicyCatalog::standard().entries().count() + 1);
     }
 }

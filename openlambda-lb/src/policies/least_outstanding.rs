@@ -2,7 +2,6 @@
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
-    WorkerId,
 };
 
 use super::candidates::Candidates;
@@ -37,17 +36,8 @@ impl BalancingPolicy for LeastOutstanding {
         view: &ClusterView<'_>,
         cx: &mut PolicyContext<'_>,
     ) -> Decision {
-        let worker = if request.excluded.is_empty() {
-            let lowest = self.order.lowest();
-            match lowest.len() {
-                0 => None,
-                1 => Some(lowest[0]),
-                n => Some(lowest[cx.rng.below(n)]),
-            }
-        } else {
-            self.after_failures(&Candidates::of(request, view), cx)
-        };
-        match worker {
+        let candidates = Candidates::of(request, view);
+        match self.order.draw_lowest(&candidates, cx.rng) {
             Some(worker) => Decision::To(worker, Why("least loaded")),
             None => Decision::Refuse(Refusal::NoWorker),
         }
@@ -59,36 +49,6 @@ impl BalancingPolicy for LeastOutstanding {
         view: &ClusterView<'_>,
         _: &mut PolicyContext<'_>,
     ) {
-        match *event {
-            PolicyEvent::Joined { worker } | PolicyEvent::ReadyChanged { worker, ready: true } => {
-                self.order.insert(worker, view.in_flight(worker));
-            }
-            PolicyEvent::Left { worker, .. }
-            | PolicyEvent::ReadyChanged { worker, ready: false } => self.order.remove(worker),
-            // Nothing happens for a worker that is not in the order.
-            PolicyEvent::Dispatched { worker, .. } | PolicyEvent::Completed { worker, .. } => {
-                self.order.set(worker, view.in_flight(worker));
-            }
-            _ => {}
-        }
-    }
-}
-
-impl LeastOutstanding {
-    #[cold]
-    fn after_failures(
-        &self,
-        candidates: &Candidates<'_>,
-        cx: &mut PolicyContext<'_>,
-    ) -> Option<WorkerId> {
-        let mut allowed = self.order.iter().filter(|(worker, _)| candidates.allows(*worker));
-        let (mut chosen, least) = allowed.next()?;
-        let equals = allowed.take_while(|(_, level)| *level == least);
-        for (others, (worker, _)) in equals.enumerate() {
-            if cx.rng.below(others + 2) == 0 {
-                chosen = worker;
-            }
-        }
-        Some(chosen)
+        self.order.observe(event, view);
     }
 }

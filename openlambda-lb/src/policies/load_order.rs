@@ -1,6 +1,9 @@
 //! Workers in order of their load, kept up in O(1) per request: [`LoadOrder`].
 
-use openlambda_core::balancing::WorkerId;
+use openlambda_core::balancing::{ClusterView, PolicyEvent, WorkerId};
+use openlambda_core::random::Rng;
+
+use super::candidates::Candidates;
 
 /// The ready workers, sorted by a small whole number such as the requests in flight.
 ///
@@ -98,6 +101,48 @@ impl LoadOrder {
         self.order
             .iter()
             .map(|worker| (*worker, self.place(*worker).map_or(0, |place| place.level as u32)))
+    }
+
+    /// One of the least loaded candidates, drawn uniformly: O(1), and O(n) when some are left out.
+    /// Those in the order must be the ready workers.
+    pub(super) fn draw_lowest(
+        &self,
+        candidates: &Candidates<'_>,
+        rng: &mut Rng,
+    ) -> Option<WorkerId> {
+        if candidates.len() == self.order.len() {
+            let lowest = self.lowest();
+            return match lowest.len() {
+                0 => None,
+                1 => Some(lowest[0]),
+                n => Some(lowest[rng.below(n)]),
+            };
+        }
+        let mut allowed = self.iter().filter(|(worker, _)| candidates.allows(*worker));
+        let (mut chosen, least) = allowed.next()?;
+        let equals = allowed.take_while(|(_, level)| *level == least);
+        for (others, (worker, _)) in equals.enumerate() {
+            if rng.below(others + 2) == 0 {
+                chosen = worker;
+            }
+        }
+        Some(chosen)
+    }
+
+    /// Keeps the ready workers in order of this balancer's requests in flight.
+    pub(super) fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
+        match *event {
+            PolicyEvent::Joined { worker } | PolicyEvent::ReadyChanged { worker, ready: true } => {
+                self.insert(worker, view.in_flight(worker));
+            }
+            PolicyEvent::Left { worker, .. }
+            | PolicyEvent::ReadyChanged { worker, ready: false } => self.remove(worker),
+            // Nothing happens for a worker that is not in the order.
+            PolicyEvent::Dispatched { worker, .. } | PolicyEvent::Completed { worker, .. } => {
+                self.set(worker, view.in_flight(worker));
+            }
+            _ => {}
+        }
     }
 
     fn end(&self, level: usize) -> usize {
