@@ -35,8 +35,8 @@ impl Fixture for Closures {
     fn factory(&self) -> Arc<dyn SandboxFactory> {
         let factory = MemorySandboxFactory::new();
         factory.register_async("commands".parse().unwrap(), command);
-        let raises = MemoryFunction::from_async(command)
-            .with_init(|| async { Err(raised("no luck")) });
+        let raises =
+            MemoryFunction::from_async(command).with_init(|| async { Err(raised("no luck")) });
         factory.register_function("initraises".parse().unwrap(), raises);
         let hangs = MemoryFunction::from_async(command).with_init(std::future::pending);
         factory.register_function("inithangs".parse().unwrap(), hangs);

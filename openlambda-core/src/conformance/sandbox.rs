@@ -89,7 +89,8 @@ pub async fn bodies_come_back(fixture: &dyn Fixture) {
         let text: String = "aß中🦀 ".chars().cycle().take(size / 3).collect();
         let padding = "x".repeat((size).saturating_sub(text.len()));
         let body = Bytes::from(format!("\"{text}{padding}\""));
-        let (reply, completion) = call(&*sandbox, full_body(body.clone())).await.expect("an answer");
+        let (reply, completion) =
+            call(&*sandbox, full_body(body.clone())).await.expect("an answer");
         assert!(reply == body, "a body of {} bytes came back changed", body.len());
         assert!(completion.reusable && completion.failure.is_none());
 
