@@ -29,8 +29,9 @@ pub struct Cluster {
     function_keys: Vec<u64>,
     packages: Interner<String>,
     colours: Interner<String>,
-    /// Idle instances by (function, worker slot).
-    idle: BTreeMap<(FunctionId, u32), u32>,
+    /// By function: slots of workers with idle instances, in order, and how many. Vectors and not a
+    /// tree, whose nodes would be allocated and freed all the time.
+    idle: Vec<Vec<(u32, u32)>>,
 }
 
 #[derive(Debug)]
@@ -125,7 +126,7 @@ impl Cluster {
         self.in_flight_total -= u64::from(worker.in_flight);
         self.by_name.remove(&worker.name);
         self.ready.retain(|ready| *ready != id);
-        self.idle.retain(|(_, slot), _| *slot != id.slot);
+        self.forget_idle(id.slot);
         Some((worker.name, worker.name_hash))
     }
 
@@ -164,18 +165,19 @@ impl Cluster {
     /// An instance became idle.
     pub fn idle(&mut self, id: WorkerId, function: FunctionId) {
         if self.worker(id).is_some() {
-            *self.idle.entry((function, id.slot)).or_default() += 1;
+            self.add_idle(id.slot, function, 1);
         }
     }
 
     /// An idle instance was evicted or taken: one less. Events may be lost, so zero stays zero.
     pub fn not_idle(&mut self, id: WorkerId, function: FunctionId) {
         if self.worker(id).is_some()
-            && let Some(count) = self.idle.get_mut(&(function, id.slot))
+            && let Some(idle) = self.idle.get_mut(function.0 as usize)
+            && let Ok(at) = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot)
         {
-            *count -= 1;
-            if *count == 0 {
-                self.idle.remove(&(function, id.slot));
+            idle[at].1 -= 1;
+            if idle[at].1 == 0 {
+                idle.remove(at);
             }
         }
     }
@@ -183,9 +185,33 @@ impl Cluster {
     /// A snapshot of a worker's idle instances replaces what was known: it repairs lost events.
     pub fn set_idle(&mut self, id: WorkerId, idle: impl IntoIterator<Item = (FunctionId, u32)>) {
         if self.worker(id).is_some() {
-            self.idle.retain(|(_, slot), _| *slot != id.slot);
-            let idle = idle.into_iter().filter(|(_, count)| *count > 0);
-            self.idle.extend(idle.map(|(function, count)| ((function, id.slot), count)));
+            self.forget_idle(id.slot);
+            for (function, count) in idle {
+                self.add_idle(id.slot, function, count);
+            }
+        }
+    }
+
+    fn add_idle(&mut self, slot: u32, function: FunctionId, count: u32) {
+        let function = function.0 as usize;
+        if count == 0 {
+            return;
+        }
+        if function >= self.idle.len() {
+            self.idle.resize_with(function + 1, Vec::new);
+        }
+        let idle = &mut self.idle[function];
+        match idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
+            Ok(at) => idle[at].1 = idle[at].1.saturating_add(count),
+            Err(at) => idle.insert(at, (slot, count)),
+        }
+    }
+
+    fn forget_idle(&mut self, slot: u32) {
+        for idle in &mut self.idle {
+            if let Ok(at) = idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                idle.remove(at);
+            }
         }
     }
 
@@ -297,16 +323,18 @@ impl<'a> ClusterView<'a> {
 
     /// Idle instances of the function on the worker, as far as the events tell.
     pub fn idle(&self, id: WorkerId, function: FunctionId) -> u32 {
-        match self.cluster.worker(id) {
-            Some(_) => self.cluster.idle.get(&(function, id.slot)).copied().unwrap_or(0),
-            None => 0,
-        }
+        let idle = self.cluster.idle.get(function.0 as usize).filter(|_| self.worker(id).is_some());
+        let at = |idle: &Vec<(u32, u32)>| {
+            let at = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot).ok()?;
+            Some(idle[at].1)
+        };
+        idle.and_then(at).unwrap_or(0)
     }
 
     /// The workers with idle instances of the function, ready or not, and how many.
     pub fn idle_workers(&self, function: FunctionId) -> impl Iterator<Item = (WorkerId, u32)> {
         let cluster = self.cluster;
-        cluster.idle.range((function, 0)..=(function, u32::MAX)).map(|((_, slot), count)| {
+        cluster.idle.get(function.0 as usize).into_iter().flatten().map(|(slot, count)| {
             let generation = cluster.slots[*slot as usize].generation;
             (WorkerId { slot: *slot, generation }, *count)
         })

@@ -345,8 +345,9 @@ impl Balancer {
                     key,
                     attempt: 0,
                     probe_rounds: 0,
-                    excluded: Vec::new(),
-                    reserved: Vec::new(),
+                    // Room for what few requests need, lest they allocate one by one later.
+                    excluded: Vec::with_capacity(4),
+                    reserved: Vec::with_capacity(4),
                     size_estimate: None,
                 });
                 u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 requests at once")
