@@ -1,6 +1,7 @@
 //! Which workers a request may go to: [`Candidates`].
 
 use openlambda_core::balancing::{ClusterView, RequestInfo, WorkerId};
+use openlambda_core::random::Rng;
 
 /// The ready workers without those that failed the request before, or all ready workers when that
 /// leaves none.
@@ -59,5 +60,25 @@ impl<'a> Candidates<'a> {
         }
         let mut left = self.ready.iter().copied().filter(|worker| self.allows(*worker));
         left.nth(place).expect("a place below len")
+    }
+
+    /// Any of them, uniformly; `None` when there is none.
+    pub(crate) fn any(&self, rng: &mut Rng) -> Option<WorkerId> {
+        if self.is_empty() { None } else { Some(self.nth(rng.below(self.len))) }
+    }
+
+    /// Two distinct ones in random order, each pair with the same probability; the same one twice
+    /// when there is no other.
+    pub(crate) fn two(&self, rng: &mut Rng) -> Option<(WorkerId, WorkerId)> {
+        match self.len {
+            0 => None,
+            1 => Some((self.nth(0), self.nth(0))),
+            n => {
+                let first = rng.below(n);
+                let second = rng.below(n - 1);
+                let second = if second >= first { second + 1 } else { second };
+                Some((self.nth(first), self.nth(second)))
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use openlambda_core::balancing::BalancingPolicy;
@@ -33,7 +34,43 @@ pub struct PolicyEntry {
 
 /// See [`PolicyEntry::build`].
 pub type BuildPolicy =
-    Box<dyn Fn(&Table) -> Result<Box<dyn BalancingPolicy>, ConfigError> + Send + Sync>;
+    Box<dyn Fn(&Parameters<'_>) -> Result<Box<dyn BalancingPolicy>, ConfigError> + Send + Sync>;
+
+/// The parameters that a policy is made from: a [`Table`], and the catalogue for those that have
+/// another policy inside.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameters<'a> {
+    table: &'a Table,
+    catalog: &'a PolicyCatalog,
+}
+
+impl Parameters<'_> {
+    /// The policy that a parameter names, the one named `default` when it is not given. It may be of
+    /// any form that a [`PolicyConfig`] has.
+    ///
+    /// # Errors
+    ///
+    /// As [`PolicyCatalog::build`].
+    pub fn policy(
+        &self,
+        parameter: &str,
+        default: &str,
+    ) -> Result<(PolicyConfig, Box<dyn BalancingPolicy>), ConfigError> {
+        let config = match self.table.get(parameter) {
+            None => PolicyConfig::named(default),
+            Some(value) => PolicyConfig::try_from(value.clone())?,
+        };
+        let policy = self.catalog.build(&config)?;
+        Ok((config, policy))
+    }
+}
+
+impl Deref for Parameters<'_> {
+    type Target = Table;
+    fn deref(&self) -> &Table {
+        self.table
+    }
+}
 
 /// A parameter of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -197,7 +234,7 @@ impl PolicyCatalog {
             };
             return Err(refuse(&format!("policy {}", entry.name), message));
         }
-        (entry.build)(&config.parameters)
+        (entry.build)(&Parameters { table: &config.parameters, catalog: self })
     }
 }
 
@@ -304,12 +341,12 @@ fn scalar(text: &str) -> Value {
     }
 }
 
-fn refuse(origin: &str, message: String) -> ConfigError {
+pub(super) fn refuse(origin: &str, message: String) -> ConfigError {
     ConfigError { origin: origin.to_owned(), line: None, message }
 }
 
 /// A numeric parameter within its range. `wanted` says the range.
-fn number(
+pub(super) fn number(
     policy: &str,
     table: &Table,
     name: &str,
@@ -350,7 +387,7 @@ mod tests {
                 text += &format!(",{}={}", parameter.name, parameter.default);
             }
             let config: PolicyConfig = text.parse().unwrap();
-            assert_eq!(config.to_string(), text);
+            assert_eq!(config.to_string().parse::<PolicyConfig>().unwrap(), config);
             catalog.build(&config).unwrap();
         }
         catalog.build(&PolicyConfig::default()).unwrap();
@@ -362,7 +399,7 @@ mod tests {
             error("round-robbin"),
             "policy: unknown policy \"round-robbin\"; did you mean \"round-robin\"?"
         );
-        assert!(error("zzz").contains("known are bounded-load, least-outstanding"));
+        assert!(error("zzz").contains("least-outstanding"));
         assert_eq!(
             error("bounded-load,epsilom=1"),
             "policy bounded-load: unknown parameter \"epsilom\"; did you mean \"epsilon\"?"
@@ -415,6 +452,6 @@ mod tests {
         let mut catalog = PolicyCatalog::standard();
         catalog.register(PolicyEntry::new("mine", "as random", "me", || Random));
         catalog.build(&PolicyConfig::named("mine")).unwrap();
-        assert_eq!(catalog.entries().count(), 6);
+        assert_eq!(catalog.entries().count(), PolicyCatalog::standard().entries().count() + 1);
     }
 }

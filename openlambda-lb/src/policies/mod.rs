@@ -11,8 +11,12 @@
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
 
 mod bounded_load;
+mod by_slot;
 mod candidates;
 mod catalog;
+mod fill_order;
+mod fixed_map;
+mod held;
 mod least_outstanding;
 mod load_order;
 mod power_of_d;
@@ -21,7 +25,9 @@ mod ring;
 mod round_robin;
 
 pub use bounded_load::BoundedLoad;
-pub use catalog::{BuildPolicy, ParameterInfo, PolicyCatalog, PolicyConfig, PolicyEntry};
+pub use catalog::{
+    BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry,
+};
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use power_of_d::PowerOfD;
