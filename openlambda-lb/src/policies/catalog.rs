@@ -186,6 +186,7 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::join_idle_queue::entry());
         catalog
     }
 
@@ -423,6 +424,7 @@ mod tests {
             "bounded-load,epsilon=inf",
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
+            "join-idle-queue,below=0",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
