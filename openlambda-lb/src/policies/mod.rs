@@ -7,6 +7,7 @@
 //! | `power-of-two` | `d` | the least loaded of `d` random ones |
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
@@ -18,6 +19,7 @@ mod catalog;
 mod fill_order;
 mod fixed_map;
 mod held;
+mod hiku;
 mod join_idle_queue;
 mod least_outstanding;
 mod load_order;
@@ -30,6 +32,7 @@ pub use bounded_load::BoundedLoad;
 pub use catalog::{
     BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry,
 };
+pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
