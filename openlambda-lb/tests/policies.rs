@@ -23,6 +23,7 @@ const POLICIES: &[&str] = &[
     "bounded-load",
     "bounded-load,epsilon=0.01,vnodes=3",
     "bounded-load,epsilon=10,vnodes=1",
+    "hermod",
     "hiku",
     "join-idle-queue",
     "join-idle-queue,below=4",

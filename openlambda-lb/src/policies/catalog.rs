@@ -186,6 +186,7 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::hermod::entry());
         catalog.register(super::hiku::entry());
         catalog.register(super::join_idle_queue::entry());
         catalog

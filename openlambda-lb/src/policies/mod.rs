@@ -7,6 +7,7 @@
 //! | `power-of-two` | `d` | the least loaded of `d` random ones |
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
 //!
@@ -19,6 +20,7 @@ mod catalog;
 mod fill_order;
 mod fixed_map;
 mod held;
+mod hermod;
 mod hiku;
 mod join_idle_queue;
 mod least_outstanding;
@@ -32,6 +34,7 @@ pub use bounded_load::BoundedLoad;
 pub use catalog::{
     BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry,
 };
+pub use hermod::Hermod;
 pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
 pub use least_outstanding::LeastOutstanding;
