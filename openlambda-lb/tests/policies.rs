@@ -27,6 +27,8 @@ const POLICIES: &[&str] = &[
     "hiku",
     "join-idle-queue",
     "join-idle-queue,below=4",
+    "peak-ewma",
+    "peak-ewma,tau=0.001",
 ];
 
 fn policy(text: &str) -> Box<dyn BalancingPolicy> {

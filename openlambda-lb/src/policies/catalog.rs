@@ -189,6 +189,7 @@ impl PolicyCatalog {
         catalog.register(super::hermod::entry());
         catalog.register(super::hiku::entry());
         catalog.register(super::join_idle_queue::entry());
+        catalog.register(super::peak_ewma::entry());
         catalog
     }
 
@@ -427,6 +428,7 @@ mod tests {
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
             "join-idle-queue,below=0",
+            "peak-ewma,tau=0",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }

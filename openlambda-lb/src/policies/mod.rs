@@ -10,6 +10,7 @@
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
+//! | `peak-ewma` | `tau` | the one of two whose latency and queue promise the earlier reply |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
 
@@ -25,6 +26,7 @@ mod hiku;
 mod join_idle_queue;
 mod least_outstanding;
 mod load_order;
+mod peak_ewma;
 mod power_of_d;
 mod random;
 mod ring;
@@ -39,6 +41,7 @@ pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
+pub use peak_ewma::PeakEwma;
 pub use power_of_d::PowerOfD;
 pub use random::Random;
 pub use ring::Ring;
