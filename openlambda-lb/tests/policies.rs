@@ -23,6 +23,8 @@ const POLICIES: &[&str] = &[
     "bounded-load",
     "bounded-load,epsilon=0.01,vnodes=3",
     "bounded-load,epsilon=10,vnodes=1",
+    "central-queue",
+    "central-queue,wait=0.01,most=3",
     "dodoor",
     "dodoor,b=1",
     "hermod",

@@ -186,6 +186,7 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::central_queue::entry());
         catalog.register(super::dodoor::entry());
         catalog.register(super::hermod::entry());
         catalog.register(super::hiku::entry());
@@ -428,6 +429,7 @@ mod tests {
             "bounded-load,epsilon=inf",
             "bounded-load,vnodes=0",
             "bounded-load,vnodes=10001",
+            "central-queue,wait=0",
             "dodoor,b=0",
             "join-idle-queue,below=0",
             "peak-ewma,tau=0",

@@ -7,6 +7,7 @@
 //! | `power-of-two` | `d` | the least loaded of `d` random ones |
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
+//! | `central-queue` | `wait`, `most` | the first free slot, in order of arrival |
 //! | `dodoor` | `b` | the less loaded of two, by a load vector that is `b` decisions old at most |
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
@@ -19,6 +20,7 @@ mod bounded_load;
 mod by_slot;
 mod candidates;
 mod catalog;
+mod central_queue;
 mod dodoor;
 mod fill_order;
 mod fixed_map;
@@ -38,6 +40,7 @@ pub use bounded_load::BoundedLoad;
 pub use catalog::{
     BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry,
 };
+pub use central_queue::CentralQueue;
 pub use dodoor::Dodoor;
 pub use hermod::Hermod;
 pub use hiku::Hiku;
