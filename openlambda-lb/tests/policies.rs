@@ -33,6 +33,9 @@ const POLICIES: &[&str] = &[
     "join-idle-queue,below=4",
     "peak-ewma",
     "peak-ewma,tau=0.001",
+    "prequal",
+    "prequal,pool=2,probes=0.5,remove=0,quantile=0",
+    "prequal,pool=64,probes=16,remove=0.3,quantile=1,age=0.005",
 ];
 
 fn policy(text: &str) -> Box<dyn BalancingPolicy> {

@@ -192,6 +192,7 @@ impl PolicyCatalog {
         catalog.register(super::hiku::entry());
         catalog.register(super::join_idle_queue::entry());
         catalog.register(super::peak_ewma::entry());
+        catalog.register(super::prequal::entry());
         catalog
     }
 
@@ -433,6 +434,7 @@ mod tests {
             "dodoor,b=0",
             "join-idle-queue,below=0",
             "peak-ewma,tau=0",
+            "prequal,quantile=1.1",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }

@@ -13,6 +13,7 @@
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
 //! | `peak-ewma` | `tau` | the one of two whose latency and queue promise the earlier reply |
+//! | `prequal` | `probes`, `pool`, `quantile`, … | the best of a pool of workers that were probed lately |
 //!
 //! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
 
@@ -32,6 +33,7 @@ mod least_outstanding;
 mod load_order;
 mod peak_ewma;
 mod power_of_d;
+mod prequal;
 mod random;
 mod ring;
 mod round_robin;
@@ -49,6 +51,7 @@ pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use peak_ewma::PeakEwma;
 pub use power_of_d::PowerOfD;
+pub use prequal::{Prequal, PrequalParameters};
 pub use random::Random;
 pub use ring::Ring;
 pub use round_robin::RoundRobin;
