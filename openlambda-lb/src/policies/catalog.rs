@@ -188,6 +188,7 @@ impl PolicyCatalog {
         });
         catalog.register(super::central_queue::entry());
         catalog.register(super::dodoor::entry());
+        catalog.register(super::guardrails::entry());
         catalog.register(super::hermod::entry());
         catalog.register(super::hiku::entry());
         catalog.register(super::join_idle_queue::entry());
@@ -432,12 +433,31 @@ mod tests {
             "bounded-load,vnodes=10001",
             "central-queue,wait=0",
             "dodoor,b=0",
+            "guardrails,c=1",
+            "guardrails,g=0.5",
             "join-idle-queue,below=0",
             "peak-ewma,tau=0",
             "prequal,quantile=1.1",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
+    }
+
+    #[test]
+    fn a_policy_may_have_another_inside() {
+        let catalog = PolicyCatalog::standard();
+        let build = |text: &str| {
+            let table: Table = text.parse().unwrap();
+            PolicyConfig::try_from(Value::Table(table)).and_then(|config| catalog.build(&config))
+        };
+        build("name = \"guardrails\"\ninner = { name = \"power-of-two\", d = 3 }").unwrap();
+        assert!(error("guardrails,inner=randon").contains("did you mean \"random\"?"));
+        assert!(error("guardrails,inner=central-queue").contains("holds requests"));
+        let wrong = build("name = \"guardrails\"\ninner = { name = \"power-of-two\", d = 0 }");
+        assert!(wrong.unwrap_err().to_string().contains("d = 0 is not valid"));
+        let mut catalog = PolicyCatalog::standard();
+        catalog.register(PolicyEntry::new("mine", "as random", "me", || Random));
+        catalog.build(&"guardrails,inner=mine".parse().unwrap()).unwrap();
     }
 
     #[test]

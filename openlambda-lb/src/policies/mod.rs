@@ -9,6 +9,7 @@
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `central-queue` | `wait`, `most` | the first free slot, in order of arrival |
 //! | `dodoor` | `b` | the less loaded of two, by a load vector that is `b` decisions old at most |
+//! | `guardrails` | `inner`, `c`, `g`, `size` | what another policy chooses, unless that worker got too much work of such a size |
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
@@ -25,6 +26,7 @@ mod central_queue;
 mod dodoor;
 mod fill_order;
 mod fixed_map;
+mod guardrails;
 mod held;
 mod hermod;
 mod hiku;
@@ -44,6 +46,7 @@ pub use catalog::{
 };
 pub use central_queue::CentralQueue;
 pub use dodoor::Dodoor;
+pub use guardrails::Guardrails;
 pub use hermod::Hermod;
 pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
