@@ -34,6 +34,8 @@ const POLICIES: &[&str] = &[
     "hiku",
     "join-idle-queue",
     "join-idle-queue,below=4",
+    "late-binding",
+    "late-binding,d=8,patience=0.001,wait=0.01",
     "peak-ewma",
     "peak-ewma,tau=0.001",
     "prequal",

@@ -192,6 +192,7 @@ impl PolicyCatalog {
         catalog.register(super::hermod::entry());
         catalog.register(super::hiku::entry());
         catalog.register(super::join_idle_queue::entry());
+        catalog.register(super::late_binding::entry());
         catalog.register(super::peak_ewma::entry());
         catalog.register(super::prequal::entry());
         catalog
@@ -436,6 +437,7 @@ mod tests {
             "guardrails,c=1",
             "guardrails,g=0.5",
             "join-idle-queue,below=0",
+            "late-binding,d=9",
             "peak-ewma,tau=0",
             "prequal,quantile=1.1",
         ] {

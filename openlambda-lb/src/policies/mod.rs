@@ -13,6 +13,7 @@
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
+//! | `late-binding` | `d`, `patience`, `wait` | the first of `d` random workers that has a slot free |
 //! | `peak-ewma` | `tau` | the one of two whose latency and queue promise the earlier reply |
 //! | `prequal` | `probes`, `pool`, `quantile`, … | the best of a pool of workers that were probed lately |
 //!
@@ -31,6 +32,7 @@ mod held;
 mod hermod;
 mod hiku;
 mod join_idle_queue;
+mod late_binding;
 mod least_outstanding;
 mod load_order;
 mod peak_ewma;
@@ -50,6 +52,7 @@ pub use guardrails::Guardrails;
 pub use hermod::Hermod;
 pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
+pub use late_binding::LateBinding;
 pub use least_outstanding::LeastOutstanding;
 pub use load_order::LoadOrder;
 pub use peak_ewma::PeakEwma;
