@@ -2,7 +2,7 @@
 //!
 //! [`Cluster`] is changed only through its methods, each of which is one kind of event; policies
 //! read it through [`ClusterView`]. Arrays are indexed by [`WorkerId::index`], so every question
-//! that a policy asks per decision is O(1).
+//! that a policy asks per decision is O(1); the small ones are inlined into the policies' crates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -246,6 +246,7 @@ impl Cluster {
         ColourId(self.colours.intern(name))
     }
 
+    #[inline]
     fn worker(&self, id: WorkerId) -> Option<&Worker> {
         let slot = self.slots.get(id.index())?;
         if slot.generation == id.generation { slot.worker.as_ref() } else { None }
@@ -278,11 +279,13 @@ pub struct ClusterView<'a> {
 
 impl<'a> ClusterView<'a> {
     /// The workers that take requests, in order of their slots.
+    #[inline]
     pub fn ready(&self) -> &'a [WorkerId] {
         &self.cluster.ready
     }
 
     /// Whether a worker takes requests.
+    #[inline]
     pub fn is_ready(&self, worker: WorkerId) -> bool {
         self.cluster.worker(worker).is_some_and(|worker| worker.healthy && !worker.draining)
     }
@@ -297,6 +300,7 @@ impl<'a> ClusterView<'a> {
     }
 
     /// One worker; `None` when it left.
+    #[inline]
     pub fn worker(&self, id: WorkerId) -> Option<WorkerView<'a>> {
         Some(WorkerView { worker: self.cluster.worker(id)? })
     }
@@ -307,6 +311,7 @@ impl<'a> ClusterView<'a> {
     }
 
     /// Requests that this balancer has sent to the worker and that are not answered; 0 when it left.
+    #[inline]
     pub fn in_flight(&self, id: WorkerId) -> u32 {
         self.cluster.worker(id).map_or(0, |worker| worker.in_flight)
     }
