@@ -447,7 +447,7 @@ mod tests {
     fn holding_and_probing_pass() {
         check(|| {
             Box::new(Chooser(|request, view, cx| match ready(request, view) {
-                Some(_) if cx.rng.chance(0.2) => {
+                Some(_) if view.ready().len() > 1 && cx.rng.chance(0.2) => {
                     Decision::Hold { until: cx.now + Duration::from_millis(5) }
                 }
                 Some(worker) if request.attempt == 0 && cx.rng.chance(0.02) => {
@@ -461,7 +461,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "ChoseUnready")]
     fn ignoring_health_is_found() {
-        check(|| Box::new(Chooser(|_, view, _| to(view.workers().next().map(|(id, _)| id)))));
+        check(|| {
+            Box::new(Chooser(|request, view, _| {
+                let mut workers = view.workers().map(|(id, _)| id);
+                to(workers.find(|worker| !request.excludes(*worker)).or(ready(request, view)))
+            }))
+        });
     }
 
     #[test]
