@@ -86,7 +86,7 @@ impl Hiku {
             } else if load <= head.load || sinking == Self::MOST_SINKING {
                 return Some(head.worker);
             }
-            self.set_load(function, head.worker, load);
+            self.set_load(function, 0, load);
         }
         None
     }
@@ -99,7 +99,7 @@ impl Hiku {
             return true;
         }
         let instances = view.idle(idle.worker, function);
-        self.set_instances(function, idle.worker, instances, view);
+        self.set_instances(function, idle.worker, view, |_| instances);
         instances > 0
     }
 
@@ -116,42 +116,41 @@ impl Hiku {
         allowed.min_by_key(|worker| (load(*worker, view), worker.index()))
     }
 
-    fn instances(&self, function: FunctionId, worker: WorkerId) -> u32 {
-        let Some(place) = self.place(function, worker) else { return 0 };
-        self.queues[function.0 as usize][place].instances
-    }
-
-    /// Puts a worker with so many idle instances into the queue, at its present load; takes it out
-    /// for none.
+    /// Sets how many instances are idle to `count` of how many they were; 0 takes the worker out.
+    /// Either way its load is looked at again.
     fn set_instances(
         &mut self,
         function: FunctionId,
         worker: WorkerId,
-        instances: u32,
         view: &ClusterView<'_>,
+        count: impl FnOnce(u32) -> u32,
     ) {
         let Some(known) = view.worker(worker) else { return };
-        // More than run at once cannot be idle; counts that drifted end here.
-        let instances = instances.min(known.capacity().max(1));
-        let reports = self.reports.get(worker).copied().unwrap_or_default();
         let queue = function.0 as usize;
-        match self.place(function, worker) {
+        let place = self.place(function, worker);
+        let before = place.map_or(0, |place| self.queues[queue][place].instances);
+        // More than run at once cannot be idle; counts that drifted end here.
+        let instances = count(before).min(known.capacity().max(1));
+        let reports = self.reports.get(worker).copied().unwrap_or_default();
+        let idle = Idle { worker, load: load(worker, view), instances, reports };
+        let place = match place {
             None if instances == 0 => return,
+            Some(place) if instances == 0 => return self.remove_at(function, place),
+            Some(place) => {
+                self.queues[queue][place] = idle;
+                place
+            }
             None => {
                 if queue >= self.queues.len() {
                     self.queues.resize_with(queue + 1, Vec::new);
                 }
                 let heap = &mut self.queues[queue];
-                self.places.insert(key(function, worker), heap.len());
-                heap.push(Idle { worker, load: NOT_READY, instances, reports });
+                heap.push(idle);
+                self.places.insert(key(function, worker), heap.len() - 1);
+                heap.len() - 1
             }
-            Some(_) if instances == 0 => return self.remove(function, worker),
-            Some(place) => {
-                let idle = &mut self.queues[queue][place];
-                (idle.instances, idle.reports) = (instances, reports);
-            }
-        }
-        self.set_load(function, worker, load(worker, view));
+        };
+        self.sift(function, place);
     }
 
     fn place(&self, function: FunctionId, worker: WorkerId) -> Option<usize> {
@@ -159,18 +158,15 @@ impl Hiku {
         (self.queues[function.0 as usize][place].worker == worker).then_some(place)
     }
 
-    fn set_load(&mut self, function: FunctionId, worker: WorkerId, load: Load) {
-        if let Some(place) = self.place(function, worker) {
-            self.queues[function.0 as usize][place].load = load;
-            self.sift(function, place);
-        }
+    fn set_load(&mut self, function: FunctionId, place: usize, load: Load) {
+        self.queues[function.0 as usize][place].load = load;
+        self.sift(function, place);
     }
 
-    fn remove(&mut self, function: FunctionId, worker: WorkerId) {
-        let Some(place) = self.place(function, worker) else { return };
+    fn remove_at(&mut self, function: FunctionId, place: usize) {
         let heap = &mut self.queues[function.0 as usize];
-        heap.swap_remove(place);
-        self.places.remove(key(function, worker));
+        let removed = heap.swap_remove(place);
+        self.places.remove(key(function, removed.worker));
         if let Some(moved) = heap.get(place) {
             self.places.insert(key(function, moved.worker), place);
             self.sift(function, place);
@@ -246,22 +242,20 @@ impl BalancingPolicy for Hiku {
         cx: &mut PolicyContext<'_>,
     ) {
         self.fallback.observe(event, view, cx);
-        let functions = 0..self.queues.len() as u32;
+        let functions = (0..self.queues.len() as u32).map(FunctionId);
         match *event {
             PolicyEvent::Dispatched { function, worker, .. }
             | PolicyEvent::Evicted { function, worker } => {
-                let instances = self.instances(function, worker).saturating_sub(1);
-                self.set_instances(function, worker, instances, view);
+                self.set_instances(function, worker, view, |before| before.saturating_sub(1));
             }
             PolicyEvent::Completed { function, worker, ok, .. } => {
                 // An instance that failed may be gone.
-                let instances = self.instances(function, worker) + u32::from(ok);
-                self.set_instances(function, worker, instances, view);
+                self.set_instances(function, worker, view, |before| before + u32::from(ok));
             }
             PolicyEvent::Idle { function, worker } => {
                 // The notice of an instance whose completion was counted already adds nothing.
-                let instances = self.instances(function, worker).max(view.idle(worker, function));
-                self.set_instances(function, worker, instances, view);
+                let told = view.idle(worker, function);
+                self.set_instances(function, worker, view, |before| before.max(told));
             }
             PolicyEvent::Load { worker, .. } => {
                 if let Some(reports) = self.reports.get_mut(worker) {
@@ -270,13 +264,20 @@ impl BalancingPolicy for Hiku {
             }
             PolicyEvent::Joined { worker } => self.reports.insert(worker, 0),
             PolicyEvent::Left { worker, .. } => {
-                functions.for_each(|function| self.remove(FunctionId(function), worker));
+                for function in functions {
+                    if let Some(place) = self.place(function, worker) {
+                        self.remove_at(function, place);
+                    }
+                }
                 self.reports.remove(worker);
             }
             // Those that became unready sink when they come to the head.
             PolicyEvent::ReadyChanged { worker, ready: true } => {
-                let load = load(worker, view);
-                functions.for_each(|function| self.set_load(FunctionId(function), worker, load));
+                for function in functions {
+                    if let Some(place) = self.place(function, worker) {
+                        self.set_load(function, place, load(worker, view));
+                    }
+                }
             }
             _ => {}
         }
