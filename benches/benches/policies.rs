@@ -9,8 +9,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use openlambda_core::balancing::driver::Balancer;
-use openlambda_core::balancing::{Decision, FunctionId, Ticket, WorkerInfo};
+use openlambda_core::balancing::driver::{Balancer, BalancerOutput};
+use openlambda_core::balancing::{Decision, FunctionId, Ticket, WorkerInfo, WorkerLoad};
 use openlambda_core::invocation::StartKind;
 use openlambda_core::time::Time;
 use openlambda_lab::workload::{FunctionMix, Service, Workload, WorkloadConfig};
@@ -60,8 +60,27 @@ impl Cluster {
         self.calls += 1;
         let ticket = self.balancer.arrived(function);
         let decision = self.balancer.select(self.now, ticket);
-        assert!(matches!(black_box(decision), Decision::To(..)));
+        assert!(matches!(black_box(decision), Decision::To(..) | Decision::Hold { .. }));
+        self.answer_outputs();
+        assert_eq!(self.balancer.held(), 0, "every call is under way at once");
         self.in_flight.push_back(ticket);
+    }
+
+    /// Workers answer probes and offer slots at once.
+    fn answer_outputs(&mut self) {
+        while let Some(output) = self.balancer.poll_output() {
+            match output {
+                BalancerOutput::Probe { worker } => {
+                    let running = self.balancer.view().in_flight(worker);
+                    let load = WorkerLoad { running, ..WorkerLoad::default() };
+                    self.balancer.probed(self.now, worker, load);
+                }
+                BalancerOutput::Reserve { ticket, worker } => {
+                    self.balancer.offered(self.now, ticket, worker);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn invocation(&mut self) {

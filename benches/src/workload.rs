@@ -172,6 +172,7 @@ impl Default for WorkloadConfig {
     /// 100,000 calls at 100 a second, 50 ms each in the mean, of 100 functions by the classic law.
     fn default() -> Self {
         WorkloadConfig {
+            mix: FunctionMix::default(),
             rate: 100.0,
             functions: 100,
             zipf: 1.0,

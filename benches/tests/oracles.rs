@@ -24,6 +24,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
             zipf: 0.0,
             service: Service::Exponential(mean),
             invocations,
+            ..WorkloadConfig::default()
         },
         workers,
         scheduler: SchedulerConfig::default(),

@@ -2,7 +2,7 @@
 //!
 //! [`Cluster`] is changed only through its methods, each of which is one kind of event; policies
 //! read it through [`ClusterView`]. Arrays are indexed by [`WorkerId::index`], so every question
-//! that a policy asks per decision is O(1).
+//! that a policy asks per decision is O(1); the small ones are inlined into the policies' crates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,8 +31,9 @@ pub struct Cluster {
     package_keys: Vec<u64>,
     colours: Interner<String>,
     colour_keys: Vec<u64>,
-    /// Idle instances by (function, worker slot).
-    idle: BTreeMap<(FunctionId, u32), u32>,
+    /// By function: slots of workers with idle instances, in order, and how many. Vectors and not a
+    /// tree, whose nodes would be allocated and freed all the time.
+    idle: Vec<Vec<(u32, u32)>>,
 }
 
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Cluster {
         self.in_flight_total -= u64::from(worker.in_flight);
         self.by_name.remove(&worker.name);
         self.ready.retain(|ready| *ready != id);
-        self.idle.retain(|(_, slot), _| *slot != id.slot);
+        self.forget_idle(id.slot);
         Some((worker.name, worker.name_hash))
     }
 
@@ -166,18 +167,19 @@ impl Cluster {
     /// An instance became idle.
     pub fn idle(&mut self, id: WorkerId, function: FunctionId) {
         if self.worker(id).is_some() {
-            *self.idle.entry((function, id.slot)).or_default() += 1;
+            self.add_idle(id.slot, function, 1);
         }
     }
 
     /// An idle instance was evicted or taken: one less. Events may be lost, so zero stays zero.
     pub fn not_idle(&mut self, id: WorkerId, function: FunctionId) {
         if self.worker(id).is_some()
-            && let Some(count) = self.idle.get_mut(&(function, id.slot))
+            && let Some(idle) = self.idle.get_mut(function.0 as usize)
+            && let Ok(at) = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot)
         {
-            *count -= 1;
-            if *count == 0 {
-                self.idle.remove(&(function, id.slot));
+            idle[at].1 -= 1;
+            if idle[at].1 == 0 {
+                idle.remove(at);
             }
         }
     }
@@ -185,9 +187,33 @@ impl Cluster {
     /// A snapshot of a worker's idle instances replaces what was known: it repairs lost events.
     pub fn set_idle(&mut self, id: WorkerId, idle: impl IntoIterator<Item = (FunctionId, u32)>) {
         if self.worker(id).is_some() {
-            self.idle.retain(|(_, slot), _| *slot != id.slot);
-            let idle = idle.into_iter().filter(|(_, count)| *count > 0);
-            self.idle.extend(idle.map(|(function, count)| ((function, id.slot), count)));
+            self.forget_idle(id.slot);
+            for (function, count) in idle {
+                self.add_idle(id.slot, function, count);
+            }
+        }
+    }
+
+    fn add_idle(&mut self, slot: u32, function: FunctionId, count: u32) {
+        let function = function.0 as usize;
+        if count == 0 {
+            return;
+        }
+        if function >= self.idle.len() {
+            self.idle.resize_with(function + 1, Vec::new);
+        }
+        let idle = &mut self.idle[function];
+        match idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
+            Ok(at) => idle[at].1 = idle[at].1.saturating_add(count),
+            Err(at) => idle.insert(at, (slot, count)),
+        }
+    }
+
+    fn forget_idle(&mut self, slot: u32) {
+        for idle in &mut self.idle {
+            if let Ok(at) = idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
+                idle.remove(at);
+            }
         }
     }
 
@@ -230,6 +256,7 @@ impl Cluster {
         ColourId(id)
     }
 
+    #[inline]
     fn worker(&self, id: WorkerId) -> Option<&Worker> {
         let slot = self.slots.get(id.index())?;
         if slot.generation == id.generation { slot.worker.as_ref() } else { None }
@@ -262,11 +289,13 @@ pub struct ClusterView<'a> {
 
 impl<'a> ClusterView<'a> {
     /// The workers that take requests, in order of their slots.
+    #[inline]
     pub fn ready(&self) -> &'a [WorkerId] {
         &self.cluster.ready
     }
 
     /// Whether a worker takes requests.
+    #[inline]
     pub fn is_ready(&self, worker: WorkerId) -> bool {
         self.cluster.worker(worker).is_some_and(|worker| worker.healthy && !worker.draining)
     }
@@ -281,6 +310,7 @@ impl<'a> ClusterView<'a> {
     }
 
     /// One worker; `None` when it left.
+    #[inline]
     pub fn worker(&self, id: WorkerId) -> Option<WorkerView<'a>> {
         Some(WorkerView { worker: self.cluster.worker(id)? })
     }
@@ -291,6 +321,7 @@ impl<'a> ClusterView<'a> {
     }
 
     /// Requests that this balancer has sent to the worker and that are not answered; 0 when it left.
+    #[inline]
     pub fn in_flight(&self, id: WorkerId) -> u32 {
         self.cluster.worker(id).map_or(0, |worker| worker.in_flight)
     }
@@ -319,16 +350,18 @@ impl<'a> ClusterView<'a> {
 
     /// Idle instances of the function on the worker, as far as the events tell.
     pub fn idle(&self, id: WorkerId, function: FunctionId) -> u32 {
-        match self.cluster.worker(id) {
-            Some(_) => self.cluster.idle.get(&(function, id.slot)).copied().unwrap_or(0),
-            None => 0,
-        }
+        let idle = self.cluster.idle.get(function.0 as usize).filter(|_| self.worker(id).is_some());
+        let at = |idle: &Vec<(u32, u32)>| {
+            let at = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot).ok()?;
+            Some(idle[at].1)
+        };
+        idle.and_then(at).unwrap_or(0)
     }
 
     /// The workers with idle instances of the function, ready or not, and how many.
     pub fn idle_workers(&self, function: FunctionId) -> impl Iterator<Item = (WorkerId, u32)> {
         let cluster = self.cluster;
-        cluster.idle.range((function, 0)..=(function, u32::MAX)).map(|((_, slot), count)| {
+        cluster.idle.get(function.0 as usize).into_iter().flatten().map(|(slot, count)| {
             let generation = cluster.slots[*slot as usize].generation;
             (WorkerId { slot: *slot, generation }, *count)
         })

@@ -10,10 +10,15 @@
 //!   arrived ─▶ waiting ─ select ─ To ─────────────▶ dispatched ─ completed ─▶ waiting ─ finish ─▶ gone
 //!                 ▲        │                             ▲            (exclude, select: a retry)
 //!                 │        ├─ Hold ─▶ held ─ bind ───────┘  output Bound
-//!                 │        │           └─ until ─▶ waiting     output Refused
+//!                 │        │           ├─ until ─▶ waiting     output Refused
+//!                 │        │           └─ reserve: offered ─▶ bind, or output Cancel
 //!                 │        ├─ Probe ─▶ waiting: probed … then select again
 //!                 └────────┴─ Refuse
 //! ```
+//!
+//! A held request may have reservations at workers (late binding). They end with its hold, by outputs
+//! `Cancel`, but for the worker that it is bound to; and whatever the policy does, an offer is
+//! answered by `Bound` or `Cancel` before [`Balancer::offered`] returns.
 //!
 //! `finish` is right in every state: it abandons what is held and completes what is dispatched, so
 //! a driver can put it into a destructor.
@@ -69,7 +74,9 @@ pub struct Balancer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BalancerOutput {
-    /// A held request goes to this worker; it counts as dispatched already.
+    /// A held request goes to this worker; it counts as dispatched already. If the worker has a
+    /// reservation for it, the request takes its place: the slot when it was offered, or else the
+    /// place in the queue.
     Bound {
         /// The request.
         ticket: Ticket,
@@ -87,6 +94,22 @@ pub enum BalancerOutput {
     },
     /// Ask this worker for its load, then call [`Balancer::probed`].
     Probe {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Put a reservation for the held request into this worker's queue. When it comes to the head,
+    /// call [`Balancer::offered`]. A driver whose workers know no reservations ignores it.
+    Reserve {
+        /// The request. Its function is that of [`Balancer::function_of`].
+        ticket: Ticket,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Take the reservation out of this worker's queue, or give the offered slot to the next. For a
+    /// worker that has no reservation of that ticket, or the request itself, nothing happens.
+    Cancel {
+        /// The request; it may be over.
+        ticket: Ticket,
         /// The worker.
         worker: WorkerId,
     },
@@ -120,6 +143,8 @@ struct Entry {
     attempt: u32,
     probe_rounds: u8,
     excluded: Vec<WorkerId>,
+    /// Workers with a reservation; empty unless it is held.
+    reserved: Vec<WorkerId>,
     size_estimate: Option<Duration>,
 }
 
@@ -129,6 +154,12 @@ enum State {
     Waiting,
     Held { until: Time },
     Dispatched { worker: WorkerId, at: Time },
+}
+
+impl State {
+    fn is_at(self, place: WorkerId) -> bool {
+        matches!(self, State::Dispatched { worker, .. } if worker == place)
+    }
 }
 
 /// What the manifest tells policies of a function.
@@ -284,6 +315,23 @@ impl Balancer {
         }
     }
 
+    /// A reservation came to the head of the worker's queue. The answer is an output, `Bound` or
+    /// `Cancel`, for this ticket and worker; none when the request was bound to the worker before, and
+    /// is on its way.
+    pub fn offered(&mut self, now: Time, ticket: Ticket, worker: WorkerId) {
+        if self.cluster.view().worker(worker).is_none() {
+            return;
+        }
+        if self.entry(ticket).is_some_and(|entry| entry.reserved.contains(&worker)) {
+            self.observe(now, PolicyEvent::Offered { ticket, worker });
+            self.settle(now);
+            self.cancel(ticket, worker);
+        } else if self.entry(ticket).is_none_or(|entry| !entry.state.is_at(worker)) {
+            // The request went elsewhere while the offer was on its way.
+            self.outputs.push_back(BalancerOutput::Cancel { ticket, worker });
+        }
+    }
+
     /// A request came in. Its ticket is valid until [`finish`](Self::finish).
     ///
     /// # Panics
@@ -301,7 +349,9 @@ impl Balancer {
                     key,
                     attempt: 0,
                     probe_rounds: 0,
-                    excluded: Vec::new(),
+                    // Room for what few requests need, lest they allocate one by one later.
+                    excluded: Vec::with_capacity(4),
+                    reserved: Vec::with_capacity(4),
                     size_estimate: None,
                 });
                 u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 requests at once")
@@ -312,6 +362,11 @@ impl Balancer {
         entry.function = function;
         entry.key = key;
         Ticket(u64::from(entry.generation) << 32 | u64::from(index))
+    }
+
+    /// The function of a request that is not finished.
+    pub fn function_of(&self, ticket: Ticket) -> Option<FunctionId> {
+        Some(self.entry(ticket)?.function)
     }
 
     /// Tells the policy how long the request may run, for drivers that know.
@@ -407,6 +462,7 @@ impl Balancer {
         }
         entry.state = State::Waiting;
         self.held -= 1;
+        self.end_reservations(ticket, None);
         self.observe(now, PolicyEvent::Abandoned { ticket });
         self.settle(now);
     }
@@ -552,17 +608,49 @@ impl Balancer {
                         self.defect(Defect::ChoseExcluded);
                     }
                     self.held -= 1;
-                    self.dispatch(now, ticket, worker);
                     self.outputs.push_back(BalancerOutput::Bound { ticket, worker, why });
+                    self.end_reservations(ticket, Some(worker));
+                    self.dispatch(now, ticket, worker);
                 }
                 Output::Probe { worker } => {
                     if self.cluster.view().worker(worker).is_some() {
                         self.outputs.push_back(BalancerOutput::Probe { worker });
                     }
                 }
+                Output::Reserve { ticket, worker } => {
+                    if self.cluster.view().is_ready(worker)
+                        && let Some(entry) = self.entry_mut(ticket)
+                        && matches!(entry.state, State::Held { .. })
+                        && !entry.reserved.contains(&worker)
+                    {
+                        entry.reserved.push(worker);
+                        self.outputs.push_back(BalancerOutput::Reserve { ticket, worker });
+                    }
+                }
+                Output::Cancel { ticket, worker } => self.cancel(ticket, worker),
             }
         }
         self.asked.clear();
+    }
+
+    /// Ends one reservation, if there is one.
+    fn cancel(&mut self, ticket: Ticket, worker: WorkerId) {
+        let Some(entry) = self.entry_mut(ticket) else { return };
+        if let Some(at) = entry.reserved.iter().position(|reserved| *reserved == worker) {
+            entry.reserved.swap_remove(at);
+            self.outputs.push_back(BalancerOutput::Cancel { ticket, worker });
+        }
+    }
+
+    /// Ends all reservations of a request that is held no more, but for the worker that got it.
+    fn end_reservations(&mut self, ticket: Ticket, bound: Option<WorkerId>) {
+        let view = self.cluster.view();
+        let reserved = &mut self.entries[index_of(ticket)].reserved;
+        for worker in reserved.drain(..) {
+            if Some(worker) != bound && view.worker(worker).is_some() {
+                self.outputs.push_back(BalancerOutput::Cancel { ticket, worker });
+            }
+        }
     }
 
     fn push_deadline(&mut self, until: Time, ticket: Ticket) {
@@ -762,6 +850,193 @@ mod tests {
         b.finish(Time(2), ticket);
         b.finish(Time(2), ticket);
         assert_eq!(b.tickets(), 0);
+    }
+
+    /// Reserves two workers for each request and takes the offers that it likes.
+    #[derive(Debug)]
+    struct Late {
+        takes_offers: bool,
+    }
+
+    impl BalancingPolicy for Late {
+        fn select(
+            &mut self,
+            request: &RequestInfo<'_>,
+            view: &ClusterView<'_>,
+            cx: &mut PolicyContext<'_>,
+        ) -> Decision {
+            for worker in view.ready().iter().take(2) {
+                cx.reserve(request.ticket, *worker);
+                cx.reserve(request.ticket, *worker);
+            }
+            Decision::Hold { until: Time(100) }
+        }
+
+        fn observe(
+            &mut self,
+            event: &PolicyEvent<'_>,
+            _: &ClusterView<'_>,
+            cx: &mut PolicyContext<'_>,
+        ) {
+            if let PolicyEvent::Offered { ticket, worker } = *event
+                && self.takes_offers
+            {
+                cx.bind(ticket, worker, Why("offered"));
+            }
+        }
+    }
+
+    fn outputs(b: &mut Balancer) -> Vec<BalancerOutput> {
+        std::iter::from_fn(|| b.poll_output()).collect()
+    }
+
+    fn late(takes_offers: bool) -> (Balancer, FunctionId, [WorkerId; 2]) {
+        let mut b = Balancer::new(Box::new(Late { takes_offers }), 1);
+        let f = b.function(&"f".parse().unwrap());
+        let workers = ["a", "b"].map(|name| b.join(Time(0), WorkerInfo::new(name, 1)));
+        (b, f, workers)
+    }
+
+    #[test]
+    fn the_first_offer_gets_the_request_and_the_others_are_cancelled() {
+        let (mut b, f, [v, w]) = late(true);
+        let ticket = b.arrived(f);
+        b.select(Time(1), ticket);
+        let reserve = |worker| BalancerOutput::Reserve { ticket, worker };
+        let cancel = |worker| BalancerOutput::Cancel { ticket, worker };
+        assert_eq!(outputs(&mut b), [reserve(v), reserve(w)], "each once");
+        assert_eq!(b.function_of(ticket), Some(f));
+        b.offered(Time(2), ticket, w);
+        let bound = BalancerOutput::Bound { ticket, worker: w, why: Why("offered") };
+        assert_eq!(outputs(&mut b), [bound, cancel(v)]);
+        assert_eq!((b.held(), b.view().in_flight(w)), (0, 1));
+        // The other's offer was on its way, and one is repeated.
+        b.offered(Time(3), ticket, v);
+        assert_eq!(outputs(&mut b), [cancel(v)]);
+        b.offered(Time(3), ticket, w);
+        assert_eq!(outputs(&mut b), [], "the request itself is the answer");
+        b.finish(Time(4), ticket);
+        b.offered(Time(5), ticket, w);
+        assert_eq!(outputs(&mut b), [cancel(w)], "also when all is over");
+        b.leave(Time(6), w);
+        b.offered(Time(7), ticket, w);
+        assert_eq!(outputs(&mut b), []);
+    }
+
+    #[test]
+    fn an_offer_that_is_not_taken_is_cancelled_and_reservations_end_with_the_hold() {
+        let (mut b, f, [v, w]) = late(false);
+        let (first, second) = (b.arrived(f), b.arrived(f));
+        b.select(Time(1), first);
+        b.select(Time(1), second);
+        outputs(&mut b);
+        let cancel = |ticket, worker| BalancerOutput::Cancel { ticket, worker };
+        b.offered(Time(2), first, v);
+        assert_eq!(outputs(&mut b), [cancel(first, v)]);
+        b.handle_timeout(Time(100));
+        let refused = |ticket| BalancerOutput::Refused { ticket, refusal: Refusal::Overloaded };
+        let ended = outputs(&mut b);
+        for expected in [
+            refused(first),
+            cancel(first, w),
+            refused(second),
+            cancel(second, v),
+            cancel(second, w),
+        ] {
+            assert!(ended.contains(&expected), "{ended:?}");
+        }
+        assert_eq!(ended.len(), 5);
+        let third = b.arrived(f);
+        b.select(Time(101), third);
+        b.leave(Time(102), v);
+        outputs(&mut b);
+        b.finish(Time(103), third);
+        assert_eq!(outputs(&mut b), [cancel(third, w)], "one that left needs no cancellation");
+    }
+
+    /// A model of workers with queues: each request runs exactly once, each offer is answered, and
+    /// nothing is left.
+    #[test]
+    fn reservations_come_to_nothing_in_the_end() {
+        for seed in 0..200 {
+            let mut rng = Rng::from_seed_and_label(seed, "reservations");
+            let mut b = Balancer::new(Box::new(Late { takes_offers: true }), seed);
+            let f = b.function(&"f".parse().unwrap());
+            let mut queues: std::collections::BTreeMap<WorkerId, VecDeque<Ticket>> = (0..3)
+                .map(|i| b.join(Time(0), WorkerInfo::new(format!("{i}"), 1)))
+                .map(|worker| (worker, VecDeque::new()))
+                .collect();
+            let workers: Vec<_> = queues.keys().copied().collect();
+            let (mut held, mut running) = (Vec::new(), Vec::new());
+            for step in 0..300 {
+                let now = Time(step);
+                let worker = workers[rng.below(workers.len())];
+                let mut offer = None;
+                match rng.below(if step < 200 { 5 } else { 3 }) {
+                    0 => {
+                        offer = queues.get_mut(&worker).and_then(VecDeque::pop_front);
+                        if let Some(ticket) = offer {
+                            b.offered(now, ticket, worker);
+                        }
+                    }
+                    1 if !running.is_empty() => {
+                        let ticket = running.swap_remove(rng.below(running.len()));
+                        b.completed(now, ticket, None, true);
+                        b.finish(now, ticket);
+                    }
+                    2 => {
+                        b.set_draining(now, worker, step < 200 && rng.chance(0.3));
+                        if b.poll_timeout().is_some_and(|at| at <= now) {
+                            b.handle_timeout(now);
+                        }
+                    }
+                    3 => {
+                        let ticket = b.arrived(f);
+                        b.select(now, ticket);
+                        held.push(ticket);
+                    }
+                    4 if !held.is_empty() => {
+                        let ticket = held.swap_remove(rng.below(held.len()));
+                        b.finish(now, ticket);
+                    }
+                    _ => {}
+                }
+                let mut answers = 0;
+                for output in outputs(&mut b) {
+                    match output {
+                        BalancerOutput::Reserve { ticket, worker } => {
+                            queues.get_mut(&worker).unwrap().push_back(ticket);
+                        }
+                        BalancerOutput::Bound { ticket, worker: at, .. } => {
+                            answers += usize::from(offer == Some(ticket) && at == worker);
+                            held.retain(|other| *other != ticket);
+                            running.push(ticket);
+                        }
+                        BalancerOutput::Cancel { ticket, worker: at } => {
+                            answers += usize::from(offer == Some(ticket) && at == worker);
+                            queues.get_mut(&at).unwrap().retain(|other| *other != ticket);
+                        }
+                        BalancerOutput::Refused { ticket, .. } => {
+                            held.retain(|other| *other != ticket);
+                            b.finish(now, ticket);
+                        }
+                        BalancerOutput::Probe { .. } => unreachable!(),
+                    }
+                }
+                assert_eq!(answers, usize::from(offer.is_some()), "seed {seed}, step {step}");
+                for (worker, queue) in &queues {
+                    for ticket in queue {
+                        let entry = b.entry(*ticket).unwrap();
+                        assert!(entry.reserved.contains(worker), "seed {seed}: a dead reservation");
+                    }
+                }
+            }
+            for ticket in running.drain(..).chain(held.drain(..)) {
+                b.finish(Time(1_000), ticket);
+            }
+            assert_eq!((b.tickets(), b.held(), b.view().in_flight_total()), (0, 0, 0));
+            assert!(b.entries.iter().all(|entry| entry.reserved.is_empty()));
+        }
     }
 
     #[test]

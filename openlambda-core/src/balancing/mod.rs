@@ -11,7 +11,8 @@
 //! ```text
 //!            ┌────────────── To(worker) ───────────────▶ dispatched ─▶ completed
 //! request ─▶ select ─ Hold(until) ─▶ held ─ cx.bind ───▶ dispatched ─▶ completed
-//!            │                        └──── until ─────▶ refused
+//!            │                 │      └──── until ─────▶ refused
+//!            │                 └ cx.reserve ─▶ offered ─ cx.bind (late binding)
 //!            ├─ Probe(set) ─▶ probed … ─▶ select again
 //!            └─ Refuse ─▶ refused
 //! ```
@@ -42,6 +43,14 @@ use crate::time::Time;
 ///
 /// **Robustness**: events may be lost or repeated (networks), except those about the balancer's own
 /// tickets: each dispatched ticket gets exactly one [`PolicyEvent::Completed`].
+///
+/// **Late binding**: for a request that it holds, a policy may [reserve](PolicyContext::reserve) a
+/// place in the queues of several workers. A worker whose queue has come to the reservation keeps a
+/// slot free and [offers](PolicyEvent::Offered) it; the policy binds the request to it there and
+/// then, or does without the offer. The balancer sees to the rest: when a request is bound, refused or
+/// abandoned, its other reservations are cancelled, and each offer is answered at once, by the
+/// request or by a cancellation. Reservations, offers and cancellations may get lost like other
+/// events, and not every worker knows them, so a policy binds without an offer when none comes.
 ///
 /// **Duty**: never choose a worker that is not ready in the view, nor an excluded one while another
 /// is ready; refuse with [`Refusal::NoWorker`] when there is none. The suite
@@ -180,6 +189,19 @@ impl<'a> PolicyContext<'a> {
         self.outputs.push(Output::Bind { ticket, worker, why });
     }
 
+    /// Reserves a place for a held request in a worker's queue. When the place comes to the head,
+    /// [`PolicyEvent::Offered`] follows. It is passed over for a ticket that is not held, for a worker
+    /// that is not ready, and when there is a reservation already.
+    pub fn reserve(&mut self, ticket: Ticket, worker: WorkerId) {
+        self.outputs.push(Output::Reserve { ticket, worker });
+    }
+
+    /// Takes a reservation back. Not needed for those of a request that is bound, refused or
+    /// abandoned.
+    pub fn cancel(&mut self, ticket: Ticket, worker: WorkerId) {
+        self.outputs.push(Output::Cancel { ticket, worker });
+    }
+
     /// Asks a worker for its load without any request waiting for it; the answer comes as
     /// [`PolicyEvent::Probed`].
     pub fn probe(&mut self, worker: WorkerId) {
@@ -202,6 +224,20 @@ pub enum Output {
     },
     /// Ask this worker for its load.
     Probe {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Reserve a place for the held request in this worker's queue.
+    Reserve {
+        /// The request.
+        ticket: Ticket,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Take the reservation back.
+    Cancel {
+        /// The request.
+        ticket: Ticket,
         /// The worker.
         worker: WorkerId,
     },
@@ -320,6 +356,14 @@ pub enum PolicyEvent<'a> {
     Abandoned {
         /// The request.
         ticket: Ticket,
+    },
+    /// A held request's reservation came to the head of the worker's queue: a slot is kept free for
+    /// it. It is given up unless the policy binds the request to this worker now.
+    Offered {
+        /// The request.
+        ticket: Ticket,
+        /// The worker.
+        worker: WorkerId,
     },
     /// An instance of the function became idle on the worker. A lease to this balancer: no other
     /// one was told.

@@ -8,7 +8,7 @@
 //! openlambda_core::conformance::balancing::check(my_policy);
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::balancing::driver::{Balancer, BalancerOutput};
@@ -26,7 +26,8 @@ const HISTORIES: u64 = 60;
 /// Holds a policy to the contract of [`BalancingPolicy`].
 ///
 /// Over random histories of requests, retries, completions, workers that join, leave (and come back
-/// under their name), fail and drain, and of events that are lost or repeated:
+/// under their name), fail and drain, of reservations that are offered in any order, and of events that
+/// are lost or repeated:
 ///
 /// 1. a worker that is not ready is never chosen, nor an excluded one while another is ready;
 /// 2. it refuses for want of a worker exactly when none is ready;
@@ -112,6 +113,8 @@ struct History {
     /// Dispatched tickets and where they are.
     running: Vec<(Ticket, WorkerId)>,
     held: BTreeMap<Ticket, Time>,
+    /// The reservations in each worker's queue.
+    reserved: BTreeMap<WorkerId, VecDeque<Ticket>>,
     choices: Vec<Choice>,
 }
 
@@ -139,6 +142,7 @@ impl History {
             next_name: 0,
             running: Vec::new(),
             held: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             choices: Vec::new(),
         }
     }
@@ -192,6 +196,7 @@ impl History {
             self.join(&name, weight);
         } else {
             let worker = self.workers.swap_remove(self.rng.below(self.workers.len()));
+            self.reserved.remove(&worker);
             let view = self.balancer.view();
             self.gone.extend(view.worker(worker).map(|worker| worker.name().to_owned()));
             self.balancer.leave(self.now, worker);
@@ -223,7 +228,8 @@ impl History {
             queued: self.rng.below(10) as u32,
             ..WorkerLoad::default()
         };
-        match self.rng.below(5) {
+        match self.rng.below(7) {
+            5 | 6 => self.offer(worker),
             0 => self.balancer.worker_evicted(self.now, worker, function),
             1 => self.balancer.snapshot(self.now, worker, load, [(function, 2)]),
             2 => self.balancer.probed(self.now, worker, load),
@@ -235,11 +241,27 @@ impl History {
         }
     }
 
+    /// A worker's queue comes to a reservation, perhaps to one that was cancelled meanwhile.
+    fn offer(&mut self, worker: WorkerId) {
+        let Some(queue) = self.reserved.get_mut(&worker) else { return };
+        let offered = match self.rng.chance(0.1) {
+            true => queue.front().copied(),
+            false => queue.pop_front(),
+        };
+        if let Some(ticket) = offered {
+            self.balancer.offered(self.now, ticket, worker);
+        }
+    }
+
     fn arrive(&mut self) {
         // A few functions are popular.
         let most = 1 + self.rng.below(self.functions.len());
         let function = self.functions[self.rng.below(most)];
         let ticket = self.balancer.arrived(function);
+        if self.rng.chance(0.3) {
+            let micros = 1 << self.rng.below(25);
+            self.balancer.set_size_estimate(ticket, Duration::from_micros(micros));
+        }
         self.select(ticket);
     }
 
@@ -294,12 +316,14 @@ impl History {
             let retry = self.rng.chance(0.15);
             let start = [StartKind::Cold, StartKind::Zygote, StartKind::Warm][self.rng.below(3)];
             self.balancer.completed(self.now, ticket, (!retry).then_some(start), !retry);
+            self.outputs();
             if retry {
                 self.balancer.exclude(ticket, worker);
                 self.select(ticket);
             } else {
                 self.balancer.finish(self.now, ticket);
             }
+            self.outputs();
         }
         // A client of a held request leaves now and then.
         if self.rng.chance(0.1)
@@ -342,6 +366,19 @@ impl History {
                 BalancerOutput::Probe { worker } => {
                     if self.rng.chance(0.8) {
                         self.balancer.probed(self.now, worker, WorkerLoad::default());
+                    }
+                }
+                BalancerOutput::Reserve { ticket, worker } => {
+                    assert!(self.held.contains_key(&ticket), "{}", self.place());
+                    if self.rng.chance(0.9) {
+                        self.reserved.entry(worker).or_default().push_back(ticket);
+                    }
+                }
+                BalancerOutput::Cancel { ticket, worker } => {
+                    if let Some(queue) = self.reserved.get_mut(&worker)
+                        && self.rng.chance(0.9)
+                    {
+                        queue.retain(|reserved| *reserved != ticket);
                     }
                 }
             }
@@ -418,7 +455,7 @@ mod tests {
         // It never binds, so a lone worker does not get everything: histories only.
         let make = || -> Box<dyn BalancingPolicy> {
             Box::new(Chooser(|request, view, cx| match ready(request, view) {
-                Some(_) if cx.rng.chance(0.2) => {
+                Some(_) if view.ready().len() > 1 && cx.rng.chance(0.2) => {
                     Decision::Hold { until: cx.now + Duration::from_millis(5) }
                 }
                 Some(worker) if request.attempt == 0 && cx.rng.chance(0.02) => {
@@ -435,7 +472,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "ChoseUnready")]
     fn ignoring_health_is_found() {
-        check(|| Box::new(Chooser(|_, view, _| to(view.workers().next().map(|(id, _)| id)))));
+        check(|| {
+            Box::new(Chooser(|request, view, _| {
+                let mut workers = view.workers().map(|(id, _)| id);
+                to(workers.find(|worker| !request.excludes(*worker)).or(ready(request, view)))
+            }))
+        });
     }
 
     #[test]

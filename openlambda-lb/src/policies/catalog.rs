@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use openlambda_core::balancing::BalancingPolicy;
@@ -33,7 +34,43 @@ pub struct PolicyEntry {
 
 /// See [`PolicyEntry::build`].
 pub type BuildPolicy =
-    Box<dyn Fn(&Table) -> Result<Box<dyn BalancingPolicy>, ConfigError> + Send + Sync>;
+    Box<dyn Fn(&Parameters<'_>) -> Result<Box<dyn BalancingPolicy>, ConfigError> + Send + Sync>;
+
+/// The parameters that a policy is made from: a [`Table`], and the catalogue for those that have
+/// another policy inside.
+#[derive(Clone, Copy, Debug)]
+pub struct Parameters<'a> {
+    table: &'a Table,
+    catalog: &'a PolicyCatalog,
+}
+
+impl Parameters<'_> {
+    /// The policy that a parameter names, the one named `default` when it is not given. It may be of
+    /// any form that a [`PolicyConfig`] has.
+    ///
+    /// # Errors
+    ///
+    /// As [`PolicyCatalog::build`].
+    pub fn policy(
+        &self,
+        parameter: &str,
+        default: &str,
+    ) -> Result<(PolicyConfig, Box<dyn BalancingPolicy>), ConfigError> {
+        let config = match self.table.get(parameter) {
+            None => PolicyConfig::named(default),
+            Some(value) => PolicyConfig::try_from(value.clone())?,
+        };
+        let policy = self.catalog.build(&config)?;
+        Ok((config, policy))
+    }
+}
+
+impl Deref for Parameters<'_> {
+    type Target = Table;
+    fn deref(&self) -> &Table {
+        self.table
+    }
+}
 
 /// A parameter of a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,13 +186,22 @@ impl PolicyCatalog {
                 Ok(Box::new(BoundedLoad::new(epsilon, vnodes as u32)))
             }),
         });
+        catalog.register(super::central_queue::entry());
         catalog.register(super::ch_rlu::entry());
         catalog.register(super::consistent_hashing::entry());
+        catalog.register(super::dodoor::entry());
+        catalog.register(super::guardrails::entry());
+        catalog.register(super::hermod::entry());
+        catalog.register(super::hiku::entry());
+        catalog.register(super::join_idle_queue::entry());
+        catalog.register(super::late_binding::entry());
         catalog.register(super::maglev::entry());
         catalog.register(super::min_worker_set::entry());
         catalog.register(super::openwhisk::entry());
         catalog.register(super::package_aware::entry());
         catalog.register(super::palette::entry());
+        catalog.register(super::peak_ewma::entry());
+        catalog.register(super::prequal::entry());
         catalog.register(super::rendezvous::entry());
         catalog
     }
@@ -205,7 +251,7 @@ impl PolicyCatalog {
             };
             return Err(refuse(&format!("policy {}", entry.name), message));
         }
-        (entry.build)(&config.parameters)
+        (entry.build)(&Parameters { table: &config.parameters, catalog: self })
     }
 }
 
@@ -312,7 +358,7 @@ fn scalar(text: &str) -> Value {
     }
 }
 
-fn refuse(origin: &str, message: String) -> ConfigError {
+pub(super) fn refuse(origin: &str, message: String) -> ConfigError {
     ConfigError { origin: origin.to_owned(), line: None, message }
 }
 
@@ -391,7 +437,7 @@ mod tests {
                 text += &format!(",{}={}", parameter.name, parameter.default);
             }
             let config: PolicyConfig = text.parse().unwrap();
-            assert_eq!(config.to_string(), text);
+            assert_eq!(config.to_string().parse::<PolicyConfig>().unwrap(), config);
             catalog.build(&config).unwrap();
         }
         catalog.build(&PolicyConfig::default()).unwrap();
@@ -403,7 +449,7 @@ mod tests {
             error("round-robbin"),
             "policy: unknown policy \"round-robbin\"; did you mean \"round-robin\"?"
         );
-        assert!(error("zzz").contains("known are bounded-load, "));
+        assert!(error("zzz").contains("least-outstanding"));
         assert_eq!(
             error("bounded-load,epsilom=1"),
             "policy bounded-load: unknown parameter \"epsilom\"; did you mean \"epsilon\"?"
@@ -440,9 +486,34 @@ mod tests {
             "palette,assign=3",
             "palette,assign=random",
             "palette,buckets=0",
+            "central-queue,wait=0",
+            "dodoor,b=0",
+            "guardrails,c=1",
+            "guardrails,g=0.5",
+            "join-idle-queue,below=0",
+            "late-binding,d=9",
+            "peak-ewma,tau=0",
+            "prequal,quantile=1.1",
         ] {
             assert!(error(text).contains("is not valid; use"), "{text}: {}", error(text));
         }
+    }
+
+    #[test]
+    fn a_policy_may_have_another_inside() {
+        let catalog = PolicyCatalog::standard();
+        let build = |text: &str| {
+            let table: Table = text.parse().unwrap();
+            PolicyConfig::try_from(Value::Table(table)).and_then(|config| catalog.build(&config))
+        };
+        build("name = \"guardrails\"\ninner = { name = \"power-of-two\", d = 3 }").unwrap();
+        assert!(error("guardrails,inner=randon").contains("did you mean \"random\"?"));
+        assert!(error("guardrails,inner=central-queue").contains("holds requests"));
+        let wrong = build("name = \"guardrails\"\ninner = { name = \"power-of-two\", d = 0 }");
+        assert!(wrong.unwrap_err().to_string().contains("d = 0 is not valid"));
+        let mut catalog = PolicyCatalog::standard();
+        catalog.register(PolicyEntry::new("mine", "as random", "me", || Random));
+        catalog.build(&"guardrails,inner=mine".parse().unwrap()).unwrap();
     }
 
     #[test]

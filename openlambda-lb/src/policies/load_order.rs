@@ -96,6 +96,13 @@ impl LoadOrder {
         &self.order[..self.end(level)]
     }
 
+    /// The workers of a level, in no particular order.
+    pub fn at(&self, level: u32) -> &[WorkerId] {
+        let level = level as usize;
+        let Some(start) = self.start.get(level) else { return &[] };
+        &self.order[*start..self.end(level)]
+    }
+
     /// All workers, the least loaded first, with their levels.
     pub fn iter(&self) -> impl Iterator<Item = (WorkerId, u32)> {
         self.order
@@ -202,6 +209,11 @@ mod tests {
                 let expected: Vec<_> =
                     expected.iter().filter(|(l, _)| Some(*l) == least).map(|(_, w)| *w).collect();
                 prop_assert_eq!(lowest, expected);
+                for level in 0..6 {
+                    let expected = levels.iter().filter(|l| **l == Some(level)).count();
+                    prop_assert_eq!(order.at(level).len(), expected);
+                    prop_assert!(order.at(level).iter().all(|w| levels[w.index()] == Some(level)));
+                }
             }
         }
     }

@@ -1,0 +1,158 @@
+//! No policy allocates in the steady state: deciding is on the path of every invocation.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use openlambda_core::balancing::{Decision, FunctionId, Ticket, WorkerId, WorkerInfo, WorkerLoad};
+use openlambda_core::invocation::StartKind;
+use openlambda_core::time::Time;
+use openlambda_lb::balancer::{Balancer, BalancerOutput};
+use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
+
+const WORKERS: usize = 100;
+const FUNCTIONS: usize = 50;
+/// Slots of a worker. More calls are in flight than there are slots, so that some are held where
+/// policies hold.
+const CAPACITY: u32 = 2;
+const IN_FLIGHT: usize = 230;
+const WARM_UP: usize = 30_000;
+
+struct Live {
+    balancer: Balancer,
+    workers: Vec<WorkerId>,
+    functions: Vec<FunctionId>,
+    running: VecDeque<(Ticket, FunctionId, WorkerId)>,
+    held: usize,
+    /// Calls in flight that failed before.
+    retried: Vec<Ticket>,
+    /// Reservations in the order in which they will be offered.
+    reserved: VecDeque<(Ticket, WorkerId)>,
+    calls: usize,
+    now: Time,
+}
+
+impl Live {
+    fn new(policy: &str) -> Self {
+        let policy = PolicyCatalog::standard().build(&PolicyConfig::named(policy)).unwrap();
+        let mut balancer = Balancer::new(policy, 1);
+        let workers = (0..WORKERS)
+            .map(|i| balancer.join(Time(0), WorkerInfo::new(format!("w{i}"), CAPACITY)))
+            .collect();
+        let functions =
+            (0..FUNCTIONS).map(|i| balancer.function(&format!("f{i}").parse().unwrap())).collect();
+        Live {
+            balancer,
+            workers,
+            functions,
+            running: VecDeque::with_capacity(4 * IN_FLIGHT),
+            held: 0,
+            retried: Vec::with_capacity(4 * IN_FLIGHT),
+            reserved: VecDeque::with_capacity(64 * IN_FLIGHT),
+            calls: 0,
+            now: Time(1),
+        }
+    }
+
+    /// A call comes, and when enough are under way the oldest one is answered. Each tenth
+    /// answer is a failure, and the call is tried again, but no call more than twice.
+    fn step(&mut self) {
+        self.now += Duration::from_micros(100);
+        self.calls += 1;
+        let function = self.functions[self.calls * self.calls % FUNCTIONS];
+        let ticket = self.balancer.arrived(function);
+        let size = Duration::from_micros(1 << (self.calls % 12));
+        self.balancer.set_size_estimate(ticket, size);
+        self.select(ticket);
+        let mut may_fail = self.calls.is_multiple_of(10);
+        while self.running.len() + self.held > IN_FLIGHT {
+            let Some((ticket, function, worker)) = self.running.pop_front() else { break };
+            self.balancer.completed(self.now, ticket, Some(StartKind::Warm), true);
+            if may_fail && !self.retried.contains(&ticket) {
+                may_fail = false;
+                self.retried.push(ticket);
+                self.outputs();
+                self.balancer.exclude(ticket, worker);
+                self.select(ticket);
+            } else {
+                self.retried.retain(|retried| *retried != ticket);
+                self.balancer.finish(self.now, ticket);
+                self.balancer.worker_idle(self.now, worker, function);
+            }
+            self.outputs();
+        }
+        let worker = self.workers[self.calls % WORKERS];
+        let load = WorkerLoad { running: 1, ..WorkerLoad::default() };
+        self.balancer.snapshot(self.now, worker, load, []);
+        self.outputs();
+    }
+
+    fn select(&mut self, ticket: Ticket) {
+        match self.balancer.select(self.now, ticket) {
+            Decision::To(worker, _) => self.started(ticket, worker),
+            Decision::Hold { .. } => self.held += 1,
+            other => panic!("{other:?}"),
+        }
+        self.outputs();
+    }
+
+    fn started(&mut self, ticket: Ticket, worker: WorkerId) {
+        let function = self.balancer.function_of(ticket).unwrap();
+        self.running.push_back((ticket, function, worker));
+    }
+
+    fn outputs(&mut self) {
+        loop {
+            match self.balancer.poll_output() {
+                Some(BalancerOutput::Bound { ticket, worker, .. }) => {
+                    self.held -= 1;
+                    self.started(ticket, worker);
+                }
+                Some(BalancerOutput::Probe { worker }) => {
+                    let running = self.balancer.view().in_flight(worker);
+                    let load = WorkerLoad { running, ..WorkerLoad::default() };
+                    self.balancer.probed(self.now, worker, load);
+                }
+                Some(BalancerOutput::Reserve { ticket, worker }) => {
+                    self.reserved.push_back((ticket, worker));
+                }
+                Some(BalancerOutput::Cancel { ticket, worker }) => {
+                    self.reserved.retain(|reserved| *reserved != (ticket, worker));
+                }
+                Some(other) => panic!("{other:?}"),
+                // Some reservations wait for a while before they are offered.
+                None => match self.reserved.len() > 20 {
+                    true => {
+                        let (ticket, worker) = self.reserved.pop_front().unwrap();
+                        self.balancer.offered(self.now, ticket, worker);
+                    }
+                    false => return,
+                },
+            }
+        }
+    }
+}
+
+#[test]
+fn no_policy_allocates_once_it_is_warm() {
+    for entry in PolicyCatalog::standard().entries() {
+        let mut live = Live::new(&entry.name);
+        for _ in 0..WARM_UP {
+            live.step();
+        }
+        let before = live.calls;
+        let counted = allocation_counter::measure(|| (0..5_000).for_each(|_| live.step()));
+        assert_eq!(live.calls - before, 5_000);
+        assert!(live.running.len() > IN_FLIGHT / 2, "{}: calls are in flight", entry.name);
+        assert_eq!(live.balancer.defects().0, 0, "{}", entry.name);
+        assert_eq!(counted.count_total, 0, "{} allocated", entry.name);
+    }
+}
+
+/// The counter counts: a test that cannot fail shows nothing.
+#[test]
+fn an_allocation_is_seen() {
+    let counted = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(1))));
+    assert_eq!(counted.count_total, 1);
+}
