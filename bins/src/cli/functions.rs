@@ -69,7 +69,12 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
 fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
     let full = folder.canonicalize();
     let full = full.context(|| format!("cannot read the folder {}", folder.display()))?;
-    let name = full.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name_of_path(&full)
+}
+
+/// The function's name that the last part of a path is.
+pub(super) fn name_of_path(path: &std::path::Path) -> Result<FunctionName> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.parse().context(|| "the folder's name does not do; pass --name".to_owned())
 }
 

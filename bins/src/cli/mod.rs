@@ -3,6 +3,7 @@
 mod doctor;
 mod functions;
 mod logs;
+mod new;
 mod policies;
 mod sim;
 mod up;
@@ -32,6 +33,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a folder with a function to start from
+    New(new::NewArgs),
     /// Start a cluster on this machine: a balancer, a registry, workers
     Up(up::UpArgs),
     /// Stop the cluster
@@ -81,6 +84,7 @@ impl Common {
 pub fn main_with(catalog: Catalog) -> ExitCode {
     let result = match Cli::parse().command {
         Command::Daemon(command) => return daemon::run(command, &catalog),
+        Command::New(args) => new::new(&args),
         Command::Up(args) => up::up(args, &catalog),
         Command::Down(args) => up::down(&args),
         Command::Status(args) => up::status(&args),
