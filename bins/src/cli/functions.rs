@@ -1,4 +1,4 @@
-//! `ol deploy`, `ol invoke`, `ol ls`, `ol rm`.
+//! `ol deploy`, `ol invoke`, `ol ls`, `ol rm`, and what other commands about functions share.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use http::StatusCode;
 use openlambda_core::bundle;
 use openlambda_core::config::nearest;
 use openlambda_core::function::{FunctionName, FunctionRef};
-use openlambda_core::registry::{Registry, RegistryError};
+use openlambda_core::registry::{Listing, Registry, RegistryError};
 use openlambda_core::wire;
 
 use super::{Common, block_on, print, print_json, table};
@@ -47,10 +47,10 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
         let tar = stream::once(async { Ok(Bytes::from(tar)) });
         let published = registry.publish(&name, Box::pin(tar)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;
-        refresh(&state, &name).await?;
+        refresh(&state, &name.clone().into()).await?;
         Ok(published)
     })?;
-    let url = format!("{}{}", state.url, wire::run_path(&FunctionRef::latest(name.clone())));
+    let url = url_of(&state, &name.clone().into());
     if args.common.json {
         print_json(&serde_json::json!({
             "name": name,
@@ -78,16 +78,21 @@ pub(super) fn name_of_path(path: &std::path::Path) -> Result<FunctionName> {
     name.parse().context(|| "the folder's name does not do; pass --name".to_owned())
 }
 
-/// Makes the balancer look the name up again, so that the next call sees what was just changed.
-async fn refresh(state: &ClusterState, name: &FunctionName) -> Result<()> {
+/// Where a function is called.
+pub(super) fn url_of(state: &ClusterState, function: &FunctionRef) -> String {
+    format!("{}{}", state.url, wire::run_path(function))
+}
+
+/// Makes the balancer look a function up again, so that the next call sees what was just changed.
+pub(super) async fn refresh(state: &ClusterState, function: &FunctionRef) -> Result<()> {
     let url = format!("{}{}", state.url, wire::REFRESH_PATH);
-    let request = http::Request::post(&url).body(Bytes::from(name.to_string()));
+    let request = http::Request::post(&url).body(Bytes::from(function.to_string()));
     let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
     match answer.status() {
         // After `ol rm` it is not there any more, which is right.
         StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
         status => Err(CliError::new(format!(
-            "the balancer could not look {name} up ({status}): {}",
+            "the balancer could not look {function} up ({status}): {}",
             String::from_utf8_lossy(answer.body()).trim()
         ))),
     }
@@ -191,9 +196,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let functions = block_on(list_all(&registry))?;
-    let url_of = |name: &FunctionName| {
-        format!("{}{}", state.url, wire::run_path(&FunctionRef::latest(name.clone())))
-    };
+    let url_of = |name: &FunctionName| url_of(&state, &name.clone().into());
     if args.json {
         let functions = functions.iter().map(|listing| {
             serde_json::json!({
@@ -207,7 +210,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
         print_json(&serde_json::json!({ "functions": functions.collect::<Vec<_>>() }));
         return Ok(ExitCode::SUCCESS);
     }
-    let row = |listing: &openlambda_core::registry::Listing| {
+    let row = |listing: &Listing| {
         let digest: String = listing.digest.hex().chars().take(12).collect();
         let url = url_of(&listing.name);
         vec![listing.name.to_string(), listing.version.to_string(), digest, url]
@@ -217,8 +220,22 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<openlambda_core::registry::Listing>> {
+pub(super) async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<Listing>> {
     registry.list().await.context(|| "cannot list the functions".to_owned())
+}
+
+/// That there is no such function, and which one may be meant.
+pub(super) async fn no_function(registry: &Arc<dyn Registry>, name: &FunctionName) -> CliError {
+    let known = match list_all(registry).await {
+        Ok(known) => known,
+        Err(error) => return error,
+    };
+    let known: Vec<String> = known.iter().map(|listing| listing.name.to_string()).collect();
+    let hint = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => "`ol ls` shows what there is".to_owned(),
+    };
+    CliError::new(format!("there is no function \"{name}\"; {hint}"))
 }
 
 #[derive(Args, Debug)]
@@ -239,16 +256,8 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
     let name = &args.function;
     block_on(async {
         match registry.delete(name).await {
-            Ok(()) => refresh(&state, name).await,
-            Err(RegistryError::NotFound { .. }) => {
-                let known = list_all(&registry).await?;
-                let known: Vec<String> = known.iter().map(|l| l.name.to_string()).collect();
-                let hint = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
-                    Some(nearest) => format!("did you mean \"{nearest}\"?"),
-                    None => "`ol ls` shows what there is".to_owned(),
-                };
-                Err(CliError::new(format!("there is no function \"{name}\"; {hint}")))
-            }
+            Ok(()) => refresh(&state, &name.clone().into()).await,
+            Err(RegistryError::NotFound { .. }) => Err(no_function(&registry, name).await),
             Err(error) => Err(error).context(|| format!("cannot remove {name}")),
         }
     })?;

@@ -6,7 +6,9 @@ mod logs;
 mod new;
 mod policies;
 mod sim;
+mod times;
 mod up;
+mod versions;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +49,14 @@ enum Command {
     Invoke(functions::InvokeArgs),
     /// List the functions
     Ls(Common),
+    /// Show one function: its manifest, size and versions
+    Describe(versions::DescribeArgs),
+    /// List the versions of a function
+    Versions(versions::VersionsArgs),
+    /// Point a second name at a version, or show the names there are
+    Alias(versions::AliasArgs),
+    /// Run the code of an earlier version again
+    Rollback(versions::RollbackArgs),
     /// Show what a function printed
     Logs(logs::LogsArgs),
     /// Remove a function with all its versions
@@ -91,6 +101,10 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Deploy(args) => functions::deploy(&args, &catalog),
         Command::Invoke(args) => functions::invoke(&args),
         Command::Ls(args) => functions::list(&args, &catalog),
+        Command::Describe(args) => versions::describe(&args, &catalog),
+        Command::Versions(args) => versions::versions(&args, &catalog),
+        Command::Alias(args) => versions::alias(&args, &catalog),
+        Command::Rollback(args) => versions::rollback(&args, &catalog),
         Command::Logs(args) => logs::logs(&args),
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),

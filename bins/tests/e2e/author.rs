@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{Cluster, Place, texts};
 
@@ -97,7 +97,7 @@ fn new_overwrites_nothing_and_says_how_to_go_on() {
         .current_dir(base.join("empty"))
         .output()
         .unwrap();
-    let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let made: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
         (&made["name"], &made["files"]),
         (&json!("empty"), &json!(["bootstrap", "ol.toml"]))
@@ -108,4 +108,101 @@ fn new_overwrites_nothing_and_says_how_to_go_on() {
     };
     assert_eq!(mode(&base.join("empty/bootstrap")), 0o755);
     assert_eq!(run(&["new", "x", "--template", "cobol"]).0, Some(2));
+}
+
+/// A function that answers with its text.
+fn answering(text: &str) -> String {
+    format!("def f(event):\n    return {text:?}\n")
+}
+
+#[test]
+fn versions_aliases_and_rollbacks() {
+    let cluster = Cluster::start(&[]);
+    let place = &cluster.place;
+    for text in ["one", "two", "three"] {
+        cluster.deploy("f", &[("f.py", &answering(text)), ("ol.toml", "memory_mb = 64")]);
+    }
+    let call = |reference: &str| place.ol(&["invoke", reference]);
+    let versions = place.json(&["versions", "f", "--json"]);
+    let numbers = |versions: &Value| -> Vec<u64> {
+        let versions = versions["versions"].as_array().unwrap().iter();
+        versions.map(|info| info["version"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(numbers(&versions), [1, 2, 3]);
+    for info in versions["versions"].as_array().unwrap() {
+        assert!(info["bytes"].as_u64().unwrap() > 0 && info["published_ms"].as_u64().unwrap() > 0);
+    }
+
+    // An alias changes as a whole or not at all.
+    let url = place.ol(&["alias", "f", "live", "1"]);
+    assert_eq!(url.trim(), format!("{}/run/f:live", cluster.url));
+    assert_eq!(call("f:live"), "\"one\"");
+    place.ol(&["alias", "f", "live", "2", "--expected", "1"]);
+    assert_eq!(call("f:live"), "\"two\"");
+    let refused = place.fails(&["alias", "f", "live", "3", "--expected", "1"]);
+    assert!(refused.contains("f:live points to version 2 now, not to version 1"), "{refused}");
+    let refused = place.fails(&["alias", "f", "live", "3", "--expected", "none"]);
+    assert!(refused.contains("points to version 2 now"), "{refused}");
+    let refused = place.fails(&["alias", "f", "live", "9"]);
+    assert!(refused.contains("f has no version 9; `ol versions f` lists them"), "{refused}");
+    assert!(place.fails(&["alias", "f", "2x", "1"]).contains("a letter first"));
+    place.ol(&["alias", "f", "test", "3", "--expected", "none"]);
+    let aliases = place.json(&["alias", "f", "--json"]);
+    assert_eq!(aliases, json!({ "name": "f", "aliases": { "live": 2, "test": 3 } }));
+    assert!(place.ol(&["alias", "f", "live"]).contains("live   2"));
+    place.ol(&["alias", "f", "test", "--remove"]);
+    assert!(place.fails(&["alias", "f", "test", "--remove"]).contains("has no alias \"test\""));
+    assert!(texts(&place.run(&["invoke", "f:test"])).0.contains("not_found"));
+
+    let table = place.ol(&["versions", "f"]);
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[2].ends_with("f:live") && lines[3].ends_with(" f"), "{table}");
+
+    // The name alone runs the code of the version before; numbers only grow.
+    let back = place.json(&["rollback", "f", "--json"]);
+    assert_eq!((&back["version"], &back["code_of"]), (&json!(4), &json!(2)));
+    assert_eq!(back["digest"], versions["versions"][1]["digest"]);
+    assert_eq!((call("f"), call("f:3"), call("f:live")), tuple("two", "three", "two"));
+    // To and fro, as one who finds the older one worse.
+    place.ol(&["rollback", "f"]);
+    assert_eq!(call("f"), "\"three\"");
+    place.ol(&["rollback", "f", "1"]);
+    assert_eq!(call("f"), "\"one\"");
+    let output = place.run(&["rollback", "f", "1"]);
+    assert!(texts(&output).1.contains("version 6 has the code of version 1 already"));
+    place.ol(&["rollback", "f", "live"]);
+    assert_eq!(call("f"), "\"two\"");
+    assert_eq!(numbers(&place.json(&["versions", "f", "--json"])), [1, 2, 3, 4, 5, 6, 7]);
+    assert!(place.fails(&["rollback", "f", "9"]).contains("f has no version 9"));
+    assert!(place.fails(&["rollback", "ff"]).contains("did you mean \"f\"?"));
+
+    let described = place.json(&["describe", "f", "--json"]);
+    assert_eq!((&described["name"], &described["version"]), (&json!("f"), &json!(7)));
+    assert_eq!(described["url"], format!("{}/run/f", cluster.url));
+    assert_eq!(described["manifest"]["memory_mb"], 64);
+    assert_eq!(described["aliases"], json!({ "live": 2 }));
+    assert_eq!(described["versions"].as_array().unwrap().len(), 7);
+    assert_eq!(described["bytes"], described["versions"][6]["bytes"]);
+    let text = place.ol(&["describe", "f:1"]);
+    assert!(text.starts_with("f version 1 of 7\n") && text.contains("memory_mb = 64"), "{text}");
+    assert!(place.fails(&["describe", "f:live2"]).contains("has no version \"live2\""));
+}
+
+fn tuple(a: &str, b: &str, c: &str) -> (String, String, String) {
+    let quoted = |text: &str| format!("{text:?}");
+    (quoted(a), quoted(b), quoted(c))
+}
+
+#[test]
+fn a_folder_of_functions_has_one_version_of_each() {
+    let cluster = Cluster::start(&["--registry", "dir", "--workers", "1"]);
+    let place = &cluster.place;
+    cluster.deploy("f", &[("f.py", &answering("one"))]);
+    cluster.deploy("f", &[("f.py", &answering("two"))]);
+    let versions = place.json(&["versions", "f", "--json"]);
+    assert_eq!(versions["versions"].as_array().unwrap().len(), 1);
+    assert!(place.fails(&["rollback", "f"]).contains("f has one version only"));
+    let version = versions["versions"][0]["version"].to_string();
+    let refused = place.fails(&["alias", "f", "live", &version]);
+    assert!(refused.contains("use the native registry"), "{refused}");
 }
