@@ -1,8 +1,10 @@
 //! The way of one who writes functions: from a template to a rollback.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -205,4 +207,115 @@ fn a_folder_of_functions_has_one_version_of_each() {
     let version = versions["versions"][0]["version"].to_string();
     let refused = place.fails(&["alias", "f", "live", &version]);
     assert!(refused.contains("use the native registry"), "{refused}");
+}
+
+/// `ol logs NAME -f`, line by line as it comes.
+struct Following {
+    child: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Following {
+    fn start(place: &Place, args: &[&str]) -> Self {
+        let mut child = place.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Following { child, lines }
+    }
+
+    /// The next line that holds `text`.
+    fn until(&self, text: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(Duration::from_secs(60));
+            let line = line.unwrap_or_else(|_| panic!("no line with {text:?} came"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn logs_follow_new_workers_and_rotations() {
+    let place = Place::new();
+    let log = |worker: &str| place.data_dir().join("workers").join(worker).join("logs/default");
+    let append = |worker: &str, text: &str| {
+        fs::create_dir_all(log(worker)).unwrap();
+        let file = fs::File::options().create(true).append(true).open(log(worker).join("f.jsonl"));
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+    };
+    let line = |time_ms: u64, id: &str, text: &str| {
+        let line = json!({
+            "time_ms": time_ms, "request_id": id, "stream": "stdout", "text": text,
+        });
+        format!("{line}\n")
+    };
+    let rotate = |worker: &str| {
+        fs::rename(log(worker).join("f.jsonl"), log(worker).join("f.jsonl.1")).unwrap();
+    };
+
+    // A function that has not printed yet can be followed.
+    let follow = Following::start(&place, &["logs", "f", "-f"]);
+    append("worker-1", &line(86_400_000, "a", "first"));
+    assert!(follow.until("first").starts_with("1970-01-02T00:00:00.000Z worker-1 a stdout: "));
+    append("worker-2", &line(86_401_000, "b", "of a new worker"));
+    follow.until("of a new worker");
+    // A line comes when it has its end.
+    let text = line(86_402_000, "c", "in two parts");
+    append("worker-1", &text[..20]);
+    std::thread::sleep(Duration::from_millis(300));
+    append("worker-1", &text[20..]);
+    follow.until("in two parts");
+    // Lines before, between and after two rotations at once, each once.
+    append("worker-1", &line(86_403_000, "a", "before"));
+    rotate("worker-1");
+    append("worker-1", &line(86_404_000, "a", "between"));
+    rotate("worker-1");
+    append("worker-1", &line(86_405_000, "a", "after"));
+    for text in ["before", "between", "after"] {
+        follow.until(text);
+    }
+    append("worker-1", &line(86_406_000, "a", "last"));
+    let next = follow.lines.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(next.ends_with("last"), "{next}");
+    drop(follow);
+
+    let count = |args: &[&str]| place.ol(&[&["logs", "f"], args].concat()).lines().count();
+    // "first" and what was in one file with it went with the second rotation.
+    assert_eq!(count(&[]), 4);
+    assert_eq!(count(&["-n", "2"]), 2);
+    assert_eq!(count(&["--request-id", "b"]), 1);
+    assert_eq!(count(&["--since", "1970-01-02T00:00:05Z"]), 2);
+    assert_eq!(count(&["--since", "1970-01-02T01:00:05+01:00", "-n", "1"]), 1);
+    assert_eq!(count(&["--since", "10m"]), 0);
+    let wrong = place.run(&["logs", "f", "--since", "yesterday"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(texts(&wrong).1.contains("write 10m, 2h"), "{wrong:?}");
+}
+
+#[test]
+fn logs_of_a_running_function_come_as_they_are_printed() {
+    let cluster = Cluster::start(&[]);
+    let place = &cluster.place;
+    cluster.deploy("f", &[("f.py", "def f(event):\n    print('got', event)\n")]);
+    let follow = Following::start(place, &["logs", "f", "-f", "--since", "1h", "--json"]);
+    for n in 0..5 {
+        place.ol(&["invoke", "f", "-d", &n.to_string()]);
+        let line: Value = serde_json::from_str(&follow.until(&format!("got {n}"))).unwrap();
+        assert!(line["worker"].as_str().unwrap().starts_with("worker-"));
+    }
 }
