@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use openlambda_core::bundle::{self, BundleError, LEFT_OUT};
+use openlambda_core::bundle::{self, BundleError, is_left_out};
 use openlambda_core::function::{
     DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version,
 };
@@ -448,7 +448,7 @@ fn look(folder: &Path) -> io::Result<Look> {
         let mut entries = fs::read_dir(folder.join(&below))?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            if entry.file_name().to_str().is_some_and(|name| LEFT_OUT.contains(&name)) {
+            if entry.file_name().to_str().is_some_and(is_left_out) {
                 continue;
             }
             let path = below.join(entry.file_name());

@@ -12,9 +12,10 @@ use http::StatusCode;
 use openlambda_core::bundle;
 use openlambda_core::config::nearest;
 use openlambda_core::function::{FunctionName, FunctionRef};
-use openlambda_core::registry::{Listing, Registry, RegistryError};
+use openlambda_core::registry::{Listing, Published, Registry, RegistryError};
 use openlambda_core::wire;
 
+use super::watch::Look;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::cluster::ClusterState;
@@ -29,6 +30,9 @@ pub(super) struct DeployArgs {
     /// Its name, NAME or NAMESPACE/NAME [default: the folder's name]
     #[arg(long, value_name = "NAME")]
     name: Option<FunctionName>,
+    /// Deploy it again whenever a file in it is saved; calls go on meanwhile
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -38,32 +42,84 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => name_of_folder(&args.folder)?,
     };
+    if args.watch {
+        return deploy_every_change(args, &name, catalog);
+    }
+    let deployed = deploy_once(args, &name, catalog)?;
+    deployed.report(args, &name);
+    if !args.common.json {
+        eprintln!("call it: ol invoke {name}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Deploys the folder now and after every save, until the person ends it. What is wrong with a save
+/// is said, and the version before goes on.
+fn deploy_every_change(
+    args: &DeployArgs,
+    name: &FunctionName,
+    catalog: &Catalog,
+) -> Result<ExitCode> {
+    // What no save can mend ends it at once.
+    args.common.dir()?.running()?;
+    let folder = &args.folder;
+    std::fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?;
+    let mut first = true;
+    let mut look = Look::at(folder);
+    loop {
+        match deploy_once(args, name, catalog) {
+            // Touching a file without changing it is no news.
+            Ok(deployed) if deployed.published.new || first => deployed.report(args, name),
+            Ok(_) => {}
+            Err(error) => crate::error::print("ol", &error),
+        }
+        if first {
+            eprintln!("deploying {} whenever it changes; Ctrl-C ends it", folder.display());
+            first = false;
+        }
+        look = look.wait_for_another(folder);
+    }
+}
+
+struct Deployed {
+    published: Published,
+    url: String,
+}
+
+fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
     let mut tar = Vec::new();
-    bundle::pack_dir(&args.folder, &mut tar)
+    let packed = bundle::pack_dir(&args.folder, &mut tar)
         .context(|| format!("cannot deploy {}", args.folder.display()))?;
+    super::python::check(&args.folder, &packed.manifest)?;
     let state = args.common.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let published = block_on(async {
         let tar = stream::once(async { Ok(Bytes::from(tar)) });
-        let published = registry.publish(&name, Box::pin(tar)).await;
+        let published = registry.publish(name, Box::pin(tar)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;
         refresh(&state, &name.clone().into()).await?;
         Ok(published)
     })?;
     let url = url_of(&state, &name.clone().into());
-    if args.common.json {
-        print_json(&serde_json::json!({
-            "name": name,
-            "version": published.version,
-            "digest": published.digest,
-            "url": url,
-        }));
-    } else {
-        print(&format!("{url}\n"));
-        let what = if published.new { "is deployed" } else { "was deployed already" };
-        eprintln!("{name} version {} {what}", published.version);
+    Ok(Deployed { published, url })
+}
+
+impl Deployed {
+    fn report(&self, args: &DeployArgs, name: &FunctionName) {
+        let Deployed { published, url } = self;
+        if args.common.json {
+            print_json(&serde_json::json!({
+                "name": name,
+                "version": published.version,
+                "digest": published.digest,
+                "url": url,
+            }));
+        } else {
+            print(&format!("{url}\n"));
+            let what = if published.new { "is deployed" } else { "was deployed already" };
+            eprintln!("{name} version {} {what}", published.version);
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {

@@ -5,10 +5,12 @@ mod functions;
 mod logs;
 mod new;
 mod policies;
+mod python;
 mod sim;
 mod times;
 mod up;
 mod versions;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,14 +1,16 @@
 //! The way of one who writes functions: from a template to a rollback.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Place, texts};
+use crate::common::{Cluster, Place, client, post, texts};
 
 /// Makes a function from a template in the place's own folder.
 fn new_function(place: &Place, name: &str, template: &str) -> std::path::PathBuf {
@@ -209,7 +211,7 @@ fn a_folder_of_functions_has_one_version_of_each() {
     assert!(refused.contains("use the native registry"), "{refused}");
 }
 
-/// `ol logs NAME -f`, line by line as it comes.
+/// An `ol` that goes on, line by line as it prints them.
 struct Following {
     child: std::process::Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -217,16 +219,21 @@ struct Following {
 
 impl Following {
     fn start(place: &Place, args: &[&str]) -> Self {
-        let mut child = place.command(args).stdout(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(child.stdout.take().unwrap());
+        let mut command = place.command(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
+        let out: Box<dyn Read + Send> = Box::new(child.stdout.take().unwrap());
+        let err: Box<dyn Read + Send> = Box::new(child.stderr.take().unwrap());
+        for stream in [out, err] {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        return;
+                    }
                 }
-            }
-        });
+            });
+        }
         Following { child, lines }
     }
 
@@ -318,4 +325,90 @@ fn logs_of_a_running_function_come_as_they_are_printed() {
         let line: Value = serde_json::from_str(&follow.until(&format!("got {n}"))).unwrap();
         assert!(line["worker"].as_str().unwrap().starts_with("worker-"));
     }
+}
+
+#[test]
+fn a_syntax_error_is_told_with_file_and_line_and_nothing_runs() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let place = &cluster.place;
+    let mark = place.data_dir().join("ran");
+    let broken = format!("open({mark:?}, 'w')\n\ndef f(event):\n    retrun 1\n");
+    let folder = place.function("f", &[("f.py", &broken)]);
+    let message = place.fails(&["deploy", folder.to_str().unwrap()]);
+    assert!(message.contains("ol: f.py, line 4: invalid syntax: retrun 1"), "{message}");
+    // What only the compiler finds, in a file beside the handler's.
+    place.function("f", &[("f.py", "import g\n"), ("g.py", "x = 1\nreturn x\n")]);
+    let message = place.fails(&["deploy", folder.to_str().unwrap()]);
+    assert!(message.contains("g.py, line 2: 'return' outside function"), "{message}");
+    assert_eq!(place.json(&["ls", "--json"])["functions"], json!([]));
+    // A package of others may hold a file for another Python.
+    let good = format!("open({mark:?}, 'w')\ndef f(event):\n    return 1\n");
+    place.function("f", &[("f.py", &good), ("g.py", "")]);
+    place.function("f/package", &[("old.py", "print 1\n")]);
+    let output = place.run(&["deploy", folder.to_str().unwrap()]);
+    let (_, err) = texts(&output);
+    assert!(output.status.success() && err.contains("warning: package/old.py, line 1"), "{err}");
+    assert!(!mark.exists(), "deploying has run the code");
+    assert!(!folder.join("__pycache__").exists());
+    assert_eq!(place.ol(&["invoke", "f"]), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_deploys_every_save_and_no_call_fails() {
+    let cluster = Cluster::start(&[]);
+    let place = &cluster.place;
+    let folder = place.function("f", &[("f.py", "def f(event):\n    return 0\n")]);
+    let watch = Following::start(place, &["deploy", folder.to_str().unwrap(), "--watch"]);
+    watch.until("f version 1 is deployed");
+    watch.until("Ctrl-C ends it");
+
+    let url = format!("{}/run/f", cluster.url);
+    let over = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let (url, over) = (url.clone(), over.clone());
+            tokio::spawn(async move {
+                let (client, mut newest, mut calls) = (client(), 0, 0);
+                while !over.load(Ordering::Relaxed) {
+                    let answer = post(&client, &url, "").await;
+                    assert_eq!(answer.status, 200, "{answer:?}");
+                    let number: u32 = answer.body.parse().unwrap();
+                    assert!(number >= newest, "{number} after {newest}");
+                    (newest, calls) = (number, calls + 1);
+                }
+                calls
+            })
+        })
+        .collect();
+    let client = client();
+    for n in 1..=5 {
+        let code = format!("def f(event):\n    return {n}\n");
+        // As most editors save: beside it, then over it.
+        fs::write(folder.join(".f.py.swp"), "half").unwrap();
+        let beside = folder.with_extension("new");
+        fs::write(&beside, code).unwrap();
+        fs::rename(&beside, folder.join("f.py")).unwrap();
+        watch.until(&format!("f version {} is deployed", n + 1));
+        assert_eq!(post(&client, &url, "").await.body, n.to_string());
+    }
+    // A broken save is told, and the version before goes on.
+    fs::write(folder.join("f.py"), "def f(event):\n    return (6\n").unwrap();
+    watch.until("f.py, line 2");
+    assert_eq!(post(&client, &url, "").await.body, "5");
+    fs::write(folder.join("ol.toml"), "memory = 1\n").unwrap();
+    watch.until("unknown key \"memory\"");
+    assert_eq!(post(&client, &url, "").await.body, "5");
+    fs::remove_file(folder.join("ol.toml")).unwrap();
+    fs::write(folder.join("f.py"), "def f(event):\n    return 6\n").unwrap();
+    watch.until("f version 7 is deployed");
+    assert_eq!(post(&client, &url, "").await.body, "6");
+    over.store(true, Ordering::Relaxed);
+    for load in load {
+        assert!(load.await.unwrap() > 0);
+    }
+    let versions = place.json(&["versions", "f", "--json"]);
+    assert_eq!(versions["versions"].as_array().unwrap().len(), 7, "a save was deployed twice");
+    drop(watch);
+    // What no save can mend ends it.
+    assert!(place.fails(&["deploy", "/nonexistent", "--watch"]).contains("/nonexistent"));
 }
