@@ -22,6 +22,7 @@ mod cluster;
 mod daemon;
 mod error;
 mod http_client;
+mod settings;
 mod supervisor;
 
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! `ol`: every command, its arguments, and where it is carried out.
 
+mod config;
 mod doctor;
 mod functions;
 mod logs;
@@ -67,6 +68,9 @@ enum Command {
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation of the very code that balances and schedules
     Sim(sim::SimArgs),
+    /// Show the settings of ol up and of the daemons
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Run one daemon, as `ol up` does
@@ -111,6 +115,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
+        Command::Config(command) => config::config(&command),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

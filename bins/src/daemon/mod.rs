@@ -4,19 +4,15 @@
 //! prints one line to standard output when it serves, `{"ready": "http://…"}`, and logs to standard
 //! error.
 
-mod balancer;
-mod registry;
-mod worker;
+pub(crate) mod balancer;
+pub(crate) mod registry;
+pub(crate) mod worker;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
-pub(crate) use balancer::DEFAULT_POLICY;
 use clap::{Parser, Subcommand};
-use openlambda_core::config::parse_toml;
-use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -96,14 +92,6 @@ pub(crate) fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(color)
         .init();
-}
-
-/// Reads the file that `--config` names; without one everything is unset.
-fn read_config<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
-    let Some(path) = path else { return Ok(T::default()) };
-    let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {origin}"))?;
-    Ok(parse_toml(&text, &origin)?)
 }
 
 /// Listens, and names the flag when that fails.

@@ -412,3 +412,87 @@ async fn watching_deploys_every_save_and_no_call_fails() {
     // What no save can mend ends it.
     assert!(place.fails(&["deploy", "/nonexistent", "--watch"]).contains("/nonexistent"));
 }
+
+#[test]
+fn settings_come_from_flags_over_environment_over_file_over_defaults() {
+    let place = Place::new();
+    fs::create_dir_all(place.data_dir()).unwrap();
+    let file = place.data_dir().join("config.toml");
+    fs::write(&file, "workers = 3\nlisten = \"127.0.0.1:0\"\npolicy = \"random\"\nseed = 4\n")
+        .unwrap();
+    let show = |args: &[&str]| {
+        let mut command = place.command(&["config", "show"]);
+        command.args(args).env("OPENLAMBDA_WORKERS", "4").env("OPENLAMBDA_POLICY", "round-robin");
+        let output = command.output().unwrap();
+        let (out, err) = texts(&output);
+        assert!(output.status.success(), "{err}");
+        out
+    };
+    let shown: Value =
+        serde_json::from_str(&show(&["--json", "--", "--policy", "bounded-load,epsilon=0.5"]))
+            .unwrap();
+    let setting = |name: &str| {
+        let settings = shown["settings"].as_array().unwrap();
+        let found = settings.iter().find(|setting| setting["name"] == name).unwrap();
+        (found["value"].clone(), found["origin"].as_str().unwrap().to_owned())
+    };
+    let from = |value: Value, origin: &str| (value, origin.to_owned());
+    assert_eq!(setting("policy"), from(json!("bounded-load,epsilon=0.5"), "flag"));
+    assert_eq!(setting("workers"), from(json!(4), "environment"));
+    assert_eq!(setting("seed"), from(json!(4), "file"));
+    assert_eq!(setting("registry"), from(json!("native"), "default"));
+    let text = show(&["--origin"]);
+    for (line, origin) in [
+        ("workers = 4 ", "# environment OPENLAMBDA_WORKERS"),
+        ("seed = 4 ", &*format!("# file {}", file.display())),
+        ("sandbox = \"auto\" ", "# default"),
+    ] {
+        let found = text.lines().find(|found| found.starts_with(line)).unwrap();
+        assert!(found.ends_with(origin), "{text}");
+    }
+    // What is shown is a file again.
+    let copy = place.data_dir().join("copy.toml");
+    fs::write(&copy, show(&["--origin"])).unwrap();
+    let again = place.json(&["config", "show", "--json", "--config", copy.to_str().unwrap()]);
+    let workers = again["settings"].as_array().unwrap().iter().find(|s| s["name"] == "workers");
+    assert_eq!(workers.unwrap()["place"], copy.to_str().unwrap());
+    for daemon in ["worker", "lb", "registry"] {
+        let output = place.ol(&["config", "show", daemon, "--origin"]);
+        assert!(output.contains("# default"), "{output}");
+    }
+    let worker =
+        ["config", "show", "worker", "--json", "--", "--balancer", "http://a", "--name", "7"];
+    let worker = place.json(&worker);
+    let value = |name: &str| {
+        let settings = worker["settings"].as_array().unwrap();
+        settings.iter().find(|setting| setting["name"] == name).unwrap()["value"].clone()
+    };
+    assert_eq!((value("balancers"), value("name")), (json!(["http://a"]), json!("7")));
+    assert_eq!((value("weight"), value("records")), (json!(1), Value::Null));
+
+    // ol up does as it was told.
+    let up = place
+        .command(&["up", "--detach", "--workers", "1"])
+        .env("OPENLAMBDA_WORKERS", "4")
+        .output()
+        .unwrap();
+    assert!(up.status.success(), "{:?}", texts(&up));
+    let status = place.json(&["status", "--json"]);
+    assert_eq!(
+        (&status["policy"], status["workers"].as_array().unwrap().len()),
+        (&json!("random"), 1)
+    );
+    place.ol(&["down"]);
+
+    // And refuses what it does not know, with the line.
+    fs::write(&file, "seed = 1\nworker = 3\n").unwrap();
+    for args in [&["up", "--detach"][..], &["config", "show"]] {
+        let message = place.fails(args);
+        let expected = "config.toml, line 2: unknown key \"worker\"; did you mean \"workers\"?";
+        assert!(message.contains(expected), "{message}");
+    }
+    fs::write(&file, "workers = 0\n").unwrap();
+    assert!(place.fails(&["up"]).contains("workers = 0 is out of range; use 1 to 1000"));
+    fs::remove_file(&file).unwrap();
+    assert!(place.fails(&["up", "--config", "/nonexistent.toml"]).contains("cannot read /nonexis"));
+}
