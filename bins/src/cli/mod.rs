@@ -1,5 +1,6 @@
 //! `ol`: every command, its arguments, and where it is carried out.
 
+mod completions;
 mod config;
 mod doctor;
 mod functions;
@@ -15,6 +16,7 @@ mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -73,6 +75,11 @@ enum Command {
     Config(config::ConfigCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
+    /// Print the script by which a shell completes ol's commands, functions and policies
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(completions::ManArgs),
     /// Run one daemon, as `ol up` does
     #[command(hide = true, subcommand)]
     Daemon(DaemonCommand),
@@ -98,6 +105,8 @@ impl Common {
 /// The whole `ol` with the parts of `catalog`: reads the command line, carries the command out, and
 /// returns the exit status: 0 done, 1 it failed, 2 it was called wrongly.
 pub fn main_with(catalog: Catalog) -> ExitCode {
+    let catalog = Arc::new(catalog);
+    completions::answer(&catalog);
     let result = match Cli::parse().command {
         Command::Daemon(command) => return daemon::run(command, &catalog),
         Command::New(args) => new::new(&args),
@@ -116,6 +125,8 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
         Command::Config(command) => config::config(&command),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -129,12 +129,15 @@ pub(super) fn versions(args: &VersionsArgs, catalog: &Catalog) -> Result<ExitCod
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("change").args(["version", "remove"])))]
 pub(super) struct AliasArgs {
+    // Indices, because completions take an argument out and put it back as the last one.
     /// The function
+    #[arg(index = 1)]
     function: FunctionName,
     /// The alias; without one, all are shown
+    #[arg(index = 2)]
     alias: Option<String>,
     /// The version that it is to point to; without one, it is shown
-    #[arg(value_parser = |text: &str| text.parse().map(Version))]
+    #[arg(index = 3, value_parser = |text: &str| text.parse().map(Version))]
     version: Option<Version>,
     /// Remove the alias
     #[arg(long, requires = "alias")]
@@ -256,8 +259,10 @@ fn points(at: Option<Version>) -> String {
 #[derive(Args, Debug)]
 pub(super) struct RollbackArgs {
     /// The function
+    #[arg(index = 1)]
     function: FunctionName,
     /// The version to go back to, or an alias of it [default: the one before the newest]
+    #[arg(index = 2)]
     version: Option<String>,
     #[command(flatten)]
     common: Common,

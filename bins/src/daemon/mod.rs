@@ -12,7 +12,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,6 +58,11 @@ pub(crate) fn main(daemon: Daemon, catalog: &Catalog) -> ExitCode {
         Daemon::Registry => DaemonCommand::Registry(RegistryCommand::parse().options),
     };
     run(command, catalog)
+}
+
+/// The daemons' command lines, for their manual pages.
+pub(crate) fn commands() -> [clap::Command; 3] {
+    [WorkerCommand::command(), BalancerCommand::command(), RegistryCommand::command()]
 }
 
 pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Place, client, post, texts};
+use crate::common::{Cluster, OL, Place, client, post, texts};
 
 /// Makes a function from a template in the place's own folder.
 fn new_function(place: &Place, name: &str, template: &str) -> std::path::PathBuf {
@@ -495,4 +495,75 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
     assert!(place.fails(&["up"]).contains("workers = 0 is out of range; use 1 to 1000"));
     fs::remove_file(&file).unwrap();
     assert!(place.fails(&["up", "--config", "/nonexistent.toml"]).contains("cannot read /nonexis"));
+}
+
+/// What bash offers after `line`, by the script that it would load.
+fn completed_by_bash(place: &Place, line: &str) -> Vec<String> {
+    let script = r#"
+        source <(ol completions bash)
+        read -ra COMP_WORDS <<<"$1"
+        case $1 in *' ') COMP_WORDS+=('') ;; esac
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMP_TYPE=9
+        _clap_complete_ol ol "${COMP_WORDS[COMP_CWORD]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let bin = Path::new(OL).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-c", script, "bash", line])
+        .env("PATH", path)
+        .env("OPENLAMBDA_DATA_DIR", place.data_dir())
+        .output()
+        .unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success() && err.is_empty(), "{line}: {err}");
+    out.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+#[test]
+fn a_shell_completes_commands_functions_and_policies() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let place = &cluster.place;
+    for name in ["alpha", "alpine", "beta"] {
+        cluster.deploy(name, &[("f.py", &answering(name))]);
+    }
+    for command in ["invoke", "describe", "versions", "alias", "rollback", "logs", "rm"] {
+        let offered = completed_by_bash(place, &format!("ol {command} alp"));
+        assert_eq!(offered, ["alpha", "alpine"], "{command}");
+    }
+    assert_eq!(completed_by_bash(place, "ol rollb"), ["rollback"]);
+    assert!(completed_by_bash(place, "ol up --policy round").contains(&"round-robin".to_owned()));
+    assert!(
+        completed_by_bash(place, "ol new x --template python-").concat().contains("python-http")
+    );
+    // Without a cluster there is nothing to offer, and no noise.
+    place.ol(&["down"]);
+    assert!(!completed_by_bash(place, "ol invoke alp").contains(&"alpha".to_owned()));
+    for shell in ["zsh", "fish"] {
+        assert!(place.ol(&["completions", shell]).contains("OPENLAMBDA_COMPLETE"));
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let place = Place::new();
+    let out = place.function("", &[]).join("man");
+    place.ol(&["man", "--out", out.to_str().unwrap()]);
+    let help = place.ol(&["help"]);
+    let commands = help.split("Commands:\n").nth(1).unwrap();
+    let commands = commands.lines().take_while(|line| !line.is_empty());
+    let mut pages = vec!["ol.1".to_owned(), "ol-worker.1".to_owned(), "ol-lb.1".to_owned()];
+    pages.push("ol-registry.1".to_owned());
+    for command in commands {
+        let name = command.split_whitespace().next().unwrap();
+        if name != "help" {
+            pages.push(format!("ol-{name}.1"));
+        }
+    }
+    assert!(pages.len() > 20);
+    for page in pages {
+        let text = fs::read_to_string(out.join(&page)).unwrap_or_else(|_| panic!("no {page}"));
+        assert!(text.contains(".SH SYNOPSIS"), "{page}");
+    }
+    assert!(!out.join("ol-daemon.1").exists() && !out.join("ol-man.1").exists());
 }
