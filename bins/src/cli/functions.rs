@@ -12,9 +12,10 @@ use http::StatusCode;
 use openlambda_core::bundle;
 use openlambda_core::config::nearest;
 use openlambda_core::function::{FunctionName, FunctionRef};
-use openlambda_core::registry::{Listing, Published, Registry, RegistryError};
+use openlambda_core::registry::{BundleStream, Listing, Published, Registry, RegistryError};
 use openlambda_core::wire;
 
+use super::progress::Progress;
 use super::watch::Look;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
@@ -87,6 +88,7 @@ struct Deployed {
 }
 
 fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
+    let progress = Progress::start(format!("packing {}", args.folder.display()));
     let mut tar = Vec::new();
     let packed = bundle::pack_dir(&args.folder, &mut tar)
         .context(|| format!("cannot deploy {}", args.folder.display()))?;
@@ -94,14 +96,24 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     let state = args.common.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let published = block_on(async {
-        let tar = stream::once(async { Ok(Bytes::from(tar)) });
-        let published = registry.publish(name, Box::pin(tar)).await;
+        let published = registry.publish(name, in_pieces(tar, progress)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;
         refresh(&state, &name.clone().into()).await?;
         Ok(published)
     })?;
     let url = url_of(&state, &name.clone().into());
     Ok(Deployed { published, url })
+}
+
+/// A bundle as a stream that tells how far it has come.
+fn in_pieces(tar: Vec<u8>, progress: Progress) -> BundleStream {
+    const PIECE: usize = 1 << 20;
+    let (tar, mib) = (Bytes::from(tar), |bytes: usize| bytes as f64 / 1_048_576.0);
+    let pieces = (0..tar.len()).step_by(PIECE).map(move |at| {
+        progress.set(|| format!("sending {:.1} of {:.1} MiB", mib(at), mib(tar.len())));
+        Ok(tar.slice(at..tar.len().min(at + PIECE)))
+    });
+    Box::pin(stream::iter(pieces))
 }
 
 impl Deployed {

@@ -7,6 +7,7 @@ mod functions;
 mod logs;
 mod new;
 mod policies;
+mod progress;
 mod python;
 mod sim;
 mod times;

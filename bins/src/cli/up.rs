@@ -13,6 +13,7 @@ use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
+use super::progress::Progress;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir};
@@ -145,7 +146,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     };
     if args.detach {
         drop(lock);
-        return block_on(detach(&dir, &args.common));
+        return block_on(detach(&dir, &spec, &args.common));
     }
     let left = dir.clean();
     if left.processes > 0 {
@@ -157,14 +158,16 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     block_on(async {
         let stop = crate::daemon::stop_signal()?;
         tokio::pin!(stop);
+        let starting = Progress::start("starting the cluster");
         let supervisor = tokio::select! {
             supervisor = Supervisor::start(dir.clone(), &spec) => supervisor?,
             () = &mut stop => return Ok(()),
         };
+        drop(starting);
         if !args.detached {
             let state = dir.read_state().unwrap_or_default();
             report_up(&state, &args.common);
-            eprintln!("Ctrl-C stops the cluster");
+            eprintln!("Ctrl-C does too");
         }
         stop.await;
         supervisor.stop().await;
@@ -178,7 +181,8 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
 /// has said why not.
-async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
+async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
+    let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
     let log = dir.join("logs/supervisor.log");
     let open = std::fs::File::options().create(true).append(true).open(&log);
@@ -197,14 +201,20 @@ async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
     let pid = child.pid().as_raw_nonzero().get() as u32;
     let ready = async {
         loop {
-            if let Some(state) = dir.read_state().filter(|state| state.ready && state.pid == pid) {
-                return state;
+            if let Some(state) = dir.read_state().filter(|state| state.pid == pid) {
+                if state.ready {
+                    return state;
+                }
+                let started = state.workers.iter().filter(|worker| worker.pid.is_some()).count();
+                progress
+                    .set(|| format!("starting the cluster: {started} of {} workers", spec.workers));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::select! {
         state = ready => {
+            drop(progress);
             child.release();
             report_up(&state, common);
             Ok(ExitCode::SUCCESS)
@@ -252,12 +262,14 @@ fn report_up(state: &ClusterState, common: &Common) {
     if sandbox == "process" {
         eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
     }
+    eprintln!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
 }
 
 pub(super) fn down(args: &Common) -> Result<ExitCode> {
     let dir = args.dir()?;
     let was_up = dir.is_up()?;
     if was_up {
+        let _progress = Progress::start("stopping; calls under way come to their end first");
         let state = dir.read_state();
         let pid = state.and_then(|state| Pid::from_raw(i32::try_from(state.pid).ok()?));
         if let Some(pid) = pid {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, OL, Place, client, post, texts};
+use crate::common::{Cluster, OL, Place, client, post, texts, wait_for};
 
 /// Makes a function from a template in the place's own folder.
 fn new_function(place: &Place, name: &str, template: &str) -> std::path::PathBuf {
@@ -566,4 +566,116 @@ fn every_command_has_a_manual_page() {
         assert!(text.contains(".SH SYNOPSIS"), "{page}");
     }
     assert!(!out.join("ol-daemon.1").exists() && !out.join("ol-man.1").exists());
+}
+
+/// The commands of the README's path from an empty folder to a rollback, word for word.
+#[test]
+fn the_readme_s_path_for_a_newcomer_works() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"));
+    let readme = readme.unwrap();
+    let path = readme.split("## From an empty folder to a rollback\n").nth(1).unwrap();
+    let path = path.split("\n## ").next().unwrap();
+    // Code is indented by four blanks; what a command prints stands behind its `# →`.
+    let commands = path.lines().filter_map(|line| line.strip_prefix("    "));
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let place = &cluster.place;
+    let bin = Path::new(OL).parent().unwrap();
+    let search = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let folder = place.function("", &[]);
+    let mut run = 0;
+    for line in commands {
+        let (command, expected) = match line.split_once("# → ") {
+            Some((command, expected)) => (command, Some(expected.trim())),
+            None => (line, None),
+        };
+        // A cluster on a free port runs already.
+        if command.starts_with("ol up") || command.starts_with("ol down") {
+            continue;
+        }
+        // Lines come from a thread of the worker's.
+        let waits = command.starts_with("ol logs");
+        let done = wait_for(|| {
+            let output = Command::new("sh")
+                .args(["-euc", command])
+                .current_dir(&folder)
+                .env("PATH", &search)
+                .env("OPENLAMBDA_DATA_DIR", place.data_dir())
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let (out, err) = texts(&output);
+            let well = output.status.success() && expected.is_none_or(|text| out.contains(text));
+            assert!(well || waits, "{command}: {expected:?}\n{out}{err}");
+            well.then_some(())
+        });
+        assert!(done.is_some(), "{command}: {expected:?} did not come");
+        run += 1;
+    }
+    assert!(run >= 9, "the README names {run} commands");
+}
+
+/// What a program prints to a terminal, which Python makes.
+fn on_a_terminal(place: &Place, args: &[&str], variables: &[(&str, &str)]) -> String {
+    let script = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+    let output = Command::new("python3")
+        .args(["-c", script, OL])
+        .args(args)
+        .env("OPENLAMBDA_DATA_DIR", place.data_dir())
+        .env("TERM", "xterm")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "{args:?}: {out}{err}");
+    out
+}
+
+#[test]
+fn progress_is_for_terminals_only() {
+    // Stopping waits for a call under way, which takes long enough for a line.
+    let down_while_a_call_runs = |down: &dyn Fn(&Place) -> String| {
+        let cluster = Cluster::start(&["--workers", "1"]);
+        let place = &cluster.place;
+        let code = "import time\n\ndef f(event):\n    print('begun')\n    time.sleep(3)\n";
+        cluster.deploy("slow", &[("f.py", code)]);
+        let follow = Following::start(place, &["logs", "slow", "-f"]);
+        let mut call = place.command(&["invoke", "slow"]).stdout(Stdio::null()).spawn().unwrap();
+        follow.until("begun");
+        let shown = down(place);
+        assert!(call.wait().unwrap().success());
+        shown
+    };
+    let terminal = |variables: &[(&str, &str)]| {
+        down_while_a_call_runs(&|place| on_a_terminal(place, &["down"], variables))
+    };
+    let shown = terminal(&[("NO_COLOR", "1")]);
+    assert!(shown.contains("stopping; calls under way"), "{shown:?}");
+    // The line is taken back before the result is printed, and nothing has a colour.
+    assert!(shown.ends_with("\r\u{1b}[Kstopped\r\n"), "{shown:?}");
+    assert!(!shown.contains("\u{1b}[3") && !shown.contains("\u{1b}[0m"), "{shown:?}");
+    // Not on a terminal that cannot take a line back, and not into a pipe.
+    assert_eq!(terminal(&[("TERM", "dumb")]), "stopped\r\n");
+    let piped = down_while_a_call_runs(&|place| texts(&place.run(&["down"])).1);
+    assert_eq!(piped, "stopped\n");
+}
+
+#[test]
+fn doctor_says_what_each_thing_is_for() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let checks = cluster.place.json(&["doctor", "--json"]);
+    for check in checks["checks"].as_array().unwrap() {
+        assert!(!check["why"].as_str().unwrap().is_empty(), "{check}");
+        assert_eq!(check["ok"] == false, check["next"].is_string(), "{check}");
+    }
+    let text = cluster.place.ol(&["doctor"]);
+    for part in ["python: Python 3", "curl: curl", "loopback", "the demo", "go on with `ol up"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // Without the tools of a usual machine.
+    let output = cluster.place.command(&["doctor"]).env("PATH", "/nonexistent").output().unwrap();
+    let (out, _) = texts(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out.contains("MISSING  python") && out.contains("apt-get install python3"), "{out}");
+    assert!(out.contains("note     curl") && out.contains("apt-get install curl"), "{out}");
 }
