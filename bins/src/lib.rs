@@ -27,6 +27,12 @@ mod supervisor;
 
 use std::process::ExitCode;
 
+/// The release: what `make dist` names it, from `git describe`, else the package's version.
+const VERSION: &str = match option_env!("OPENLAMBDA_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 pub use catalog::{
     BuildRegistry, BuildSandbox, Catalog, RegistryEntry, SandboxContext, SandboxEntry,
 };

@@ -92,7 +92,10 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     let mut tar = Vec::new();
     let packed = bundle::pack_dir(&args.folder, &mut tar)
         .context(|| format!("cannot deploy {}", args.folder.display()))?;
+    // Its warnings are lines of their own.
+    drop(progress);
     super::python::check(&args.folder, &packed.manifest)?;
+    let progress = Progress::start(format!("deploying {name}"));
     let state = args.common.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let published = block_on(async {

@@ -29,7 +29,7 @@ use crate::error::{self, CliError, Result};
 #[derive(Parser)]
 #[command(
     name = "ol",
-    version,
+    version = crate::VERSION,
     about = "A serverless platform for research",
     after_help = "A first session:\n  ol up --detach\n  ol deploy examples/functions/echo\n  \
                   ol invoke echo -d '{\"one\": 1}'\n  ol down"

@@ -254,8 +254,11 @@ fn report_up(state: &ClusterState, common: &Common) {
     print(&format!("{}\n", state.url));
     let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
     eprintln!(
-        "serving with {} workers ({sandbox} sandboxes), the {} registry and the policy {}",
-        state.workers.len(),
+        "serving with {} ({sandbox} sandboxes), the {} registry and the policy {}",
+        match state.workers.len() {
+            1 => "1 worker".to_owned(),
+            workers => format!("{workers} workers"),
+        },
         state.registry.kind,
         state.policy
     );

@@ -55,7 +55,7 @@ pub(super) fn describe(args: &DescribeArgs, catalog: &Catalog) -> Result<ExitCod
         }));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = format!("{name} version {} of {}\n", resolved.version, versions.len());
+    let mut text = format!("{name} version {}\n", resolved.version);
     let pointing: Vec<String> =
         aliases.iter().map(|(alias, version)| format!("{alias} = {version}")).collect();
     for (what, value) in [
@@ -63,6 +63,7 @@ pub(super) fn describe(args: &DescribeArgs, catalog: &Catalog) -> Result<ExitCod
         ("digest", resolved.digest.to_string()),
         ("size", bytes.map_or_else(unknown, size)),
         ("published", published_ms.map_or_else(unknown, utc)),
+        ("versions", versions.len().to_string()),
         ("aliases", if pointing.is_empty() { "none".to_owned() } else { pointing.join(", ") }),
     ] {
         text.push_str(&format!("{what:<10} {value}\n"));

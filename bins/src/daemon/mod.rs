@@ -31,21 +31,21 @@ pub(crate) enum DaemonCommand {
 }
 
 #[derive(Parser)]
-#[command(name = "ol-worker", version, about = "Runs functions on one machine")]
+#[command(name = "ol-worker", version = crate::VERSION, about = "Runs functions on one machine")]
 struct WorkerCommand {
     #[command(flatten)]
     options: worker::Options,
 }
 
 #[derive(Parser)]
-#[command(name = "ol-lb", version, about = "The load balancer in front of workers")]
+#[command(name = "ol-lb", version = crate::VERSION, about = "The load balancer in front of workers")]
 struct BalancerCommand {
     #[command(flatten)]
     options: balancer::Options,
 }
 
 #[derive(Parser)]
-#[command(name = "ol-registry", version, about = "Keeps functions' bundles")]
+#[command(name = "ol-registry", version = crate::VERSION, about = "Keeps functions' bundles")]
 struct RegistryCommand {
     #[command(flatten)]
     options: registry::Options,
