@@ -188,7 +188,12 @@ fn versions_aliases_and_rollbacks() {
     assert_eq!(described["versions"].as_array().unwrap().len(), 7);
     assert_eq!(described["bytes"], described["versions"][6]["bytes"]);
     let text = place.ol(&["describe", "f:1"]);
-    assert!(text.starts_with("f version 1\n") && text.contains("versions   7") && text.contains("memory_mb = 64"), "{text}");
+    assert!(
+        text.starts_with("f version 1\n")
+            && text.contains("versions   7")
+            && text.contains("memory_mb = 64"),
+        "{text}"
+    );
     assert!(place.fails(&["describe", "f:live2"]).contains("has no version \"live2\""));
 }
 

@@ -9,6 +9,7 @@
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `chaos` | kill −9 of everything, at any time |
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 #![allow(unreachable_pub, reason = "it is one binary of several modules")]
 
 mod author;
