@@ -3,7 +3,7 @@
 CARGO ?= cargo
 OL = target/release/ol
 
-.PHONY: all build demo test lint deps bench clean
+.PHONY: all build demo test lint deps bench dist clean
 
 all: build
 
@@ -30,6 +30,10 @@ lint:
 
 bench:
 	$(CARGO) bench -p openlambda-lab
+
+# An archive of binaries, manual pages, completions and examples, in target/dist.
+dist:
+	@.ci/dist
 
 clean:
 	$(CARGO) clean

@@ -1,10 +1,11 @@
 #!/bin/sh
 # The platform at work: a cluster on this machine, a chat room deployed to it, and three calls.
 #
-# usage: examples/demo.sh [OL]      OL: the command-line program, target/release/ol by default
+# usage: examples/demo.sh [OL]      OL: the command-line program, bin/ol or target/release/ol by default
 set -eu
 cd "$(dirname "$0")/.."
-ol=${1:-target/release/ol}
+[ -x bin/ol ] && ol=bin/ol || ol=target/release/ol
+ol=${1:-$ol}
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '\n%s\n' "$*"; }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data-dir>/lock           held by the supervisor for as long as it lives
+//!            config.toml    settings of `ol up`, written by people
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store
@@ -90,6 +91,11 @@ impl DataDir {
 
     pub(crate) fn join(&self, below: &str) -> PathBuf {
         self.root.join(below)
+    }
+
+    /// The cluster's own configuration, if there is one.
+    pub(crate) fn config_file(&self) -> Option<PathBuf> {
+        Some(self.join("config.toml")).filter(|path| path.exists())
     }
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {

@@ -17,6 +17,10 @@ impl CliError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         CliError { message: message.into(), source: None }
     }
+
+    pub(crate) fn caused(message: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        CliError { message: message.into(), source: Some(source.into()) }
+    }
 }
 
 impl fmt::Display for CliError {

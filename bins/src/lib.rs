@@ -22,9 +22,16 @@ mod cluster;
 mod daemon;
 mod error;
 mod http_client;
+mod settings;
 mod supervisor;
 
 use std::process::ExitCode;
+
+/// The release: what `make dist` names it, from `git describe`, else the package's version.
+const VERSION: &str = match option_env!("OPENLAMBDA_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 pub use catalog::{
     BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext, SandboxEntry,

@@ -45,6 +45,17 @@ use crate::registry::{BundleStream, RegistryError};
 pub const LEFT_OUT: [&str; 7] =
     [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
 
+/// Whether [`pack_dir`] leaves out what has this name: one of [`LEFT_OUT`], or what an editor keeps
+/// beside a file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would
+/// make every look of a bundle another one.
+pub fn is_left_out(name: &str) -> bool {
+    let editor = (name.starts_with('.') && (name.ends_with(".swp") || name.ends_with(".swx")))
+        || (name.len() > 1 && name.ends_with('~'))
+        || name.starts_with(".#")
+        || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
+    editor || LEFT_OUT.contains(&name)
+}
+
 /// How large a bundle may be. A decompression bomb is refused at the limit, not when the disk is
 /// full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +132,7 @@ impl From<BundleError> for RegistryError {
     }
 }
 
-/// Packs the function in the folder `dir` as a bundle. What [`LEFT_OUT`] names is left out.
+/// Packs the function in the folder `dir` as a bundle. What [`is_left_out`] names is left out.
 ///
 /// # Errors
 ///
@@ -400,7 +411,7 @@ fn collect(dir: &Path, below: &str, found: &mut Checker) -> Result<(), BundleErr
         let Some(name) = name.to_str() else {
             return Err(refuse(&name.to_string_lossy(), "has a name that is not UTF-8; rename it"));
         };
-        if LEFT_OUT.contains(&name) {
+        if is_left_out(name) {
             continue;
         }
         let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };

@@ -75,6 +75,19 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// That the registry cannot be reached or read.
     async fn list(&self) -> Result<Vec<Listing>, RegistryError>;
 
+    /// The versions of `name` that can be resolved, the oldest first: never empty, and the last is
+    /// what the name alone means.
+    ///
+    /// The default knows the newest alone: right for a kind that keeps no others.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`].
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let newest = self.resolve(&FunctionRef::latest(name.clone())).await?;
+        Ok(vec![VersionInfo::new(newest.version, newest.digest)])
+    }
+
     /// Removes a function with all its versions and aliases.
     ///
     /// # Errors
@@ -167,6 +180,27 @@ pub struct Listing {
     pub digest: Digest,
     /// Aliases and where they point.
     pub aliases: BTreeMap<String, Version>,
+}
+
+/// One version of a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct VersionInfo {
+    /// Its number.
+    pub version: Version,
+    /// Its digest. Two versions have the same when code was published again after another.
+    pub digest: Digest,
+    /// The size of its uncompressed tar, bytes, where the registry knows it.
+    pub bytes: Option<u64>,
+    /// When it was published, milliseconds since 1970, where the registry knows it.
+    pub published_ms: Option<u64>,
+}
+
+impl VersionInfo {
+    /// A version of which no more is known.
+    pub fn new(version: Version, digest: Digest) -> Self {
+        VersionInfo { version, digest, bytes: None, published_ms: None }
+    }
 }
 
 /// A change in a registry.

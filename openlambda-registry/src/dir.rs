@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use openlambda_core::bundle::{self, BundleError, LEFT_OUT};
+use openlambda_core::bundle::{self, BundleError, is_left_out};
 use openlambda_core::function::{
     DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version,
 };
@@ -35,6 +35,7 @@ use openlambda_core::manifest::Manifest;
 use openlambda_core::memory::EventLog;
 use openlambda_core::registry::{
     BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -73,6 +74,7 @@ struct Known {
     version: Version,
     digest: Digest,
     manifest: Manifest,
+    bytes: u64,
 }
 
 /// What metadata shows of a folder: changes when anything in it does.
@@ -159,6 +161,19 @@ impl Registry for DirRegistry {
                 }
             }
             Ok(list)
+        })
+        .await
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let name = name.clone();
+        self.blocking(move |shared| {
+            let Known { version, digest, bytes, .. } = shared.look_at(&name)?;
+            let mut info = VersionInfo::new(version, digest);
+            info.bytes = Some(bytes);
+            // The number of a version is the time of its change.
+            info.published_ms = Some(version.0 / 1000);
+            Ok(vec![info])
         })
         .await
     }
@@ -252,8 +267,8 @@ impl Shared {
                 Some(before) => Version(look.newest.max(before.version.0 + 1)),
                 None => Version(look.newest),
             };
-            let (digest, manifest) = (packed.digest, packed.manifest);
-            let found = Known { look, version, digest, manifest };
+            let (digest, manifest, bytes) = (packed.digest, packed.manifest, packed.bytes);
+            let found = Known { look, version, digest, manifest, bytes };
             known.insert(name.clone(), found.clone());
             return Ok(found);
         }
@@ -433,7 +448,7 @@ fn look(folder: &Path) -> io::Result<Look> {
         let mut entries = fs::read_dir(folder.join(&below))?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            if entry.file_name().to_str().is_some_and(|name| LEFT_OUT.contains(&name)) {
+            if entry.file_name().to_str().is_some_and(is_left_out) {
                 continue;
             }
             let path = below.join(entry.file_name());

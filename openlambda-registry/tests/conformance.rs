@@ -1,5 +1,7 @@
 //! Every registry of this crate honours the contract.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 

@@ -27,6 +27,8 @@ pub(super) struct DoctorArgs {
 struct Check {
     /// What was looked at.
     check: &'static str,
+    /// What it is for.
+    why: &'static str,
     ok: bool,
     /// Nothing that ships today works without it.
     needed: bool,
@@ -40,10 +42,12 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let mut checks = vec![
         python(),
+        curl(),
+        loopback(),
+        port(&dir)?,
+        data_dir(&dir),
         proc_readable(),
         descriptors(),
-        data_dir(&dir),
-        port(),
         user_namespaces(),
         cgroups(),
     ];
@@ -61,10 +65,15 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
                 (false, false) => "note   ",
             };
             text.push_str(&format!("{sign}  {}: {}\n", check.check, check.detail));
+            text.push_str(&format!("         for: {}\n", check.why));
             if let Some(next) = check.next {
-                text.push_str(&format!("         {next}\n"));
+                text.push_str(&format!("         do:  {next}\n"));
             }
         }
+        text.push_str(match well {
+            true => "\nAll that a cluster needs is here; go on with `ol up --detach`.\n",
+            false => "\nWhat is MISSING is needed; see what to do beside it.\n",
+        });
         print(&text);
     }
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -77,18 +86,20 @@ fn sandbox(entry: &SandboxEntry) -> Check {
         Ok(withheld) => Ok(format!("{} works, but withholds {}", entry.name, withheld.join("; "))),
         Err(error) => Err(format!("{}: {}", entry.name, openlambda_core::failure::chain(&*error))),
     };
-    check("sandbox", false, result, "`ol up` takes the first kind that works")
+    let purpose = "functions run in sandboxes of one of these kinds";
+    check("sandbox", false, purpose, result, "`ol up` takes the first kind that works")
 }
 
 fn check(
     name: &'static str,
     needed: bool,
+    why: &'static str,
     result: std::result::Result<String, String>,
     next: &'static str,
 ) -> Check {
     let ok = result.is_ok();
     let (Ok(detail) | Err(detail)) = result;
-    Check { check: name, ok, needed, detail, next: (!ok).then_some(next) }
+    Check { check: name, why, ok, needed, detail, next: (!ok).then_some(next) }
 }
 
 fn python() -> Check {
@@ -97,46 +108,85 @@ fn python() -> Check {
         .output();
     let result = match version {
         Ok(output) if output.status.success() => {
-            Ok(format!("Python {}", String::from_utf8_lossy(&output.stdout).trim()))
+            Ok(format!("Python {}, with sqlite3", String::from_utf8_lossy(&output.stdout).trim()))
         }
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Ok(output) => {
+            let err = String::from_utf8_lossy(&output.stderr).into_owned();
+            Err(err.lines().last().unwrap_or("python3 fails").to_owned())
+        }
         Err(error) => Err(format!("python3 does not run: {error}")),
     };
-    let next = "functions in Python need python3 with sqlite3: apt-get install python3";
-    check("python", true, result, next)
+    let why = "it runs functions in Python; the demo's chat room keeps its messages in sqlite3";
+    check("python", true, why, result, "apt-get install python3")
+}
+
+fn curl() -> Check {
+    let result = match std::process::Command::new("curl").arg("--version").output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        }
+        Ok(output) => Err(format!("curl fails: {}", output.status)),
+        Err(error) => Err(format!("curl does not run: {error}")),
+    };
+    let why = "the demo and functions from the template bootstrap-sh speak HTTP with it";
+    check("curl", false, why, result, "apt-get install curl")
+}
+
+fn loopback() -> Check {
+    let result = match std::net::TcpListener::bind("127.0.0.1:0") {
+        Ok(_) => Ok("127.0.0.1 is there".to_owned()),
+        Err(error) => Err(format!("127.0.0.1 cannot be had: {error}")),
+    };
+    let why = "balancer, registry and workers speak to each other over it";
+    check("loopback", true, why, result, "bring it up: ip link set lo up")
 }
 
 fn proc_readable() -> Check {
     let result = std::fs::read("/proc/self/environ")
         .map(|_| "/proc is mounted".to_owned())
         .map_err(|error| format!("/proc cannot be read: {error}"));
-    let next = "leftover processes are found through /proc: mount -t proc proc /proc";
-    check("proc", true, result, next)
+    let next = "mount -t proc proc /proc";
+    let why = "processes that a crash left behind are found through it";
+    check("proc", true, why, result, next)
 }
 
 fn descriptors() -> Check {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let detail = format!("{limit} open files a process");
     let result = if limit >= 4096 { Ok(detail) } else { Err(detail) };
-    check("descriptors", false, result, "many calls at once need more: ulimit -n 65536")
+    let why = "each call under way takes a few";
+    check("descriptors", false, why, result, "many calls at once need more: ulimit -n 65536")
 }
 
 fn data_dir(dir: &DataDir) -> Check {
     let existing = dir.path().ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let writable = rustix::fs::access(existing, rustix::fs::Access::WRITE_OK);
     let result = match writable {
-        Ok(()) => Ok(dir.path().display().to_string()),
+        Ok(()) => Ok(match rustix::fs::statvfs(existing) {
+            Ok(disk) => {
+                let free = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+                format!("{}, with {free} MiB free", dir.path().display())
+            }
+            Err(_) => dir.path().display().to_string(),
+        }),
         Err(error) => Err(format!("{} cannot be written: {error}", existing.display())),
     };
-    check("data folder", true, result, "name another one with --data-dir")
+    let why = "bundles, volumes and logs are kept there";
+    check("data folder", true, why, result, "name another one with --data-dir")
 }
 
-fn port() -> Check {
+fn port(dir: &DataDir) -> Result<Check> {
+    let own = dir.read_state().filter(|state| state.url.ends_with(":8080"));
     let result = match std::net::TcpListener::bind("127.0.0.1:8080") {
         Ok(_) => Ok("8080 is free".to_owned()),
+        Err(_) if own.is_some() && dir.is_up()? => {
+            Ok("8080 is taken by the cluster that runs".to_owned())
+        }
         Err(error) => Err(format!("8080 cannot be had: {error}")),
     };
-    check("port", false, result, "pass `ol up --listen 127.0.0.1:0` for a free one")
+    let why = "`ol up` listens there unless it is told otherwise";
+    Ok(check("port", false, why, result, "`ol up --listen 127.0.0.1:0` takes a free one"))
 }
 
 fn user_namespaces() -> Check {
@@ -147,8 +197,9 @@ fn user_namespaces() -> Check {
     } else {
         Err("not allowed without root".to_owned())
     };
-    let next = "isolated sandboxes without root will need: sysctl user.max_user_namespaces=10000";
-    check("user namespaces", false, result, next)
+    let why = "isolated sandboxes without root will need them; the demo does not";
+    let next = "sysctl user.max_user_namespaces=10000";
+    check("user namespaces", false, why, result, next)
 }
 
 fn cgroups() -> Check {
@@ -159,12 +210,14 @@ fn cgroups() -> Check {
         (false, true) => Ok("v1".to_owned()),
         (false, false) => Err("no cgroup tree at /sys/fs/cgroup".to_owned()),
     };
-    check("cgroups", false, result, "limits of isolated sandboxes will need cgroups")
+    let why = "limits of isolated sandboxes will need them; the demo does not";
+    check("cgroups", false, why, result, "mount -t cgroup2 none /sys/fs/cgroup")
 }
 
 fn leftovers(dir: &DataDir, clean: bool) -> Result<Check> {
+    let why = "a crash may leave processes and folders, which the next `ol up` removes too";
     if dir.is_up()? {
-        return Ok(check("leftovers", false, Ok("a cluster runs".to_owned()), ""));
+        return Ok(check("leftovers", false, why, Ok("a cluster runs".to_owned()), ""));
     }
     if clean
         && dir.path().exists()
@@ -175,14 +228,14 @@ fn leftovers(dir: &DataDir, clean: bool) -> Result<Check> {
             format!("removed {} processes, {} files", report.processes, report.removed.len());
         let result =
             if report.failed.is_empty() { Ok(detail) } else { Err(report.failed.join(", ")) };
-        return Ok(check("leftovers", false, result, "remove them by hand"));
+        return Ok(check("leftovers", false, why, result, "remove them by hand"));
     }
     let left = processes_with_mark(&dir.mark()).len();
     let result = match left {
         0 => Ok("none".to_owned()),
         _ => Err(format!("{left} processes of a cluster that crashed")),
     };
-    Ok(check("leftovers", false, result, "`ol doctor --clean` or `ol down` removes them"))
+    Ok(check("leftovers", false, why, result, "`ol doctor --clean` or `ol down` removes them"))
 }
 
 fn read(path: &str) -> Option<String> {

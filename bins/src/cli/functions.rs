@@ -1,4 +1,4 @@
-//! `ol deploy`, `ol invoke`, `ol ls`, `ol rm`.
+//! `ol deploy`, `ol invoke`, `ol ls`, `ol rm`, and what other commands about functions share.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,9 +12,11 @@ use http::StatusCode;
 use openlambda_core::bundle;
 use openlambda_core::config::nearest;
 use openlambda_core::function::{FunctionName, FunctionRef};
-use openlambda_core::registry::{Registry, RegistryError};
+use openlambda_core::registry::{BundleStream, Listing, Published, Registry, RegistryError};
 use openlambda_core::wire;
 
+use super::progress::Progress;
+use super::watch::Look;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::cluster::ClusterState;
@@ -29,6 +31,9 @@ pub(super) struct DeployArgs {
     /// Its name, NAME or NAMESPACE/NAME [default: the folder's name]
     #[arg(long, value_name = "NAME")]
     name: Option<FunctionName>,
+    /// Deploy it again whenever a file in it is saved; calls go on meanwhile
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -38,51 +43,127 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => name_of_folder(&args.folder)?,
     };
+    if args.watch {
+        return deploy_every_change(args, &name, catalog);
+    }
+    let deployed = deploy_once(args, &name, catalog)?;
+    deployed.report(args, &name);
+    if !args.common.json {
+        eprintln!("call it: ol invoke {name}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Deploys the folder now and after every save, until the person ends it. What is wrong with a save
+/// is said, and the version before goes on.
+fn deploy_every_change(
+    args: &DeployArgs,
+    name: &FunctionName,
+    catalog: &Catalog,
+) -> Result<ExitCode> {
+    // What no save can mend ends it at once.
+    args.common.dir()?.running()?;
+    let folder = &args.folder;
+    std::fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?;
+    let mut first = true;
+    let mut look = Look::at(folder);
+    loop {
+        match deploy_once(args, name, catalog) {
+            // Touching a file without changing it is no news.
+            Ok(deployed) if deployed.published.new || first => deployed.report(args, name),
+            Ok(_) => {}
+            Err(error) => crate::error::print("ol", &error),
+        }
+        if first {
+            eprintln!("deploying {} whenever it changes; Ctrl-C ends it", folder.display());
+            first = false;
+        }
+        look = look.wait_for_another(folder);
+    }
+}
+
+struct Deployed {
+    published: Published,
+    url: String,
+}
+
+fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
+    let progress = Progress::start(format!("packing {}", args.folder.display()));
     let mut tar = Vec::new();
-    bundle::pack_dir(&args.folder, &mut tar)
+    let packed = bundle::pack_dir(&args.folder, &mut tar)
         .context(|| format!("cannot deploy {}", args.folder.display()))?;
+    // Its warnings are lines of their own.
+    drop(progress);
+    super::python::check(&args.folder, &packed.manifest)?;
+    let progress = Progress::start(format!("deploying {name}"));
     let state = args.common.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let published = block_on(async {
-        let tar = stream::once(async { Ok(Bytes::from(tar)) });
-        let published = registry.publish(&name, Box::pin(tar)).await;
+        let published = registry.publish(name, in_pieces(tar, progress)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;
-        refresh(&state, &name).await?;
+        refresh(&state, &name.clone().into()).await?;
         Ok(published)
     })?;
-    let url = format!("{}{}", state.url, wire::run_path(&FunctionRef::latest(name.clone())));
-    if args.common.json {
-        print_json(&serde_json::json!({
-            "name": name,
-            "version": published.version,
-            "digest": published.digest,
-            "url": url,
-        }));
-    } else {
-        print(&format!("{url}\n"));
-        let what = if published.new { "is deployed" } else { "was deployed already" };
-        eprintln!("{name} version {} {what}", published.version);
+    let url = url_of(&state, &name.clone().into());
+    Ok(Deployed { published, url })
+}
+
+/// A bundle as a stream that tells how far it has come.
+fn in_pieces(tar: Vec<u8>, progress: Progress) -> BundleStream {
+    const PIECE: usize = 1 << 20;
+    let (tar, mib) = (Bytes::from(tar), |bytes: usize| bytes as f64 / 1_048_576.0);
+    let pieces = (0..tar.len()).step_by(PIECE).map(move |at| {
+        progress.set(|| format!("sending {:.1} of {:.1} MiB", mib(at), mib(tar.len())));
+        Ok(tar.slice(at..tar.len().min(at + PIECE)))
+    });
+    Box::pin(stream::iter(pieces))
+}
+
+impl Deployed {
+    fn report(&self, args: &DeployArgs, name: &FunctionName) {
+        let Deployed { published, url } = self;
+        if args.common.json {
+            print_json(&serde_json::json!({
+                "name": name,
+                "version": published.version,
+                "digest": published.digest,
+                "url": url,
+            }));
+        } else {
+            print(&format!("{url}\n"));
+            let what = if published.new { "is deployed" } else { "was deployed already" };
+            eprintln!("{name} version {} {what}", published.version);
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
     let full = folder.canonicalize();
     let full = full.context(|| format!("cannot read the folder {}", folder.display()))?;
-    let name = full.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name_of_path(&full)
+}
+
+/// The function's name that the last part of a path is.
+pub(super) fn name_of_path(path: &std::path::Path) -> Result<FunctionName> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.parse().context(|| "the folder's name does not do; pass --name".to_owned())
 }
 
-/// Makes the balancer look the name up again, so that the next call sees what was just changed.
-async fn refresh(state: &ClusterState, name: &FunctionName) -> Result<()> {
+/// Where a function is called.
+pub(super) fn url_of(state: &ClusterState, function: &FunctionRef) -> String {
+    format!("{}{}", state.url, wire::run_path(function))
+}
+
+/// Makes the balancer look a function up again, so that the next call sees what was just changed.
+pub(super) async fn refresh(state: &ClusterState, function: &FunctionRef) -> Result<()> {
     let url = format!("{}{}", state.url, wire::REFRESH_PATH);
-    let request = http::Request::post(&url).body(Bytes::from(name.to_string()));
+    let request = http::Request::post(&url).body(Bytes::from(function.to_string()));
     let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
     match answer.status() {
         // After `ol rm` it is not there any more, which is right.
         StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
         status => Err(CliError::new(format!(
-            "the balancer could not look {name} up ({status}): {}",
+            "the balancer could not look {function} up ({status}): {}",
             String::from_utf8_lossy(answer.body()).trim()
         ))),
     }
@@ -186,9 +267,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let functions = block_on(list_all(&registry))?;
-    let url_of = |name: &FunctionName| {
-        format!("{}{}", state.url, wire::run_path(&FunctionRef::latest(name.clone())))
-    };
+    let url_of = |name: &FunctionName| url_of(&state, &name.clone().into());
     if args.json {
         let functions = functions.iter().map(|listing| {
             serde_json::json!({
@@ -202,7 +281,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
         print_json(&serde_json::json!({ "functions": functions.collect::<Vec<_>>() }));
         return Ok(ExitCode::SUCCESS);
     }
-    let row = |listing: &openlambda_core::registry::Listing| {
+    let row = |listing: &Listing| {
         let digest: String = listing.digest.hex().chars().take(12).collect();
         let url = url_of(&listing.name);
         vec![listing.name.to_string(), listing.version.to_string(), digest, url]
@@ -212,8 +291,22 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<openlambda_core::registry::Listing>> {
+pub(super) async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<Listing>> {
     registry.list().await.context(|| "cannot list the functions".to_owned())
+}
+
+/// That there is no such function, and which one may be meant.
+pub(super) async fn no_function(registry: &Arc<dyn Registry>, name: &FunctionName) -> CliError {
+    let known = match list_all(registry).await {
+        Ok(known) => known,
+        Err(error) => return error,
+    };
+    let known: Vec<String> = known.iter().map(|listing| listing.name.to_string()).collect();
+    let hint = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => "`ol ls` shows what there is".to_owned(),
+    };
+    CliError::new(format!("there is no function \"{name}\"; {hint}"))
 }
 
 #[derive(Args, Debug)]
@@ -234,16 +327,8 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
     let name = &args.function;
     block_on(async {
         match registry.delete(name).await {
-            Ok(()) => refresh(&state, name).await,
-            Err(RegistryError::NotFound { .. }) => {
-                let known = list_all(&registry).await?;
-                let known: Vec<String> = known.iter().map(|l| l.name.to_string()).collect();
-                let hint = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
-                    Some(nearest) => format!("did you mean \"{nearest}\"?"),
-                    None => "`ol ls` shows what there is".to_owned(),
-                };
-                Err(CliError::new(format!("there is no function \"{name}\"; {hint}")))
-            }
+            Ok(()) => refresh(&state, &name.clone().into()).await,
+            Err(RegistryError::NotFound { .. }) => Err(no_function(&registry, name).await),
             Err(error) => Err(error).context(|| format!("cannot remove {name}")),
         }
     })?;

@@ -2,18 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use openlambda_core::function::FunctionName;
+use openlambda_core::time::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 
 use super::Common;
+use super::times::{moment, utc};
 use crate::cluster::DataDir;
 use crate::error::{CliError, Result};
+
+/// How many lines are shown when nothing narrows them down.
+const LINES: usize = 1000;
+
+/// How often one who follows looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Args, Debug)]
 pub(super) struct LogsArgs {
@@ -22,14 +31,21 @@ pub(super) struct LogsArgs {
     /// Go on as lines come
     #[arg(short, long)]
     follow: bool,
-    /// Show this many of the last lines
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1000)]
-    lines: usize,
+    /// Show this many of the last lines [default: 1000; all with --since or --request-id]
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<usize>,
+    /// Show what was printed since then: 90s, 10m, 2h or 1d ago, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<u64>,
     /// Show the lines of one call only
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
     #[command(flatten)]
     common: Common,
+}
+
+fn since(text: &str) -> std::result::Result<u64, String> {
+    moment(text, SystemClock::new().unix_millis())
 }
 
 /// One line, as workers write it, and the worker.
@@ -53,81 +69,124 @@ pub(super) fn files(dir: &DataDir, worker: &str, function: &FunctionName) -> [Pa
 
 pub(super) fn logs(args: &LogsArgs) -> Result<ExitCode> {
     let dir = args.common.dir()?;
-    // Logs outlive the cluster, so its state is not asked which workers there are.
-    let workers = std::fs::read_dir(dir.join("workers")).into_iter().flatten().flatten();
-    let mut workers: Vec<String> =
-        workers.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    workers.sort();
-    let exists = workers
-        .iter()
-        .any(|worker| files(&dir, worker, &args.function).iter().any(|file| file.exists()));
-    if !exists && !args.follow {
+    let mut workers = BTreeMap::new();
+    let mut lines = read(&dir, args, &mut workers);
+    let printed = workers.values().any(|tail| tail.file.is_some() || tail.older.is_some());
+    if !printed && !args.follow {
         return Err(CliError::new(format!(
             "{} has printed nothing yet; `ol ls` shows the functions there are",
             args.function
         )));
     }
-    let mut read = BTreeMap::new();
-    let mut lines = Vec::new();
-    for worker in &workers {
-        for file in files(&dir, worker, &args.function) {
-            read_new(&file, worker, &mut read, &mut lines);
-        }
-    }
-    let mut shown = show(args, lines, args.lines);
+    let narrowed = args.since.is_some() || args.request_id.is_some();
+    let most = args.lines.unwrap_or(if narrowed { usize::MAX } else { LINES });
+    let first = lines.len().saturating_sub(most);
+    lines.drain(..first);
+    let mut shown = show(args, &lines);
     // A reader that has gone, as in `ol logs -f | head`, ends it.
     while shown.is_ok() && args.follow {
-        std::thread::sleep(Duration::from_millis(100));
-        let mut lines = Vec::new();
-        for worker in &workers {
-            let [_, current] = files(&dir, worker, &args.function);
-            read_new(&current, worker, &mut read, &mut lines);
-        }
-        shown = show(args, lines, usize::MAX);
+        std::thread::sleep(LOOK_AGAIN);
+        shown = show(args, &read(&dir, args, &mut workers));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads what has been added to a file since the last time. A shorter file is a new one.
-fn read_new(
-    path: &PathBuf,
-    worker: &str,
-    read: &mut BTreeMap<PathBuf, u64>,
-    lines: &mut Vec<Line>,
-) {
-    let Ok(mut file) = File::open(path) else { return };
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
-    let at = read.entry(path.clone()).or_default();
-    if length < *at {
-        *at = 0;
-    }
-    if file.seek(SeekFrom::Start(*at)).is_err() {
-        return;
-    }
-    let mut reader = BufReader::new(file);
-    let mut text = Vec::new();
-    while let Ok(bytes) = reader.read_until(b'\n', &mut text) {
-        // A line without its end is still being written.
-        if bytes == 0 || !text.ends_with(b"\n") {
-            break;
+/// What all workers have written and nobody has read, as far as it is asked for, in order of time.
+///
+/// The folder says which workers there are, not the cluster's state: logs outlive the cluster, and
+/// one who follows sees a new worker's as soon as it has any.
+fn read(dir: &DataDir, args: &LogsArgs, workers: &mut BTreeMap<String, Tail>) -> Vec<Line> {
+    for entry in std::fs::read_dir(dir.join("workers")).into_iter().flatten().flatten() {
+        if let Ok(worker) = entry.file_name().into_string() {
+            let tail = || Tail::new(files(dir, &worker, &args.function));
+            workers.entry(worker.clone()).or_insert_with(tail);
         }
-        *at += bytes as u64;
-        if let Ok(mut line) = serde_json::from_slice::<Line>(&text) {
-            worker.clone_into(&mut line.worker);
-            lines.push(line);
+    }
+    let mut lines = Vec::new();
+    for (worker, tail) in workers {
+        tail.read_new(|text| {
+            let Ok(mut line) = serde_json::from_slice::<Line>(text) else { return };
+            let wanted = args.since.is_none_or(|since| line.time_ms >= since)
+                && (args.request_id.is_none() || args.request_id == line.request_id);
+            if wanted {
+                worker.clone_into(&mut line.worker);
+                lines.push(line);
+            }
+        });
+    }
+    lines.sort_by_key(|line| line.time_ms);
+    lines
+}
+
+/// Reads one worker's log on and on. A log that is full is renamed to the older file and begun
+/// anew; the one that is open stays the one that was read so far, whatever it is called now.
+#[derive(Debug)]
+struct Tail {
+    older_path: PathBuf,
+    path: PathBuf,
+    /// The older file that was read last, by its inode.
+    older: Option<u64>,
+    file: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    inode: u64,
+    file: File,
+    /// The beginning of a line whose end is still being written.
+    rest: Vec<u8>,
+}
+
+impl Tail {
+    fn new([older_path, path]: [PathBuf; 2]) -> Self {
+        Tail { older_path, path, older: None, file: None }
+    }
+
+    fn read_new(&mut self, mut line: impl FnMut(&[u8])) {
+        // The current file is opened before the older one: should they change places in between,
+        // lines come by either way.
+        let next = match (&self.file, Open::new(&self.path)) {
+            (Some(open), Some(next)) if open.inode == next.inode => None,
+            (_, next) => next,
+        };
+        if let Some(open) = &mut self.file {
+            open.read(&mut line);
         }
-        text.clear();
+        let Some(mut next) = next else { return };
+        let known = self.file.as_ref().map(|open| open.inode);
+        if let Some(mut older) = Open::new(&self.older_path)
+            && ![known, self.older, Some(next.inode)].contains(&Some(older.inode))
+        {
+            older.read(&mut line);
+        }
+        self.older = known.or(inode(&self.older_path));
+        next.read(&mut line);
+        self.file = Some(next);
     }
 }
 
-fn show(args: &LogsArgs, mut lines: Vec<Line>, most: usize) -> std::io::Result<()> {
-    if let Some(wanted) = &args.request_id {
-        lines.retain(|line| line.request_id.as_ref() == Some(wanted));
+impl Open {
+    fn new(path: &Path) -> Option<Self> {
+        let file = File::open(path).ok()?;
+        Some(Open { inode: file.metadata().ok()?.ino(), file, rest: Vec::new() })
     }
-    lines.sort_by_key(|line| line.time_ms);
-    let first = lines.len().saturating_sub(most);
+
+    fn read(&mut self, line: &mut impl FnMut(&[u8])) {
+        // What was read before an error stays for the next time.
+        let _ = self.file.read_to_end(&mut self.rest);
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.rest[..whole].split(|byte| *byte == b'\n').for_each(&mut *line);
+        self.rest.drain(..whole);
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    Some(std::fs::metadata(path).ok()?.ino())
+}
+
+fn show(args: &LogsArgs, lines: &[Line]) -> std::io::Result<()> {
     let mut text = String::new();
-    for line in &lines[first..] {
+    for line in lines {
         if args.common.json {
             text.push_str(&serde_json::to_string(line).unwrap_or_default());
             text.push('\n');
@@ -139,35 +198,4 @@ fn show(args: &LogsArgs, mut lines: Vec<Line>, most: usize) -> std::io::Result<(
     }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush())
-}
-
-/// Milliseconds since 1970 as `2026-01-31T12:00:00.000Z`, by the civil-from-days method of Howard
-/// Hinnant ("chrono-Compatible Low-Level Date Algorithms").
-fn utc(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    let ms = ms % 1000;
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_in_utc() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(utc(951_782_399_999), "2000-02-28T23:59:59.999Z");
-        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(utc(1_893_456_000_001), "2030-01-01T00:00:00.001Z");
-    }
 }

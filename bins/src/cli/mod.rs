@@ -1,15 +1,24 @@
 //! `ol`: every command, its arguments, and where it is carried out.
 
 mod bench;
+mod completions;
+mod config;
 mod doctor;
 mod functions;
 mod logs;
+mod new;
 mod policies;
+mod progress;
+mod python;
 mod sim;
+mod times;
 mod up;
+mod versions;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -21,7 +30,7 @@ use crate::error::{self, CliError, Result};
 #[derive(Parser)]
 #[command(
     name = "ol",
-    version,
+    version = crate::VERSION,
     about = "A serverless platform for research",
     after_help = "A first session:\n  ol up --detach\n  ol deploy examples/functions/echo\n  \
                   ol invoke echo -d '{\"one\": 1}'\n  ol down"
@@ -33,6 +42,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make a folder with a function to start from
+    New(new::NewArgs),
     /// Start a cluster on this machine: a balancer, a registry, workers
     Up(up::UpArgs),
     /// Stop the cluster
@@ -45,6 +56,14 @@ enum Command {
     Invoke(functions::InvokeArgs),
     /// List the functions
     Ls(Common),
+    /// Show one function: its manifest, size and versions
+    Describe(versions::DescribeArgs),
+    /// List the versions of a function
+    Versions(versions::VersionsArgs),
+    /// Point a second name at a version, or show the names there are
+    Alias(versions::AliasArgs),
+    /// Run the code of an earlier version again
+    Rollback(versions::RollbackArgs),
     /// Show what a function printed
     Logs(logs::LogsArgs),
     /// Remove a function with all its versions
@@ -53,10 +72,18 @@ enum Command {
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation of the very code that balances and schedules
     Sim(sim::SimArgs),
+    /// Show the settings of ol up and of the daemons
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Measure what things cost on this machine
     Bench(bench::BenchArgs),
+    /// Print the script by which a shell completes ol's commands, functions and policies
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(completions::ManArgs),
     /// Run one daemon, as `ol up` does
     #[command(hide = true, subcommand)]
     Daemon(DaemonCommand),
@@ -82,20 +109,30 @@ impl Common {
 /// The whole `ol` with the parts of `catalog`: reads the command line, carries the command out, and
 /// returns the exit status: 0 done, 1 it failed, 2 it was called wrongly.
 pub fn main_with(catalog: Catalog) -> ExitCode {
+    let catalog = Arc::new(catalog);
+    completions::answer(&catalog);
     let result = match Cli::parse().command {
         Command::Daemon(command) => return daemon::run(command, &catalog),
+        Command::New(args) => new::new(&args),
         Command::Up(args) => up::up(args, &catalog),
         Command::Down(args) => up::down(&args),
         Command::Status(args) => up::status(&args),
         Command::Deploy(args) => functions::deploy(&args, &catalog),
         Command::Invoke(args) => functions::invoke(&args),
         Command::Ls(args) => functions::list(&args, &catalog),
+        Command::Describe(args) => versions::describe(&args, &catalog),
+        Command::Versions(args) => versions::versions(&args, &catalog),
+        Command::Alias(args) => versions::alias(&args, &catalog),
+        Command::Rollback(args) => versions::rollback(&args, &catalog),
         Command::Logs(args) => logs::logs(&args),
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
         Command::Bench(args) => bench::bench(&args, &catalog),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
+        Command::Config(command) => config::config(&command),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     };
     match result {
         Ok(code) => code,

@@ -1,6 +1,7 @@
 //! `ol up`, `ol down`, `ol status`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,38 +11,115 @@ use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
 use openlambda_lb::policies::PolicyConfig;
 use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 
+use super::progress::Progress;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
+use crate::settings::{Settings, complete};
 use crate::supervisor::{ClusterSpec, Supervisor};
+
+/// What the cluster is to be: on the command line, in the environment, in a file.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Options {
+    /// Read settings from this TOML file; flags and the environment go before it
+    /// [default: config.toml in the cluster's folder, if it is there]
+    #[arg(long, value_name = "FILE.toml")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// How many workers [default: 2]
+    #[arg(long, env = "OPENLAMBDA_WORKERS", value_parser = clap::value_parser!(u32).range(WORKERS))]
+    workers: Option<u32>,
+    /// The balancer's address; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Kind of sandbox; auto takes the best that works here [default: auto]
+    #[arg(long, value_name = "NAME", env = "OPENLAMBDA_SANDBOX")]
+    sandbox: Option<String>,
+    /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
+    /// runs already [default: native]
+    #[arg(long, value_name = "NAME[=PLACE]", env = "OPENLAMBDA_REGISTRY")]
+    registry: Option<String>,
+    /// Balancing policy, with parameters after commas; `ol policies` lists them
+    /// [default: least-outstanding]
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", env = "OPENLAMBDA_POLICY")]
+    policy: Option<String>,
+    /// Each worker's memory pool, MiB [default: 4096]
+    #[arg(long, value_name = "MIB")]
+    memory_mb: Option<u64>,
+    /// Seed of the policy's choices [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// How many workers one machine may have.
+const WORKERS: std::ops::RangeInclusive<i64> = 1..=1000;
+
+impl Settings for Options {
+    const DEFAULTS: &'static str = r#"
+        workers = 2
+        listen = "127.0.0.1:8080"
+        sandbox = "auto"
+        registry = "native"
+        policy = "least-outstanding"
+        memory_mb = 4096
+        seed = 0
+    "#;
+
+    fn or(self, other: Options) -> Options {
+        Options {
+            config: self.config,
+            workers: self.workers.or(other.workers),
+            listen: self.listen.or(other.listen),
+            sandbox: self.sandbox.or(other.sandbox),
+            registry: self.registry.or(other.registry),
+            policy: self.policy.or(other.policy),
+            memory_mb: self.memory_mb.or(other.memory_mb),
+            seed: self.seed.or(other.seed),
+        }
+    }
+}
+
+impl Options {
+    /// The cluster that is meant, with all that can be wrong with it said before anything starts.
+    fn into_spec(self, catalog: &Catalog) -> Result<ClusterSpec> {
+        let missing = || CliError::new("a setting is missing; see `ol config show`");
+        let spec = ClusterSpec {
+            workers: self.workers.ok_or_else(missing)?,
+            listen: self.listen.ok_or_else(missing)?,
+            sandbox: self.sandbox.ok_or_else(missing)?,
+            registry: self.registry.ok_or_else(missing)?,
+            policy: self.policy.ok_or_else(missing)?,
+            memory_mb: self.memory_mb,
+            seed: self.seed.ok_or_else(missing)?,
+        };
+        // A flag was checked when it was read, a file was not.
+        if !WORKERS.contains(&i64::from(spec.workers)) {
+            return Err(CliError::new(format!(
+                "workers = {} is out of range; use {} to {}",
+                spec.workers,
+                WORKERS.start(),
+                WORKERS.end()
+            )));
+        }
+        let policy: PolicyConfig = spec.policy.parse()?;
+        catalog.policies().build(&policy)?;
+        if !matches!(spec.registry.as_str(), "native" | "dir") {
+            catalog.open_registry(&spec.registry)?;
+        }
+        let sandbox = catalog.sandbox_entry(&spec.sandbox)?.name.to_owned();
+        Ok(ClusterSpec { sandbox, ..spec })
+    }
+}
 
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
-    /// How many workers
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    workers: u32,
-    /// The balancer's address; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", env = "OPENLAMBDA_LISTEN")]
-    listen: SocketAddr,
-    /// Kind of sandbox: auto, or one that `ol doctor` names
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    sandbox: String,
-    /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
-    /// runs already
-    #[arg(long, value_name = "NAME[=PLACE]", default_value = "native")]
-    registry: String,
-    /// Balancing policy, with parameters after commas; `ol policies` lists them
-    #[arg(long, value_name = "NAME[,KEY=VALUE]", default_value = crate::daemon::DEFAULT_POLICY)]
-    policy: String,
-    /// Each worker's memory pool, MiB
-    #[arg(long, value_name = "MIB")]
-    memory_mb: Option<u64>,
-    /// Seed of the policy's choices
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    options: Options,
     /// Return when the cluster serves, and leave it running
     #[arg(long)]
     detach: bool,
@@ -53,14 +131,9 @@ pub(super) struct UpArgs {
 }
 
 pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
-    // What is wrong with the words of the call is said before anything is started.
-    let policy: PolicyConfig = args.policy.parse()?;
-    catalog.policies().build(&policy)?;
-    let sandbox = catalog.sandbox_entry(&args.sandbox)?.name.to_owned();
-    if !matches!(args.registry.as_str(), "native" | "dir") {
-        catalog.open_registry(&args.registry)?;
-    }
     let dir = args.common.dir()?;
+    let file = args.options.config.clone().or_else(|| dir.config_file());
+    let spec = complete(args.options, file.as_deref())?.into_spec(catalog)?;
     dir.create()?;
     let Some(lock) = dir.try_lock()? else {
         // Running already: that is what was asked for.
@@ -73,35 +146,28 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     };
     if args.detach {
         drop(lock);
-        return block_on(detach(&dir, &args.common));
+        return block_on(detach(&dir, &spec, &args.common));
     }
     let left = dir.clean();
     if left.processes > 0 {
         eprintln!("removed {} processes that an earlier cluster had left", left.processes);
     }
-    let spec = ClusterSpec {
-        workers: args.workers,
-        listen: args.listen,
-        sandbox,
-        registry: args.registry.clone(),
-        policy: args.policy.clone(),
-        memory_mb: args.memory_mb,
-        seed: args.seed,
-    };
     if args.detached {
         crate::daemon::start_log();
     }
     block_on(async {
         let stop = crate::daemon::stop_signal()?;
         tokio::pin!(stop);
+        let starting = Progress::start("starting the cluster");
         let supervisor = tokio::select! {
             supervisor = Supervisor::start(dir.clone(), &spec) => supervisor?,
             () = &mut stop => return Ok(()),
         };
+        drop(starting);
         if !args.detached {
             let state = dir.read_state().unwrap_or_default();
             report_up(&state, &args.common);
-            eprintln!("Ctrl-C stops the cluster");
+            eprintln!("Ctrl-C does too");
         }
         stop.await;
         supervisor.stop().await;
@@ -115,7 +181,8 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
 /// has said why not.
-async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
+async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
+    let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
     let log = dir.join("logs/supervisor.log");
     let open = std::fs::File::options().create(true).append(true).open(&log);
@@ -134,14 +201,20 @@ async fn detach(dir: &DataDir, common: &Common) -> Result<ExitCode> {
     let pid = child.pid().as_raw_nonzero().get() as u32;
     let ready = async {
         loop {
-            if let Some(state) = dir.read_state().filter(|state| state.ready && state.pid == pid) {
-                return state;
+            if let Some(state) = dir.read_state().filter(|state| state.pid == pid) {
+                if state.ready {
+                    return state;
+                }
+                let started = state.workers.iter().filter(|worker| worker.pid.is_some()).count();
+                progress
+                    .set(|| format!("starting the cluster: {started} of {} workers", spec.workers));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::select! {
         state = ready => {
+            drop(progress);
             child.release();
             report_up(&state, common);
             Ok(ExitCode::SUCCESS)
@@ -181,20 +254,25 @@ fn report_up(state: &ClusterState, common: &Common) {
     print(&format!("{}\n", state.url));
     let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
     eprintln!(
-        "serving with {} workers ({sandbox} sandboxes), the {} registry and the policy {}",
-        state.workers.len(),
+        "serving with {} ({sandbox} sandboxes), the {} registry and the policy {}",
+        match state.workers.len() {
+            1 => "1 worker".to_owned(),
+            workers => format!("{workers} workers"),
+        },
         state.registry.kind,
         state.policy
     );
     if sandbox == "process" {
         eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
     }
+    eprintln!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
 }
 
 pub(super) fn down(args: &Common) -> Result<ExitCode> {
     let dir = args.dir()?;
     let was_up = dir.is_up()?;
     if was_up {
+        let _progress = Progress::start("stopping; calls under way come to their end first");
         let state = dir.read_state();
         let pid = state.and_then(|state| Pid::from_raw(i32::try_from(state.pid).ok()?));
         if let Some(pid) = pid {
@@ -309,4 +387,29 @@ fn status_json(state: &ClusterState, balancer: Option<&BalancerStatus>) -> serde
         "workers": workers.collect::<Vec<_>>(),
         "registry": state.registry,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::daemon::{balancer, registry, worker};
+    use crate::settings::Settings;
+    use crate::settings::tests::defaults_are_as_documented;
+
+    #[test]
+    fn the_help_tells_the_defaults() {
+        defaults_are_as_documented::<super::Options>();
+        defaults_are_as_documented::<worker::Options>();
+        defaults_are_as_documented::<balancer::Options>();
+        defaults_are_as_documented::<registry::Options>();
+        // A worker that `ol up` starts has the same as one that a person starts.
+        for (up, daemon, keys) in [
+            (super::Options::DEFAULTS, worker::Options::DEFAULTS, &["memory_mb", "sandbox"][..]),
+            (super::Options::DEFAULTS, balancer::Options::DEFAULTS, &["policy", "listen"]),
+        ] {
+            let table = |text: &str| text.parse::<toml::Table>().unwrap();
+            for key in keys {
+                assert_eq!(table(up)[*key], table(daemon)[*key], "{key}");
+            }
+        }
+    }
 }

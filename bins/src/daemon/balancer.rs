@@ -10,9 +10,10 @@ use openlambda_lb::policies::PolicyConfig;
 use openlambda_lb::proxy::{Proxy, ProxyConfig};
 use serde::Deserialize;
 
-use super::{listen, read_config, say_ready, stop_signal};
+use super::{listen, say_ready, stop_signal};
 use crate::Catalog;
 use crate::error::{CliError, Result};
+use crate::settings::{Settings, complete};
 
 /// The options of `ol-lb`, on the command line and in its file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -35,15 +36,18 @@ pub(crate) struct Options {
     /// Worker that does not announce itself; may be given more than once.
     #[arg(long = "worker", value_name = "URL")]
     workers: Vec<String>,
-    /// Seed of the policy's choices [default: 0].
+    /// Seed of the policy's choices [default: another one in each run].
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// The policy of a balancer that was not told one: the nearest to optimal that needs no tuning.
-pub(crate) const DEFAULT_POLICY: &str = "least-outstanding";
+impl Settings for Options {
+    /// The policy is the nearest to optimal that needs no tuning.
+    const DEFAULTS: &'static str = r#"
+        listen = "127.0.0.1:8080"
+        policy = "least-outstanding"
+    "#;
 
-impl Options {
     fn or(self, file: Options) -> Options {
         Options {
             config: self.config,
@@ -57,17 +61,14 @@ impl Options {
 }
 
 pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
-    let file: Options = read_config(options.config.as_deref())?;
-    let options = options.or(file);
+    let file = options.config.clone();
+    let options = complete(options, file.as_deref())?;
     let stop = stop_signal()?;
     let registry = options
         .registry
         .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
     let registry = catalog.open_registry(&registry)?;
-    let policy = match options.policy {
-        Some(policy) => policy,
-        None => DEFAULT_POLICY.parse()?,
-    };
+    let policy = options.policy.ok_or_else(|| CliError::new("--policy is missing"))?;
     let built = catalog.policies().build(&policy)?;
     let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
     let listener = listen(address).await?;

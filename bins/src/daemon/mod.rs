@@ -4,19 +4,15 @@
 //! prints one line to standard output when it serves, `{"ready": "http://…"}`, and logs to standard
 //! error.
 
-mod balancer;
-mod registry;
-mod worker;
+pub(crate) mod balancer;
+pub(crate) mod registry;
+pub(crate) mod worker;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
-pub(crate) use balancer::DEFAULT_POLICY;
-use clap::{Parser, Subcommand};
-use openlambda_core::config::parse_toml;
-use serde::de::DeserializeOwned;
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,21 +31,21 @@ pub(crate) enum DaemonCommand {
 }
 
 #[derive(Parser)]
-#[command(name = "ol-worker", version, about = "Runs functions on one machine")]
+#[command(name = "ol-worker", version = crate::VERSION, about = "Runs functions on one machine")]
 struct WorkerCommand {
     #[command(flatten)]
     options: worker::Options,
 }
 
 #[derive(Parser)]
-#[command(name = "ol-lb", version, about = "The load balancer in front of workers")]
+#[command(name = "ol-lb", version = crate::VERSION, about = "The load balancer in front of workers")]
 struct BalancerCommand {
     #[command(flatten)]
     options: balancer::Options,
 }
 
 #[derive(Parser)]
-#[command(name = "ol-registry", version, about = "Keeps functions' bundles")]
+#[command(name = "ol-registry", version = crate::VERSION, about = "Keeps functions' bundles")]
 struct RegistryCommand {
     #[command(flatten)]
     options: registry::Options,
@@ -62,6 +58,11 @@ pub(crate) fn main(daemon: Daemon, catalog: &Catalog) -> ExitCode {
         Daemon::Registry => DaemonCommand::Registry(RegistryCommand::parse().options),
     };
     run(command, catalog)
+}
+
+/// The daemons' command lines, for their manual pages.
+pub(crate) fn commands() -> [clap::Command; 3] {
+    [WorkerCommand::command(), BalancerCommand::command(), RegistryCommand::command()]
 }
 
 pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
@@ -96,14 +97,6 @@ pub(crate) fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(color)
         .init();
-}
-
-/// Reads the file that `--config` names; without one everything is unset.
-fn read_config<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
-    let Some(path) = path else { return Ok(T::default()) };
-    let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {origin}"))?;
-    Ok(parse_toml(&text, &origin)?)
 }
 
 /// Listens, and names the flag when that fails.

@@ -8,8 +8,9 @@ use clap::Args;
 use openlambda_registry::native::{NativeRegistry, Store, serve};
 use serde::Deserialize;
 
-use super::{listen, read_config, say_ready, stop_signal};
+use super::{listen, say_ready, stop_signal};
 use crate::error::{CliError, Context, Result};
+use crate::settings::{Settings, complete};
 
 /// The options of `ol-registry`, on the command line and in its file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -27,14 +28,26 @@ pub(crate) struct Options {
     store: Option<PathBuf>,
 }
 
+impl Settings for Options {
+    const DEFAULTS: &'static str = r#"listen = "127.0.0.1:9000""#;
+
+    fn or(self, other: Options) -> Options {
+        Options {
+            config: self.config,
+            listen: self.listen.or(other.listen),
+            store: self.store.or(other.store),
+        }
+    }
+}
+
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let file: Options = read_config(options.config.as_deref())?;
-    let store = options.store.or(file.store).ok_or_else(|| {
+    let file = options.config.clone();
+    let options = complete(options, file.as_deref())?;
+    let store = options.store.ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
     let stop = stop_signal()?;
-    let address =
-        options.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000)));
+    let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000)));
     let listener = listen(address).await?;
     let place = store.display().to_string();
     let store = tokio::task::spawn_blocking(move || Store::open(&store)).await;

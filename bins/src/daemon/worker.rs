@@ -12,10 +12,11 @@ use openlambda_core::worker::{Worker, WorkerConfig};
 use openlambda_sandbox::sys::{MARK, Spawner};
 use serde::Deserialize;
 
-use super::{listen, read_config, say_ready, stop_signal};
+use super::{listen, say_ready, stop_signal};
 use crate::Catalog;
 use crate::catalog::SandboxContext;
 use crate::error::{CliError, Context, Result};
+use crate::settings::{Settings, complete};
 
 /// The options of `ol-worker`, on the command line and in its file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -73,8 +74,17 @@ pub(crate) struct Options {
     records: Option<PathBuf>,
 }
 
-impl Options {
-    /// These, and where they are silent, those of the file.
+impl Settings for Options {
+    const DEFAULTS: &'static str = r#"
+        listen = "127.0.0.1:0"
+        sandbox = "auto"
+        memory_mb = 4096
+        keep_alive = "ttl"
+        ttl_seconds = 600
+        max_wait_seconds = 30
+        weight = 1
+    "#;
+
     fn or(self, file: Options) -> Options {
         Options {
             config: self.config,
@@ -95,7 +105,9 @@ impl Options {
             records: self.records.or(file.records),
         }
     }
+}
 
+impl Options {
     fn into_config(self) -> Result<WorkerConfig> {
         let name = required(self.name, "name")?;
         let mut config = WorkerConfig::new(name, required(self.state_dir, "state-dir")?);
@@ -138,8 +150,8 @@ fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
 }
 
 pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
-    let file: Options = read_config(options.config.as_deref())?;
-    let options = options.or(file);
+    let file = options.config.clone();
+    let options = complete(options, file.as_deref())?;
     let stop = stop_signal()?;
     let registry = catalog.open_registry(&required(options.registry.clone(), "registry")?)?;
     let entry = catalog.sandbox_entry(options.sandbox.as_deref().unwrap_or("auto"))?;

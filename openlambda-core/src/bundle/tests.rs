@@ -287,3 +287,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_editors_keep_beside_a_file_is_left_out() {
+    for name in [".f.py.swp", ".f.py.swx", "f.py~", ".#f.py", "#f.py#", ".git", "__pycache__"] {
+        assert!(is_left_out(name), "{name}");
+    }
+    for name in ["f.py", "~", "#", "swp", "a.swp", ".env", "a#", "#a"] {
+        assert!(!is_left_out(name), "{name}");
+    }
+}

@@ -47,6 +47,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     versions_grow(fixture).await;
     what_is_not_there_is_not_found(fixture).await;
     functions_are_listed(fixture).await;
+    versions_are_listed(fixture).await;
     deleting_forgets_all_but_the_numbers(fixture).await;
     aliases_are_compared_and_set(fixture).await;
     changes_are_told_in_order(fixture).await;
@@ -133,6 +134,37 @@ pub async fn functions_are_listed(fixture: &dyn Fixture) {
         let resolved = registry.resolve(&FunctionRef::latest(listing.name)).await.expect("listed");
         assert_eq!((listing.version, listing.digest), (resolved.version, resolved.digest));
     }
+}
+
+/// The oldest first, each as it resolves; the last is what the name alone means.
+pub async fn versions_are_listed(fixture: &dyn Fixture) {
+    let registry = fixture.empty().await;
+    let name = name("f");
+    not_found(registry.versions(&name).await, "the versions of an unknown name");
+    let mut published = Vec::new();
+    // The first text again is a version of its own, unless it is the newest already.
+    for text in ["one", "two", "two", "one"] {
+        published.push(publish(&*registry, &name, function(text).1).await.expect("valid"));
+    }
+    published.retain(|published| published.new);
+    if !fixture.keeps_versions() {
+        published.drain(..published.len() - 1);
+    }
+    let versions = registry.versions(&name).await.expect("it is there");
+    let expected: Vec<_> = published.iter().map(|p| (p.version, p.digest)).collect();
+    assert_eq!(versions.iter().map(|v| (v.version, v.digest)).collect::<Vec<_>>(), expected);
+    for version in &versions {
+        let resolved = resolve(&*registry, &format!("f:{}", version.version)).await;
+        assert_eq!(resolved.expect("it is listed").digest, version.digest);
+        let size = function("one").0.bytes;
+        assert!(version.bytes.is_none_or(|bytes| bytes == size), "{version:?}: not {size} bytes");
+    }
+    assert!(
+        versions.is_sorted_by_key(|version| version.published_ms),
+        "a later version was published earlier: {versions:?}"
+    );
+    registry.delete(&name).await.expect("it is there");
+    not_found(registry.versions(&name).await, "the versions of a deleted name");
 }
 
 /// A deleted function is gone with its versions and aliases; a later one of its name goes on

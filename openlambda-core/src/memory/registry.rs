@@ -16,7 +16,9 @@ use crate::function::{Digest, FunctionName, FunctionRef, Qualifier, Version, che
 use crate::manifest::Manifest;
 use crate::registry::{
     BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    VersionInfo,
 };
+use crate::time::{Clock, SystemClock};
 
 /// Changes that watchers may be behind.
 const EVENTS: usize = 1024;
@@ -29,6 +31,7 @@ pub struct MemoryRegistry {
 
 #[derive(Debug)]
 struct Shared {
+    clock: SystemClock,
     state: Mutex<State>,
     events: EventLog,
 }
@@ -43,7 +46,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Function {
     last: u64,
-    versions: BTreeMap<Version, (Digest, Manifest)>,
+    versions: BTreeMap<Version, (VersionInfo, Manifest)>,
     aliases: BTreeMap<String, Version>,
 }
 
@@ -51,7 +54,8 @@ impl MemoryRegistry {
     /// A registry without functions.
     pub fn new() -> Self {
         let events = EventLog::new(EVENTS, [], 0);
-        MemoryRegistry { shared: Arc::new(Shared { state: Mutex::default(), events }) }
+        let (clock, state) = (SystemClock::new(), Mutex::default());
+        MemoryRegistry { shared: Arc::new(Shared { clock, state, events }) }
     }
 
     /// Publishes the function in a folder.
@@ -103,13 +107,16 @@ impl Registry for MemoryRegistry {
         let mut state = self.lock();
         let function = state.functions.entry(name.clone()).or_default();
         if let Some((version, (newest, _))) = function.versions.last_key_value()
-            && *newest == digest
+            && newest.digest == digest
         {
             return Ok(Published { version: *version, digest, new: false });
         }
         function.last += 1;
         let version = Version(function.last);
-        function.versions.insert(version, (digest, packed.manifest));
+        let mut info = VersionInfo::new(version, digest);
+        info.bytes = Some(packed.bytes);
+        info.published_ms = Some(self.shared.clock.unix_millis());
+        function.versions.insert(version, (info, packed.manifest));
         state.bundles.insert(digest, tar);
         // Under the lock, so that the events of a name come in the order of its versions.
         self.shared.events.add(|revision| RegistryEvent::Published {
@@ -132,12 +139,12 @@ impl Registry for MemoryRegistry {
             Qualifier::Alias(alias) => function.aliases.get(&**alias).copied(),
             Qualifier::Digest(wanted) => {
                 let mut versions = function.versions.iter().rev();
-                versions.find(|(_, (digest, _))| digest == wanted).map(|(version, _)| *version)
+                versions.find(|(_, (info, _))| info.digest == *wanted).map(|(version, _)| *version)
             }
         };
         let version = version.ok_or_else(missing)?;
-        let (digest, manifest) = function.versions.get(&version).ok_or_else(missing)?;
-        Ok(Resolved::new(reference.name.clone(), version, *digest, manifest.clone()))
+        let (info, manifest) = function.versions.get(&version).ok_or_else(missing)?;
+        Ok(Resolved::new(reference.name.clone(), version, info.digest, manifest.clone()))
     }
 
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
@@ -151,15 +158,23 @@ impl Registry for MemoryRegistry {
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
         let state = self.lock();
         let listing = |(name, function): (&FunctionName, &Function)| {
-            let (version, (digest, _)) = function.versions.last_key_value()?;
+            let (version, (info, _)) = function.versions.last_key_value()?;
             Some(Listing {
                 name: name.clone(),
                 version: *version,
-                digest: *digest,
+                digest: info.digest,
                 aliases: function.aliases.clone(),
             })
         };
         Ok(state.functions.iter().filter_map(listing).collect())
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let state = self.lock();
+        let function = state.functions.get(name).filter(|f| !f.versions.is_empty());
+        let missing = || RegistryError::NotFound { what: format!("function \"{name}\"") };
+        let function = function.ok_or_else(missing)?;
+        Ok(function.versions.values().map(|(info, _)| info.clone()).collect())
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
@@ -171,7 +186,7 @@ impl Registry for MemoryRegistry {
         function.aliases.clear();
         let State { functions, bundles } = &mut *state;
         let used = |digest: &Digest| {
-            functions.values().any(|f| f.versions.values().any(|(other, _)| other == digest))
+            functions.values().any(|f| f.versions.values().any(|(info, _)| info.digest == *digest))
         };
         bundles.retain(|digest, _| used(digest));
         self.shared.events.add(|revision| RegistryEvent::Deleted { revision, name: name.clone() });

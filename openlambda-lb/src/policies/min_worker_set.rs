@@ -137,6 +137,8 @@ impl BalancingPolicy for MinWorkerSet {
         let function = &mut functions[request.function.0 as usize];
         if function.epoch != *epoch || function.key != request.key {
             function.chain.clear();
+            // At once, so that a set that grows later allocates nothing.
+            function.chain.reserve(view.ready().len().min(128));
             function.epoch = *epoch;
             function.key = request.key;
         }

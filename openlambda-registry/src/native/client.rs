@@ -12,6 +12,7 @@ use openlambda_core::bundle;
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
     BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    VersionInfo,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -193,6 +194,22 @@ impl Registry for RemoteRegistry {
             })
         };
         list.functions.into_iter().map(listing).collect()
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let function = name.to_string();
+        let list = self
+            .ask(|mut client| {
+                let name = v1::FunctionName { function: function.clone() };
+                async move { client.versions(name).await }
+            })
+            .await?;
+        let info = |version: v1::VersionInfo| {
+            let mut info = VersionInfo::new(Version(version.version), parse(&version.digest)?);
+            (info.bytes, info.published_ms) = (version.bytes, version.published_ms);
+            Ok(info)
+        };
+        list.versions.into_iter().map(info).collect()
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {

@@ -10,6 +10,7 @@ use openlambda_core::bundle;
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
     BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    VersionInfo,
 };
 
 use super::Store;
@@ -72,6 +73,11 @@ impl Registry for NativeRegistry {
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
         self.blocking(Store::list).await
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let name = name.clone();
+        self.blocking(move |store| store.versions(&name)).await
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {

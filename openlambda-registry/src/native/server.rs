@@ -144,6 +144,21 @@ impl v1::registry_server::Registry for Service {
         Ok(Response::new(v1::Listings { functions: functions.collect() }))
     }
 
+    async fn versions(
+        &self,
+        request: Request<v1::FunctionName>,
+    ) -> Result<Response<v1::VersionList>, Status> {
+        let name = request.into_inner().function.parse().map_err(bad_name)?;
+        let versions = self.registry.versions(&name).await.map_err(to_status)?;
+        let versions = versions.into_iter().map(|info| v1::VersionInfo {
+            version: info.version.0,
+            digest: info.digest.to_string(),
+            bytes: info.bytes,
+            published_ms: info.published_ms,
+        });
+        Ok(Response::new(v1::VersionList { versions: versions.collect() }))
+    }
+
     async fn delete(
         &self,
         request: Request<v1::FunctionName>,

@@ -26,7 +26,10 @@ use openlambda_core::function::{
 };
 use openlambda_core::manifest::Manifest;
 use openlambda_core::memory::EventLog;
-use openlambda_core::registry::{Listing, Published, RegistryError, RegistryEvent, Resolved};
+use openlambda_core::registry::{
+    Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
+};
+use openlambda_core::time::{Clock, SystemClock};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -58,6 +61,7 @@ pub struct Store {
     database: Database,
     events: EventLog,
     limits: bundle::Limits,
+    clock: SystemClock,
     next_temporary: AtomicU64,
     /// Held from a change's first rename to its last removal, so that a bundle that is published
     /// cannot be removed by a deletion that did not know of it.
@@ -77,6 +81,11 @@ struct FunctionRow {
 struct VersionRow {
     digest: Digest,
     manifest: Manifest,
+    /// Size and time are missing in rows that releases before them wrote.
+    #[serde(default)]
+    bytes: Option<u64>,
+    #[serde(default)]
+    published_ms: Option<u64>,
 }
 
 /// Why a store cannot be opened.
@@ -140,6 +149,7 @@ impl Store {
             root,
             database,
             limits: bundle::Limits::default(),
+            clock: SystemClock::new(),
             next_temporary: AtomicU64::new(0),
             writing: Mutex::new(()),
         };
@@ -169,7 +179,12 @@ impl Store {
         let temporary = self.temporary();
         let packed = self.write_temporary(&temporary, archive)?;
         let digest = packed.digest;
-        let row = VersionRow { digest, manifest: packed.manifest };
+        let row = VersionRow {
+            digest,
+            manifest: packed.manifest,
+            bytes: Some(packed.bytes),
+            published_ms: Some(self.clock.unix_millis()),
+        };
         let writing = self.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let (version, event) = {
@@ -220,7 +235,7 @@ impl Store {
             let Some(row) = versions.get((&*text, number)).map_err(storage)? else {
                 return Ok(None);
             };
-            let VersionRow { digest, manifest } = parse(row.value())?;
+            let VersionRow { digest, manifest, .. } = parse(row.value())?;
             let version = Version(number);
             Ok(Some(Resolved::new(reference.name.clone(), version, digest, manifest)))
         };
@@ -285,6 +300,30 @@ impl Store {
         // The table is in the order of the names' texts, which is another one.
         list.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(list)
+    }
+
+    /// See [`Registry::versions`](openlambda_core::registry::Registry::versions).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
+    pub fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        let transaction = self.database.begin_read().map_err(storage)?;
+        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+        let text = name.to_string();
+        let mut found = Vec::new();
+        for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)? {
+            let (key, row) = row.map_err(storage)?;
+            let row: VersionRow = parse(row.value())?;
+            let mut info = VersionInfo::new(Version(key.value().1), row.digest);
+            (info.bytes, info.published_ms) = (row.bytes, row.published_ms);
+            found.push(info);
+        }
+        // A function that is deleted has a row of its own, but no versions.
+        if found.is_empty() {
+            return Err(RegistryError::NotFound { what: format!("function \"{name}\"") });
+        }
+        Ok(found)
     }
 
     /// See [`Registry::delete`](openlambda_core::registry::Registry::delete).

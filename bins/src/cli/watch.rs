@@ -1,0 +1,79 @@
+//! Waiting for somebody to save a file in a folder.
+//!
+//! Metadata is looked at again and again. It costs little for a folder that a person edits, works on
+//! every file system, and asks for no watch of the kernel's for each folder.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use openlambda_core::bundle::is_left_out;
+
+/// How often a folder is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a folder must stay as it is before it counts as saved: a save may write several files,
+/// and metadata tells changes apart only by the kernel's tick, at most 10 ms.
+const SETTLED: Duration = Duration::from_millis(50);
+
+/// What metadata shows of a folder: another value when anything in it has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Look(Vec<Fact>);
+
+/// Path, inode, size, mode and times of one file.
+type Fact = (PathBuf, u64, u64, u32, [i64; 4]);
+
+impl Look {
+    /// The folder as it is now.
+    pub(super) fn at(folder: &Path) -> Self {
+        let mut facts = Vec::new();
+        visit(folder, &mut facts);
+        facts.sort();
+        Look(facts)
+    }
+
+    /// Waits until the folder looks different, and then stays as it is for a moment.
+    pub(super) fn wait_for_another(&self, folder: &Path) -> Self {
+        let mut look = Look::at(folder);
+        while look == *self {
+            std::thread::sleep(LOOK_AGAIN);
+            look = Look::at(folder);
+        }
+        loop {
+            std::thread::sleep(SETTLED);
+            let again = Look::at(folder);
+            if again == look {
+                return look;
+            }
+            look = again;
+        }
+    }
+}
+
+/// What cannot be read is left out; packing says why.
+fn visit(folder: &Path, facts: &mut Vec<Fact>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_left_out) {
+            continue;
+        }
+        let Ok(metadata) = entry.metadata() else { continue };
+        let path = entry.path();
+        if metadata.is_dir() {
+            visit(&path, facts);
+        }
+        facts.push(fact(path, &metadata));
+    }
+}
+
+fn fact(path: PathBuf, metadata: &Metadata) -> Fact {
+    // A folder's own times change with files that are left out; its entries tell enough.
+    let (size, times) = match metadata.is_dir() {
+        true => (0, [0; 4]),
+        false => (
+            metadata.size(),
+            [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()],
+        ),
+    };
+    (path, metadata.ino(), size, metadata.mode(), times)
+}
