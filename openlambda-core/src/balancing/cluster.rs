@@ -203,6 +203,10 @@ impl Cluster {
             self.idle.resize_with(function + 1, Vec::new);
         }
         let idle = &mut self.idle[function];
+        if idle.is_empty() {
+            // At once, so that a function which spreads over more workers allocates nothing later.
+            idle.reserve(self.slots.len().min(64));
+        }
         match idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
             Ok(at) => idle[at].1 = idle[at].1.saturating_add(count),
             Err(at) => idle.insert(at, (slot, count)),
