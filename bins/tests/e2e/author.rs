@@ -334,7 +334,8 @@ fn logs_of_a_running_function_come_as_they_are_printed() {
 
 #[test]
 fn a_syntax_error_is_told_with_file_and_line_and_nothing_runs() {
-    let cluster = Cluster::start(&["--workers", "1"]);
+    // Without isolation, so that code which runs can leave its mark.
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
     let place = &cluster.place;
     let mark = place.data_dir().join("ran");
     let broken = format!("open({mark:?}, 'w')\n\ndef f(event):\n    retrun 1\n");
