@@ -165,7 +165,7 @@ impl SockFactory {
     ///
     /// # Errors
     ///
-    /// The folder cannot be written; the mark is not valid; the seccomp filter does not compile.
+    /// The folder cannot be written; the mark is not valid.
     pub fn new(mut config: SockConfig) -> io::Result<Self> {
         let mark = &config.worker_mark;
         let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
@@ -182,7 +182,7 @@ impl SockFactory {
             .mode(0o700)
             .create(config.state_dir.join("sandboxes"))?;
         let cgroups = Cgroups::find(&cgroup::name_of(mark));
-        let filter = seccomp::filter().map_err(io::Error::other)?;
+        let filter = seccomp::filter();
         Ok(SockFactory {
             shared: Arc::new(Shared {
                 rootless: !rustix::process::geteuid().is_root(),

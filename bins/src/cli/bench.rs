@@ -372,6 +372,10 @@ fn runc_bundle(folder: &Path, code: &Path, kind: &str) -> Result<PathBuf> {
             "destination": "/tmp", "type": "tmpfs", "source": "tmpfs",
             "options": ["nosuid", "nodev", "size=64m"],
         }),
+        serde_json::json!({
+            "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "mode=755", "size=64k"],
+        }),
         mount("/var/task", code),
     ];
     for place in ["/usr", "/lib", "/lib64", "/bin"] {
@@ -402,6 +406,7 @@ fn runc_bundle(folder: &Path, code: &Path, kind: &str) -> Result<PathBuf> {
     let write = || {
         for place in [
             "root/proc",
+            "root/dev",
             "root/tmp",
             "root/var/task",
             "root/usr",

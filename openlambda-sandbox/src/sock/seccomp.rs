@@ -10,80 +10,212 @@
 //! the kernel's keys (`keyctl` …), programs for it (`bpf`, modules, `kexec_*`), large and young parts
 //! of it that few need (`io_uring_*`, `userfaultfd`, `perf_event_open`, `fanotify_init`), file handles
 //! that go around paths (`open_by_handle_at`), clocks, swap, quotas, reboot.
+//!
+//! # Why the program is our own
+//!
+//! The kernel compiles a filter for each process that installs it, and asks it about every call there
+//! is, to remember those that it always allows. A list that is searched from the front, as libraries
+//! make it, costs 460 calls × half of its length at each start; this one is a binary search.
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 
 /// The filter, as an array of `struct sock_filter`.
-pub(super) fn filter() -> Result<Vec<u8>, seccompiler::Error> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (i64::from(*call), Vec::new())).collect();
-    for (call, conditions) in restricted()? {
-        rules.entry(i64::from(call)).or_default().push(SeccompRule::new(conditions)?);
-    }
-    let arch = std::env::consts::ARCH.try_into()?;
-    let deny = SeccompAction::Errno(libc::ENOSYS as u32);
-    let filter = SeccompFilter::new(rules, deny, SeccompAction::Allow, arch)?;
-    let program: BpfProgram = filter.try_into()?;
-    let instruction = |i: &seccompiler::sock_filter| {
+pub(super) fn filter() -> Vec<u8> {
+    let bytes = |i: &Instruction| {
         let mut bytes = [0; 8];
         bytes[..2].copy_from_slice(&i.code.to_ne_bytes());
-        (bytes[2], bytes[3]) = (i.jt, i.jf);
+        (bytes[2], bytes[3]) = (i.jump_true, i.jump_false);
         bytes[4..].copy_from_slice(&i.k.to_ne_bytes());
         bytes
     };
-    Ok(program.iter().flat_map(instruction).collect())
+    program(&rules()).iter().flat_map(bytes).collect()
 }
 
-type Restricted = Vec<(c_long, Vec<SeccompCondition>)>;
+/// What becomes of a call: allowed if, of one alternative, all conditions hold. No conditions hold
+/// always.
+type Rule = Vec<Vec<Condition>>;
 
-/// Calls that are allowed with some arguments only: one of several rules must hold, and of a rule all
-/// conditions.
-fn restricted() -> Result<Restricted, seccompiler::BackendError> {
-    let when = |argument, op, value: u64| {
-        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)
-    };
-    const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
+/// A condition on the lower half of an argument; the calls that are restricted take 32 bits there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Condition {
+    argument: u32,
+    holds: Holds,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Is(u32),
+    IsNot(u32),
+    /// None of these bits is set.
+    Without(u32),
+}
+
+fn rules() -> BTreeMap<u32, Rule> {
+    let number = |call: c_long| u32::try_from(call).expect("calls have small numbers");
+    let allowed = COMMON.iter().chain(OLD).map(|call| (number(*call), vec![Vec::new()]));
+    let mut rules: BTreeMap<u32, Rule> = allowed.collect();
+    for (call, conditions) in restricted() {
+        rules.entry(number(call)).or_default().push(conditions);
+    }
+    rules
+}
+
+/// Calls that are allowed with some arguments only.
+fn restricted() -> Vec<(c_long, Vec<Condition>)> {
+    let when = |argument, holds| Condition { argument, holds };
+    const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET) as u32 as u64;
+        | libc::CLONE_NEWNET) as u32;
     let mut calls = vec![
         // New processes and threads, but no new namespaces.
-        (libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?]),
+        (libc::SYS_clone, vec![when(0, Holds::Without(NEW_NAMESPACES))]),
         // Everything about itself, but not to outlive the worker.
-        (libc::SYS_prctl, vec![when(0, SeccompCmpOp::Ne, libc::PR_SET_PDEATHSIG as u64)?]),
+        (libc::SYS_prctl, vec![when(0, Holds::IsNot(libc::PR_SET_PDEATHSIG as u32))]),
         // Everything, but not to type on a terminal that it may have been given.
         (
             libc::SYS_ioctl,
-            vec![when(1, SeccompCmpOp::Ne, libc::TIOCSTI)?, when(1, SeccompCmpOp::Ne, TIOCLINUX)?],
+            vec![when(1, Holds::IsNot(libc::TIOCSTI as u32)), when(1, Holds::IsNot(TIOCLINUX))],
         ),
         // To find out which it is; other personalities switch protections off.
-        (libc::SYS_personality, vec![when(0, SeccompCmpOp::Eq, 0)?]),
-        (libc::SYS_personality, vec![when(0, SeccompCmpOp::Eq, 0xffff_ffff)?]),
+        (libc::SYS_personality, vec![when(0, Holds::Is(0))]),
+        (libc::SYS_personality, vec![when(0, Holds::Is(0xffff_ffff))]),
     ];
     // Sockets of the Internet, Unix, and for reading the routes.
     for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
-        calls.push((libc::SYS_socket, vec![when(0, SeccompCmpOp::Eq, family as u64)?]));
+        calls.push((libc::SYS_socket, vec![when(0, Holds::Is(family as u32))]));
     }
-    calls.push((
-        libc::SYS_socket,
-        vec![
-            when(0, SeccompCmpOp::Eq, libc::AF_NETLINK as u64)?,
-            when(2, SeccompCmpOp::Eq, libc::NETLINK_ROUTE as u64)?,
-        ],
-    ));
-    Ok(calls)
+    let routes = vec![
+        when(0, Holds::Is(libc::AF_NETLINK as u32)),
+        when(2, Holds::Is(libc::NETLINK_ROUTE as u32)),
+    ];
+    calls.push((libc::SYS_socket, routes));
+    calls
 }
 
-const TIOCLINUX: u64 = 0x541c;
+const TIOCLINUX: u32 = 0x541c;
+
+/// `struct sock_filter`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Instruction {
+    code: u16,
+    jump_true: u8,
+    jump_false: u8,
+    k: u32,
+}
+
+// Of `linux/bpf_common.h`: load a word, jump always, by equality, by greater or equal, by a bit, and
+// return.
+const LOAD: u16 = 0x20;
+const JUMP: u16 = 0x05;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_FROM: u16 = 0x35;
+const JUMP_BITS: u16 = 0x45;
+const RETURN: u16 = 0x06;
+
+// Of `struct seccomp_data`: where the call's number, the machine and the arguments are.
+const NUMBER: u32 = 0;
+const MACHINE: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const DENY: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+/// A call in the form of another machine would pass for one that it is not.
+const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+
+#[cfg(target_arch = "x86_64")]
+const THIS_MACHINE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const THIS_MACHINE: u32 = 0xc000_00b7;
+
+fn instruction(code: u16, k: u32) -> Instruction {
+    Instruction { code, jump_true: 0, jump_false: 0, k }
+}
+
+fn program(rules: &BTreeMap<u32, Rule>) -> Vec<Instruction> {
+    let mut program = vec![
+        instruction(LOAD, MACHINE),
+        Instruction { jump_true: 1, ..instruction(JUMP_EQUAL, THIS_MACHINE) },
+        instruction(RETURN, KILL),
+        instruction(LOAD, NUMBER),
+    ];
+    // From where on which rule holds; `None` denies.
+    let mut stretches: Vec<(u32, Option<&Rule>)> = vec![(0, None)];
+    let always = vec![Vec::new()];
+    let mut next = 0;
+    for (&number, rule) in rules {
+        if number > next {
+            stretches.push((next, None));
+        }
+        let same = stretches.last().is_some_and(|(_, last)| *last == Some(rule) && *rule == always);
+        if !same || number > next {
+            stretches.push((number, Some(rule)));
+        }
+        next = number + 1;
+    }
+    stretches.push((next, None));
+    // The last of those that begin at the same number counts.
+    stretches.dedup_by(|later, earlier| {
+        let same = later.0 == earlier.0;
+        if same {
+            earlier.1 = later.1;
+        }
+        same
+    });
+    program.extend(search(&stretches));
+    program
+}
+
+/// Finds the stretch of a number by halves.
+fn search(stretches: &[(u32, Option<&Rule>)]) -> Vec<Instruction> {
+    if let [(_, rule)] = stretches {
+        return decide(*rule);
+    }
+    let (below, from) = stretches.split_at(stretches.len() / 2);
+    let (here, far) = (search(below), search(from));
+    // A conditional jump reaches 255 instructions, the other one everywhere.
+    let mut program = vec![
+        Instruction { jump_false: 1, ..instruction(JUMP_FROM, from[0].0) },
+        instruction(JUMP, here.len() as u32),
+    ];
+    program.extend(here);
+    program.extend(far);
+    program
+}
+
+fn decide(rule: Option<&Rule>) -> Vec<Instruction> {
+    let mut program = Vec::new();
+    for alternative in rule.into_iter().flatten() {
+        for (n, condition) in alternative.iter().enumerate() {
+            program.push(instruction(LOAD, ARGUMENTS + 8 * condition.argument));
+            // To the next alternative when it does not hold: over two instructions for each condition
+            // that is left, and the return.
+            let left = 2 * (alternative.len() - n - 1) as u8 + 1;
+            program.push(match condition.holds {
+                Holds::Is(value) => {
+                    Instruction { jump_false: left, ..instruction(JUMP_EQUAL, value) }
+                }
+                Holds::IsNot(value) => {
+                    Instruction { jump_true: left, ..instruction(JUMP_EQUAL, value) }
+                }
+                Holds::Without(bits) => {
+                    Instruction { jump_true: left, ..instruction(JUMP_BITS, bits) }
+                }
+            });
+        }
+        program.push(instruction(RETURN, ALLOW));
+        if alternative.is_empty() {
+            return program;
+        }
+    }
+    program.push(instruction(RETURN, DENY));
+    program
+}
 
 /// Calls of all machines. Those of a newer kernel than the `libc` crate knows are not needed.
 const COMMON: &[c_long] = &[
@@ -376,21 +508,93 @@ const OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[c_long] = &[];
 
-static ALLOWED: std::sync::LazyLock<Vec<c_long>> =
-    std::sync::LazyLock::new(|| [COMMON, OLD].concat());
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_filter_compiles_and_fits() {
-        let filter = filter().unwrap();
-        assert_eq!(filter.len() % 8, 0);
-        // The kernel takes 4096 instructions.
-        assert!(filter.len() / 8 < 4096, "{}", filter.len() / 8);
-        for call in [libc::SYS_mount, libc::SYS_ptrace, libc::SYS_bpf, libc::SYS_clone3] {
-            assert!(!ALLOWED.contains(&call));
+    /// What the kernel's machine does with the program.
+    fn run(program: &[Instruction], machine: u32, number: u32, arguments: [u32; 6]) -> u32 {
+        let (mut at, mut word) = (0, 0);
+        loop {
+            let Instruction { code, jump_true, jump_false, k } = program[at];
+            at += 1;
+            let jump = |holds: bool| usize::from(if holds { jump_true } else { jump_false });
+            match code {
+                LOAD => {
+                    word = match k {
+                        NUMBER => number,
+                        MACHINE => machine,
+                        at => arguments[((at - ARGUMENTS) / 8) as usize],
+                    };
+                }
+                JUMP => at += k as usize,
+                JUMP_EQUAL => at += jump(word == k),
+                JUMP_FROM => at += jump(word >= k),
+                JUMP_BITS => at += jump(word & k != 0),
+                RETURN => return k,
+                other => panic!("no such instruction: {other:#x}"),
+            }
         }
+    }
+
+    fn allows(number: c_long, arguments: [u32; 6]) -> bool {
+        match run(&program(&rules()), THIS_MACHINE, number as u32, arguments) {
+            ALLOW => true,
+            DENY => false,
+            other => panic!("{other:#x}"),
+        }
+    }
+
+    #[test]
+    fn the_program_decides_as_the_rules_do() {
+        let (rules, program) = (rules(), program(&rules()));
+        // The kernel takes 4096 instructions.
+        assert!(program.len() < 1000, "{}", program.len());
+        let some = [0, 1, 2, 10, 16, 17, 40, 0x5412, 0x541c, 0x1000_0000, 0xffff_ffff];
+        for number in (0..1000).chain([0x4000_0000, 0x4000_0001, u32::MAX]) {
+            for a in some {
+                for b in some {
+                    let arguments = [a, b, a, 0, 0, 0];
+                    let holds = |c: &Condition| {
+                        let value = arguments[c.argument as usize];
+                        match c.holds {
+                            Holds::Is(wanted) => value == wanted,
+                            Holds::IsNot(unwanted) => value != unwanted,
+                            Holds::Without(bits) => value & bits == 0,
+                        }
+                    };
+                    let expected = rules
+                        .get(&number)
+                        .is_some_and(|rule| rule.iter().any(|all| all.iter().all(holds)));
+                    let decided = run(&program, THIS_MACHINE, number, arguments);
+                    assert_eq!(decided == ALLOW, expected, "call {number} with {arguments:x?}");
+                }
+            }
+        }
+        assert_eq!(run(&program, 0x4000_0003, 0, [0; 6]), KILL);
+    }
+
+    #[test]
+    fn what_matters_is_denied() {
+        let none = [0; 6];
+        for call in [
+            libc::SYS_mount,
+            libc::SYS_ptrace,
+            libc::SYS_bpf,
+            libc::SYS_clone3,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_keyctl,
+            libc::SYS_io_uring_setup,
+            libc::SYS_open_by_handle_at,
+        ] {
+            assert!(!allows(call, none), "{call}");
+        }
+        assert!(allows(libc::SYS_clone, [libc::SIGCHLD as u32, 0, 0, 0, 0, 0]));
+        assert!(!allows(libc::SYS_clone, [libc::CLONE_NEWUSER as u32, 0, 0, 0, 0, 0]));
+        assert!(allows(libc::SYS_socket, [libc::AF_INET as u32, 1, 0, 0, 0, 0]));
+        assert!(!allows(libc::SYS_socket, [libc::AF_PACKET as u32, 1, 0, 0, 0, 0]));
+        assert!(!allows(libc::SYS_ioctl, [0, libc::TIOCSTI as u32, 0, 0, 0, 0]));
+        assert!(allows(libc::SYS_read, none) && allows(libc::SYS_execve, none));
     }
 }
