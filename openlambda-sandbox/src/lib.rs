@@ -13,7 +13,7 @@
 
 pub mod event;
 mod instance;
-mod launch;
+pub mod launch;
 pub mod output;
 #[cfg(feature = "process")]
 pub mod process;

@@ -16,7 +16,7 @@
 //! | cgroup, from the pool | more memory, processes and processor time than its manifest says |
 //! | user id of its own, user namespace | being root, having a name for any other user |
 //! | capabilities, `no_new_privs` | power, and getting it by setuid files |
-//! | seccomp ([`seccomp`]) | system calls that are not needed, new namespaces among them |
+//! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
 //!
 //! # A start
 //!
