@@ -159,16 +159,16 @@ pub(super) fn remove_marked(mark: &str, report: &mut Report) {
     places.dedup();
     for folder in places.iter().flat_map(|place| folders_in(place)) {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_its = name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with('-'));
+        let is_its = name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with(':'));
         if is_its {
             remove_groups(&folder, report);
         }
     }
 }
 
-/// The folder's name of a factory with this mark.
+/// The folder's name of a factory with this mark. No mark holds a colon, so no two share a name.
 pub(super) fn name_of(mark: &str) -> String {
-    format!("openlambda-{}", mark.replace('/', "-"))
+    format!("openlambda-{}", mark.replace('/', ":"))
 }
 
 fn remove_groups(folder: &Path, report: &mut Report) {
@@ -316,7 +316,17 @@ impl Cgroup {
     fn write_memory(&self, bytes: u64) -> io::Result<()> {
         let text = bytes.to_string();
         match self.cgroups {
-            Cgroups::V1(_) => self.write("memory", "memory.limit_in_bytes", &text),
+            Cgroups::V1(_) => {
+                // Memory and swap together, where the kernel counts swap: that limit is never below
+                // memory's own, so it goes first on the way up and last on the way down.
+                const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+                let _ = self.write("memory", WITH_SWAP, &text);
+                self.write("memory", "memory.limit_in_bytes", &text)?;
+                match self.write("memory", WITH_SWAP, &text) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    written => written,
+                }
+            }
             Cgroups::V2(..) => {
                 // A sandbox is one thing: half of one is of no use to anybody.
                 let _ = self.write("memory", "memory.oom.group", "1");
@@ -327,7 +337,11 @@ impl Cgroup {
     }
 
     /// Stops everything in it, and waits until it has stopped.
-    pub(super) async fn freeze(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// They do not stop, or `given_up` says that they need not any more; it may be thawed by then.
+    pub(super) async fn freeze(&self, given_up: impl Fn() -> bool) -> io::Result<()> {
         match self.cgroups {
             Cgroups::V1(_) => self.write("freezer", "freezer.state", "FROZEN")?,
             Cgroups::V2(..) => self.write("", "cgroup.freeze", "1")?,
@@ -337,6 +351,9 @@ impl Cgroup {
                 Cgroups::V1(_) => self.read("freezer", "freezer.state")?.trim() == "FROZEN",
                 Cgroups::V2(..) => value_of(&self.read("", "cgroup.events")?, "frozen") == Some(1),
             };
+            if given_up() {
+                return Err(io::Error::other("it is being ended"));
+            }
             if frozen {
                 return Ok(());
             }

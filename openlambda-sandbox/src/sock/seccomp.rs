@@ -22,9 +22,9 @@ use seccompiler::{
 /// The filter, as an array of `struct sock_filter`.
 pub(super) fn filter() -> Result<Vec<u8>, seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|call| (i64::from(*call), Vec::new())).collect();
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     for (call, conditions) in restricted()? {
-        rules.entry(i64::from(call)).or_default().push(SeccompRule::new(conditions)?);
+        rules.entry(call).or_default().push(SeccompRule::new(conditions)?);
     }
     let arch = std::env::consts::ARCH.try_into()?;
     let deny = SeccompAction::Errno(libc::ENOSYS as u32);
