@@ -286,7 +286,9 @@ impl SandboxFactory for SockFactory {
     async fn shutdown(&self) {
         self.shared.instances.shutdown().await;
         self.shared.cells.close();
-        *self.shared.nursery.lock().await = None;
+        if let Some(nursery) = self.shared.nursery.lock().await.take() {
+            nursery.end().await;
+        }
         let shared = Arc::clone(&self.shared);
         let remove = tokio::task::spawn_blocking(move || {
             shared.cells.clear();
@@ -299,6 +301,17 @@ impl SandboxFactory for SockFactory {
             }
         });
         let _ = remove.await;
+    }
+}
+
+impl Drop for Shared {
+    /// For factories that are not shut down. What instances hold goes with them.
+    fn drop(&mut self) {
+        self.cells.close();
+        self.cells.clear();
+        if let Ok(cgroups) = &self.cgroups {
+            cgroups.remove_folder();
+        }
     }
 }
 
@@ -708,7 +721,14 @@ fn resident(pid: Pid) -> u64 {
 #[async_trait]
 impl Vessel for Container {
     async fn ended(&self) -> Exit {
-        let exit = exit_of(self.newborn.wait().await);
+        let exit = exit_of(match self.newborn.wait().await {
+            Some(status) => status,
+            None => {
+                // It may be frozen, which the kernel's own kill does not change.
+                self.kill();
+                self.newborn.gone().await
+            }
+        });
         let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills);
         if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
     }

@@ -179,7 +179,16 @@ impl Cells {
             }
         };
         if let Some(surplus) = keep {
-            let _ = tokio::task::spawn_blocking(move || drop(surplus)).await;
+            let closed = self.closed.load(Ordering::SeqCst);
+            let remove = move || {
+                let cgroups = surplus.cgroups().clone();
+                drop(surplus);
+                // The last one of a factory that is gone takes its folder along.
+                if closed {
+                    cgroups.remove_folder();
+                }
+            };
+            let _ = tokio::task::spawn_blocking(remove).await;
         }
     }
 

@@ -16,7 +16,7 @@
 //! group `worker` of its own first, which a delegated unit of systemd allows, and at the very root
 //! that is not needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,8 +114,13 @@ impl Cgroups {
 
     /// Ends everything in the factory's groups and removes them, the factory's folder too.
     pub(super) fn remove_all(&self, report: &mut Report) {
+        remove_groups(&self.folders().collect::<Vec<_>>(), report);
+    }
+
+    /// Removes the factory's folder, if no group is in it.
+    pub(super) fn remove_folder(&self) {
         for folder in self.folders() {
-            remove_groups(&folder, report);
+            let _ = fs::remove_dir(folder);
         }
     }
 
@@ -157,13 +162,12 @@ pub(super) fn remove_marked(mark: &str, report: &mut Report) {
     }
     places.sort();
     places.dedup();
-    for folder in places.iter().flat_map(|place| folders_in(place)) {
+    let mut folders: Vec<PathBuf> = places.iter().flat_map(|place| folders_in(place)).collect();
+    folders.retain(|folder| {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_its = name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with(':'));
-        if is_its {
-            remove_groups(&folder, report);
-        }
-    }
+        name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with(':'))
+    });
+    remove_groups(&folders, report);
 }
 
 /// The folder's name of a factory with this mark. No mark holds a colon, so no two share a name.
@@ -171,20 +175,29 @@ pub(super) fn name_of(mark: &str) -> String {
     format!("openlambda-{}", mark.replace('/', ":"))
 }
 
-fn remove_groups(folder: &Path, report: &mut Report) {
-    for group in folders_in(folder) {
+fn remove_groups(folders: &[PathBuf], report: &mut Report) {
+    let groups = || folders.iter().flat_map(|folder| folders_in(folder));
+    // All of them before any is removed: with version 1, what is frozen in one hierarchy keeps the
+    // groups of the others.
+    let mut killed = BTreeSet::new();
+    for group in groups() {
         let _ = thaw(&group);
         for pid in pids_of(&group) {
-            report.processes += 1;
+            killed.insert(pid);
             kill(pid);
         }
+    }
+    report.processes += killed.len() as u32;
+    for group in groups() {
         match remove(&group) {
             Ok(()) => report.removed.push(group.display().to_string()),
             Err(error) => report.failed.push(format!("{}: {error}", group.display())),
         }
     }
-    if let Err(error) = remove(folder) {
-        report.failed.push(format!("{}: {error}", folder.display()));
+    for folder in folders {
+        if let Err(error) = remove(folder) {
+            report.failed.push(format!("{}: {error}", folder.display()));
+        }
     }
 }
 
@@ -284,6 +297,11 @@ impl Cgroup {
         self.cgroups.is_v2()
     }
 
+    /// The factory's.
+    pub(super) fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     /// Bounds what runs in it.
     pub(super) fn set_limits(&self, limits: Limits) -> io::Result<()> {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,7 +309,9 @@ impl Cgroup {
             return Ok(());
         }
         *set = None;
-        self.write_memory(limits.memory)?;
+        if self.cgroups.has("memory") {
+            self.write_memory(limits.memory)?;
+        }
         const PERIOD_US: f64 = 100_000.0;
         let quota = (limits.cpus * PERIOD_US).max(1000.0) as u64;
         if self.cgroups.has("pids") {

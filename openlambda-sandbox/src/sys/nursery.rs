@@ -49,7 +49,7 @@ pub struct Nursery {
     shared: Arc<Shared>,
     /// Held by the one who waits for a network.
     networks: tokio::sync::Mutex<AsyncFd<OwnedFd>>,
-    _process: Child,
+    process: Child,
 }
 
 #[derive(Debug)]
@@ -218,12 +218,21 @@ impl Nursery {
         let networks = tokio::sync::Mutex::new(watch(our_networks).map_err(gone)?);
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Nursery { id, shared, networks, _process: process }))
+        Ok(Arc::new(Nursery { id, shared, networks, process }))
     }
 
     /// Tells it from every other nursery of this process.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Kills it, and with it all that was born there, and waits until its own processes are gone.
+    pub async fn end(&self) {
+        self.process.kill_group();
+        self.process.wait().await;
+        let networks = self.networks.lock().await;
+        // The other end is the network maker's alone.
+        while receive(&networks).await.is_ok() {}
     }
 
     /// Whether it lives.
@@ -300,21 +309,21 @@ impl Newborn {
         self.pid
     }
 
-    /// Waits until it and all in its process namespace have ended.
-    pub async fn wait(&self) -> ExitStatus {
+    /// Waits until it and all in its process namespace have ended. `None`: the nursery is gone, so it
+    /// is being killed, and nobody can tell how it ends; wait for [`gone`](Self::gone).
+    pub async fn wait(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
-        let status = ended.wait_for(Option::is_some).await.map(|status| status.unwrap_or_default());
-        match status {
-            Ok(status) => status,
-            // The nursery is gone, and it dies with it, a moment later.
-            Err(_) => {
-                self.kill();
-                if let Ok(ended) = self.pidfd.try_clone().and_then(super::watch_readable) {
-                    let _ = ended.readable().await;
-                }
-                ExitStatus::from_raw(Signal::KILL.as_raw())
-            }
+        let status = ended.wait_for(Option::is_some).await;
+        status.ok().and_then(|status| *status)
+    }
+
+    /// Kills it and waits until it has ended, without its nursery.
+    pub async fn gone(&self) -> ExitStatus {
+        self.kill();
+        if let Ok(ended) = self.pidfd.try_clone().and_then(super::watch_readable) {
+            let _ = ended.readable().await;
         }
+        ExitStatus::from_raw(Signal::KILL.as_raw())
     }
 
     /// It and all in its process namespace, whatever they have made of their environments. Reads

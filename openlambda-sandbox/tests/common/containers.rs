@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use openlambda_core::sandbox::{Sandbox, SandboxError, SandboxFactory, SandboxSpec};
@@ -72,6 +73,43 @@ impl Containers {
 pub async fn ask(sandbox: &dyn Sandbox, event: Value) -> Value {
     let reply = call(sandbox, &event.to_string()).await;
     serde_json::from_str(&reply.unwrap_or_else(|e| panic!("{event}: {e} {e:?}"))).unwrap()
+}
+
+/// Runs this test in a process of its own, beside which no other test runs. Whether we are there.
+pub fn alone(test: &str) -> bool {
+    const ALONE: &str = "OPENLAMBDA_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+/// The cgroups of factories with this mark, in all hierarchies, and those below them.
+pub fn cgroups(mark: &str) -> Vec<PathBuf> {
+    let name = format!("openlambda-{}", mark.replace('/', ":"));
+    let mut found = Vec::new();
+    let mut folders = vec![(PathBuf::from("/sys/fs/cgroup"), false)];
+    while let Some((folder, is_its)) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let is_its = is_its || entry.file_name() == *name;
+            if is_its {
+                found.push(entry.path());
+            }
+            folders.push((entry.path(), is_its));
+        }
+    }
+    found.sort();
+    found
 }
 
 pub fn is_root() -> bool {
