@@ -23,7 +23,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -286,12 +286,11 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
         match entry.header().entry_type() {
             EntryType::Directory => {
                 checker.folder(&path)?;
-                let mut folder = fs::DirBuilder::new();
-                match folder.mode(0o755).create(&place) {
+                match fs::create_dir(&place) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(BundleError::Write(error));
                     }
-                    _ => {}
+                    _ => set_mode(&place, 0o755)?,
                 }
             }
             EntryType::Symlink => {
@@ -306,9 +305,9 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
                 let mut file = File::options()
                     .write(true)
                     .create_new(true)
-                    .mode(mode)
                     .open(&place)
                     .map_err(BundleError::Write)?;
+                set_mode(&place, mode)?;
                 copy(&mut entry, &mut file)?;
             }
             _ => return Err(refuse(&path, "has no place in a bundle; publish it again")),
@@ -318,7 +317,12 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
     if found != *digest {
         return Err(BundleError::Damaged { wanted: *digest, found });
     }
-    Ok(())
+    set_mode(into, 0o755)
+}
+
+/// Whatever our umask is: sandboxes read it as other users.
+fn set_mode(path: &Path, mode: u32) -> Result<(), BundleError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(BundleError::Write)
 }
 
 /// A bundle on its way in, for code that reads and waits. Call it on a thread that may block, while

@@ -187,7 +187,8 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
     settle();
     instance.api.close(&exit);
     instance.life.send_replace(Life::Exited(exit.clone()));
-    drop(serving);
+    // Its listener may be the next tenant's at once.
+    serving.stop().await;
     vessel.clean().await;
     settle();
     shared.lock().instances.remove(&instance.id);

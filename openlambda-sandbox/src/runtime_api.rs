@@ -45,7 +45,7 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::event;
 use crate::output::{FunctionOutput, Running};
@@ -106,7 +106,15 @@ pub enum Listener {
 
 /// Serves until dropped; then its connections are closed.
 #[derive(Debug)]
-pub struct Serving(AbortHandle);
+pub struct Serving(JoinHandle<()>);
+
+impl Serving {
+    /// Ends it, and waits until nothing is accepted any more.
+    pub async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
@@ -349,7 +357,7 @@ impl RuntimeApi {
                 while connections.try_join_next().is_some() {}
             }
         };
-        Serving(tokio::spawn(accept).abort_handle())
+        Serving(tokio::spawn(accept))
     }
 }
 

@@ -30,11 +30,11 @@
 //!
 //! A cell is a cgroup and a network namespace. Between two tenants no process is in either, so no
 //! socket is open in the network. The listeners of the Runtime API stay: what the last tenant left in
-//! their backlogs is accepted and closed. Connections of the last tenant to itself may still be in
-//! `TIME_WAIT` for a minute: a port that the next one cannot bind without `SO_REUSEADDR`, and nothing
-//! of their content. Addresses, routes, filters and sysctls belong to the nursery's user namespace,
+//! their backlogs is accepted and closed, and none of its own connections waits in `TIME_WAIT`.
+//! Addresses, routes, filters and sysctls belong to the nursery's user namespace,
 //! where no tenant has power. The cgroup's limits are written anew; its counters are read as
-//! differences; pages of files that both read stay charged to it.
+//! differences; pages of files that both read stay charged to it, and one with much of that is not
+//! used again.
 //!
 //! # Without root
 //!
@@ -50,8 +50,8 @@ mod seccomp;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,6 +65,7 @@ use openlambda_core::sandbox::{
     SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
+use rustix::fs::{Gid, Uid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -80,7 +81,7 @@ use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::nursery::{
     API_PORT, API_SOCKET, Belongings, Newborn, Nursery, NurseryError, NurserySetup, Recipe,
 };
-use crate::sys::{CommandSpec, MARK, Spawner, kill_marked, processes_with_mark};
+use crate::sys::{CommandSpec, MARK, Pid, Signal, Spawner, kill_marked};
 
 /// The first of the user ids that sandboxes have on the machine, when the worker is root. Each
 /// function has one of the million from here on, told by its name, so that its volumes stay its own.
@@ -260,14 +261,15 @@ impl SandboxFactory for SockFactory {
     async fn reclaim(&self) -> Report {
         let shared = Arc::clone(&self.shared);
         let reclaim = tokio::task::spawn_blocking(move || {
-            let mut report =
-                Report { processes: kill_marked(&shared.config.worker_mark), ..Report::default() };
+            let mut report = Report::default();
+            // First, since what is frozen in one does not die.
             if let Ok(cgroups) = &shared.cgroups {
                 cgroups.remove_all(&mut report);
                 if let Err(error) = cgroups.renew() {
                     report.failed.push(error);
                 }
             }
+            report.processes += kill_marked(&shared.config.worker_mark);
             let folders = fs::read_dir(shared.config.state_dir.join("sandboxes"));
             for entry in folders.into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -284,7 +286,9 @@ impl SandboxFactory for SockFactory {
     async fn shutdown(&self) {
         self.shared.instances.shutdown().await;
         self.shared.cells.close();
-        *self.shared.nursery.lock().await = None;
+        if let Some(nursery) = self.shared.nursery.lock().await.take() {
+            nursery.end().await;
+        }
         let shared = Arc::clone(&self.shared);
         let remove = tokio::task::spawn_blocking(move || {
             shared.cells.clear();
@@ -297,6 +301,17 @@ impl SandboxFactory for SockFactory {
             }
         });
         let _ = remove.await;
+    }
+}
+
+impl Drop for Shared {
+    /// For factories that are not shut down. What instances hold goes with them.
+    fn drop(&mut self) {
+        self.cells.close();
+        self.cells.clear();
+        if let Ok(cgroups) = &self.cgroups {
+            cgroups.remove_folder();
+        }
     }
 }
 
@@ -379,24 +394,19 @@ impl Shared {
         let mark = format!("{}/{id}", self.config.worker_mark);
         let outside_id = self.outside_id(&spec.function);
 
+        let limits = Limits {
+            memory: spec.manifest.memory_bytes(),
+            processes: spec.manifest.processes,
+            cpus: spec.manifest.cpus,
+        };
         let cgroup = match &self.cgroups {
             Ok(cgroups) => Some(
                 self.cells
-                    .cgroup(cgroups, id)
+                    .cgroup(cgroups, limits)
                     .map_err(|error| resources("no cgroup can be made", error))?,
             ),
             Err(_) => None,
         };
-        if let Some(cgroup) = &cgroup {
-            let limits = Limits {
-                memory: spec.manifest.memory_bytes(),
-                processes: spec.manifest.processes,
-                cpus: spec.manifest.cpus,
-            };
-            cgroup
-                .set_limits(limits)
-                .map_err(|error| resources("its limits cannot be set", error))?;
-        }
         let network = match own_network {
             true => {
                 let network = self.cells.network(&nursery).await;
@@ -470,8 +480,15 @@ impl Shared {
             inside_id: INSIDE_ID,
             user_namespace: true,
             limits: vec![
-                (libc::RLIMIT_CORE, 0),
+                // No core file, and no program of the machine's that is handed one: with 0, a
+                // core_pattern that names a program would run it all the same.
+                (libc::RLIMIT_CORE, 1),
                 (libc::RLIMIT_NPROC, spec.manifest.processes.into()),
+                // As on AWS. The worker's own may be huge, and open files take the kernel's memory.
+                (libc::RLIMIT_NOFILE, 1024),
+                // No way before others in line for a core, though the worker may have one.
+                (libc::RLIMIT_NICE, 0),
+                (libc::RLIMIT_RTPRIO, 0),
             ],
             folder: TASK.to_owned(),
             program,
@@ -517,13 +534,13 @@ impl Shared {
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
             newborn,
-            mark,
             output,
             failed: Mutex::new(Some(failed)),
             oom_kills,
             paused: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             cells: Arc::clone(&self.cells),
-            cell: Mutex::new(Cell { cgroup, network, folder }),
+            cell: Mutex::new(Cell { cgroup: cgroup.map(Arc::new), network, folder }),
         };
         let slots = spec.manifest.concurrency;
         Ok(self.instances.adopt(&permit, slots, api, serving, vessel))
@@ -540,20 +557,35 @@ fn text(path: &Path) -> Result<String, SandboxError> {
     })
 }
 
-/// Gives a volume to its function.
+/// Gives a volume to its function, with what was written while another kind of sandbox ran it.
 fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
-    let done = fs::metadata(path).and_then(|metadata| {
-        if id == 0 || metadata.uid() == id {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(path, Some(id), Some(id))?;
-        // What was written while another kind of sandbox ran it.
-        for entry in fs::read_dir(path)?.flatten() {
-            std::os::unix::fs::lchown(entry.path(), Some(id), Some(id))?;
-        }
-        Ok(())
+    // The top comes last, so that whoever finds it given finds the rest so too.
+    let done = fs::metadata(path).and_then(|metadata| match id == 0 || metadata.uid() == id {
+        true => Ok(()),
+        false => give(&fs::File::open(path)?.into(), id),
     });
     done.map_err(|error| resources("the volume cannot be given to the function", error))
+}
+
+/// From folder to folder by descriptors: an instance that runs may be putting links in their places.
+fn give(folder: &OwnedFd, id: u32) -> io::Result<()> {
+    use rustix::fs::{AtFlags, Dir, Mode, OFlags, chownat, openat};
+    let (owner, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [&b"."[..], b".."].contains(&name.to_bytes()) {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(below) = openat(folder, name, flags, Mode::empty()) {
+            give(&below, id)?;
+        } else {
+            chownat(folder, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+    }
+    rustix::fs::fchown(folder, Some(owner), Some(group))?;
+    Ok(())
 }
 
 /// A socket in a folder that only its sandbox sees.
@@ -563,6 +595,8 @@ fn listen_in(folder: &Path, id: u32) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/api.sock", opened.as_raw_fd()))?;
     if id != 0 {
         std::os::unix::fs::chown(folder.join("api.sock"), Some(id), Some(id))?;
+        // Whatever our umask is; who else is on the machine does not get as far as here.
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     }
     Ok(listener)
 }
@@ -600,7 +634,7 @@ impl Drop for Folder {
 /// What goes back to the pool.
 #[derive(Debug)]
 struct Cell {
-    cgroup: Option<Cgroup>,
+    cgroup: Option<Arc<Cgroup>>,
     network: Option<CellNetwork>,
     folder: Option<Folder>,
 }
@@ -609,47 +643,98 @@ struct Cell {
 #[derive(Debug)]
 struct Container {
     newborn: Newborn,
-    mark: String,
     output: Arc<FunctionOutput>,
     /// Where it said which step failed.
     failed: Mutex<Option<io::PipeReader>>,
     /// What its cgroup's counter stood at before.
     oom_kills: u64,
     paused: AtomicBool,
+    killed: AtomicBool,
     cells: Arc<Cells>,
     cell: Mutex<Cell>,
 }
 
 impl Container {
+    fn cgroup(&self) -> Option<Arc<Cgroup>> {
+        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone()
+    }
+
     fn with_cgroup<T>(&self, use_it: impl FnOnce(&Cgroup) -> T) -> Option<T> {
-        let cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        cell.cgroup.as_ref().map(use_it)
+        self.cgroup().map(|cgroup| use_it(&cgroup))
     }
 
-    /// The same for what takes time: the cgroup is lent.
-    async fn freeze(&self) -> io::Result<bool> {
-        let lent = self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.take();
-        let Some(cgroup) = lent else { return Ok(false) };
-        let frozen = cgroup.freeze().await;
-        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup = Some(cgroup);
-        frozen.map(|()| true)
+    /// Stops everything in it and waits until it has stopped.
+    async fn freeze(&self) -> io::Result<()> {
+        // A kill may come at any moment. It says so before it thaws, and we look after freezing: one
+        // of the two thaws last.
+        let given_up = || self.killed.load(Ordering::SeqCst);
+        if let Some(cgroup) = self.cgroup() {
+            return cgroup.freeze(given_up).await;
+        }
+        // Without a cgroup: process by process, until all that there are have stopped.
+        for _ in 0..1000 {
+            let mut running = 0;
+            for (pid, pidfd) in self.newborn.processes() {
+                if !has_stopped(pid) {
+                    running += 1;
+                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::STOP);
+                }
+            }
+            if given_up() {
+                return Err(io::Error::other("it is being ended"));
+            }
+            if running == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "its processes do not stop"))
     }
 
-    /// Processes of its process namespace, as the machine numbers them.
-    fn processes(&self) -> Vec<rustix::process::Pid> {
-        processes_with_mark(&self.mark)
+    fn thaw(&self) -> io::Result<()> {
+        if let Some(cgroup) = self.cgroup() {
+            return cgroup.thaw();
+        }
+        for (_, pidfd) in self.newborn.processes() {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::CONT);
+        }
+        Ok(())
     }
+}
+
+/// Whether a process is stopped, or dead.
+fn has_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    // The name, in parentheses, may hold anything.
+    let state =
+        stat.ok().and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim().to_owned()));
+    state.is_none_or(|state| state.starts_with(['T', 'Z', 'X']))
+}
+
+/// What of its memory is in the machine's, bytes.
+fn resident(pid: Pid) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_nonzero()));
+    let pages = statm.ok().and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 #[async_trait]
 impl Vessel for Container {
     async fn ended(&self) -> Exit {
-        let exit = exit_of(self.newborn.wait().await);
+        let exit = exit_of(match self.newborn.wait().await {
+            Some(status) => status,
+            None => {
+                // It may be frozen, which the kernel's own kill does not change.
+                self.kill();
+                self.newborn.gone().await
+            }
+        });
         let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills);
         if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
     }
 
     fn kill(&self) {
+        self.killed.store(true, Ordering::SeqCst);
         self.newborn.kill();
         // What is frozen does not die in version 1.
         if self.paused.load(Ordering::SeqCst) {
@@ -667,8 +752,16 @@ impl Vessel for Container {
             }
         };
         let Cell { cgroup, network, folder } = cell;
-        if let Some(cgroup) = cgroup {
-            self.cells.give_back_cgroup(cgroup).await;
+        if let Some(mut cgroup) = cgroup {
+            // Somebody who asks for its use, or pauses it, may have it for a moment still.
+            let alone = loop {
+                match Arc::try_unwrap(cgroup) {
+                    Ok(alone) => break alone,
+                    Err(shared) => cgroup = shared,
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            };
+            self.cells.give_back_cgroup(alone).await;
         }
         if let Some(network) = network {
             self.cells.give_back_network(network);
@@ -696,36 +789,18 @@ impl Vessel for Container {
 
     async fn pause(&self) -> Result<(), SandboxError> {
         self.paused.store(true, Ordering::SeqCst);
-        let frozen = self.freeze().await;
-        match frozen {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                for pid in self.processes() {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::STOP);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.paused.store(false, Ordering::SeqCst);
-                self.with_cgroup(Cgroup::thaw);
-                Err(resources("it cannot be paused", error))
-            }
-        }
+        self.freeze().await.map_err(|error| {
+            let _ = self.thaw();
+            self.paused.store(false, Ordering::SeqCst);
+            resources("it cannot be paused", error)
+        })
     }
 
     async fn resume(&self) -> Result<(), SandboxError> {
         if !self.paused.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        match self.with_cgroup(Cgroup::thaw) {
-            Some(thawed) => thawed.map_err(|error| resources("it cannot be resumed", error)),
-            None => {
-                for pid in self.processes() {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
-                }
-                Ok(())
-            }
-        }
+        self.thaw().map_err(|error| resources("it cannot be resumed", error))
     }
 
     async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
@@ -742,7 +817,8 @@ impl Vessel for Container {
         if let Some(Ok((memory_bytes, processes))) = self.with_cgroup(Cgroup::usage) {
             return Ok(Usage { memory_bytes, processes });
         }
-        let processes = self.processes();
-        Ok(Usage { memory_bytes: 0, processes: processes.len() as u32 })
+        let processes = self.newborn.processes();
+        let memory_bytes = processes.iter().map(|(pid, _)| resident(*pid)).sum();
+        Ok(Usage { memory_bytes, processes: processes.len() as u32 })
     }
 }

@@ -12,11 +12,15 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 
-use super::cgroup::{Cgroup, Cgroups};
+use super::cgroup::{Cgroup, Cgroups, Limits};
 use crate::sys::nursery::{NetworkNamespace, Nursery, NurseryError};
 
 /// More than these are not kept when they come back.
 const MOST_KEPT: usize = 256;
+
+/// A cgroup that its last tenant has left more memory charged to is not used again: pages of the
+/// machine's programs are that many at most, and the kernel takes those back.
+const MOST_CHARGED: u64 = 64 << 20;
 
 /// The pool of one factory.
 #[derive(Debug)]
@@ -37,35 +41,47 @@ struct Ready {
 
 /// A network namespace and its listeners.
 #[derive(Debug)]
-pub(super) struct Network(NetworkNamespace);
+pub(super) struct Network {
+    made: NetworkNamespace,
+    /// Where: without root, another nursery has no power over it.
+    nursery: u64,
+}
 
 impl Network {
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
-        self.0.namespace.as_fd()
+        self.made.namespace.as_fd()
     }
 
     /// The listener of the Runtime API at `127.0.0.1:9001`, for one tenant.
     pub(super) fn tcp(&self) -> io::Result<TcpListener> {
-        TcpListener::from_std(self.0.tcp.try_clone()?.into())
+        TcpListener::from_std(self.made.tcp.try_clone()?.into())
     }
 
     /// The same at its abstract Unix socket.
     pub(super) fn unix(&self) -> io::Result<UnixListener> {
-        UnixListener::from_std(self.0.unix.try_clone()?.into())
+        UnixListener::from_std(self.made.unix.try_clone()?.into())
     }
 
     /// Accepts and closes what the last tenant has left waiting.
     fn clean(&self) -> bool {
         let drained = |listener: &OwnedFd| loop {
             match rustix::net::accept(listener) {
-                Ok(left) => drop(left),
+                Ok(left) => {
+                    // Closed without a farewell that the other end would have to wait for.
+                    let _ = rustix::net::sockopt::set_socket_linger(&left, Some(Duration::ZERO));
+                }
                 Err(rustix::io::Errno::AGAIN) => return true,
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
                 Err(_) => return false,
             }
         };
-        drained(&self.0.tcp) && drained(&self.0.unix)
+        drained(&self.made.tcp) && drained(&self.made.unix)
     }
+}
+
+async fn make(nursery: &Nursery) -> Result<Network, NurseryError> {
+    let made = nursery.network().await?;
+    Ok(Network { made, nursery: nursery.id() })
 }
 
 impl Cells {
@@ -86,6 +102,7 @@ impl Cells {
     ) -> Result<Network, NurseryError> {
         let (ready, left) = {
             let mut ready = self.lock();
+            ready.networks.retain(|network| network.nursery == nursery.id());
             let network = ready.networks.pop_front();
             (network, ready.networks.len())
         };
@@ -95,14 +112,14 @@ impl Cells {
         }
         match ready {
             Some(network) => Ok(network),
-            None => nursery.network().await.map(Network),
+            None => make(nursery).await,
         }
     }
 
     async fn fill(&self, nursery: &Nursery) {
         while !self.closed.load(Ordering::SeqCst) && self.lock().networks.len() < self.ahead {
-            match nursery.network().await {
-                Ok(network) => self.lock().networks.push_back(Network(network)),
+            match make(nursery).await {
+                Ok(network) => self.lock().networks.push_back(network),
                 Err(error) => {
                     tracing::warn!(error = openlambda_core::failure::chain(&error), "no network");
                     break;
@@ -123,12 +140,19 @@ impl Cells {
     }
 
     /// A cgroup without processes.
-    pub(super) fn cgroup(&self, cgroups: &Cgroups, _id: u64) -> io::Result<Cgroup> {
-        if let Some(cgroup) = self.lock().cgroups.pop() {
-            return Ok(cgroup);
+    pub(super) fn cgroup(&self, cgroups: &Cgroups, limits: Limits) -> io::Result<Cgroup> {
+        loop {
+            let Some(known) = self.lock().cgroups.pop() else { break };
+            // It refuses a limit below what the last tenant's files in memory still take of it.
+            match known.set_limits(limits) {
+                Ok(()) => return Ok(known),
+                Err(error) => tracing::debug!(%error, "a cgroup cannot be used again"),
+            }
         }
         let n = self.next_cgroup.fetch_add(1, Ordering::Relaxed);
-        cgroups.create(&n.to_string())
+        let cgroup = cgroups.create(&n.to_string())?;
+        cgroup.set_limits(limits)?;
+        Ok(cgroup)
     }
 
     pub(super) async fn give_back_cgroup(&self, cgroup: Cgroup) {
@@ -141,9 +165,12 @@ impl Cells {
             cgroup.kill();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        let clean =
+            cgroup.is_empty() && cgroup.usage().is_ok_and(|(bytes, _)| bytes < MOST_CHARGED);
         let keep = {
             let mut ready = self.lock();
-            match ready.cgroups.len() < MOST_KEPT && !self.closed.load(Ordering::SeqCst) {
+            let room = ready.cgroups.len() < MOST_KEPT;
+            match clean && room && !self.closed.load(Ordering::SeqCst) {
                 true => {
                     ready.cgroups.push(cgroup);
                     None
@@ -152,7 +179,16 @@ impl Cells {
             }
         };
         if let Some(surplus) = keep {
-            let _ = tokio::task::spawn_blocking(move || drop(surplus)).await;
+            let closed = self.closed.load(Ordering::SeqCst);
+            let remove = move || {
+                let cgroups = surplus.cgroups().clone();
+                drop(surplus);
+                // The last one of a factory that is gone takes its folder along.
+                if closed {
+                    cgroups.remove_folder();
+                }
+            };
+            let _ = tokio::task::spawn_blocking(remove).await;
         }
     }
 

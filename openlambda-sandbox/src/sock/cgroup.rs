@@ -16,7 +16,7 @@
 //! group `worker` of its own first, which a delegated unit of systemd allows, and at the very root
 //! that is not needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,8 +114,13 @@ impl Cgroups {
 
     /// Ends everything in the factory's groups and removes them, the factory's folder too.
     pub(super) fn remove_all(&self, report: &mut Report) {
+        remove_groups(&self.folders().collect::<Vec<_>>(), report);
+    }
+
+    /// Removes the factory's folder, if no group is in it.
+    pub(super) fn remove_folder(&self) {
         for folder in self.folders() {
-            remove_groups(&folder, report);
+            let _ = fs::remove_dir(folder);
         }
     }
 
@@ -157,34 +162,42 @@ pub(super) fn remove_marked(mark: &str, report: &mut Report) {
     }
     places.sort();
     places.dedup();
-    for folder in places.iter().flat_map(|place| folders_in(place)) {
+    let mut folders: Vec<PathBuf> = places.iter().flat_map(|place| folders_in(place)).collect();
+    folders.retain(|folder| {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let is_its = name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with('-'));
-        if is_its {
-            remove_groups(&folder, report);
-        }
-    }
+        name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with(':'))
+    });
+    remove_groups(&folders, report);
 }
 
-/// The folder's name of a factory with this mark.
+/// The folder's name of a factory with this mark. No mark holds a colon, so no two share a name.
 pub(super) fn name_of(mark: &str) -> String {
-    format!("openlambda-{}", mark.replace('/', "-"))
+    format!("openlambda-{}", mark.replace('/', ":"))
 }
 
-fn remove_groups(folder: &Path, report: &mut Report) {
-    for group in folders_in(folder) {
+fn remove_groups(folders: &[PathBuf], report: &mut Report) {
+    let groups = || folders.iter().flat_map(|folder| folders_in(folder));
+    // All of them before any is removed: with version 1, what is frozen in one hierarchy keeps the
+    // groups of the others.
+    let mut killed = BTreeSet::new();
+    for group in groups() {
         let _ = thaw(&group);
         for pid in pids_of(&group) {
-            report.processes += 1;
+            killed.insert(pid);
             kill(pid);
         }
+    }
+    report.processes += killed.len() as u32;
+    for group in groups() {
         match remove(&group) {
             Ok(()) => report.removed.push(group.display().to_string()),
             Err(error) => report.failed.push(format!("{}: {error}", group.display())),
         }
     }
-    if let Err(error) = remove(folder) {
-        report.failed.push(format!("{}: {error}", folder.display()));
+    for folder in folders {
+        if let Err(error) = remove(folder) {
+            report.failed.push(format!("{}: {error}", folder.display()));
+        }
     }
 }
 
@@ -284,6 +297,11 @@ impl Cgroup {
         self.cgroups.is_v2()
     }
 
+    /// The factory's.
+    pub(super) fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
     /// Bounds what runs in it.
     pub(super) fn set_limits(&self, limits: Limits) -> io::Result<()> {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
@@ -291,7 +309,9 @@ impl Cgroup {
             return Ok(());
         }
         *set = None;
-        self.write_memory(limits.memory)?;
+        if self.cgroups.has("memory") {
+            self.write_memory(limits.memory)?;
+        }
         const PERIOD_US: f64 = 100_000.0;
         let quota = (limits.cpus * PERIOD_US).max(1000.0) as u64;
         if self.cgroups.has("pids") {
@@ -316,7 +336,17 @@ impl Cgroup {
     fn write_memory(&self, bytes: u64) -> io::Result<()> {
         let text = bytes.to_string();
         match self.cgroups {
-            Cgroups::V1(_) => self.write("memory", "memory.limit_in_bytes", &text),
+            Cgroups::V1(_) => {
+                // Memory and swap together, where the kernel counts swap: that limit is never below
+                // memory's own, so it goes first on the way up and last on the way down.
+                const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+                let _ = self.write("memory", WITH_SWAP, &text);
+                self.write("memory", "memory.limit_in_bytes", &text)?;
+                match self.write("memory", WITH_SWAP, &text) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    written => written,
+                }
+            }
             Cgroups::V2(..) => {
                 // A sandbox is one thing: half of one is of no use to anybody.
                 let _ = self.write("memory", "memory.oom.group", "1");
@@ -327,7 +357,11 @@ impl Cgroup {
     }
 
     /// Stops everything in it, and waits until it has stopped.
-    pub(super) async fn freeze(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// They do not stop, or `given_up` says that they need not any more; it may be thawed by then.
+    pub(super) async fn freeze(&self, given_up: impl Fn() -> bool) -> io::Result<()> {
         match self.cgroups {
             Cgroups::V1(_) => self.write("freezer", "freezer.state", "FROZEN")?,
             Cgroups::V2(..) => self.write("", "cgroup.freeze", "1")?,
@@ -337,6 +371,9 @@ impl Cgroup {
                 Cgroups::V1(_) => self.read("freezer", "freezer.state")?.trim() == "FROZEN",
                 Cgroups::V2(..) => value_of(&self.read("", "cgroup.events")?, "frozen") == Some(1),
             };
+            if given_up() {
+                return Err(io::Error::other("it is being ended"));
+            }
             if frozen {
                 return Ok(());
             }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use rustix::process::pidfd_send_signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -44,10 +45,11 @@ pub const API_SOCKET: &str = "@openlambda-runtime";
 /// A nursery that runs. Shared by all sandboxes of a factory.
 #[derive(Debug)]
 pub struct Nursery {
+    id: u64,
     shared: Arc<Shared>,
     /// Held by the one who waits for a network.
     networks: tokio::sync::Mutex<AsyncFd<OwnedFd>>,
-    _process: Child,
+    process: Child,
 }
 
 #[derive(Debug)]
@@ -214,7 +216,23 @@ impl Nursery {
         }
         tokio::spawn(listen(Arc::clone(&shared)));
         let networks = tokio::sync::Mutex::new(watch(our_networks).map_err(gone)?);
-        Ok(Arc::new(Nursery { shared, networks, _process: process }))
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Nursery { id, shared, networks, process }))
+    }
+
+    /// Tells it from every other nursery of this process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Kills it, and with it all that was born there, and waits until its own processes are gone.
+    pub async fn end(&self) {
+        self.process.kill_group();
+        self.process.wait().await;
+        let networks = self.networks.lock().await;
+        // The other end is the network maker's alone.
+        while receive(&networks).await.is_ok() {}
     }
 
     /// Whether it lives.
@@ -291,14 +309,50 @@ impl Newborn {
         self.pid
     }
 
-    /// Waits until it and all in its process namespace have ended.
-    pub async fn wait(&self) -> ExitStatus {
+    /// Waits until it and all in its process namespace have ended. `None`: the nursery is gone, so it
+    /// is being killed, and nobody can tell how it ends; wait for [`gone`](Self::gone).
+    pub async fn wait(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(status) => status.unwrap_or_default(),
-            // The nursery is gone, and it with it.
-            Err(_) => ExitStatus::from_raw(Signal::KILL.as_raw()),
+        let status = ended.wait_for(Option::is_some).await;
+        status.ok().and_then(|status| *status)
+    }
+
+    /// Kills it and waits until it has ended, without its nursery.
+    pub async fn gone(&self) -> ExitStatus {
+        self.kill();
+        if let Ok(ended) = self.pidfd.try_clone().and_then(super::watch_readable) {
+            let _ = ended.readable().await;
         }
+        ExitStatus::from_raw(Signal::KILL.as_raw())
+    }
+
+    /// It and all in its process namespace, whatever they have made of their environments. Reads
+    /// `/proc`, so it blocks for a few milliseconds; needs the right to look at them.
+    pub fn processes(&self) -> Vec<(Pid, OwnedFd)> {
+        let place = |pid: Pid| {
+            let place = format!("/proc/{}/ns/pid", pid.as_raw_nonzero());
+            std::fs::metadata(place).ok().map(|metadata| metadata.ino())
+        };
+        let own = Pid::from_raw(self.pid).and_then(place);
+        let (Some(own), Ok(entries)) = (own, std::fs::read_dir("/proc")) else { return Vec::new() };
+        // What was read may be of others who had the ids by then, unless it lives still.
+        if !self.lives() {
+            return Vec::new();
+        }
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let beside = |pid: Pid| {
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+            (place(pid)? == own).then_some((pid, pidfd))
+        };
+        let found: Vec<_> = pids.filter_map(Pid::from_raw).filter_map(beside).collect();
+        if self.lives() { found } else { Vec::new() }
+    }
+
+    fn lives(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut ended, Some(&now)), Ok(0))
     }
 
     /// Kills it, and by the kernel's hand all in its process namespace.
@@ -361,8 +415,8 @@ async fn listen(shared: Arc<Shared>) {
 
 /// The program in a file that has no name.
 fn program() -> io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, memfd_create};
-    let flags = MemfdFlags::CLOEXEC;
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 do not know the flag and let any such file be run.
     let memory = memfd_create("openlambda-nursery", flags | MemfdFlags::EXEC)
         .or_else(|_| memfd_create("openlambda-nursery", flags))?;
@@ -371,6 +425,8 @@ fn program() -> io::Result<OwnedFd> {
         let count = rustix::io::write(&memory, rest)?;
         rest = &rest[count..];
     }
+    // A function that names /proc/self/exe as a script's interpreter gets hold of the file.
+    fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
     // A program whose file is open for writing cannot be run.
     let read_only = rustix::fs::open(
         format!("/proc/self/fd/{}", memory.as_raw_fd()),

@@ -53,7 +53,9 @@ unsafe extern "C" {
     fn c_setsid() -> c_int;
     #[link_name = "sethostname"]
     fn c_sethostname(name: *const c_char, length: usize) -> c_int;
+    fn getrlimit(resource: c_uint, limit: *mut Limit) -> c_int;
     fn setrlimit(resource: c_uint, limit: *const Limit) -> c_int;
+    fn getpid() -> c_int;
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn bind(fd: c_int, address: *const c_void, length: c_uint) -> c_int;
     fn listen(fd: c_int, backlog: c_int) -> c_int;
@@ -75,6 +77,7 @@ const SYS_OPEN_TREE: c_long = 428;
 const SYS_MOVE_MOUNT: c_long = 429;
 const SYS_MOUNT_SETATTR: c_long = 442;
 const SYS_CLOSE_RANGE: c_long = 436;
+const SYS_PIDFD_OPEN: c_long = 434;
 #[cfg(target_arch = "x86_64")]
 mod numbers {
     use std::ffi::c_long;
@@ -84,6 +87,8 @@ mod numbers {
     pub(super) const SETGROUPS: c_long = 116;
     pub(super) const SETRESUID: c_long = 117;
     pub(super) const SETRESGID: c_long = 119;
+    pub(super) const KEYCTL: c_long = 250;
+    pub(super) const RT_SIGACTION: c_long = 13;
 }
 #[cfg(target_arch = "aarch64")]
 mod numbers {
@@ -94,6 +99,8 @@ mod numbers {
     pub(super) const SETGROUPS: c_long = 159;
     pub(super) const SETRESUID: c_long = 147;
     pub(super) const SETRESGID: c_long = 149;
+    pub(super) const KEYCTL: c_long = 219;
+    pub(super) const RT_SIGACTION: c_long = 134;
 }
 
 pub(crate) const CLONE_NEWNS: u64 = 0x0002_0000;
@@ -113,12 +120,14 @@ pub(crate) const MS_NOSUID: c_ulong = 2;
 pub(crate) const MS_NODEV: c_ulong = 4;
 pub(crate) const MS_NOEXEC: c_ulong = 8;
 pub(crate) const MS_REMOUNT: c_ulong = 32;
+pub(crate) const MS_BIND: c_ulong = 4096;
 pub(crate) const MS_REC: c_ulong = 0x4000;
 pub(crate) const MS_PRIVATE: c_ulong = 1 << 18;
 pub(crate) const MS_SLAVE: c_ulong = 1 << 19;
 pub(crate) const MOUNT_ATTR_RDONLY: u64 = 1;
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 2;
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 4;
+pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 8;
 pub(crate) const OPEN_TREE_CLONE: c_uint = 1;
 pub(crate) const AT_RECURSIVE: c_uint = 0x8000;
 const AT_FDCWD: c_int = -100;
@@ -363,10 +372,50 @@ pub(crate) fn sethostname(name: &[u8]) -> Result<(), i32> {
     check(unsafe { c_sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
-pub(crate) fn set_limit(resource: u32, value: u64) -> Result<(), i32> {
-    let limit = Limit { soft: value, hard: value };
+/// Down to `value`; a limit that is lower already stays.
+pub(crate) fn lower_limit(resource: u32, value: u64) -> Result<(), i32> {
+    let mut limit = Limit { soft: 0, hard: 0 };
+    // SAFETY: the structure is valid.
+    check(unsafe { getrlimit(resource, &mut limit) })?;
+    let hard = value.min(limit.hard);
+    limit = Limit { soft: hard, hard };
     // SAFETY: the structure is valid.
     check(unsafe { setrlimit(resource, &limit) }).map(drop)
+}
+
+/// All signals do what they do by default, whatever we were started with. By system calls: the C
+/// library does not let go of two that it keeps for itself.
+pub(crate) fn default_signals() {
+    // The kernel's struct sigaction: handler, flags, restorer, mask.
+    let default = [0_u64; 4];
+    for number in 1..=64 as c_long {
+        // SAFETY: the structure is as large as the kernel's, whose masks have 8 bytes, and sets no
+        // handler. For signals that cannot be changed nothing happens.
+        unsafe {
+            let (new, old) = (default.as_ptr(), ptr::null::<u64>());
+            syscall(numbers::RT_SIGACTION, number, new, old, 8 as c_ulong)
+        };
+    }
+}
+
+/// Leaves the keys of whoever started us. A kernel without keys has none to leave.
+pub(crate) fn own_session_keyring() {
+    const JOIN_SESSION_KEYRING: c_long = 1;
+    // SAFETY: it takes a number and no name.
+    unsafe { syscall(numbers::KEYCTL, JOIN_SESSION_KEYRING, ptr::null::<c_char>()) };
+}
+
+/// A descriptor of this process, which tells others of its end.
+pub(crate) fn own_pidfd() -> Result<OwnedFd, i32> {
+    // SAFETY: they take numbers.
+    owned(check(unsafe { syscall(SYS_PIDFD_OPEN, getpid(), 0 as c_uint) }))
+}
+
+/// Whether the process of this descriptor has ended.
+pub(crate) fn has_ended(pidfd: RawFd) -> bool {
+    let mut fd = PollFd { fd: pidfd, events: 1, revents: 0 };
+    // SAFETY: the entry is valid.
+    unsafe { poll(&mut fd, 1, 0) != 0 }
 }
 
 /// KILL when the parent dies.

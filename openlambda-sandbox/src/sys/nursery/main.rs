@@ -47,8 +47,12 @@ fn main() {
         eprintln!("this program is started by OpenLambda's workers; start ol-worker instead");
         std::process::exit(2);
     };
-    // Not for those who are born here.
+    // What a worker was started with is not for those who are born here: its descriptors, the signals
+    // that it ignores, its keys, its idea of who may read new files.
     let _ = c::close_on_exec_from(3);
+    c::default_signals();
+    c::own_session_keyring();
+    c::umask(0o022);
     let mut buffer = vec![0; 4 << 20];
     let Ok((length, _)) = c::receive(worker, &mut buffer) else { return };
     let Ok(setup) = Setup::read(&buffer[..length]) else { return };
@@ -83,7 +87,19 @@ struct Home {
     skeletons: BTreeMap<Vec<String>, OwnedFd>,
     /// Tells when a child has ended.
     signals: OwnedFd,
+    /// Tells a newborn that this process has ended.
+    own: OwnedFd,
+    /// What of `/proc` is to be hidden, of what this kernel has, and below what.
+    hidden: Vec<(CString, &'static CStr)>,
+    /// How early the kernel kills a sandbox when the machine runs out of memory.
+    oom_score: Vec<u8>,
 }
+
+/// What `/proc` tells of the machine or its users beside what programs need.
+const HIDDEN: [&str; 8] = [
+    "kcore", "key-users", "keys", "latency_stats", "pressure", "sched_debug", "sysrq-trigger",
+    "timer_list",
+];
 
 impl Home {
     fn new(worker: RawFd, setup: Setup) -> Result<Self, Failed> {
@@ -97,8 +113,26 @@ impl Home {
         let machine = open_namespace("mnt").map_err(|e| ("open mount namespace", e))?;
         let signals = c::child_signals().map_err(|e| ("signalfd", e))?;
         let filter = c::filter_of(&setup.filter);
-        let mut home =
-            Home { worker, setup, filter, machine, skeletons: BTreeMap::new(), signals };
+        let mut hidden = Vec::new();
+        for path in HIDDEN.iter().map(|name| format!("/proc/{name}")) {
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            // Both are of the sandbox's root, where the second is an empty folder.
+            let cover = if metadata.is_dir() { c"/sys" } else { c"/dev/null" };
+            hidden.push((cstring(&path)?, cover));
+        }
+        let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let mut home = Home {
+            worker,
+            setup,
+            filter,
+            machine,
+            skeletons: BTreeMap::new(),
+            signals,
+            own: c::own_pidfd().map_err(|e| ("open own process", e))?,
+            hidden,
+            // Before the worker and whatever else the machine is for, which may be spared itself.
+            oom_score: score.trim().parse().unwrap_or(0).max(500).to_string().into_bytes(),
+        };
         home.skeleton(&[])?;
         Ok(home)
     }
@@ -163,15 +197,13 @@ impl Home {
             stderr,
             errors,
             network,
-            tmp: cstring(&match start.outside_id {
-                0 => format!("size={},mode=1777", start.tmp_bytes),
-                id => format!("size={},mode=1777,uid={id},gid={id}", start.tmp_bytes),
-            })?,
+            tmp: cstring(&tmp_options(start))?,
             folder: cstring(&start.folder)?,
             program: cstring(&start.program)?,
             arguments: cstrings(&start.arguments)?,
             environment: cstrings(&start.environment)?,
             filter: &self.filter,
+            home: self,
         };
         c::setns(skeleton, c::CLONE_NEWNS).map_err(|e| ("enter root", e))?;
         let born = clone(&plan, &cgroups);
@@ -378,6 +410,17 @@ struct Plan<'a> {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     filter: &'a [c::SockFilter],
+    home: &'a Home,
+}
+
+/// Bounded in files too, which take memory of the kernel's: one for each page, as large files need.
+fn tmp_options(start: &Start) -> String {
+    let (bytes, files) = (start.tmp_bytes.max(4096), start.tmp_bytes / 4096 + 1024);
+    let owner = match start.outside_id {
+        0 => String::new(),
+        id => format!(",uid={id},gid={id}"),
+    };
+    format!("size={bytes},nr_inodes={files},mode=1777{owner}")
 }
 
 /// The one clone of a start: into new mount, process, IPC and host-name namespaces, and into its
@@ -424,18 +467,20 @@ fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
     if !plan.start.cgroup_v2 {
         join_cgroups(cgroups)?;
     }
-    own_cgroup_root(cgroups)?;
+    own_cgroup_root()?;
     own_network(plan)?;
     c::unblock_signals();
     own_session_and_name()?;
     own_output(plan)?;
     own_files(plan)?;
-    own_limits(plan.start)?;
+    own_view_of_the_kernel(plan.home)?;
     become_nobody(plan.start)?;
     own_users(plan.start)?;
+    // After the user namespace: of processes, the kernel then counts those inside of it alone.
+    own_limits(plan.start)?;
     give_up_power()?;
     // After the last change of identity, which would undo it.
-    c::die_with_parent();
+    die_with_nursery(plan.home);
     enter_folder(plan)?;
     filter_calls(plan.filter)?;
     execute(plan)
@@ -449,11 +494,8 @@ fn join_cgroups(cgroups: &[OwnedFd]) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Its own cgroup is the root of what it can see of them.
-fn own_cgroup_root(cgroups: &[OwnedFd]) -> Result<(), Failed> {
-    if cgroups.is_empty() {
-        return Ok(());
-    }
+/// Its own cgroup, or the worker's where it has none, is the root of what it can see of them.
+fn own_cgroup_root() -> Result<(), Failed> {
     c::unshare(c::CLONE_NEWCGROUP).map_err(|e| ("unshare cgroup namespace", e))
 }
 
@@ -486,16 +528,39 @@ fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
     c::mount(Some(c"tmp"), c"/tmp", Some(c"tmpfs"), quiet, Some(&plan.tmp))
         .map_err(|e| ("mount /tmp", e))?;
     for (tree, target) in &plan.mounts {
+        // A volume may be asked for below it, which has been empty until now.
+        if let Some(path) = target.to_str().ok().filter(|path| path.starts_with("/tmp/")) {
+            fs::create_dir_all(path)
+                .map_err(|e| ("make a folder in /tmp", e.raw_os_error().unwrap_or(c::EIO)))?;
+        }
         c::move_mount(tree.as_raw_fd(), target).map_err(|e| ("mount bundle or volume", e))?;
     }
     c::mount(Some(c"proc"), c"/proc", Some(c"proc"), quiet | c::MS_NOEXEC, None)
         .map_err(|e| ("mount /proc", e))
 }
 
+/// What `/proc` says of more than its own processes: settings can be read and not written (some belong
+/// to whoever is root of the nursery's user namespace, which without root is the same user), keys and
+/// timers of others are not there. And it is killed before the worker when memory is short.
+fn own_view_of_the_kernel(home: &Home) -> Result<(), Failed> {
+    let settings = c::open_tree(c"/proc/sys", c::OPEN_TREE_CLONE).map_err(|e| ("open /proc/sys", e))?;
+    let read_only = c::MOUNT_ATTR_RDONLY
+        | c::MOUNT_ATTR_NOSUID
+        | c::MOUNT_ATTR_NODEV
+        | c::MOUNT_ATTR_NOEXEC;
+    c::mount_setattr(settings.as_raw_fd(), read_only).map_err(|e| ("protect /proc/sys", e))?;
+    c::move_mount(settings.as_raw_fd(), c"/proc/sys").map_err(|e| ("mount /proc/sys", e))?;
+    for (path, cover) in &home.hidden {
+        c::mount(Some(cover), path, None, c::MS_BIND, None)
+            .map_err(|e| ("hide a file of /proc", e))?;
+    }
+    write_file(c"/proc/self/oom_score_adj", &home.oom_score).map_err(|e| ("set oom_score_adj", e))
+}
+
 /// Limits of single processes, beside those of the cgroup.
 fn own_limits(start: &Start) -> Result<(), Failed> {
     for (resource, value) in &start.limits {
-        c::set_limit(*resource, *value).map_err(|e| ("set limit", e))?;
+        c::lower_limit(*resource, *value).map_err(|e| ("set limit", e))?;
     }
     Ok(())
 }
@@ -530,6 +595,15 @@ fn give_up_power() -> Result<(), Failed> {
     c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
     c::drop_capabilities().map_err(|e| ("drop capabilities", e))?;
     c::no_new_privileges().map_err(|e| ("no new privileges", e))
+}
+
+/// It does not outlive the nursery, which nobody would know it by then.
+fn die_with_nursery(home: &Home) {
+    c::die_with_parent();
+    // Had the nursery ended before the line above, no signal would ever come.
+    if c::has_ended(home.own.as_raw_fd()) {
+        c::exit(125);
+    }
 }
 
 fn enter_folder(plan: &Plan<'_>) -> Result<(), Failed> {
@@ -581,6 +655,9 @@ fn make_networks(worker: RawFd) {
 fn network() -> Result<[OwnedFd; 3], Failed> {
     c::unshare(c::CLONE_NEWNET).map_err(|e| ("unshare network namespace", e))?;
     c::loopback_up().map_err(|e| ("bring loopback up", e))?;
+    // On a loopback no late packet has to be waited for, and the next tenant shall not find the
+    // connections of the last one. Where /proc is read-only it finds their ports for a minute.
+    let _ = write_file(c"/proc/sys/net/ipv4/tcp_max_tw_buckets", b"0");
     let tcp = c::listen_on_loopback(API_PORT).map_err(|e| ("listen on TCP", e))?;
     let unix = c::listen_on_abstract(API_SOCKET).map_err(|e| ("listen on a Unix socket", e))?;
     let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;

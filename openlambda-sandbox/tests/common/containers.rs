@@ -1,0 +1,143 @@
+//! What the tests of lean containers share.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "it is a module of several binaries")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use openlambda_core::sandbox::{Sandbox, SandboxError, SandboxFactory, SandboxSpec};
+use openlambda_core::time::SystemClock;
+use openlambda_sandbox::sock::{SockConfig, SockFactory};
+use openlambda_sandbox::sys::Spawner;
+use serde_json::Value;
+
+use crate::common::{Setup, call, setup};
+
+/// A factory with its state in a temporary folder.
+pub struct Containers {
+    pub setup: Setup,
+    pub factory: Arc<SockFactory>,
+}
+
+pub fn config(setup: &Setup) -> SockConfig {
+    let clock = Arc::new(SystemClock::new());
+    let state = setup.dir.path().join("sock");
+    SockConfig::new(state, &setup.mark, Spawner::start().unwrap(), clock)
+}
+
+pub fn containers() -> Containers {
+    containers_with(|_| {})
+}
+
+pub fn containers_with(change: impl FnOnce(&mut SockConfig)) -> Containers {
+    let setup = setup();
+    let mut config = config(&setup);
+    change(&mut config);
+    Containers { factory: Arc::new(SockFactory::new(config).unwrap()), setup }
+}
+
+impl Containers {
+    pub fn spec(&self, files: &[(&str, &str)]) -> SandboxSpec {
+        self.setup.spec(files)
+    }
+
+    /// The spec of another function than all others have.
+    pub fn spec_named(&self, name: &str, files: &[(&str, &str)]) -> SandboxSpec {
+        let mut spec = self.setup.spec(files);
+        spec.function = name.parse().unwrap();
+        spec
+    }
+
+    pub async fn create(&self, spec: SandboxSpec) -> Arc<dyn Sandbox> {
+        self.try_create(spec).await.unwrap_or_else(|error| {
+            let said = self.setup.lines.texts();
+            panic!("{}\n{said:?}", openlambda_core::failure::chain(&error))
+        })
+    }
+
+    pub async fn try_create(&self, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.factory.create(spec).await.map(|created| created.sandbox)
+    }
+
+    /// What a `bootstrap` prints that ends before it asks for an event.
+    pub async fn printed(&self, script: &str, manifest: &str) -> Vec<String> {
+        let before = self.setup.lines.texts().len();
+        let spec = self.spec(&[("bootstrap", script), ("ol.toml", manifest)]);
+        self.try_create(spec).await.unwrap_err();
+        self.setup.lines.texts().split_off(before)
+    }
+}
+
+pub async fn ask(sandbox: &dyn Sandbox, event: Value) -> Value {
+    let reply = call(sandbox, &event.to_string()).await;
+    serde_json::from_str(&reply.unwrap_or_else(|e| panic!("{event}: {e} {e:?}"))).unwrap()
+}
+
+/// Runs this test in a process of its own, beside which no other test runs. Whether we are there.
+pub fn alone(test: &str) -> bool {
+    const ALONE: &str = "OPENLAMBDA_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+/// The cgroups of factories with this mark, in all hierarchies, and those below them.
+pub fn cgroups(mark: &str) -> Vec<PathBuf> {
+    let name = format!("openlambda-{}", mark.replace('/', ":"));
+    let mut found = Vec::new();
+    let mut folders = vec![(PathBuf::from("/sys/fs/cgroup"), false)];
+    while let Some((folder, is_its)) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let is_its = is_its || entry.file_name() == *name;
+            if is_its {
+                found.push(entry.path());
+            }
+            folders.push((entry.path(), is_its));
+        }
+    }
+    found.sort();
+    found
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Runs all tests of this binary again as an ordinary user, but for the one that asks for it.
+pub fn again_as_an_ordinary_user(but: &str) {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (program, tmp) = (place.path().join("test"), place.path().join("tmp"));
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::create_dir(&tmp).unwrap();
+    std::os::unix::fs::chown(&tmp, Some(65534), Some(65534)).unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(&program)
+        .args(["--skip", but])
+        .env("TMPDIR", &tmp)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "as an ordinary user: {out}\n{err}");
+    let left: Vec<_> = fs::read_dir(&tmp).unwrap().map(|left| left.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?} is left");
+}
