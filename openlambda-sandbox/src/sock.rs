@@ -822,3 +822,6 @@ impl Vessel for Container {
         Ok(Usage { memory_bytes, processes: processes.len() as u32 })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,39 +1,85 @@
-//! Lean containers, for real.
+//! Lean containers run functions of every kind. As root and, by the last test, as an ordinary user.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/containers.rs"]
+mod containers;
 
-use std::sync::Arc;
+use std::process::Command;
 
 use openlambda_core::sandbox::SandboxFactory;
-use openlambda_core::time::SystemClock;
-use openlambda_sandbox::sock::{SockConfig, SockFactory};
-use openlambda_sandbox::sys::Spawner;
+use serde_json::json;
 
-use common::{Setup, call, setup};
+use common::call;
+use containers::{again_as_an_ordinary_user, ask, containers};
 
-fn factory(setup: &Setup) -> SockFactory {
-    let clock = Arc::new(SystemClock::new());
-    let state = setup.dir.path().join("sock");
-    let config = SockConfig::new(state, &setup.mark, Spawner::start().unwrap(), clock);
-    SockFactory::new(config).unwrap()
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_finds_itself_at_home() {
+    let containers = containers();
+    containers.factory.probe().await.unwrap();
+    let code = "
+import getpass, os, socket
+def f(event):
+    with open(os.environ['HOME'] + '/file', 'w') as file: file.write('x')
+    return [os.getcwd(), getpass.getuser(), socket.gethostname(), os.environ['TMPDIR'], os.listdir('/tmp'), event]
+";
+    let sandbox = containers.create(containers.spec(&[("f.py", code)])).await;
+    let expected = json!(["/var/task", "sandbox", "sandbox", "/tmp", ["file"], 1]);
+    assert_eq!(ask(&*sandbox, json!(1)).await, expected);
+    containers.factory.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hello() {
-    let setup = setup();
-    let factory = factory(&setup);
-    eprintln!("{:?} {:?}", factory.capabilities(), factory.withheld());
-    factory.probe().await.unwrap();
-    eprintln!("probed");
-    let spec = setup.spec(&[(
-        "f.py",
-        "import os\ndef f(event): return [os.getuid(), os.listdir('/'), os.getcwd(), event]",
-    )]);
-    let created = factory.create(spec).await;
-    eprintln!("{created:?} {:?}", setup.lines.texts());
-    let created = created.unwrap();
-    eprintln!("{:?}", call(&*created.sandbox, "1").await);
-    created.sandbox.destroy().await;
-    factory.shutdown().await;
+async fn a_bootstrap_in_shell_answers() {
+    let containers = containers();
+    let script = r#"#!/bin/sh
+set -eu
+api="http://$AWS_LAMBDA_RUNTIME_API/2018-06-01/runtime/invocation"
+while true; do
+    curl -sS -D /tmp/head -o /tmp/event "$api/next"
+    id=$(tr -d '\r' < /tmp/head | sed -n 's/^[Ll]ambda-[Rr]untime-[Aa]ws-[Rr]equest-[Ii]d: //p')
+    # A reader that stops early ends the writer, as a shell expects.
+    yes | head -n 1 > /dev/null
+    echo "{\"echo\": $(cat /tmp/event), \"in\": \"$PWD\"}" | curl -sS -o /dev/null -d @- "$api/$id/response"
+done
+"#;
+    let sandbox = containers.create(containers.spec(&[("bootstrap", script)])).await;
+    for n in 0..3 {
+        assert_eq!(ask(&*sandbox, json!(n)).await, json!({"echo": n, "in": "/var/task"}));
+    }
+    containers.factory.shutdown().await;
+}
+
+/// The runtime that AWS publishes for Python, as it comes, asked for by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_client_of_aws_runs_unchanged() {
+    let containers = containers();
+    let code = "
+def handler(event, context):
+    if event == 'raise': raise ValueError('no luck')
+    return {'event': event, 'id': context.aws_request_id, 'name': context.function_name}
+";
+    let script = "#!/bin/sh\nexec /usr/bin/python3 -m awslambdaric app.handler\n";
+    let files = [("app.py", code), ("bootstrap", script), ("ol.toml", "timeout_seconds = 60")];
+    let spec = containers.spec(&files);
+    let install = Command::new("/usr/bin/python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--target"])
+        .arg(&spec.code)
+        .arg("awslambdaric")
+        .output()
+        .unwrap();
+    assert!(install.status.success(), "{install:?}");
+    let sandbox = containers.create(spec).await;
+    let expected = json!({"event": {"a": "ü"}, "id": "r", "name": "tested"});
+    assert_eq!(ask(&*sandbox, json!({"a": "ü"})).await, expected);
+    let mut error = call(&*sandbox, "\"raise\"").await.unwrap_err();
+    let told = error.function_error.take().unwrap();
+    assert_eq!((&*told.kind, &*told.message, error.reusable), ("ValueError", "no luck", true));
+    assert_eq!(ask(&*sandbox, json!(2)).await["event"], 2);
+    containers.factory.shutdown().await;
+}
+
+#[test]
+fn everything_again_as_an_ordinary_user() {
+    again_as_an_ordinary_user("everything_again_as_an_ordinary_user");
 }

@@ -165,8 +165,8 @@ impl Cells {
             cgroup.kill();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let clean =
-            cgroup.is_empty() && cgroup.usage().is_ok_and(|(bytes, _)| bytes < MOST_CHARGED);
+        let charged = cgroup.usage().is_ok_and(|(bytes, _)| bytes >= MOST_CHARGED);
+        let clean = cgroup.is_empty() && !charged;
         let keep = {
             let mut ready = self.lock();
             let room = ready.cgroups.len() < MOST_KEPT;

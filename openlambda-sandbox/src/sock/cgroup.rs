@@ -495,3 +495,100 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
     fs::remove_dir(folder)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group of version 2 in a folder that holds the kernel's files as plain ones.
+    fn group_of_v2(root: &Path) -> Cgroup {
+        let controllers = ["cpu", "memory", "pids"].map(str::to_owned).to_vec();
+        let group = Cgroups::V2(root.to_owned(), controllers).create("0").unwrap();
+        for (file, content) in [
+            ("cgroup.procs", ""),
+            ("cgroup.freeze", "0"),
+            ("cgroup.events", "populated 1\nfrozen 1\n"),
+            ("memory.max", "max"),
+            ("memory.swap.max", "max"),
+            ("memory.oom.group", "0"),
+            ("memory.current", "4096\n"),
+            ("memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 3\noom_group_kill 1\n"),
+            ("pids.max", "max"),
+            ("pids.current", "7\n"),
+            ("cpu.max", "max 100000"),
+        ] {
+            fs::write(root.join("0").join(file), content).unwrap();
+        }
+        group
+    }
+
+    #[tokio::test]
+    async fn version_2_gets_its_limits_and_is_frozen_by_its_own_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = group_of_v2(dir.path());
+        let read = |file: &str| fs::read_to_string(dir.path().join("0").join(file)).unwrap();
+        group.set_limits(Limits { memory: 64 << 20, processes: 33, cpus: 1.5 }).unwrap();
+        // What was there is longer or shorter; the kernel takes a write as a whole.
+        assert!(read("memory.max").starts_with("67108864"));
+        assert!(read("memory.swap.max").starts_with('0'));
+        assert!(read("memory.oom.group").starts_with('1'));
+        assert!(read("pids.max").starts_with("33"));
+        assert!(read("cpu.max").starts_with("150000 100000"));
+        group.set_memory(32 << 20).unwrap();
+        assert!(read("memory.max").starts_with("33554432"));
+        assert_eq!((group.oom_kills(), group.usage().unwrap()), (3, (4096, 7)));
+        group.freeze(|| false).await.unwrap();
+        assert_eq!(read("cgroup.freeze"), "1");
+        group.freeze(|| true).await.unwrap_err();
+        group.thaw().unwrap();
+        assert_eq!(read("cgroup.freeze"), "0");
+        assert!(group.is_empty() && group.is_v2() && group.join().len() == 1);
+        for file in fs::read_dir(dir.path().join("0")).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        drop(group);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn version_2_wants_the_memory_controller_and_moves_the_worker_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let unit = dir.path().join("system.slice/worker.service");
+        fs::create_dir_all(&unit).unwrap();
+        let find = || find_v2(dir.path(), "/system.slice/worker.service", "openlambda-w");
+        fs::write(unit.join("cgroup.controllers"), "hugetlb").unwrap();
+        assert!(find().unwrap_err().contains("has no memory controller"));
+        // Plain files delegate nothing.
+        fs::write(unit.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        fs::write(unit.join("cgroup.type"), "domain").unwrap();
+        fs::write(unit.join("cgroup.procs"), "4194305\n").unwrap();
+        assert!(find().unwrap_err().contains("Delegate=yes"));
+        assert_eq!(fs::read_to_string(unit.join("worker/cgroup.procs")).unwrap(), "4194305");
+    }
+
+    #[test]
+    fn hierarchies_are_found_by_controller() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().display();
+        for place in ["memory/unit", "cpu,cpuacct", "unified"] {
+            fs::create_dir_all(dir.path().join(place)).unwrap();
+        }
+        let mounts = format!(
+            "cgroup2 {root}/unified cgroup2 rw 0 0\ncgroup {root}/memory cgroup rw,memory 0 0\n\
+             cgroup {root}/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0\n"
+        );
+        let own = "5:memory:/unit\n4:cpu,cpuacct:/not/seen/here\n2:pids:/unit\n0::/\n";
+        let found = find_v1(own, &mounts);
+        assert_eq!(found["memory"], dir.path().join("memory/unit"));
+        assert_eq!(found["cpu"], dir.path().join("cpu,cpuacct"));
+        assert_eq!(found.len(), 2, "pids is mounted nowhere");
+        assert_eq!(mount_of_v2(&mounts), Some(dir.path().join("unified")));
+    }
+
+    /// No two marks share a folder, and one's clean-up is not another's.
+    #[test]
+    fn names_tell_marks_apart() {
+        assert_eq!(name_of("a/b"), "openlambda-a:b");
+        assert_ne!(name_of("a/b"), name_of("a-b"));
+    }
+}
