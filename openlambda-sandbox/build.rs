@@ -1,42 +1,50 @@
-//! Compiles the nursery, a program of its own that the crate carries inside of itself.
+//! Compiles the programs that the crate carries inside of itself.
 //!
 //! Cargo cannot make one of a crate's programs a part of its library, so the compiler is called here.
-//! The program uses nothing but std and the C library, which it is linked with statically: it must not
-//! depend on what a root that it makes happens to hold.
+//! They use nothing but std and the C library, which they are linked with statically: they must not
+//! depend on what a root that they run in happens to hold.
 
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    let source = PathBuf::from("src/sys/nursery/main.rs");
-    for file in ["main.rs", "c.rs", "message.rs"] {
-        println!("cargo:rerun-if-changed=src/sys/nursery/{file}");
-    }
     println!("cargo:rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_SOCK").is_none() {
-        return;
+    for file in ["nursery/main.rs", "nursery/c.rs", "nursery/message.rs", "init/main.rs"] {
+        println!("cargo:rerun-if-changed=src/sys/{file}");
     }
+    if env::var_os("CARGO_FEATURE_SOCK").is_some() {
+        compile("nursery", "src/sys/nursery/main.rs");
+    }
+    if env::var_os("CARGO_FEATURE_DOCKER").is_some() {
+        compile("ol-init", "src/sys/init/main.rs");
+    }
+}
+
+/// Compiles `source` into a program of this name in the folder of built things.
+fn compile(name: &str, source: &str) {
     let var = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
-    let out = PathBuf::from(var("OUT_DIR")).join("nursery");
+    let out = PathBuf::from(var("OUT_DIR")).join(name);
     let compile = |link: &[&str]| {
         let mut rustc = Command::new(var("RUSTC"));
         rustc
-            .args(["--edition", "2024", "--crate-name", "nursery", "--target", &var("TARGET")])
+            .args(["--edition", "2024", "--crate-name", &name.replace('-', "_")])
+            .args(["--target", &var("TARGET")])
             .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "lto=fat"])
             .args(["-C", "codegen-units=1", "-C", "strip=symbols"])
             .args(link)
             .arg("-o")
             .arg(&out)
-            .arg(&source);
+            .arg(source);
         if let Ok(linker) = env::var("RUSTC_LINKER") {
             rustc.arg("-C").arg(format!("linker={linker}"));
         }
         rustc.status().is_ok_and(|status| status.success())
     };
     // Some systems keep the static C library in a package of its own. The nursery is started before
-    // anything is hidden from it, so a dynamic one works where the worker itself does.
+    // anything is hidden from it, and a container's root made of this machine's files has the
+    // libraries too, so a dynamic one works in the usual cases.
     if !compile(&["-C", "target-feature=+crt-static"]) && !compile(&[]) {
-        panic!("cannot compile src/sys/nursery; the compiler's message is above");
+        panic!("cannot compile {source}; the compiler's message is above");
     }
 }

@@ -161,6 +161,64 @@ pub(crate) fn volumes(
     Ok(volumes)
 }
 
+/// The path from the root.
+///
+/// # Errors
+///
+/// There is no current folder to begin at.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, SandboxError> {
+    std::path::absolute(path).map_err(|error| resources("the code folder cannot be found", error))
+}
+
+/// The path as text.
+///
+/// # Errors
+///
+/// It is not UTF-8.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn text(path: &Path) -> Result<String, SandboxError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        unsupported(format!("the path {} is not UTF-8; use another folder", path.display()))
+    })
+}
+
+/// Gives a volume to its function.
+///
+/// # Errors
+///
+/// We may not.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
+    use std::os::unix::fs::{MetadataExt, chown, lchown};
+    let done = fs::metadata(path).and_then(|metadata| {
+        if id == 0 || metadata.uid() == id {
+            return Ok(());
+        }
+        chown(path, Some(id), Some(id))?;
+        // What was written while another kind of sandbox ran it.
+        for entry in fs::read_dir(path)?.flatten() {
+            lchown(entry.path(), Some(id), Some(id))?;
+        }
+        Ok(())
+    });
+    done.map_err(|error| resources("the volume cannot be given to the function", error))
+}
+
+/// A folder of an instance; removed by Drop.
+#[cfg(any(feature = "docker", feature = "sock"))]
+#[derive(Debug)]
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+#[cfg(any(feature = "docker", feature = "sock"))]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
+        }
+    }
+}
+
 fn check_bootstrap(path: &Path) -> Result<(), SandboxError> {
     const KIND: &str = "Runtime.InvalidEntrypoint";
     match fs::metadata(path) {

@@ -51,7 +51,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,8 +72,8 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment, resources,
-    unsupported, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, bad_bootstrap,
+    environment, own_volume, resources, text, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -530,32 +530,6 @@ impl Shared {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, SandboxError> {
-    std::path::absolute(path).map_err(|error| resources("the code folder cannot be found", error))
-}
-
-fn text(path: &Path) -> Result<String, SandboxError> {
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        unsupported(format!("the path {} is not UTF-8; use another folder", path.display()))
-    })
-}
-
-/// Gives a volume to its function.
-fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
-    let done = fs::metadata(path).and_then(|metadata| {
-        if id == 0 || metadata.uid() == id {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(path, Some(id), Some(id))?;
-        // What was written while another kind of sandbox ran it.
-        for entry in fs::read_dir(path)?.flatten() {
-            std::os::unix::fs::lchown(entry.path(), Some(id), Some(id))?;
-        }
-        Ok(())
-    });
-    done.map_err(|error| resources("the volume cannot be given to the function", error))
-}
-
 /// A socket in a folder that only its sandbox sees.
 fn listen_in(folder: &Path, id: u32) -> io::Result<UnixListener> {
     use std::os::fd::AsRawFd;
@@ -583,18 +557,6 @@ fn not_allowed(error: NurseryError, rootless: bool) -> SandboxError {
         _ => "the sandbox cannot be made".to_owned(),
     };
     SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
-}
-
-/// A folder of ours; removed by Drop.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
-        }
-    }
 }
 
 /// What goes back to the pool.
