@@ -254,7 +254,10 @@ fn prepare(state_dir: &Path) -> io::Result<()> {
     let make = |path: PathBuf| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     make(state_dir.join("sandboxes"))?;
     let runtimes = state_dir.join("runtimes");
-    fs::create_dir_all(runtimes.join("python"))?;
+    for folder in [runtimes.clone(), runtimes.join("python")] {
+        fs::create_dir_all(&folder)?;
+        readable(&folder)?;
+    }
     for (name, content, mode) in
         [("python/bootstrap.py", PYTHON_BOOTSTRAP.as_bytes(), 0o644), ("ol-init", INIT, 0o755)]
     {
@@ -265,6 +268,12 @@ fn prepare(state_dir: &Path) -> io::Result<()> {
         fs::rename(&new, runtimes.join(name))?;
     }
     Ok(())
+}
+
+/// Lets containers, which are other users, into a folder that they find by a mount alone: whatever the
+/// umask, or another kind of sandbox, has made of it.
+fn readable(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 #[async_trait]
@@ -332,6 +341,7 @@ impl Shared {
         let mark = format!("{}/{id}", self.config.worker_mark);
         let path = self.config.state_dir.join("sandboxes").join(id.to_string());
         let folder = fs::create_dir(&path).map(|()| Folder(path));
+        let folder = folder.and_then(|folder| readable(&folder.0).map(|()| folder));
         let folder = folder.map_err(|error| resources("no folder can be made", error))?;
 
         let mut volume_places = BTreeMap::new();

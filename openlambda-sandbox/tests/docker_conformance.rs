@@ -35,7 +35,7 @@ struct Containers {
 
 impl Fixture for Containers {
     fn factory(&self) -> Arc<dyn SandboxFactory> {
-        let config = self.engine.config(&self.setup.dir.path().join("state"), &self.setup.mark);
+        let config = self.engine.config(&self.setup.dir.path().join("docker"), &self.setup.mark);
         let connect = DockerFactory::connect(config);
         tokio::task::block_in_place(|| Arc::new(Handle::current().block_on(connect).unwrap()))
     }
@@ -50,8 +50,7 @@ impl Fixture for Containers {
         let manifest = format!("concurrency = {slots}");
         let mut spec = self.setup.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
         if scenario == Scenario::InitHangs {
-            // Longer than the engine takes to start it when the machine is busy.
-            spec.init_timeout = Duration::from_millis(1500);
+            spec.init_timeout = Duration::from_millis(300);
         }
         spec
     }
@@ -61,7 +60,7 @@ impl Fixture for Containers {
         let containers = containers.iter().map(|id| format!("container {id}"));
         let processes = processes_with_mark(&self.setup.mark);
         let processes = processes.iter().map(|pid| format!("process {pid:?}"));
-        let folders = std::fs::read_dir(self.setup.dir.path().join("state/sandboxes")).unwrap();
+        let folders = std::fs::read_dir(self.setup.dir.path().join("docker/sandboxes")).unwrap();
         let folders = folders.map(|f| f.unwrap().path().display().to_string());
         containers.chain(processes).chain(folders).collect()
     }
