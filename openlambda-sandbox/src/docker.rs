@@ -380,7 +380,10 @@ impl Shared {
         let draft = Draft { id: container.id, deaths: Arc::clone(&deaths), engine: &self.engine };
         let death = deaths.of(&draft.id);
         match self.bring_up(&spec, contact, &draft.id, &death).await {
-            Ok(Up { listener, out, err, process, failed }) => {
+            Ok(Up { listener, out, err, process, failed, start }) => {
+                if let Some(start) = start {
+                    tokio::spawn(see_started(start, &draft.id, &deaths, process.as_ref()));
+                }
                 let running = Running::default();
                 let output = FunctionOutput::new(out, err, &spec.function, &spec.log, &running);
                 let output = match output {
@@ -578,7 +581,8 @@ impl Shared {
                     .map_err(|error| no_network(error, spec))?,
             };
             let (out, err) = (out.into(), err.into());
-            return Ok(Up { listener, out, err, process: watch_process(Some(pid)), failed: None });
+            let process = watch_process(Some(pid));
+            return Ok(Up { listener, out, err, process, failed: None, start: None });
         };
         for writer in [stdout.as_fd(), stderr.as_fd()] {
             // Functions open /dev/stdout too, as themselves. Not needed for anything else.
@@ -615,7 +619,8 @@ impl Shared {
         };
         let listener = listener.map_err(|error| resources("no port can be opened", error))?;
         let (out, err) = (out.into(), err.into());
-        Ok(Up { listener, out, err, process: watch_process(pid), failed: Some(failed) })
+        let process = watch_process(pid);
+        Ok(Up { listener, out, err, process, failed: Some(failed), start: Some(start) })
     }
 
     /// Lets the engine's stream of its output flow into pipes.
@@ -705,6 +710,26 @@ struct Up {
     err: OwnedFd,
     process: Option<AsyncFd<OwnedFd>>,
     failed: Option<std::os::unix::net::UnixStream>,
+    /// The engine's answer, if it has not come yet.
+    start: Option<JoinHandle<Result<(), SandboxError>>>,
+}
+
+/// An engine that goes away before it has written down that a container runs knows nothing of it when
+/// it is back. Such a container is ended.
+fn see_started(
+    start: JoinHandle<Result<(), SandboxError>>,
+    id: &str,
+    deaths: &Arc<Deaths>,
+    process: Option<&AsyncFd<OwnedFd>>,
+) -> impl Future<Output = ()> + Send + 'static {
+    let (id, deaths) = (id.to_owned(), Arc::clone(deaths));
+    let process = process.and_then(|process| process.get_ref().try_clone().ok());
+    async move {
+        if let Ok(Err(error)) = start.await {
+            process.map(|process| pidfd_send_signal(process, Signal::KILL));
+            deaths.tell(&id, Exit::Lost(error.message));
+        }
+    }
 }
 
 /// A container that is not an instance yet.
@@ -748,21 +773,18 @@ impl Container {
         let (id, engine) = (self.id.clone(), self.engine.clone());
         let deaths = Arc::clone(&self.deaths);
         Some(tokio::spawn(async move {
-            match engine.remove(&id).await {
-                Ok(()) => deaths.tell(&id, Exit::Signal(Signal::KILL.as_raw())),
-                Err(error) => {
-                    tracing::warn!(%error, container = id, "cannot remove a sandbox yet");
-                    deaths.remove_later(&id);
-                    // It ends all the same, where we may end it.
-                    let killed =
-                        process.is_some_and(|p| pidfd_send_signal(p, Signal::KILL).is_ok());
-                    let exit = match killed {
-                        true => Exit::Signal(Signal::KILL.as_raw()),
-                        false => Exit::Lost("the engine is away".to_owned()),
-                    };
-                    deaths.tell(&id, exit);
-                }
+            let removed = engine.remove(&id).await;
+            // Where we may, also what the engine has lost sight of.
+            let killed = process.is_some_and(|p| pidfd_send_signal(p, Signal::KILL).is_ok());
+            if let Err(error) = &removed {
+                tracing::warn!(%error, container = id, "cannot remove a sandbox yet");
+                deaths.remove_later(&id);
             }
+            let exit = match removed.is_ok() || killed {
+                true => Exit::Signal(Signal::KILL.as_raw()),
+                false => Exit::Lost("the engine is away".to_owned()),
+            };
+            deaths.tell(&id, exit);
         }))
     }
 

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod functions;
+mod image;
 mod logs;
 mod policies;
 mod sim;
@@ -52,6 +53,9 @@ enum Command {
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation of the very code that balances and schedules
     Sim(sim::SimArgs),
+    /// Make the image that docker sandboxes run in
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Run one daemon, as `ol up` does
@@ -91,6 +95,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
+        Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
     };
     match result {

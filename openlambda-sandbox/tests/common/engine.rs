@@ -6,18 +6,22 @@ use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openlambda_core::time::SystemClock;
 use openlambda_sandbox::docker::{BASE_IMAGE, DockerConfig, DockerFactory, build_base_image};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// `dockerd`, ended by Drop.
+/// `dockerd`, ended by Drop, and by the end of the test's process.
 pub struct Engine {
     daemon: Option<Child>,
     dir: TempDir,
 }
+
+/// Ends the daemon when its standard input does: when the test's process is gone, however.
+const KEEPER: &str = r#"dockerd "$@" & read -r _; kill $!; wait"#;
 
 impl Engine {
     /// Starts one without an image.
@@ -33,6 +37,19 @@ impl Engine {
             r#"{"runtimes": {"runsc": {"path": "runsc", "runtimeArgs": ["--network=host"]}}}"#;
         fs::write(engine.dir.path().join("daemon.json"), runtimes).unwrap();
         engine.start().await;
+        engine
+    }
+
+    /// One with the base image that the tests that run now share.
+    pub async fn shared() -> Arc<Engine> {
+        static SHARED: tokio::sync::Mutex<Weak<Engine>> =
+            tokio::sync::Mutex::const_new(Weak::new());
+        let mut shared = SHARED.lock().await;
+        if let Some(engine) = shared.upgrade() {
+            return engine;
+        }
+        let engine = Arc::new(Engine::with_image().await);
+        *shared = Arc::downgrade(&engine);
         engine
     }
 
@@ -53,16 +70,17 @@ impl Engine {
         let dir = self.dir.path();
         let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
         let path = |name: &str| dir.join(name).display().to_string();
-        let daemon = Command::new("dockerd")
+        let daemon = Command::new("sh")
+            .args(["-c", KEEPER, "sh"])
             .args(["--config-file", &path("daemon.json"), "--data-root", &path("data")])
             .args(["--exec-root", &path("exec"), "--pidfile", &path("pid")])
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .expect("dockerd runs; install it with .ci/deps");
+            .unwrap();
         self.daemon = Some(daemon);
         for _ in 0..600 {
             if self.connect(self.config(&dir.join("probe"), "probe")).await.is_some() {
@@ -70,7 +88,7 @@ impl Engine {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("dockerd does not answer:\n{}", self.log());
+        panic!("dockerd does not answer; .ci/deps installs it:\n{}", self.log());
     }
 
     /// What it has said.
@@ -79,17 +97,40 @@ impl Engine {
     }
 
     /// Ends it as a crash would.
-    pub fn kill(&mut self) {
-        let mut daemon = self.daemon.take().expect("it runs");
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
+    pub async fn kill(&mut self) {
+        let pid = |path: &str| {
+            let pid = fs::read_to_string(self.dir.path().join(path)).unwrap();
+            Pid::from_raw(pid.trim().parse().unwrap()).unwrap()
+        };
+        let file = "exec/containerd/containerd.pid";
+        let containerd = pid(file);
+        kill_process(pid("pid"), Signal::KILL).unwrap();
+        // It dies with the daemon, but not at once; a new daemon would take it for its own.
+        for _ in 0..1000 {
+            // A zombie's line is empty.
+            let line = fs::read(format!("/proc/{}/cmdline", containerd.as_raw_nonzero()));
+            if line.unwrap_or_default().is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let _ = fs::remove_file(self.dir.path().join(file));
+        self.stop();
     }
 
     fn stop(&mut self) {
         let Some(mut daemon) = self.daemon.take() else { return };
-        let pid = i32::try_from(daemon.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let _ = rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::TERM);
+        drop(daemon.stdin.take());
         let _ = daemon.wait();
+    }
+
+    /// The engine leaves the mount of the network that containers shared with the machine.
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for mount in mounts.filter(|mount| Path::new(mount).starts_with(self.dir.path())) {
+            let _ = Command::new("umount").args(["--lazy", mount]).status();
+        }
     }
 
     pub fn config(&self, state: &Path, mark: &str) -> DockerConfig {
@@ -128,5 +169,6 @@ impl Drop for Engine {
             );
         }
         self.stop();
+        self.unmount();
     }
 }
