@@ -1,9 +1,10 @@
-//! Compiles the programs that the crate carries inside of itself: the nursery, in which sandboxes are
-//! born, and the function that does nothing, with which starts are measured.
+//! Compiles the programs that the crate carries inside of itself: the nursery, in which `sock`
+//! sandboxes are born; `ol-init`, the first program of a `docker` one; and the function that does
+//! nothing, with which starts are measured.
 //!
 //! Cargo cannot make one of a crate's programs a part of its library, so the compiler is called here.
 //! They use nothing but std and the C library, which they are linked with statically: they must not
-//! depend on what a sandbox's root happens to hold.
+//! depend on what a root that they run in happens to hold.
 
 use std::env;
 use std::path::Path;
@@ -12,20 +13,26 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/sys/nursery");
+    println!("cargo:rerun-if-changed=src/sys/init");
     println!("cargo:rerun-if-changed=src/noop");
     if env::var_os("CARGO_FEATURE_SOCK").is_some() {
         compile("nursery", "src/sys/nursery/main.rs");
     }
+    if env::var_os("CARGO_FEATURE_DOCKER").is_some() {
+        compile("ol-init", "src/sys/init/main.rs");
+    }
     compile("noop", "src/noop/main.rs");
 }
 
+/// Compiles `source` into a program of this name in the folder of built things.
 fn compile(name: &str, source: &str) {
     let var = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
     let out = Path::new(&var("OUT_DIR")).join(name);
     let compile = |link: &[&str]| {
         let mut rustc = Command::new(var("RUSTC"));
         rustc
-            .args(["--edition", "2024", "--crate-name", name, "--target", &var("TARGET")])
+            .args(["--edition", "2024", "--crate-name", &name.replace('-', "_")])
+            .args(["--target", &var("TARGET")])
             .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "lto=fat"])
             .args(["-C", "codegen-units=1", "-C", "strip=symbols"])
             .args(link)
@@ -37,8 +44,9 @@ fn compile(name: &str, source: &str) {
         }
         rustc.status().is_ok_and(|status| status.success())
     };
-    // Some systems keep the static C library in a package of its own. Both programs run where the
-    // machine's own libraries are seen too, so dynamic ones work there.
+    // Some systems keep the static C library in a package of its own. The nursery is started before
+    // anything is hidden from it, and roots made of this machine's files have the libraries too, so
+    // dynamic ones work in the usual cases.
     if !compile(&["-C", "target-feature=+crt-static"]) && !compile(&[]) {
         panic!("cannot compile {source}; the compiler's message is above");
     }

@@ -12,6 +12,7 @@ use openlambda_core::time::SystemClock;
 use openlambda_lb::policies::{PolicyCatalog, PolicyEntry};
 use openlambda_registry::dir::DirRegistry;
 use openlambda_registry::native::RemoteRegistry;
+use openlambda_sandbox::docker::{DockerConfig, DockerFactory, engine_socket};
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
 use openlambda_sandbox::sock::{SockConfig, SockFactory};
 use openlambda_sandbox::sys::Spawner;
@@ -108,6 +109,18 @@ impl Catalog {
                     );
                     config.volumes_dir = context.volumes_dir;
                     Ok(Arc::new(SockFactory::new(config)?))
+                }),
+            })
+            .sandbox(SandboxEntry {
+                name: "docker",
+                about: "a container of Docker's engine per instance, with any OCI runtime",
+                check: Box::new(check_docker),
+                build: Box::new(|context| {
+                    let mut config =
+                        DockerConfig::new(context.state_dir, context.mark, context.clock);
+                    config.volumes_dir = context.volumes_dir;
+                    let config = docker_options(config)?;
+                    Ok(Arc::new(on_a_thread(async || Ok(DockerFactory::connect(config).await?))?))
                 }),
             })
             .sandbox(SandboxEntry {
@@ -209,22 +222,54 @@ impl Catalog {
 
 /// Makes a factory in a temporary folder and lets it try.
 fn check_sock() -> Result<Vec<String>, BoxError> {
-    // On a thread of its own: the caller may be inside of a runtime.
-    let check = std::thread::spawn(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let folder = tempfile::tempdir()?;
-            let mark = format!("ol-check-{}", std::process::id());
-            let clock = Arc::new(SystemClock::new());
-            let config = SockConfig::new(folder.path(), mark, Spawner::start()?, clock);
-            let factory = SockFactory::new(config)?;
-            let works = factory.probe().await;
-            let withheld = factory.withheld();
-            factory.shutdown().await;
-            works.map(|()| withheld).map_err(BoxError::from)
-        })
-    });
-    check.join().unwrap_or_else(|_| Err("the check panicked; report it".into()))
+    on_a_thread(async || {
+        let folder = tempfile::tempdir()?;
+        let mark = format!("ol-check-{}", std::process::id());
+        let clock = Arc::new(SystemClock::new());
+        let config = SockConfig::new(folder.path(), mark, Spawner::start()?, clock);
+        let factory = SockFactory::new(config)?;
+        let works = factory.probe().await;
+        let withheld = factory.withheld();
+        factory.shutdown().await;
+        works.map(|()| withheld).map_err(BoxError::from)
+    })
+}
+
+/// Asks the engine whether it is there and has the image.
+fn check_docker() -> Result<Vec<String>, BoxError> {
+    on_a_thread(async || {
+        let folder = tempfile::tempdir()?;
+        let mark = format!("ol-check-{}", std::process::id());
+        let config = DockerConfig::new(folder.path(), mark, Arc::new(SystemClock::new()));
+        let factory = DockerFactory::connect(docker_options(config)?).await?;
+        factory.probe().await?;
+        Ok(factory.withheld())
+    })
+}
+
+/// What the environment says on the engine: `DOCKER_HOST`, `OPENLAMBDA_DOCKER_IMAGE` and
+/// `OPENLAMBDA_DOCKER_RUNTIME`.
+fn docker_options(mut config: DockerConfig) -> Result<DockerConfig, BoxError> {
+    let option = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    config.socket = engine_socket()?;
+    if let Some(image) = option("OPENLAMBDA_DOCKER_IMAGE") {
+        config.image = image;
+    }
+    config.runtime = option("OPENLAMBDA_DOCKER_RUNTIME");
+    Ok(config)
+}
+
+/// Waits for a future on a thread of its own, since the caller may be inside of a runtime.
+fn on_a_thread<T: Send>(
+    run: impl AsyncFnOnce() -> Result<T, BoxError> + Send,
+) -> Result<T, BoxError> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(run())
+        });
+        thread.join().unwrap_or_else(|_| Err("it panicked; report it".into()))
+    })
 }
 
 fn unknown(what: &str, name: &str, known: &[&str]) -> CliError {

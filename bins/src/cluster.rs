@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
+use openlambda_sandbox::docker::remove_containers;
 use openlambda_sandbox::sock::remove_cgroups;
 use openlambda_sandbox::sys::kill_marked;
 use rustix::fs::{FlockOperation, flock};
@@ -173,11 +174,14 @@ impl DataDir {
         self.read_state().filter(|state| state.ready).ok_or_else(none)
     }
 
-    /// Removes what a cluster that is down has left: processes, cgroups, sandboxes' folders, its state. Keeps
-    /// functions, volumes and logs. The caller holds the lock.
+    /// Removes what a cluster that is down has left: processes, cgroups, containers, sandboxes' folders,
+    /// its state. Keeps functions, volumes and logs. The caller holds the lock.
     pub(crate) fn clean(&self) -> Report {
         let mut report = remove_cgroups(&self.mark());
         report.processes += kill_marked(&self.mark());
+        let containers = remove_containers(&self.mark());
+        report.removed.extend(containers.removed);
+        report.failed.extend(containers.failed);
         let mut leftovers = vec![self.join("cluster.json"), self.join("cluster.json.new")];
         let workers = std::fs::read_dir(self.join("workers")).into_iter().flatten().flatten();
         for worker in workers {

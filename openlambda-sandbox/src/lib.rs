@@ -2,6 +2,7 @@
 //!
 //! * [`process`]: a child process per instance. No isolation: for trusted code, for development
 //!   and as the baseline of experiments.
+//! * [`docker`]: a container per instance, made by Docker's engine.
 //! * [`sock`]: lean Linux containers, with root and without.
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
 //!   inside it, and [`event`]: what a handler gets and what its reply means.
@@ -11,6 +12,8 @@
 //! invocations to a [`RuntimeApi`](runtime_api::RuntimeApi), and passes the suite in
 //! `openlambda_core::conformance::sandbox`.
 
+#[cfg(feature = "docker")]
+pub mod docker;
 pub mod event;
 mod instance;
 pub mod launch;

@@ -50,8 +50,8 @@ mod seccomp;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -65,7 +65,6 @@ use openlambda_core::sandbox::{
     SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
-use rustix::fs::{Gid, Uid};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -73,8 +72,8 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment, resources,
-    unsupported, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, bad_bootstrap,
+    environment, own_volume, resources, text, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -547,47 +546,6 @@ impl Shared {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, SandboxError> {
-    std::path::absolute(path).map_err(|error| resources("the code folder cannot be found", error))
-}
-
-fn text(path: &Path) -> Result<String, SandboxError> {
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        unsupported(format!("the path {} is not UTF-8; use another folder", path.display()))
-    })
-}
-
-/// Gives a volume to its function, with what was written while another kind of sandbox ran it.
-fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
-    // The top comes last, so that whoever finds it given finds the rest so too.
-    let done = fs::metadata(path).and_then(|metadata| match id == 0 || metadata.uid() == id {
-        true => Ok(()),
-        false => give(&fs::File::open(path)?.into(), id),
-    });
-    done.map_err(|error| resources("the volume cannot be given to the function", error))
-}
-
-/// From folder to folder by descriptors: an instance that runs may be putting links in their places.
-fn give(folder: &OwnedFd, id: u32) -> io::Result<()> {
-    use rustix::fs::{AtFlags, Dir, Mode, OFlags, chownat, openat};
-    let (owner, group) = (Uid::from_raw(id), Gid::from_raw(id));
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if [&b"."[..], b".."].contains(&name.to_bytes()) {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(below) = openat(folder, name, flags, Mode::empty()) {
-            give(&below, id)?;
-        } else {
-            chownat(folder, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-    }
-    rustix::fs::fchown(folder, Some(owner), Some(group))?;
-    Ok(())
-}
-
 /// A socket in a folder that only its sandbox sees.
 fn listen_in(folder: &Path, id: u32) -> io::Result<UnixListener> {
     use std::os::fd::AsRawFd;
@@ -617,18 +575,6 @@ fn not_allowed(error: NurseryError, rootless: bool) -> SandboxError {
         _ => "the sandbox cannot be made".to_owned(),
     };
     SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
-}
-
-/// A folder of ours; removed by Drop.
-#[derive(Debug)]
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
-        }
-    }
 }
 
 /// What goes back to the pool.

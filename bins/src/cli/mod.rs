@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod doctor;
 mod functions;
+mod image;
 mod logs;
 mod new;
 mod policies;
@@ -75,6 +76,9 @@ enum Command {
     /// Show the settings of ol up and of the daemons
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Make the image that docker sandboxes run in
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Measure what things cost on this machine
@@ -129,6 +133,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
         Command::Bench(args) => bench::bench(&args, &catalog),
+        Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
         Command::Config(command) => config::config(&command),
         Command::Completions(args) => completions::completions(&args),

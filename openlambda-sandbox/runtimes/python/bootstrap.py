@@ -1,6 +1,6 @@
 """Runs a Python handler: asks the worker for events and posts what the handler returns.
 
-It speaks the Lambda Runtime API over the Unix socket in OPENLAMBDA_RUNTIME_SOCKET. A cold start
+It speaks the Lambda Runtime API over the Unix socket (or host:port) in OPENLAMBDA_RUNTIME_SOCKET. A cold start
 waits for this file, so it imports built-in modules only: `json` alone would cost as much as the
 rest of the interpreter's start, and is used only when its C parts are not where they were.
 
@@ -60,6 +60,13 @@ class Connection:
     """One HTTP/1.1 connection to the worker, kept alive."""
 
     def __init__(self, path):
+        if "/" not in path and ":" in path:
+            # A port, where no Unix socket reaches into the sandbox.
+            host, _, port = path.rpartition(":")
+            self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+            self.socket.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+            self.socket.connect((host, int(port)))
+            return
         self.socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         if path.startswith("@"):
             # An abstract name, which belongs to the sandbox's own network.

@@ -1,0 +1,73 @@
+//! The docker kind honours the sandbox contract. One test, since the suite counts this process's
+//! descriptors and threads.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+#[path = "common/engine.rs"]
+mod engine;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
+use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
+use openlambda_sandbox::docker::DockerFactory;
+use openlambda_sandbox::sys::processes_with_mark;
+use tokio::runtime::Handle;
+
+use common::{Setup, setup};
+use engine::Engine;
+
+const COMMANDS: &str = r#"
+import os, time
+def f(event):
+    op = event.get("op") if isinstance(event, dict) else None
+    if op == "sleep": time.sleep(event["ms"] / 1000)
+    if op == "raise": raise ValueError(event["message"])
+    if op == "exit": os._exit(3)
+    return event
+"#;
+
+struct Containers {
+    setup: Setup,
+    engine: Engine,
+}
+
+impl Fixture for Containers {
+    fn factory(&self) -> Arc<dyn SandboxFactory> {
+        let config = self.engine.config(&self.setup.dir.path().join("docker"), &self.setup.mark);
+        let connect = DockerFactory::connect(config);
+        tokio::task::block_in_place(|| Arc::new(Handle::current().block_on(connect).unwrap()))
+    }
+
+    fn spec(&self, scenario: Scenario) -> SandboxSpec {
+        let code = match scenario {
+            Scenario::InitRaises => "raise RuntimeError('no luck')".to_owned(),
+            Scenario::InitHangs => "import time\ntime.sleep(1000)".to_owned(),
+            _ => COMMANDS.to_owned(),
+        };
+        let slots = if scenario == Scenario::ThreeSlots { 3 } else { 1 };
+        let manifest = format!("concurrency = {slots}");
+        let mut spec = self.setup.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
+        if scenario == Scenario::InitHangs {
+            spec.init_timeout = Duration::from_millis(300);
+        }
+        spec
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let containers = self.engine.containers(&self.setup.mark);
+        let containers = containers.iter().map(|id| format!("container {id}"));
+        let processes = processes_with_mark(&self.setup.mark);
+        let processes = processes.iter().map(|pid| format!("process {pid:?}"));
+        let folders = std::fs::read_dir(self.setup.dir.path().join("docker/sandboxes")).unwrap();
+        let folders = folders.map(|f| f.unwrap().path().display().to_string());
+        containers.chain(processes).chain(folders).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_pass_the_suite() {
+    let containers = Containers { setup: setup(), engine: Engine::with_image().await };
+    suite(&containers).await;
+}
