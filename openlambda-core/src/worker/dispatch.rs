@@ -394,6 +394,7 @@ impl Dispatcher {
             Action::Pause { instance } => self.pause(state, instance, true),
             Action::Resume { instance } => self.pause(state, instance, false),
             Action::Evict { instance, .. } => self.destroy(state, instance),
+            Action::Offer { .. } | Action::ReservationOver { .. } => {}
             Action::TellIdle { version } => {
                 let function = &state.versions[version.0 as usize].function;
                 self.subscribers.tell_one(|| WorkerEvent::Idle { function: function.clone() });
