@@ -140,6 +140,9 @@ pub fn simulate(
 enum What {
     Arrive,
     AtWorker { ticket: Ticket, worker: usize },
+    Reserved { ticket: Ticket, worker: usize, function: u32 },
+    ReservationCancelled { ticket: Ticket, worker: usize },
+    Offered { ticket: Ticket, worker: usize },
     Answered { ticket: Ticket },
     CodeCame { worker: usize, digest: Digest },
     Started { worker: usize, instance: InstanceId },
@@ -219,7 +222,7 @@ struct Simulation<'a, R> {
     profiles: Vec<Profile>,
     workers: Vec<SimWorker>,
     calls: BTreeMap<Ticket, InFlight>,
-    /// A worker's number for a call is the same everywhere: its place in the order of arrival.
+    /// Calls that are at a worker. See [`at_workers`].
     tickets: BTreeMap<InvocationId, Ticket>,
 }
 
@@ -311,11 +314,24 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             What::AtWorker { ticket, worker } => {
                 let call = self.calls.get_mut(&ticket).expect("it is under way");
                 call.worker = worker;
-                let invocation = InvocationId(call.number);
+                let invocation = at_workers(ticket);
                 let version = VersionId(call.arrival.function);
                 self.tickets.insert(invocation, ticket);
                 let deadline = self.now + self.config.max_wait;
                 self.at_worker(worker, Event::Arrived { invocation, version, deadline });
+            }
+            What::Reserved { ticket, worker, function } => {
+                let (invocation, version) = (at_workers(ticket), VersionId(function));
+                let deadline = self.now + self.config.max_wait;
+                self.at_worker(worker, Event::Reserved { invocation, version, deadline });
+            }
+            What::ReservationCancelled { ticket, worker } => {
+                let invocation = at_workers(ticket);
+                self.at_worker(worker, Event::ReservationCancelled { invocation });
+            }
+            What::Offered { ticket, worker } => {
+                self.balancer.offered(self.now, ticket, self.workers[worker].id);
+                self.after_balancer();
             }
             What::Answered { ticket } => self.answered(ticket),
             What::CodeCame { worker, digest } => {
@@ -414,6 +430,15 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 BalancerOutput::Probe { worker } => {
                     let worker = self.index_of(worker);
                     self.after(2 * self.config.hop, What::Probed { worker });
+                }
+                BalancerOutput::Reserve { ticket, worker } => {
+                    let (worker, call) = (self.index_of(worker), &self.calls[&ticket]);
+                    let function = call.arrival.function;
+                    self.after(self.config.hop, What::Reserved { ticket, worker, function });
+                }
+                BalancerOutput::Cancel { ticket, worker } => {
+                    let worker = self.index_of(worker);
+                    self.after(self.config.hop, What::ReservationCancelled { ticket, worker });
                 }
                 _ => {}
             }
@@ -543,6 +568,10 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             Action::Evict { instance, .. } => {
                 self.after(Duration::ZERO, What::Destroyed { worker, instance });
             }
+            Action::Offer { invocation, .. } => {
+                let ticket = Ticket(invocation.0);
+                self.after(self.config.hop, What::Offered { ticket, worker });
+            }
             Action::TellIdle { version } => {
                 self.after(self.config.hop, What::TellIdle { worker, function: version.0 });
             }
@@ -656,6 +685,12 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         self.events.push(Reverse(Next { at, seq: self.seq, what }));
         self.seq += 1;
     }
+}
+
+/// A worker's number for a call, or for its reservation, is that of its ticket: it is the same
+/// everywhere, and nobody has it again.
+fn at_workers(ticket: Ticket) -> InvocationId {
+    InvocationId(ticket.0)
 }
 
 fn outcome_of(why: Rejection) -> &'static str {

@@ -20,6 +20,13 @@ pub enum Service {
     Exponential(Duration),
     /// Always the same.
     Fixed(Duration),
+    /// Log-normal: most are short, and a few are so long that much of the work is theirs.
+    LogNormal {
+        /// The mean.
+        mean: Duration,
+        /// The standard deviation of the logarithm: the larger, the heavier the tail.
+        sigma: f64,
+    },
 }
 
 impl Service {
@@ -28,6 +35,7 @@ impl Service {
         match self {
             Service::Exponential(_) => Service::Exponential(mean),
             Service::Fixed(_) => Service::Fixed(mean),
+            Service::LogNormal { sigma, .. } => Service::LogNormal { mean, sigma },
         }
     }
 
@@ -35,6 +43,10 @@ impl Service {
         match self {
             Service::Exponential(mean) => rng.exponential(mean),
             Service::Fixed(time) => time,
+            Service::LogNormal { mean, sigma } => {
+                let exponent = sigma * rng.normal() - sigma * sigma / 2.0;
+                Duration::from_secs_f64(mean.as_secs_f64() * libm::exp(exponent))
+            }
         }
     }
 }

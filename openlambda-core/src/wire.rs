@@ -1,5 +1,24 @@
 //! Every header name and HTTP encoding between client, balancer and worker, in one place.
+//!
+//! # Late binding
+//!
+//! A balancer that has not chosen a worker yet may ask several for a place in their queues:
+//!
+//! ```text
+//! balancer                                            worker
+//!    │── GET /internal/events?balancer=B ──────────────▶│ one stream, kept open
+//!    │── POST /internal/reservations {B, ticket, …} ───▶│ the place waits like a call
+//!    │◀─ {"event": "offered", "ticket"} on B's stream ──│ a slot is held, for a short time
+//!    │── /run/… with x-openlambda-reservation: B/ticket ▶│ runs in it
+//!    │   or DELETE /internal/reservations/B/ticket ────▶│ the slot goes to the next
+//! ```
+//!
+//! A call that names a reservation which is over, or never was, is a call like any other. All of it
+//! may get lost: a reservation ends at its deadline, a held slot after the worker's time-out, and
+//! both when the balancer's last stream of events ends.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balancing::WorkerLoad;
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
-use crate::function::{DEFAULT_NAMESPACE, FunctionName, FunctionRef, Qualifier};
+use crate::function::{DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version};
 use crate::invocation::{Body, Phases, RequestId, full_body};
 
 /// The invocation's id, on requests (optional) and replies (always).
@@ -26,6 +45,8 @@ pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
 pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
 /// The worker's name, on replies.
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
+/// The call's reservation, a [`ReservationKey`], from balancer to worker.
+pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reservation");
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// All our own headers start so; a balancer removes them from clients' requests.
@@ -38,8 +59,12 @@ pub const DEFAULT_BODY_LIMIT: u64 = 6 << 20;
 pub const INTERNAL: &str = "/internal/";
 /// On a balancer: POST an [`Announcement`].
 pub const ANNOUNCE_PATH: &str = "/internal/workers";
-/// On a worker: GET the stream of [`WorkerEvent`]s as JSON lines.
+/// On a worker: GET the stream of [`WorkerEvent`]s as JSON lines. With the query `balancer=` and a
+/// name of `[A-Za-z0-9._-]`, up to 64 characters, the stream is that balancer's: it may make
+/// reservations, and is told of offers.
 pub const EVENTS_PATH: &str = "/internal/events";
+/// On a worker: POST a [`Reservation`]; DELETE a [`ReservationKey`] below it. Both answer 204.
+pub const RESERVATIONS_PATH: &str = "/internal/reservations";
 /// On a worker: GET a [`WorkerLoad`].
 pub const LOAD_PATH: &str = "/internal/load";
 /// On a balancer: POST with a [`FunctionRef`] as text; it is resolved afresh before the reply.
@@ -338,6 +363,61 @@ pub struct Announcement {
     pub capacity: u32,
 }
 
+/// Which reservation: its balancer's name, and the ticket by which that balancer knows the call. As
+/// text `<balancer>/<ticket>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReservationKey {
+    /// The balancer's name, as it subscribed to events.
+    pub balancer: String,
+    /// Its number for the call.
+    pub ticket: u64,
+}
+
+impl fmt::Display for ReservationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.balancer, self.ticket)
+    }
+}
+
+impl FromStr for ReservationKey {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let parts = text.split_once('/').filter(|(balancer, _)| is_balancer_name(balancer));
+        let key = parts.and_then(|(balancer, ticket)| {
+            Some(ReservationKey { balancer: balancer.to_owned(), ticket: ticket.parse().ok()? })
+        });
+        key.ok_or_else(|| {
+            let message = "this is no reservation; write <balancer>/<ticket>";
+            Failure::new(FailureKind::BadRequest, message)
+        })
+    }
+}
+
+/// A balancer asks a worker to keep a place for a call that it may send later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservation {
+    /// The balancer's name, as it subscribed to events.
+    pub balancer: String,
+    /// Its number for the call.
+    pub ticket: u64,
+    /// What the call will ask for.
+    pub function: FunctionName,
+    /// The version's number.
+    pub version: Version,
+    /// The version's bundle.
+    pub digest: Digest,
+    /// For how long from now the place is kept, milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// Whether a balancer may be called so towards workers.
+pub fn is_balancer_name(name: &str) -> bool {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(valid)
+}
+
 /// What a worker tells each of its balancers, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -366,6 +446,11 @@ pub enum WorkerEvent {
     Evicted {
         /// The function.
         function: FunctionName,
+    },
+    /// A slot is held for a reservation of the balancer whose stream this is; nobody else is told.
+    Offered {
+        /// The balancer's number for the call.
+        ticket: u64,
     },
     /// It takes no new invocations from now on.
     Draining,
@@ -464,6 +549,15 @@ mod tests {
             let mut read = read_failure(response.headers(), text.as_bytes()).unwrap();
             read.retry_after = None;
             assert_eq!(read, failure);
+        }
+    }
+
+    #[test]
+    fn reservations_are_named_and_read_back() {
+        let key = ReservationKey { balancer: "b-1.x".to_owned(), ticket: u64::MAX };
+        assert_eq!(key.to_string().parse::<ReservationKey>().unwrap(), key);
+        for bad in ["", "/", "b", "b/", "/1", "b/x", "b/1/2", "b/-1", "b b/1"] {
+            assert!(bad.parse::<ReservationKey>().is_err(), "{bad:?}");
         }
     }
 

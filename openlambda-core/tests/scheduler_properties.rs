@@ -1,6 +1,6 @@
 //! The scheduler under random histories: whatever the order of events, no invocation is lost or run
-//! twice, no limit is passed, the memory pool's books balance, cancels and deadlines answer, and a
-//! drain ends.
+//! twice, no limit is passed, the memory pool's books balance, cancels and deadlines answer, each
+//! reservation has one outcome and loses no slot, and a drain ends.
 //!
 //! The test plays the shell: it keeps its own, naive picture of what the scheduler asked for, and
 //! fulfils, fails or delays each action in random order. A spy stands between the scheduler and the
@@ -16,13 +16,15 @@ use openlambda_core::invocation::StartKind;
 use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy, NAMES};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
-    Action, Event, InstanceId, InvocationId, Limits, Scheduler, SchedulerConfig, VersionId,
+    Action, Event, EvictReason, InstanceId, InvocationId, Limits, ReservationEnd, Scheduler,
+    SchedulerConfig, VersionId,
 };
 use openlambda_core::time::Time;
 use proptest::prelude::*;
 
 const MB: u64 = 1 << 20;
 const MAX_STARTING: u32 = 3;
+const OFFER_TIMEOUT: Duration = Duration::from_millis(30);
 
 fn limits_of(version: VersionId) -> Limits {
     let base = Limits {
@@ -47,6 +49,15 @@ enum Call {
     Waiting { deadline: Time },
     Running { instance: InstanceId, expires: Time, expired: bool },
     Over,
+}
+
+/// A reservation from its beginning to its one outcome.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Reservation {
+    version: VersionId,
+    /// Until when it waits, or its slot is held.
+    until: Time,
+    offered: Option<InstanceId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -148,6 +159,14 @@ struct Shell {
     log: Vec<(Time, Action)>,
     now: Time,
     calls: BTreeMap<InvocationId, Call>,
+    next_id: u64,
+    reservations: BTreeMap<InvocationId, Reservation>,
+    /// Reservations that are over although their invocations have not arrived: those may come yet.
+    unbound: BTreeMap<InvocationId, VersionId>,
+    /// How reservations ended.
+    ends: Vec<(InvocationId, ReservationEnd)>,
+    /// Instances that lost slots which they held; their evictions follow.
+    losing: BTreeSet<InstanceId>,
     instances: BTreeMap<InstanceId, (VersionId, Place)>,
     duties: BTreeSet<Duty>,
     drained: bool,
@@ -160,6 +179,7 @@ impl Shell {
             max_starting: MAX_STARTING,
             pause_after: pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
+            offer_timeout: OFFER_TIMEOUT,
         };
         let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
         let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));
@@ -173,6 +193,11 @@ impl Shell {
             log: Vec::new(),
             now: Time::ZERO,
             calls: BTreeMap::new(),
+            next_id: 0,
+            reservations: BTreeMap::new(),
+            unbound: BTreeMap::new(),
+            ends: Vec::new(),
+            losing: BTreeSet::new(),
             instances: BTreeMap::new(),
             duties: BTreeSet::new(),
             drained: false,
@@ -229,7 +254,13 @@ impl Shell {
                 self.step_instance(instance, &[Place::Paused], Place::Resuming);
                 self.duties.insert(Duty::Resume(instance));
             }
-            Action::Evict { instance, .. } => {
+            Action::Evict { instance, why } => {
+                if self.losing.remove(&instance) {
+                    let forced = [EvictReason::Broken, EvictReason::TimedOut];
+                    assert!(forced.contains(&why), "evicted for {why:?} while it held a slot");
+                }
+                let held = self.reservations.values().any(|r| r.offered == Some(instance));
+                assert!(!held, "evicted although a slot is held");
                 let from =
                     [Place::Up, Place::Pausing, Place::Paused, Place::Resuming, Place::Cancelling];
                 self.step_instance(instance, &from, Place::Ending);
@@ -243,6 +274,35 @@ impl Shell {
                     matches!(call, Some(Call::Waiting { .. })),
                     "rejected what does not wait: {call:?}"
                 );
+            }
+            Action::Offer { invocation, instance } => {
+                let (version, place) = self.instances[&instance];
+                assert_eq!(place, Place::Up, "offered an instance that is not up");
+                let until = self.now + OFFER_TIMEOUT;
+                let reservation = self.reservations.get_mut(&invocation).expect("it is over");
+                assert_eq!((reservation.offered, reservation.version), (None, version));
+                assert!(self.now <= reservation.until, "offered too late");
+                reservation.offered = Some(instance);
+                reservation.until = reservation.until.min(until);
+            }
+            Action::ReservationOver { invocation, why } => {
+                let over = self.reservations.remove(&invocation).expect("it was over before");
+                self.ends.push((invocation, why));
+                match why {
+                    ReservationEnd::Taken => {
+                        let call = self.calls.get(&invocation);
+                        assert!(matches!(call, Some(Call::Waiting { .. })), "taken by nobody");
+                        return;
+                    }
+                    ReservationEnd::SlotLost => {
+                        self.losing.insert(over.offered.expect("it had a slot"));
+                    }
+                    ReservationEnd::NotTaken => assert!(over.offered.is_some()),
+                    _ => {}
+                }
+                if !self.calls.contains_key(&invocation) {
+                    self.unbound.insert(invocation, over.version);
+                }
             }
             Action::Drained => {
                 assert!(!self.drained, "drained twice");
@@ -261,7 +321,9 @@ impl Shell {
     fn used(&self, id: InstanceId) -> u32 {
         let runs_here =
             |call: &&Call| matches!(call, Call::Running { instance, .. } if *instance == id);
-        self.calls.values().filter(runs_here).count() as u32
+        let runs = self.calls.values().filter(runs_here).count();
+        let held = self.reservations.values().filter(|r| r.offered == Some(id)).count();
+        (runs + held) as u32
     }
 
     /// What must hold after every event.
@@ -295,6 +357,15 @@ impl Shell {
                 Call::Over => {}
             }
         }
+        for (id, reservation) in &self.reservations {
+            assert!(self.now < reservation.until, "{id:?} is reserved for too long");
+        }
+        assert!(self.losing.is_empty(), "slots were lost without an eviction");
+        let counts = self.scheduler.counts();
+        let offered = self.reservations.values().filter(|r| r.offered.is_some()).count();
+        let reserved = self.reservations.len() - offered;
+        assert_eq!((counts.reserved, counts.offered), (reserved as u32, offered as u32));
+        self.check_idle();
         if let Some(timeout) = self.scheduler.poll_timeout() {
             assert!(timeout > self.now, "a timer that has passed is still set");
         }
@@ -309,8 +380,64 @@ impl Shell {
         self.now = until;
     }
 
+    /// No slot is lost: nothing waits while an instance of its version has one that was never
+    /// given up, unless that instance retires for others.
+    fn check_idle(&self) {
+        let waits = |version| {
+            self.reservations.values().any(|r| r.version == version && r.offered.is_none())
+        };
+        for (id, (version, place)) in &self.instances {
+            if *place == Place::Up && self.used(*id) == 0 {
+                assert!(!waits(*version), "a reservation waits beside {id:?}, which is idle");
+            }
+        }
+    }
+
+    fn new_id(&mut self) -> InvocationId {
+        self.next_id += 1;
+        InvocationId(self.next_id - 1)
+    }
+
+    fn reserve(&mut self, version: u32, patience: u64) -> InvocationId {
+        let invocation = self.new_id();
+        let (version, deadline) = (VersionId(version), self.now + Duration::from_millis(patience));
+        let reservation = Reservation { version, until: deadline, offered: None };
+        self.reservations.insert(invocation, reservation);
+        self.handle(Event::Reserved { invocation, version, deadline });
+        invocation
+    }
+
+    fn unreserve(&mut self, invocation: InvocationId) {
+        let before = self.calls.get(&invocation).copied();
+        self.handle(Event::ReservationCancelled { invocation });
+        assert!(!self.reservations.contains_key(&invocation), "a cancel unanswered");
+        assert_eq!(self.calls.get(&invocation).copied(), before, "a cancel ended what arrived");
+    }
+
+    /// The invocation itself comes, whether its reservation is there or over.
+    fn bind(&mut self, invocation: InvocationId, patience: u64) {
+        let reservation = self.reservations.get(&invocation).copied();
+        let over = self.unbound.remove(&invocation);
+        let Some(version) = reservation.map(|r| r.version).or(over) else { return };
+        let deadline = self.now + Duration::from_millis(patience);
+        self.calls.insert(invocation, Call::Waiting { deadline });
+        self.handle(Event::Arrived { invocation, version, deadline });
+        let Some(reservation) = reservation else { return };
+        match self.calls[&invocation] {
+            Call::Running { instance, .. } => assert_eq!(reservation.offered, Some(instance)),
+            Call::Waiting { .. } => assert_eq!(reservation.offered, None, "its slot was lost"),
+            Call::Over => panic!("what had a place was rejected"),
+        }
+    }
+
+    /// Some reservation, live or over, whose invocation has not come.
+    fn some_reservation(&self, choice: usize) -> Option<InvocationId> {
+        let ids: Vec<_> = self.reservations.keys().chain(self.unbound.keys()).collect();
+        (!ids.is_empty()).then(|| *ids[choice % ids.len()])
+    }
+
     fn arrive(&mut self, version: u32, patience: u64) {
-        let invocation = InvocationId(self.calls.len() as u64);
+        let invocation = self.new_id();
         let deadline = self.now + Duration::from_millis(patience);
         self.calls.insert(invocation, Call::Waiting { deadline });
         self.handle(Event::Arrived { invocation, version: VersionId(version), deadline });
@@ -386,6 +513,7 @@ impl Shell {
         }
         assert!(self.drained, "the drain did not end: {:?}", self.scheduler);
         assert!(self.calls.values().all(|call| *call == Call::Over), "an invocation was lost");
+        assert!(self.reservations.is_empty(), "a reservation without an outcome");
         assert_eq!(self.scheduler.pool().used(), 0);
         assert_eq!(self.scheduler.counts(), Default::default());
         let watched = self.keep_alive.0.lock().unwrap();
@@ -398,6 +526,8 @@ impl Shell {
         let version = VersionId(0);
         self.handle(Event::Arrived { invocation, version, deadline: Time::MAX });
         assert_eq!(self.calls[&invocation], Call::Over, "took an invocation after the drain");
+        self.reserve(0, 1000);
+        assert!(self.reservations.is_empty(), "took a reservation after the drain");
     }
 }
 
@@ -406,6 +536,9 @@ enum Op {
     Arrive(u32, u64),
     Fulfil(usize, bool),
     Cancel(usize),
+    Reserve(u32, u64),
+    Bind(usize, u64),
+    Unreserve(usize),
     Advance(u64),
     Rest(u64),
     Die(usize),
@@ -422,6 +555,9 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (0..64usize).prop_map(|choice| Op::Fulfil(choice, true)),
         3 => (0..64usize).prop_map(|choice| Op::Fulfil(choice, false)),
         2 => (0..64usize).prop_map(Op::Cancel),
+        6 => (0..5u32, 1..400u64).prop_map(|(version, patience)| Op::Reserve(version, patience)),
+        4 => (0..64usize, 1..400u64).prop_map(|(choice, patience)| Op::Bind(choice, patience)),
+        2 => (0..64usize).prop_map(Op::Unreserve),
         3 => (1..120u64).prop_map(Op::Advance),
         1 => (1..4u64).prop_map(Op::Rest),
         1 => (0..16usize).prop_map(Op::Die),
@@ -440,7 +576,7 @@ fn play(ops: &[Op], pause: bool, keep_alive: &str) -> Vec<(Time, Action)> {
             Op::Arrive(version, patience) => shell.arrive(version, patience),
             Op::Fulfil(choice, well) => shell.fulfil(choice, well),
             Op::Cancel(choice) if !shell.calls.is_empty() => {
-                let invocation = InvocationId((choice % shell.calls.len()) as u64);
+                let invocation = *shell.calls.keys().nth(choice % shell.calls.len()).unwrap();
                 let before = shell.calls[&invocation];
                 shell.handle(Event::Cancelled { invocation });
                 let after = shell.calls[&invocation];
@@ -450,6 +586,19 @@ fn play(ops: &[Op], pause: bool, keep_alive: &str) -> Vec<(Time, Action)> {
                 }
             }
             Op::Cancel(_) => {}
+            Op::Reserve(version, patience) => {
+                shell.reserve(version, patience);
+            }
+            Op::Bind(choice, patience) => {
+                if let Some(invocation) = shell.some_reservation(choice) {
+                    shell.bind(invocation, patience);
+                }
+            }
+            Op::Unreserve(choice) => {
+                // Also for what arrived long ago, or never was.
+                let known = shell.some_reservation(choice);
+                shell.unreserve(known.unwrap_or(InvocationId(choice as u64)));
+            }
             Op::Advance(ms) => shell.advance(Duration::from_millis(ms)),
             Op::Rest(minutes) => shell.advance(Duration::from_secs(60 * minutes)),
             Op::Die(choice) => {
@@ -730,4 +879,99 @@ fn what_never_starts_rejects_one_invocation_a_try() {
     }
     assert!(shell.duties.is_empty(), "{:?}", shell.duties);
     assert!(shell.calls.values().all(|call| *call == Call::Over));
+}
+
+fn end_of(shell: &Shell, invocation: InvocationId) -> Option<ReservationEnd> {
+    shell.ends.iter().find(|(id, _)| *id == invocation).map(|(_, why)| *why)
+}
+
+#[test]
+fn a_reservation_waits_in_turn_and_its_invocation_gets_the_slot_that_is_held() {
+    let mut shell = Shell::new(false, "ttl");
+    shell.arrive(3, 10_000); // one instance, one slot, no queue to speak of
+    fulfil_all(&mut shell);
+    let reserved = shell.reserve(3, 10_000);
+    assert!(matches!(end_of(&shell, reserved), Some(ReservationEnd::Refused(_))), "no room");
+
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..4 {
+        shell.arrive(0, 10_000);
+    }
+    fulfil_all(&mut shell);
+    let first = shell.reserve(0, 10_000);
+    shell.arrive(0, 10_000);
+    let second = shell.reserve(0, 10_000);
+    finish_one(&mut shell);
+    assert!(shell.reservations[&first].offered.is_some(), "first come, first served");
+    finish_one(&mut shell);
+    let counts = shell.scheduler.counts();
+    assert_eq!((counts.running, counts.waiting, counts.reserved, counts.offered), (3, 0, 1, 1));
+    // One takes its slot, the other its place in the queue.
+    shell.bind(second, 10_000);
+    assert_eq!(shell.scheduler.counts().waiting, 1);
+    shell.bind(first, 10_000);
+    assert!(matches!(shell.calls[&first], Call::Running { .. }));
+    finish_one(&mut shell);
+    assert!(matches!(shell.calls[&second], Call::Running { .. }));
+    assert_eq!(shell.ends, [(second, ReservationEnd::Taken), (first, ReservationEnd::Taken)]);
+    shell.finish();
+}
+
+#[test]
+fn a_reservation_starts_an_instance_and_its_invocation_is_cold() {
+    let mut shell = Shell::new(false, "ttl");
+    let reserved = shell.reserve(0, 10_000);
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().busy, 1);
+    shell.bind(reserved, 10_000);
+    let cold =
+        |(_, action): &(Time, Action)| matches!(action, Action::Run { start: StartKind::Cold, .. });
+    assert!(shell.log.iter().any(cold));
+}
+
+#[test]
+fn a_slot_that_is_not_taken_goes_to_the_next_and_a_late_invocation_is_like_any_other() {
+    for cancel in [true, false] {
+        let mut shell = Shell::new(false, "ttl");
+        let reserved = shell.reserve(3, 10_000);
+        fulfil_all(&mut shell);
+        shell.arrive(3, 10_000);
+        assert_eq!(shell.scheduler.counts().running, 0, "rejected: this version has no queue");
+        let next = shell.reserve(0, 10_000);
+        fulfil_all(&mut shell);
+        if cancel {
+            shell.unreserve(reserved);
+            assert_eq!(end_of(&shell, reserved), Some(ReservationEnd::Cancelled));
+        } else {
+            shell.advance(OFFER_TIMEOUT);
+            assert_eq!(end_of(&shell, reserved), Some(ReservationEnd::NotTaken));
+        }
+        // The large instance is idle now and makes room for the other version's.
+        fulfil_all(&mut shell);
+        assert!(shell.reservations[&next].offered.is_some());
+        shell.bind(reserved, 10_000);
+        shell.unreserve(next);
+        fulfil_all(&mut shell);
+        assert!(matches!(shell.calls[&reserved], Call::Running { .. }));
+        shell.finish();
+    }
+}
+
+#[test]
+fn a_held_slot_is_neither_paused_nor_evicted_but_may_die() {
+    let mut shell = Shell::new(true, "ttl,seconds=0");
+    let reserved = shell.reserve(0, 10_000);
+    fulfil_all(&mut shell);
+    shell.advance(OFFER_TIMEOUT - Duration::from_millis(1));
+    shell.handle(Event::MemoryPressure { bytes: u64::MAX });
+    shell.handle(Event::Superseded { version: VersionId(0) });
+    assert_eq!(shell.scheduler.counts().busy, 1);
+    let instance = shell.reservations[&reserved].offered.unwrap();
+    shell.handle(Event::Died { instance });
+    assert_eq!(end_of(&shell, reserved), Some(ReservationEnd::SlotLost));
+    fulfil_all(&mut shell);
+    assert!(shell.instances.is_empty());
+    shell.bind(reserved, 10_000);
+    fulfil_all(&mut shell);
+    assert!(matches!(shell.calls[&reserved], Call::Running { .. }));
 }

@@ -39,14 +39,15 @@ pub trait QueuePolicy: Send + fmt::Debug {
     }
 }
 
-/// An invocation that waits.
+/// An invocation that waits, or the reservation of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     /// Which one.
     pub invocation: InvocationId,
     /// When it arrived.
     pub arrived: Time,
-    /// Until when it may wait.
+    /// Until when it may wait. What takes over the place of its reservation may have another
+    /// deadline; the scheduler keeps it, and the queue is not told.
     pub deadline: Time,
 }
 

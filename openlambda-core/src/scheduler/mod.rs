@@ -29,6 +29,29 @@
 //! is taken from the pool when an instance starts and given back when it is *gone*, not when its
 //! end begins. Wishes for instances are served first come, first served over all functions, so a
 //! large function is not starved by small ones.
+//!
+//! # The life of a reservation
+//!
+//! A balancer that binds late (Sparrow, SOSP 2013) sends a place in the queue ahead to several
+//! workers, and the invocation itself to the one whose queue comes to it first. A reservation is that
+//! place: it bears the id of the invocation that may come, waits in turn with the invocations,
+//! counts to the queue's bound and has instances started for it like one.
+//!
+//! ```text
+//!   reserved ──▶ waiting ──Offer──▶ offered ───────────────┐
+//!      │           │ │             (a slot is held)        │ arrived: runs in the slot at once
+//!      │           │ └─ arrived: the invocation            ▼
+//!      │           │    waits in its place ─────▶ (over: Taken)
+//!      │           │                  │
+//!      │           │ cancelled,       │ cancelled, not taken in time,
+//!      │           │ too late         │ instance ended
+//!      └─ refused ─┴──────────────────┴─────────▶ (over; the slot goes to the next)
+//! ```
+//!
+//! Each reservation gets exactly one [`Action::ReservationOver`]. A slot that is held is busy: it is
+//! given to nobody else, and its instance is neither paused nor evicted for time or memory. An
+//! invocation that comes after its reservation is over is one like any other, so whatever gets lost
+//! on the way, it runs once or is rejected once. A drain ends all reservations.
 
 mod memory;
 
@@ -67,6 +90,9 @@ pub struct SchedulerConfig {
     /// When a wish for memory is older than this, busy instances of other versions that become free
     /// are evicted for it although invocations of their own wait.
     pub fairness: Duration,
+    /// How long a slot is held for a reservation's invocation before it goes to the next: some
+    /// round trips to the balancer, since nothing runs there meanwhile.
+    pub offer_timeout: Duration,
 }
 
 impl Default for SchedulerConfig {
@@ -76,6 +102,7 @@ impl Default for SchedulerConfig {
             max_starting: 16,
             pause_after: None,
             fairness: Duration::from_secs(1),
+            offer_timeout: Duration::from_millis(200),
         }
     }
 }
@@ -101,9 +128,10 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// An invocation arrived. It may wait for a slot until `deadline`.
+    /// An invocation arrived. It may wait for a slot until `deadline`. If there is a reservation of
+    /// its id, it takes that one's place.
     Arrived {
-        /// Its new id.
+        /// Its id: a new one, or that of its reservation.
         invocation: InvocationId,
         /// What it calls.
         version: VersionId,
@@ -114,6 +142,21 @@ pub enum Event {
     /// the handler has answered.
     Cancelled {
         /// Which.
+        invocation: InvocationId,
+    },
+    /// A place is to be kept for an invocation that may arrive later, in turn with those that have
+    /// arrived. It ends at `deadline`.
+    Reserved {
+        /// The new id of that invocation.
+        invocation: InvocationId,
+        /// What it will call.
+        version: VersionId,
+        /// Until when the place is kept.
+        deadline: Time,
+    },
+    /// The place is not needed. Nothing happens when the invocation has arrived.
+    ReservationCancelled {
+        /// Of which invocation.
         invocation: InvocationId,
     },
     /// The version's code is there.
@@ -258,6 +301,20 @@ pub enum Action {
         /// Why.
         why: Rejection,
     },
+    /// A reservation has come to a free slot, which is held for it: tell its balancer.
+    Offer {
+        /// Of which invocation.
+        invocation: InvocationId,
+        /// Whose slot is held.
+        instance: InstanceId,
+    },
+    /// A reservation is over; each is once.
+    ReservationOver {
+        /// Of which invocation.
+        invocation: InvocationId,
+        /// Why.
+        why: ReservationEnd,
+    },
     /// Tell one balancer that an instance of the version is idle.
     TellIdle {
         /// Of which version.
@@ -319,6 +376,22 @@ pub enum Rejection {
     },
 }
 
+/// Why a reservation is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReservationEnd {
+    /// Its invocation has arrived and has its place or its slot.
+    Taken,
+    /// It was cancelled.
+    Cancelled,
+    /// A slot was held for it for as long as may be.
+    NotTaken,
+    /// The instance that held a slot for it has ended.
+    SlotLost,
+    /// For a reason for which an invocation in its place would have been rejected.
+    Refused(Rejection),
+}
+
 /// How much there is of everything, for reports and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -326,9 +399,13 @@ pub struct Counts {
     pub waiting: u32,
     /// Invocations that run.
     pub running: u32,
+    /// Reservations that wait for a slot.
+    pub reserved: u32,
+    /// Reservations that a slot is held for.
+    pub offered: u32,
     /// Instances that are starting.
     pub starting: u32,
-    /// Instances with a running invocation.
+    /// Instances with a running invocation or a held slot.
     pub busy: u32,
     /// Idle instances, paused ones among them.
     pub idle: u32,
@@ -346,7 +423,12 @@ pub struct Scheduler {
     pool: MemoryPool,
     versions: Vec<Version>,
     instances: BTreeMap<InstanceId, Instance>,
-    waiting: BTreeMap<InvocationId, (VersionId, Time)>,
+    /// Invocations and reservations in the queues.
+    waiting: BTreeMap<InvocationId, Place>,
+    /// How many of those that wait are reservations.
+    reserved: u32,
+    /// Reservations that a slot is held for.
+    offered: BTreeMap<InvocationId, Offer>,
     running: BTreeMap<InvocationId, (InstanceId, Option<Time>)>,
     /// Wishes for memory for one more instance, first come first served: whose, and since when.
     wishes: BTreeMap<u64, (VersionId, Time)>,
@@ -366,9 +448,30 @@ pub struct Scheduler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Wait(InvocationId),
+    Offer(InvocationId),
     Run(InvocationId),
     Pause(InstanceId),
     Expire(InstanceId),
+}
+
+/// A place in a version's queue.
+#[derive(Clone, Copy)]
+struct Place {
+    version: VersionId,
+    deadline: Time,
+    /// Its invocation has not arrived yet.
+    reserved: bool,
+}
+
+/// A slot that is held.
+#[derive(Clone, Copy)]
+struct Offer {
+    instance: InstanceId,
+    /// When the place was reserved.
+    since: Time,
+    until: Time,
+    /// How warm the instance is for the one for which the slot is held.
+    start: StartKind,
 }
 
 struct Version {
@@ -402,7 +505,11 @@ struct Instance {
     version: VersionId,
     memory: u64,
     slots: u32,
+    /// Slots that are busy, the held ones among them.
     used: u32,
+    held: u32,
+    /// An invocation has run in it.
+    ran: bool,
     state: State,
     started: Time,
     /// How it was made, until it has been given its first invocations.
@@ -420,7 +527,7 @@ enum State {
     Starting,
     /// `CancelStart` was said; `Destroyed`, `SandboxReady` or `SandboxFailed` comes.
     Cancelling,
-    /// Idle when no slot is used, else busy.
+    /// Idle when no slot is used or held, else busy.
     Up,
     Pausing {
         wanted: bool,
@@ -454,6 +561,8 @@ impl Scheduler {
             versions: Vec::new(),
             instances: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            reserved: 0,
+            offered: BTreeMap::new(),
             running: BTreeMap::new(),
             wishes: BTreeMap::new(),
             next_wish: 0,
@@ -476,7 +585,15 @@ impl Scheduler {
                 self.on_arrived(now, invocation, version, deadline);
             }
             Event::Cancelled { invocation } => {
-                self.reject_waiting(invocation, Rejection::Cancelled);
+                if self.waiting.get(&invocation).is_some_and(|place| !place.reserved) {
+                    self.reject_waiting(invocation, Rejection::Cancelled);
+                }
+            }
+            Event::Reserved { invocation, version, deadline } => {
+                self.on_reserved(now, invocation, version, deadline);
+            }
+            Event::ReservationCancelled { invocation } => {
+                self.on_reservation_cancelled(now, invocation);
             }
             Event::CodeReady { version, limits } => self.on_code_ready(now, version, limits),
             Event::CodeFailed { version } => self.on_code_failed(now, version),
@@ -536,7 +653,9 @@ impl Scheduler {
     /// How much there is of everything. O(instances).
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
-            waiting: self.waiting.len() as u32,
+            waiting: self.waiting.len() as u32 - self.reserved,
+            reserved: self.reserved,
+            offered: self.offered.len() as u32,
             running: self.running.len() as u32,
             ..Counts::default()
         };
@@ -604,52 +723,189 @@ impl Scheduler {
         version_id: VersionId,
         deadline: Time,
     ) {
+        if self.take_reservation(now, invocation, version_id, deadline) {
+            return;
+        }
+        match self.admits(version_id) {
+            Ok(()) => self.enqueue(now, invocation, version_id, deadline, false),
+            Err(why) => self.actions.push_back(Action::Reject { invocation, why }),
+        }
+    }
+
+    /// Whether one more may wait for the version.
+    fn admits(&mut self, version_id: VersionId) -> Result<(), Rejection> {
         let draining = self.draining;
         let pool = self.pool.total();
         let version = self.version(version_id);
         let limits = version.code.limits();
         let waiting = version.queue.len();
-        let rejection = match limits {
-            _ if draining => Some(Rejection::Draining),
+        match limits {
+            _ if draining => Err(Rejection::Draining),
             Some(limits) if limits.memory > pool => {
-                Some(Rejection::TooLarge { needs: limits.memory, pool })
+                Err(Rejection::TooLarge { needs: limits.memory, pool })
             }
-            // What a free slot takes at once does not wait, so a limit of 0 still serves.
-            Some(limits) if waiting >= limits.queue as usize && version.free.is_empty() => {
-                // The slots that are coming are not part of the queue's bound.
-                (waiting >= limits.queue as usize + version.spare(limits) as usize)
-                    .then_some(Rejection::QueueFull)
+            // What a free slot takes at once does not wait, so a limit of 0 still serves. The slots
+            // that are coming are not part of the queue's bound.
+            Some(limits)
+                if version.free.is_empty()
+                    && waiting >= limits.queue as usize + version.spare(limits) as usize =>
+            {
+                Err(Rejection::QueueFull)
             }
-            None if waiting >= QUEUE_BEFORE_CODE => Some(Rejection::QueueFull),
-            _ => None,
-        };
-        if let Some(why) = rejection {
-            self.actions.push_back(Action::Reject { invocation, why });
-            return;
+            None if waiting >= QUEUE_BEFORE_CODE => Err(Rejection::QueueFull),
+            _ => Ok(()),
         }
+    }
+
+    fn enqueue(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        version_id: VersionId,
+        deadline: Time,
+        reserved: bool,
+    ) {
+        let version = self.version(version_id);
         version.superseded = false;
         version.queue.push(Waiting { invocation, arrived: now, deadline });
-        self.waiting.insert(invocation, (version_id, deadline));
+        self.waiting.insert(invocation, Place { version: version_id, deadline, reserved });
+        self.reserved += u32::from(reserved);
         self.timers.insert((deadline, Timer::Wait(invocation)));
         self.pump(now, version_id);
     }
 
-    /// A waiting invocation is over; its wishes for instances shrink with the queue.
+    /// What waits is over; its wishes for instances shrink with the queue.
     fn reject_waiting(&mut self, invocation: InvocationId, why: Rejection) {
-        let Some((version, deadline)) = self.waiting.remove(&invocation) else { return };
-        self.timers.remove(&(deadline, Timer::Wait(invocation)));
-        self.version(version).queue.remove(invocation);
-        self.actions.push_back(Action::Reject { invocation, why });
-        self.drop_surplus_wishes(version);
+        self.leave_queue(
+            invocation,
+            Action::Reject { invocation, why },
+            ReservationEnd::Refused(why),
+        );
     }
+
+    fn leave_queue(&mut self, invocation: InvocationId, rejection: Action, end: ReservationEnd) {
+        let Some(place) = self.waiting.remove(&invocation) else { return };
+        self.timers.remove(&(place.deadline, Timer::Wait(invocation)));
+        self.version(place.version).queue.remove(invocation);
+        if place.reserved {
+            self.reserved -= 1;
+            self.reservation_over(invocation, end);
+        } else {
+            self.actions.push_back(rejection);
+        }
+        self.drop_surplus_wishes(place.version);
+    }
+
+    // Reservations.
+
+    fn on_reserved(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        version: VersionId,
+        deadline: Time,
+    ) {
+        match self.admits(version) {
+            Ok(()) => self.enqueue(now, invocation, version, deadline, true),
+            Err(why) => self.reservation_over(invocation, ReservationEnd::Refused(why)),
+        }
+    }
+
+    fn on_reservation_cancelled(&mut self, now: Time, invocation: InvocationId) {
+        if self.offered.contains_key(&invocation) {
+            self.end_offer(now, invocation, ReservationEnd::Cancelled);
+        } else if self.waiting.get(&invocation).is_some_and(|place| place.reserved) {
+            let why = Rejection::Cancelled;
+            self.leave_queue(
+                invocation,
+                Action::Reject { invocation, why },
+                ReservationEnd::Cancelled,
+            );
+        }
+    }
+
+    /// An invocation that arrived takes over what its reservation has, if it has one: the slot, and
+    /// runs, or the place in the queue.
+    fn take_reservation(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        version: VersionId,
+        deadline: Time,
+    ) -> bool {
+        if let Some(offer) = self.offered.get(&invocation).copied() {
+            if self.instances[&offer.instance].version != version {
+                self.end_offer(now, invocation, ReservationEnd::Cancelled);
+                return false;
+            }
+            self.offered.remove(&invocation);
+            self.timers.remove(&(offer.until, Timer::Offer(invocation)));
+            self.version(version).superseded = false;
+            self.reservation_over(invocation, ReservationEnd::Taken);
+            let instance = self.instances.get_mut(&offer.instance).expect("it holds a slot");
+            instance.held -= 1;
+            self.run(now, invocation, offer.since, offer.instance, offer.start);
+            return true;
+        }
+        let Some(place) = self.waiting.get_mut(&invocation).filter(|place| place.reserved) else {
+            return false;
+        };
+        if place.version != version {
+            self.on_reservation_cancelled(now, invocation);
+            return false;
+        }
+        place.reserved = false;
+        let until = std::mem::replace(&mut place.deadline, deadline);
+        self.reserved -= 1;
+        self.timers.remove(&(until, Timer::Wait(invocation)));
+        self.timers.insert((deadline, Timer::Wait(invocation)));
+        self.version(version).superseded = false;
+        self.reservation_over(invocation, ReservationEnd::Taken);
+        true
+    }
+
+    /// The slot that was held goes to the next.
+    fn end_offer(&mut self, now: Time, invocation: InvocationId, why: ReservationEnd) {
+        let Some(offer) = self.offered.remove(&invocation) else { return };
+        self.timers.remove(&(offer.until, Timer::Offer(invocation)));
+        self.reservation_over(invocation, why);
+        let instance = self.instances.get_mut(&offer.instance).expect("it holds a slot");
+        instance.held -= 1;
+        self.free_slot(now, offer.instance, true);
+    }
+
+    /// The instance ends, and the slots that it held are free of their reservations.
+    fn lose_slots(&mut self, id: InstanceId) {
+        let held = self.offered.iter().filter(|(_, offer)| offer.instance == id);
+        let lost: Vec<_> = held.map(|(invocation, offer)| (*invocation, offer.until)).collect();
+        for (invocation, until) in lost {
+            self.offered.remove(&invocation);
+            self.timers.remove(&(until, Timer::Offer(invocation)));
+            self.reservation_over(invocation, ReservationEnd::SlotLost);
+        }
+        let instance = self.instances.get_mut(&id).expect("it is ending, not gone");
+        instance.used -= std::mem::take(&mut instance.held);
+    }
+
+    fn reservation_over(&mut self, invocation: InvocationId, why: ReservationEnd) {
+        self.actions.push_back(Action::ReservationOver { invocation, why });
+    }
+
+    // Runs.
 
     fn on_finished(&mut self, now: Time, invocation: InvocationId, reusable: bool) {
         let Some((id, limit)) = self.running.remove(&invocation) else { return };
         if let Some(limit) = limit {
             self.timers.remove(&(limit, Timer::Run(invocation)));
         }
-        let instance = self.instances.get_mut(&id).expect("a running invocation has an instance");
+        self.free_slot(now, id, reusable);
+    }
+
+    /// A slot that ran an invocation, or was held for one that did not come, is free.
+    fn free_slot(&mut self, now: Time, id: InstanceId, reusable: bool) {
+        let instance = self.instances.get_mut(&id).expect("a used slot has an instance");
         instance.used -= 1;
+        let ran = instance.ran;
         let (version, used, state) = (instance.version, instance.used, instance.state);
         let was_full = used + 1 == instance.slots;
         match state {
@@ -665,7 +921,7 @@ impl Scheduler {
         let reuse = self.version(version).code.limits().is_none_or(|limits| limits.reuse);
         if !reusable {
             self.evict(now, id, EvictReason::Broken);
-        } else if !reuse {
+        } else if !reuse && ran {
             if used == 0 {
                 self.evict(now, id, EvictReason::NoReuse);
             }
@@ -744,13 +1000,13 @@ impl Scheduler {
 
     // Instances.
 
-    /// Gives free slots to waiting invocations, then sees that enough instances are coming.
+    /// Gives free slots to what waits, in turn, then sees that enough instances are coming.
     fn pump(&mut self, now: Time, id: VersionId) {
         loop {
             let version = &mut self.versions[id.0 as usize];
             let Some(&instance) = version.free.last() else { break };
             let Some(waiting) = version.queue.pop(now) else { break };
-            self.run(now, waiting, instance);
+            self.serve(now, waiting, instance);
             let place = &self.instances[&instance];
             if place.used == place.slots {
                 self.versions[id.0 as usize].free.pop();
@@ -791,10 +1047,11 @@ impl Scheduler {
         self.drop_surplus_wishes(id);
     }
 
-    fn run(&mut self, now: Time, waiting: Waiting, id: InstanceId) {
+    /// What has waited gets a slot: an invocation runs, a reservation has it held.
+    fn serve(&mut self, now: Time, waiting: Waiting, id: InstanceId) {
         let invocation = waiting.invocation;
-        self.waiting.remove(&invocation);
-        self.timers.remove(&(waiting.deadline, Timer::Wait(invocation)));
+        let place = self.waiting.remove(&invocation).expect("what is in a queue waits");
+        self.timers.remove(&(place.deadline, Timer::Wait(invocation)));
         let instance = self.instances.get_mut(&id).expect("a free instance exists");
         if instance.used == 0 {
             for (at, timer) in [
@@ -809,9 +1066,32 @@ impl Scheduler {
                 self.keep_alive.used(id, now);
             }
         }
-        self.keep_alive.invoked(id, waiting.arrived, now);
         instance.used += 1;
         let start = instance.fresh.unwrap_or(StartKind::Warm);
+        if !place.reserved {
+            return self.run(now, invocation, waiting.arrived, id, start);
+        }
+        instance.held += 1;
+        let until = place.deadline.min(now + self.config.offer_timeout);
+        self.reserved -= 1;
+        self.offered
+            .insert(invocation, Offer { instance: id, since: waiting.arrived, until, start });
+        self.timers.insert((until, Timer::Offer(invocation)));
+        self.actions.push_back(Action::Offer { invocation, instance: id });
+    }
+
+    /// An invocation runs in a slot that it has.
+    fn run(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        arrived: Time,
+        id: InstanceId,
+        start: StartKind,
+    ) {
+        self.keep_alive.invoked(id, arrived, now);
+        let instance = self.instances.get_mut(&id).expect("it has a slot there");
+        instance.ran = true;
         let limits = self.versions[instance.version.0 as usize].code.limits();
         let limit = limits.map(|limits| now + limits.timeout);
         if let Some(limit) = limit {
@@ -966,6 +1246,7 @@ impl Scheduler {
             }
         };
         let was_idle = std::mem::take(&mut instance.resting);
+        let holds = instance.held > 0;
         if std::mem::take(&mut instance.retiring) {
             self.retiring_bytes -= instance.memory;
         }
@@ -996,6 +1277,9 @@ impl Scheduler {
             self.starting -= 1;
         } else {
             self.keep_alive.ended(id, now);
+        }
+        if holds {
+            self.lose_slots(id);
         }
         self.actions.push_back(action);
         if was_idle {
@@ -1045,6 +1329,7 @@ impl Scheduler {
         for version in &mut self.versions {
             version.prewarm = 0;
         }
+        self.end_reservations(now);
         for instance in self.idle_instances(None) {
             self.evict(now, instance, EvictReason::Draining);
         }
@@ -1053,6 +1338,18 @@ impl Scheduler {
             if self.version(version).queue.is_empty() {
                 self.evict(now, instance, EvictReason::Draining);
             }
+        }
+    }
+
+    /// Their invocations would be rejected.
+    fn end_reservations(&mut self, now: Time) {
+        let draining = Rejection::Draining;
+        let waiting = self.waiting.iter().filter(|(_, place)| place.reserved);
+        for invocation in waiting.map(|(invocation, _)| *invocation).collect::<Vec<_>>() {
+            self.reject_waiting(invocation, draining);
+        }
+        for invocation in self.offered.keys().copied().collect::<Vec<_>>() {
+            self.end_offer(now, invocation, ReservationEnd::Refused(draining));
         }
     }
 
@@ -1136,6 +1433,8 @@ impl Scheduler {
                     memory: limits.memory,
                     slots: limits.slots,
                     used: 0,
+                    held: 0,
+                    ran: false,
                     state: State::Starting,
                     started: now,
                     fresh: None,
@@ -1164,6 +1463,9 @@ impl Scheduler {
             match timer {
                 Timer::Wait(invocation) => {
                     self.reject_waiting(invocation, Rejection::WaitedTooLong);
+                }
+                Timer::Offer(invocation) => {
+                    self.end_offer(now, invocation, ReservationEnd::NotTaken);
                 }
                 Timer::Run(invocation) => {
                     if let Some((instance, limit)) = self.running.get_mut(&invocation) {

@@ -35,7 +35,7 @@ use crate::scheduler::{
     Action, Counts, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, VersionId,
 };
 use crate::time::{Clock, SystemClock, Time};
-use crate::wire::WorkerEvent;
+use crate::wire::{Reservation, ReservationKey, WorkerEvent};
 
 /// A call, decoded.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub(super) struct Call {
     pub(super) digest: Digest,
     pub(super) head: RequestHead,
     pub(super) body: Body,
+    /// The place that was kept for it, if its balancer asked for one.
+    pub(super) reservation: Option<ReservationKey>,
 }
 
 /// The answer to a call.
@@ -133,6 +135,9 @@ struct State {
     /// Versions that wait for a bundle.
     fetching: BTreeMap<Digest, Vec<VersionId>>,
     calls: BTreeMap<InvocationId, CallState>,
+    /// Reservations whose calls have not come, and by which name their balancers know them.
+    reserved: BTreeMap<InvocationId, Reserved>,
+    reservations: BTreeMap<ReservationKey, InvocationId>,
     instances: BTreeMap<InstanceId, InstanceState>,
     /// Why instances did not start, until the scheduler has named the call to tell.
     start_failures: BTreeMap<InstanceId, Failure>,
@@ -161,6 +166,14 @@ struct CallState {
     id: RequestId,
     /// It ran over its time limit. What its handler says of its end is a consequence.
     expired: bool,
+}
+
+/// A place that is kept for a call.
+#[derive(Debug)]
+struct Reserved {
+    key: ReservationKey,
+    version: VersionId,
+    since: Time,
 }
 
 #[derive(Debug)]
@@ -206,13 +219,19 @@ impl Dispatcher {
         let (answer, receiver) = oneshot::channel();
         let mut state = self.lock();
         let (version, superseded) = state.version(call.function, call.version, call.digest);
-        let invocation = InvocationId(state.next_invocation);
-        state.next_invocation += 1;
+        let reserved = call.reservation.and_then(|key| state.reservations.get(&key).copied());
+        // It has waited since its place was kept, so its phases begin there.
+        let (invocation, arrived) = match reserved {
+            Some(reserved) if state.reserved[&reserved].version == version => {
+                (reserved, state.reserved[&reserved].since)
+            }
+            _ => (state.new_invocation(), now),
+        };
         state.calls.insert(
             invocation,
             CallState {
                 version,
-                arrived: now,
+                arrived,
                 id: call.id.clone(),
                 request: Some((call.id, call.head, call.body)),
                 answer: Some(answer),
@@ -222,10 +241,68 @@ impl Dispatcher {
         if let Some(version) = superseded {
             self.step(&mut state, Event::Superseded { version });
         }
+        if let Some(other) = reserved.filter(|reserved| *reserved != invocation) {
+            // Another version was reserved than is called now.
+            self.step(&mut state, Event::ReservationCancelled { invocation: other });
+        }
         let deadline = now + self.max_wait;
         self.step(&mut state, Event::Arrived { invocation, version, deadline });
         drop(state);
         Pending { dispatcher: self.clone(), invocation, answer: receiver, answered: false }
+    }
+
+    /// Keeps a place for a call that may come. Its balancer is told when a slot is held for it.
+    ///
+    /// Whether there is room is not told: the call is refused or served like any other, then.
+    ///
+    /// # Errors
+    ///
+    /// The balancer has no stream of events, so it would not hear of an offer.
+    pub(super) fn reserve(self: &Arc<Self>, reservation: Reservation) -> Result<(), Failure> {
+        let Reservation { balancer, ticket, function, version, digest, deadline_ms } = reservation;
+        let now = self.clock.now();
+        let mut state = self.lock();
+        // Under the lock, so that the end of its stream cannot come in between.
+        if !self.subscribers.listens(&balancer) {
+            let message = "this balancer has no stream of events here; subscribe first, by name";
+            return Err(Failure::new(FailureKind::BadRequest, message));
+        }
+        let key = ReservationKey { balancer, ticket };
+        if state.reservations.contains_key(&key) {
+            return Ok(());
+        }
+        let (version, superseded) = state.version(function, Some(version), digest);
+        if let Some(version) = superseded {
+            self.step(&mut state, Event::Superseded { version });
+        }
+        let invocation = state.new_invocation();
+        state.reservations.insert(key.clone(), invocation);
+        state.reserved.insert(invocation, Reserved { key, version, since: now });
+        let deadline = now + Duration::from_millis(deadline_ms).min(self.max_wait);
+        self.step(&mut state, Event::Reserved { invocation, version, deadline });
+        Ok(())
+    }
+
+    /// The place is not needed. Nothing happens when it is not there any more.
+    pub(super) fn cancel_reservation(self: &Arc<Self>, key: &ReservationKey) {
+        let mut state = self.lock();
+        if let Some(invocation) = state.reservations.get(key).copied() {
+            self.step(&mut state, Event::ReservationCancelled { invocation });
+        }
+    }
+
+    /// A stream of the balancer's has ended. If it was the last, nobody hears of offers any more.
+    pub(super) fn stream_ended(self: &Arc<Self>, balancer: &str) {
+        let mut state = self.lock();
+        if self.subscribers.listens(balancer) {
+            return;
+        }
+        let first = ReservationKey { balancer: balancer.to_owned(), ticket: 0 };
+        let its = state.reservations.range(first..);
+        let its = its.take_while(|(key, _)| key.balancer == balancer);
+        for invocation in its.map(|(_, invocation)| *invocation).collect::<Vec<_>>() {
+            self.step(&mut state, Event::ReservationCancelled { invocation });
+        }
     }
 
     /// Invoke: the handler gets the event, the client the head of the reply; the slot is released
@@ -394,6 +471,17 @@ impl Dispatcher {
             Action::Pause { instance } => self.pause(state, instance, true),
             Action::Resume { instance } => self.pause(state, instance, false),
             Action::Evict { instance, .. } => self.destroy(state, instance),
+            Action::Offer { invocation, .. } => {
+                if let Some(Reserved { key, .. }) = state.reserved.get(&invocation) {
+                    let event = WorkerEvent::Offered { ticket: key.ticket };
+                    self.subscribers.tell_balancer(&key.balancer, &event);
+                }
+            }
+            Action::ReservationOver { invocation, .. } => {
+                if let Some(Reserved { key, .. }) = state.reserved.remove(&invocation) {
+                    state.reservations.remove(&key);
+                }
+            }
             Action::TellIdle { version } => {
                 let function = &state.versions[version.0 as usize].function;
                 self.subscribers.tell_one(|| WorkerEvent::Idle { function: function.clone() });
@@ -778,11 +866,18 @@ impl State {
             newest: BTreeMap::new(),
             fetching: BTreeMap::new(),
             calls: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            reservations: BTreeMap::new(),
             instances: BTreeMap::new(),
             start_failures: BTreeMap::new(),
             next_invocation: 0,
             timer: None,
         }
+    }
+
+    fn new_invocation(&mut self) -> InvocationId {
+        self.next_invocation += 1;
+        InvocationId(self.next_invocation - 1)
     }
 
     /// The id of a version, and the older version whose place it has just taken.

@@ -3,6 +3,9 @@
 //! A balancer subscribes by a long GET of [`wire::EVENTS_PATH`]; a broken stream tells it at once
 //! that the worker is gone. Each subscriber has a bounded buffer: one that is too slow loses
 //! events, and the next snapshot repairs its picture.
+//!
+//! A stream may be a balancer's own, by its name: offers go there and nowhere else, and the end of
+//! the last one is the end of that balancer's reservations.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -27,18 +30,24 @@ pub(super) struct Subscribers {
 
 #[derive(Debug, Default)]
 struct List {
-    streams: Vec<mpsc::Sender<Bytes>>,
+    streams: Vec<Stream>,
     next: usize,
     closed: bool,
 }
 
+#[derive(Debug)]
+struct Stream {
+    balancer: Option<String>,
+    lines: mpsc::Sender<Bytes>,
+}
+
 impl Subscribers {
     /// A new subscriber's events, one JSON line each. Ends when the worker does.
-    pub(super) fn subscribe(&self) -> mpsc::Receiver<Bytes> {
+    pub(super) fn subscribe(&self, balancer: Option<String>) -> mpsc::Receiver<Bytes> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let mut list = self.lock();
         if !list.closed {
-            list.streams.push(sender);
+            list.streams.push(Stream { balancer, lines: sender });
         }
         receiver
     }
@@ -46,22 +55,34 @@ impl Subscribers {
     /// Tells one subscriber, each in turn: an idle notice is a lease to one balancer.
     pub(super) fn tell_one(&self, event: impl FnOnce() -> WorkerEvent) {
         let mut list = self.lock();
-        list.streams.retain(|stream| !stream.is_closed());
+        list.streams.retain(|stream| !stream.lines.is_closed());
         if list.streams.is_empty() {
             return;
         }
         list.next = (list.next + 1) % list.streams.len();
         // A full buffer loses the event; see the module's documentation.
-        let _ = list.streams[list.next].try_send(line(&event()));
+        let _ = list.streams[list.next].lines.try_send(line(&event()));
+    }
+
+    /// Tells one balancer, on its newest stream.
+    pub(super) fn tell_balancer(&self, balancer: &str, event: &WorkerEvent) {
+        if let Some(stream) = self.lock().of(balancer) {
+            let _ = stream.lines.try_send(line(event));
+        }
+    }
+
+    /// Whether the balancer has a stream.
+    pub(super) fn listens(&self, balancer: &str) -> bool {
+        self.lock().of(balancer).is_some()
     }
 
     /// Tells every subscriber.
     pub(super) fn tell_all(&self, event: &WorkerEvent) {
         let mut list = self.lock();
         let line = line(event);
-        list.streams.retain(|stream| !stream.is_closed());
+        list.streams.retain(|stream| !stream.lines.is_closed());
         for stream in &list.streams {
-            let _ = stream.try_send(line.clone());
+            let _ = stream.lines.try_send(line.clone());
         }
     }
 
@@ -74,6 +95,15 @@ impl Subscribers {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl List {
+    fn of(&self, balancer: &str) -> Option<&Stream> {
+        let mut streams = self.streams.iter().rev();
+        streams.find(|stream| {
+            stream.balancer.as_deref() == Some(balancer) && !stream.lines.is_closed()
+        })
     }
 }
 

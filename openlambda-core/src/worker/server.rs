@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/run/<fn>…` and its other forms | a call, from a balancer or straight from a client |
 //! | `/status`, `/livez`, `/readyz`, `/stats` | operation |
-//! | `/internal/events`, `/internal/load` | balancers |
+//! | `/internal/events`, `/internal/load`, `/internal/reservations` | balancers |
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER};
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
 use super::dispatch::{Answer, Call, CompletionOf};
@@ -30,14 +30,22 @@ use super::events::line;
 use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, Version};
-use crate::invocation::{Body, BoxError, Completion, RequestHead, RequestId, full_body};
+use crate::invocation::{
+    Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
+};
 use crate::scheduler::Counts;
-use crate::wire::{self, WorkerEvent};
+use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
 
 /// Answers one request. These are the hops of a call through the worker.
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let target = match wire::parse_target(request.uri().path()) {
         Some(target) => target,
+        None if request.uri().path().starts_with(wire::RESERVATIONS_PATH) => {
+            return match reservations(&shared, request).await {
+                Ok(()) => no_content(),
+                Err(failure) => wire::failure_response(&failure, None),
+            };
+        }
         None => return operate(&shared, &request),
     };
     let mut id = None;
@@ -94,6 +102,7 @@ async fn decode(
             Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}"))
         }
     })?;
+    let reservation = reservation_of(&parts.headers)?;
     wire::remove_hop_by_hop(&mut parts.headers);
     wire::remove_own(&mut parts.headers);
     Ok(Call {
@@ -108,6 +117,7 @@ async fn decode(
             headers: parts.headers,
         },
         body: full_body(body.to_bytes()),
+        reservation,
     })
 }
 
@@ -137,6 +147,11 @@ fn version_of(headers: &HeaderMap) -> Result<Option<Version>, Failure> {
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     let bad = || Failure::new(FailureKind::BadRequest, "the version header is not a number");
     number.map(|number| Some(Version(number))).ok_or_else(bad)
+}
+
+fn reservation_of(headers: &HeaderMap) -> Result<Option<ReservationKey>, Failure> {
+    let Some(value) = headers.get(wire::RESERVATION) else { return Ok(None) };
+    value.to_str().unwrap_or_default().parse().map(Some)
 }
 
 /// The most headers of a reply. Clients, the balancer among them, take 100, and some are added.
@@ -203,6 +218,37 @@ fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
     StreamBody::new(data.chain(last)).boxed_unsync()
 }
 
+/// The largest body of a request between the project's own processes.
+const INTERNAL_BODY: usize = 64 << 10;
+
+/// A balancer has a place kept for a call, or gives it back.
+async fn reservations(shared: &Shared, request: Request<Incoming>) -> Result<(), Failure> {
+    let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let below = path.strip_prefix(wire::RESERVATIONS_PATH).unwrap_or_default();
+    match (parts.method, below.strip_prefix('/')) {
+        (Method::POST, None) if below.is_empty() => {
+            let body = Limited::new(body, INTERNAL_BODY).collect().await;
+            let body = body.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
+            let reservation: Reservation = serde_json::from_slice(&body.to_bytes())
+                .map_err(|error| bad(format!("this is no reservation: {error}")))?;
+            shared.dispatcher.reserve(reservation)
+        }
+        (Method::DELETE, Some(key)) => {
+            shared.dispatcher.cancel_reservation(&key.parse()?);
+            Ok(())
+        }
+        _ => Err(no_such_path(path)),
+    }
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(empty_body());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 /// Everything that is not a call.
 fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -223,7 +269,10 @@ fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> 
             counts: shared.dispatcher.counts(),
         }),
         wire::LOAD_PATH => wire::json_response(&shared.dispatcher.load()),
-        wire::EVENTS_PATH => events(shared.clone()),
+        wire::EVENTS_PATH => match balancer_of(request.uri().query()) {
+            Ok(balancer) => events(shared.clone(), balancer),
+            Err(failure) => wire::failure_response(&failure, None),
+        },
         path => wire::failure_response(&no_such_path(path), None),
     }
 }
@@ -249,18 +298,48 @@ struct Stats<'a> {
     counts: Counts,
 }
 
+/// The name by which a balancer subscribes, if it has one.
+fn balancer_of(query: Option<&str>) -> Result<Option<String>, Failure> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    let Some(name) = pairs.find_map(|pair| pair.strip_prefix("balancer=")) else {
+        return Ok(None);
+    };
+    if wire::is_balancer_name(name) {
+        return Ok(Some(name.to_owned()));
+    }
+    let message = "this cannot be a balancer's name; use up to 64 of A-Z a-z 0-9 . _ -";
+    Err(Failure::new(FailureKind::BadRequest, message))
+}
+
+/// A stream of events, until it is dropped: then the balancer has gone, or has another one.
+struct Subscription {
+    shared: Arc<Shared>,
+    balancer: Option<String>,
+    told: mpsc::Receiver<Bytes>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.told.close();
+        if let Some(balancer) = &self.balancer {
+            self.shared.dispatcher.stream_ended(balancer);
+        }
+    }
+}
+
 /// The stream of events for one balancer: a snapshot first and with every heartbeat, and what
 /// happens between them.
-fn events(shared: Arc<Shared>) -> Response<Body> {
+fn events(shared: Arc<Shared>, balancer: Option<String>) -> Response<Body> {
     // Subscribed before the first snapshot: what happens between the two is told twice, not never.
-    let told = shared.subscribers.subscribe();
+    let told = shared.subscribers.subscribe(balancer.clone());
     let beats = tokio::time::interval(shared.config.heartbeat);
-    let lines = stream::unfold((shared, told, beats), |(shared, mut told, mut beats)| async move {
+    let subscription = Subscription { shared, balancer, told };
+    let lines = stream::unfold((subscription, beats), |(mut subscription, mut beats)| async move {
         let line = tokio::select! {
-            line = told.recv() => line?,
-            _ = beats.tick() => snapshot(&shared),
+            line = subscription.told.recv() => line?,
+            _ = beats.tick() => snapshot(&subscription.shared),
         };
-        Some((Ok(Frame::data(line)), (shared, told, beats)))
+        Some((Ok(Frame::data(line)), (subscription, beats)))
     });
     let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
     let json_lines = HeaderValue::from_static("application/x-ndjson");
