@@ -21,6 +21,7 @@ fn config(functions: u32) -> SimConfig {
             mix: FunctionMix::default(),
         },
         workers: 20,
+        processors: None,
         scheduler: SchedulerConfig { memory: 4 << 30, ..SchedulerConfig::default() },
         keep_alive: "ttl".to_owned(),
         ttl: Duration::from_secs(600),

@@ -29,6 +29,7 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
             mix: FunctionMix::azure(),
         },
         workers: 1,
+        processors: None,
         scheduler: SchedulerConfig { memory: memory_gb << 30, ..SchedulerConfig::default() },
         keep_alive: keep_alive.to_owned(),
         ttl: Duration::from_secs(600),

@@ -23,6 +23,7 @@ use openlambda_core::config::ConfigError;
 use openlambda_core::function::{Digest, FunctionName};
 use openlambda_core::hash::{mix, stable_hash};
 use openlambda_core::invocation::{InvocationRecord, RequestId, StartKind};
+use openlambda_core::manifest::Manifest;
 use openlambda_core::scheduler::{
     Action, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, SchedulerConfig,
     VersionId,
@@ -30,6 +31,7 @@ use openlambda_core::scheduler::{
 use openlambda_core::time::Time;
 use openlambda_core::{keep_alive, queue};
 
+use crate::processors::Processors;
 use crate::workload::{Arrival, Profile, Workload, WorkloadConfig};
 
 /// A simulated cluster and what it is asked to do.
@@ -39,6 +41,10 @@ pub struct SimConfig {
     pub workload: WorkloadConfig,
     /// How many workers there are, all alike, all there from the start.
     pub workers: u32,
+    /// How many processors each worker has, which all that runs there shares equally (see
+    /// [`Processors`]); it is also what the worker tells the balancer as its capacity. `None`: a call
+    /// has a processor of its own whatever else runs, and the capacity is how many instances fit.
+    pub processors: Option<u32>,
     /// Each worker's scheduler.
     pub scheduler: SchedulerConfig,
     /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
@@ -47,7 +53,7 @@ pub struct SimConfig {
     pub ttl: Duration,
     /// Bytes of unpacked bundles that each worker keeps.
     pub code_budget: u64,
-    /// The size of every function's bundle, bytes.
+    /// The size of every function's bundle, bytes. Functions with the same package share a bundle.
     pub bundle_bytes: u64,
     /// What every function's manifest says, but for the memory when the workload's mix gives it.
     pub limits: Limits,
@@ -71,6 +77,7 @@ impl Default for SimConfig {
         SimConfig {
             workload: WorkloadConfig::default(),
             workers: 10,
+            processors: None,
             scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
             keep_alive: "ttl".to_owned(),
             ttl: keep_alive::DEFAULT_TTL,
@@ -148,6 +155,7 @@ enum What {
     Started { worker: usize, instance: InstanceId },
     Destroyed { worker: usize, instance: InstanceId },
     Finished { worker: usize, invocation: InvocationId },
+    ProcessorsTurn { worker: usize },
     PauseDone { worker: usize, instance: InstanceId, paused: bool },
     WorkerTimer { worker: usize },
     BalancerTimer,
@@ -188,6 +196,8 @@ struct SimWorker {
     starting: BTreeSet<InstanceId>,
     versions: BTreeMap<InstanceId, VersionId>,
     timer: Option<Time>,
+    /// What runs, and when it is looked at next, where processors are shared.
+    processors: Option<(Processors, Option<Time>)>,
     /// Memory taken from the pool times how long, up to `metered`.
     byte_seconds: f64,
     metered: Time,
@@ -236,19 +246,30 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         let names: Vec<FunctionName> = (0..config.workload.functions)
             .map(|n| format!("f{n}").parse().expect("a letter and digits are a name"))
             .collect();
-        let functions = names.iter().map(|name| balancer.function(name)).collect();
-        let digests = names.iter().map(|name| {
+        let functions: Vec<_> = names.iter().map(|name| balancer.function(name)).collect();
+        let profiles = config.workload.profiles(config.seed);
+        let digests = names.iter().zip(&profiles).map(|(name, profile)| {
             let mut bytes = [0; 32];
-            let hash = stable_hash(0, name.name().as_bytes());
+            let hash = match &profile.package {
+                Some(package) => stable_hash(0, package_name(*package).as_bytes()),
+                None => stable_hash(0, name.name().as_bytes()),
+            };
             bytes[..8].copy_from_slice(&hash.to_le_bytes());
             Digest::from_bytes(bytes)
         });
+        for (function, profile) in functions.iter().zip(&profiles) {
+            if let Some(package) = profile.package {
+                let packages = vec![package_name(package)];
+                balancer.describe(*function, &Manifest { packages, ..Manifest::default() });
+            }
+        }
         let mut workers = Vec::new();
         for n in 0..config.workers {
             let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
             let make_queue = queue::by_name("fifo").expect("fifo is a queue policy");
-            let capacity = config.scheduler.memory / config.limits.memory.max(1);
-            let capacity = u32::try_from(capacity).unwrap_or(u32::MAX);
+            let fit = config.scheduler.memory / config.limits.memory.max(1);
+            let fit = u32::try_from(fit).unwrap_or(u32::MAX);
+            let capacity = config.processors.unwrap_or(fit);
             workers.push(SimWorker {
                 id: balancer.join(Time::ZERO, WorkerInfo::new(format!("w{n}"), capacity)),
                 scheduler: Scheduler::new(config.scheduler.clone(), make_queue, keep_alive),
@@ -258,6 +279,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 starting: BTreeSet::new(),
                 versions: BTreeMap::new(),
                 timer: None,
+                processors: config.processors.map(|count| (Processors::new(count), None)),
                 byte_seconds: 0.0,
                 metered: Time::ZERO,
             });
@@ -276,7 +298,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             balancer,
             balancer_timer: None,
             digests: digests.collect(),
-            profiles: config.workload.profiles(config.seed),
+            profiles,
             names,
             functions,
             workers,
@@ -362,6 +384,21 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                     self.call_ended(ticket, "ok");
                 }
                 self.at_worker(worker, Event::Finished { invocation, reusable: true });
+            }
+            What::ProcessorsTurn { worker } => {
+                let Some((processors, turn)) = &mut self.workers[worker].processors else { return };
+                if *turn != Some(self.now) {
+                    return;
+                }
+                *turn = None;
+                let mut ended = Vec::new();
+                while let Some(invocation) = processors.poll_ended(self.now) {
+                    ended.push(invocation);
+                }
+                for invocation in ended {
+                    self.after(Duration::ZERO, What::Finished { worker, invocation });
+                }
+                self.after_processors(worker);
             }
             What::PauseDone { worker, instance, paused: true } => {
                 self.at_worker(worker, Event::Paused { instance });
@@ -547,7 +584,13 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 let call = self.calls.get_mut(&ticket).expect("it is under way");
                 call.ran = Some((start, now));
                 let service = call.arrival.service;
-                self.after(service, What::Finished { worker, invocation });
+                match &mut place.processors {
+                    None => self.after(service, What::Finished { worker, invocation }),
+                    Some((processors, _)) => {
+                        processors.start(now, invocation, service);
+                        self.after_processors(worker);
+                    }
+                }
             }
             Action::Expire { invocation } => {
                 if let Some(ticket) = self.tickets.remove(&invocation) {
@@ -579,6 +622,18 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
                 self.after(self.config.hop, What::TellEvicted { worker, function: version.0 });
             }
             _ => {}
+        }
+    }
+
+    /// What runs has changed, and so has the time of the next end.
+    fn after_processors(&mut self, worker: usize) {
+        let Some((processors, turn)) = &mut self.workers[worker].processors else { return };
+        let next = processors.next_end();
+        if next != *turn {
+            *turn = next;
+            if let Some(at) = next {
+                self.at(at, What::ProcessorsTurn { worker });
+            }
         }
     }
 
@@ -691,6 +746,10 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
 /// everywhere, and nobody has it again.
 fn at_workers(ticket: Ticket) -> InvocationId {
     InvocationId(ticket.0)
+}
+
+fn package_name(package: u32) -> String {
+    format!("p{package}")
 }
 
 fn outcome_of(why: Rejection) -> &'static str {

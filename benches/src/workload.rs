@@ -20,7 +20,15 @@ pub enum Service {
     Exponential(Duration),
     /// Always the same.
     Fixed(Duration),
-    /// Log-normal: most are short, and a few are so long that much of the work is theirs.
+    /// A mixture of two exponential distributions with balanced means: mostly short times, and few
+    /// that are long. The usual one to try a variance with that is above the exponential's.
+    HyperExponential {
+        /// The mean.
+        mean: Duration,
+        /// The squared coefficient of variation, at least 1 (which is the exponential's).
+        scv: f64,
+    },
+    /// Log-normal, what handlers' times look like in production.
     LogNormal {
         /// The mean.
         mean: Duration,
@@ -35,7 +43,18 @@ impl Service {
         match self {
             Service::Exponential(_) => Service::Exponential(mean),
             Service::Fixed(_) => Service::Fixed(mean),
+            Service::HyperExponential { scv, .. } => Service::HyperExponential { mean, scv },
             Service::LogNormal { sigma, .. } => Service::LogNormal { mean, sigma },
+        }
+    }
+
+    /// The mean.
+    pub fn mean(self) -> Duration {
+        match self {
+            Service::Exponential(mean)
+            | Service::Fixed(mean)
+            | Service::HyperExponential { mean, .. }
+            | Service::LogNormal { mean, .. } => mean,
         }
     }
 
@@ -43,9 +62,15 @@ impl Service {
         match self {
             Service::Exponential(mean) => rng.exponential(mean),
             Service::Fixed(time) => time,
+            Service::HyperExponential { mean, scv } => {
+                // Each branch carries half of the mean: p₁ m₁ = p₂ m₂ = mean / 2.
+                let scv = scv.max(1.0);
+                let short = (1.0 + libm::sqrt((scv - 1.0) / (scv + 1.0))) / 2.0;
+                let share = if rng.chance(short) { short } else { 1.0 - short };
+                rng.exponential(mean.div_f64(2.0 * share))
+            }
             Service::LogNormal { mean, sigma } => {
-                let exponent = sigma * rng.normal() - sigma * sigma / 2.0;
-                Duration::from_secs_f64(mean.as_secs_f64() * libm::exp(exponent))
+                mean.mul_f64(libm::exp(sigma * rng.normal() - sigma * sigma / 2.0))
             }
         }
     }
@@ -85,6 +110,10 @@ pub struct FunctionMix {
     pub memory_mb: Option<LogNormal>,
     /// What a cold start takes, milliseconds; `None`: what the experiment says for all.
     pub cold_start_ms: Option<LogNormal>,
+    /// How many packages there are: each function needs one of them, drawn by Zipf's law with the
+    /// exponent 1. What a worker pulls is the package, and functions that need the same share it.
+    /// `None`: none, and each function's bundle is its own.
+    pub packages: Option<u32>,
 }
 
 impl FunctionMix {
@@ -110,6 +139,7 @@ impl FunctionMix {
                 least: 100.0,
                 most: 20_000.0,
             }),
+            packages: None,
         }
     }
 }
@@ -127,6 +157,8 @@ pub struct Profile {
     pub memory: Option<u64>,
     /// What a cold start takes, when the workload says.
     pub cold_start: Option<Duration>,
+    /// The package that it needs, `0..packages`, when the workload says.
+    pub package: Option<u32>,
 }
 
 /// The calls of an experiment: arrivals by chance (Poisson) and by timers over functions of unequal
@@ -148,6 +180,16 @@ pub struct WorkloadConfig {
 }
 
 impl WorkloadConfig {
+    /// The same calls, but so many a second that their handlers keep `busy` processors busy on
+    /// average. Functions that differ make that another rate under each seed.
+    #[must_use]
+    pub fn with_busy(mut self, busy: f64, seed: u64) -> Self {
+        let seconds_of = |profile: &Profile| profile.rate * profile.service.mean().as_secs_f64();
+        let now: f64 = self.profiles(seed).iter().map(seconds_of).sum();
+        self.rate *= busy / now;
+        self
+    }
+
     /// The functions under `seed`, `0..functions`. Each property has a stream of its own, so a mix
     /// with one distribution more draws the same for the others.
     pub fn profiles(&self, seed: u64) -> Vec<Profile> {
@@ -155,7 +197,7 @@ impl WorkloadConfig {
         let stream = |label| Rng::from_seed_and_label(seed, label);
         let (mut popularity, mut timers) = (stream("popularity"), stream("timers"));
         let (mut service, mut memory) = (stream("service means"), stream("memory"));
-        let mut cold_start = stream("cold starts");
+        let (mut cold_start, mut package) = (stream("cold starts"), stream("packages"));
         let millis = |value: f64| Duration::from_secs_f64(value / 1e3);
         let mut profiles: Vec<Profile> = (1..=self.functions)
             .map(|rank| Profile {
@@ -170,6 +212,7 @@ impl WorkloadConfig {
                 },
                 memory: mix.memory_mb.map(|mb| (mb.draw(&mut memory) * 1048576.0) as u64),
                 cold_start: mix.cold_start_ms.map(|ms| millis(ms.draw(&mut cold_start))),
+                package: mix.packages.map(|count| draw_by_rank(count, &mut package)),
             })
             .collect();
         let total: f64 = profiles.iter().map(|profile| profile.rate).sum();
@@ -192,6 +235,17 @@ impl Default for WorkloadConfig {
             invocations: 100_000,
         }
     }
+}
+
+/// One of `0..count` by Zipf's law with the exponent 1; 0 when there is only that.
+fn draw_by_rank(count: u32, rng: &mut Rng) -> u32 {
+    let weights = || (1..=count).map(|rank| 1.0 / f64::from(rank));
+    let mut left = rng.unit() * weights().sum::<f64>();
+    let before = weights().take_while(|weight| {
+        left -= weight;
+        left >= 0.0
+    });
+    (before.count() as u32).min(count.saturating_sub(1))
 }
 
 /// One call.
@@ -357,6 +411,48 @@ mod tests {
         near(share(&|profile| profile.rate <= 720.0 * rarest), 0.81);
         let total: f64 = profiles.iter().map(|profile| profile.rate).sum();
         assert!((total - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn services_have_the_mean_and_the_variance_that_they_name() {
+        let mean = Duration::from_millis(10);
+        let sigma = libm::sqrt(libm::log(5.0));
+        for (service, scv) in [
+            (Service::Fixed(mean), 0.0),
+            (Service::Exponential(mean), 1.0),
+            (Service::HyperExponential { mean, scv: 5.0 }, 5.0),
+            // exp(σ²) − 1.
+            (Service::LogNormal { mean, sigma }, 4.0),
+        ] {
+            let mut rng = Rng::from_seed(3);
+            let n = 400_000;
+            let times: Vec<f64> = (0..n).map(|_| service.draw(&mut rng).as_secs_f64()).collect();
+            let moment = |k: i32| times.iter().map(|time| time.powi(k)).sum::<f64>() / f64::from(n);
+            assert!((moment(1) / 0.010 - 1.0).abs() < 0.02, "{service:?}: {}", moment(1));
+            let measured = moment(2) / moment(1).powi(2) - 1.0;
+            assert!((measured - scv).abs() <= 0.1 * scv + 1e-9, "{service:?}: {measured}");
+            assert_eq!(service.mean(), mean);
+            let longer = service.with_mean(2 * mean).draw(&mut Rng::from_seed(9));
+            let twice = 2.0 * service.draw(&mut Rng::from_seed(9)).as_secs_f64();
+            assert!((longer.as_secs_f64() - twice).abs() < 1e-8, "{service:?}");
+        }
+    }
+
+    #[test]
+    fn packages_are_drawn_by_zipfs_law_and_change_nothing_else() {
+        let mut config = azure(30_000, 0);
+        let without = config.profiles(1);
+        config.mix.packages = Some(3);
+        let with = config.profiles(1);
+        for (package, share) in [(0, 6.0 / 11.0), (1, 3.0 / 11.0), (2, 2.0 / 11.0)] {
+            let of = with.iter().filter(|profile| profile.package == Some(package)).count();
+            assert!((of as f64 / 30_000.0 - share).abs() < 0.01, "package {package}: {of}");
+        }
+        let seconds = |profile: &Profile| profile.rate * profile.service.mean().as_secs_f64();
+        let busy: f64 = config.with_busy(7.0, 1).profiles(1).iter().map(seconds).sum();
+        assert!((busy - 7.0).abs() < 1e-6, "{busy}");
+        let same = |(a, b): (&Profile, &Profile)| *a == Profile { package: None, ..*b };
+        assert!(without.iter().zip(&with).all(same));
     }
 
     #[test]

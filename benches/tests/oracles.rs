@@ -1,9 +1,13 @@
 //! The simulator against what queueing theory says, and against itself.
 //!
-//! The deciders in it are the live ones, so an oracle here speaks of the platform's own code.
+//! The deciders in it are the live ones, so an oracle here speaks of the platform's own code. Each
+//! compares the mean over independent runs (one seed each), with its confidence interval, to a closed
+//! formula. The bound that guardrails keep under any inner policy is a property test of its own:
+//! `guardrails_keep_the_gap_within_the_limit` in `openlambda-lb/tests/queue_policies.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openlambda_core::invocation::InvocationRecord;
@@ -27,6 +31,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
             ..WorkloadConfig::default()
         },
         workers,
+        processors: None,
         scheduler: SchedulerConfig::default(),
         keep_alive: "lru".to_owned(),
         ttl: Duration::from_secs(600),
@@ -61,15 +66,44 @@ fn run(config: &SimConfig, policy: &str) -> (Summary, Vec<InvocationRecord>) {
     (tally.summary(policy), records)
 }
 
-/// The mean of the runs' means and the half-width of its 99 % confidence interval (normal, by
-/// independent replications).
-fn interval(means: &[f64]) -> (f64, f64) {
-    let n = means.len() as f64;
-    let mean = means.iter().sum::<f64>() / n;
-    let variance = means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    // Student's t for 19 degrees of freedom at 99 %, for the 20 replications used below.
-    assert_eq!(means.len(), 20);
-    (mean, 2.861 * (variance / n).sqrt())
+/// The mean of the runs' results and the half-width of its 99 % confidence interval (by independent
+/// replications).
+fn interval(runs: &[f64]) -> (f64, f64) {
+    let n = runs.len() as f64;
+    let mean = runs.iter().sum::<f64>() / n;
+    let variance = runs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    // Student's t at 99 %, by degrees of freedom.
+    let t = match runs.len() {
+        10 => 3.250,
+        20 => 2.861,
+        other => panic!("look Student's t up for {other} runs"),
+    };
+    (mean, t * (variance / n).sqrt())
+}
+
+/// The results of the runs agree with `theory`, and are precise enough that they could disagree.
+/// `bias`: what the theory neglects, as a share of it.
+fn agree(what: &str, runs: &[f64], theory: f64, bias: f64) {
+    let (mean, half) = interval(runs);
+    let off = (mean - theory).abs();
+    assert!(off <= half + bias * theory, "{what}: {mean} ± {half}, theory {theory}");
+    assert!(half < 0.1 * theory, "{what}: ± {half} is too wide to tell anything of {theory}");
+}
+
+/// One call at a time on each worker, and the balancer knows it.
+fn one_slot_each(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
+    let mut config = queueing(workers, load, invocations, seed);
+    config.scheduler.memory = config.limits.memory;
+    config
+}
+
+/// `workers` of one processor each, shared by all calls that are there.
+fn sharing(workers: u32, load: f64, service: Service, invocations: u64, seed: u64) -> SimConfig {
+    let mut config = queueing(workers, load, invocations, seed);
+    config.workload.service = service;
+    config.processors = Some(1);
+    config.limits.max_instances = u32::MAX / 2;
+    config
 }
 
 #[test]
@@ -170,4 +204,129 @@ fn an_affinity_policy_starts_cold_less_often() {
     let (home, _) = run(&config, "bounded-load");
     assert!(home.cold_rate < 0.6 * random.cold_rate, "{home:?} {random:?}");
     assert!(home.mean_ms < random.mean_ms);
+}
+
+/// The probability that an arrival waits at `c` servers under `load` each (Erlang's C formula).
+fn erlang_c(c: u32, load: f64) -> f64 {
+    let offered = load * f64::from(c);
+    // Erlang's B formula by its recursion, then C from B.
+    let blocked = (1..=c).fold(1.0, |b, n| offered * b / (f64::from(n) + offered * b));
+    blocked / (1.0 - load * (1.0 - blocked))
+}
+
+#[test]
+fn erlangs_formula_is_typed_as_in_the_books() {
+    // M/M/1 waits with probability ρ; M/M/2 with 2ρ² / (1 + ρ).
+    assert!((erlang_c(1, 0.7) - 0.7).abs() < 1e-12);
+    assert!((erlang_c(2, 0.6) - 0.72 / 1.6).abs() < 1e-12);
+}
+
+#[test]
+fn the_central_queue_makes_the_cluster_an_mmc_queue() {
+    for (workers, load, calls) in [(5, 0.8, 20_000), (10, 0.8, 40_000)] {
+        let waits: Vec<f64> = (0..20)
+            .map(|seed| {
+                let config = one_slot_each(workers, load, calls, seed);
+                let (summary, _) = run(&config, "central-queue,wait=3600");
+                assert_eq!(summary.failed, 0);
+                summary.mean_wait_ms
+            })
+            .collect();
+        // Kleinrock 1975: C(c, ρ) / (c μ − λ), with μ = 100/s.
+        let spare = 100.0 * f64::from(workers) * (1.0 - load);
+        let theory = erlang_c(workers, load) / spare * 1e3;
+        // The runs start with empty queues: up to 3 % of the mean at these lengths.
+        agree(&format!("{workers} workers at {load}"), &waits, theory, 0.03);
+    }
+}
+
+/// The share of time that a worker has at least 1, 2, … calls, over all workers, from the first fifth
+/// of the run on.
+fn queue_tail(records: &[InvocationRecord], workers: u32, up_to: usize) -> Vec<f64> {
+    let arrived = |record: &InvocationRecord| record.arrived_ns;
+    let end = records.iter().map(arrived).max().unwrap();
+    let start = end / 5;
+    let mut changes: Vec<(u64, i32, &str)> = Vec::new();
+    for record in records {
+        let over = arrived(record)
+            + record.queue_ns
+            + record.pull_ns
+            + record.create_ns
+            + record.init_ns
+            + record.run_ns;
+        changes.push((arrived(record), 1, &record.worker));
+        changes.push((over, -1, &record.worker));
+    }
+    changes.sort_unstable();
+    let mut queues: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    let mut held = vec![0u64; up_to + 1];
+    for (at, change, worker) in changes {
+        let (queue, since) = queues.entry(worker).or_insert((0, start));
+        let until = at.clamp(start, end);
+        for k in 1..=up_to.min(*queue) {
+            held[k] += until.saturating_sub(*since);
+        }
+        *since = until;
+        *queue = queue.checked_add_signed(change as isize).unwrap();
+    }
+    let whole = (end - start) as f64 * f64::from(workers);
+    held.iter().skip(1).map(|held| *held as f64 / whole).collect()
+}
+
+#[test]
+fn the_power_of_two_choices_has_mitzenmachers_tail() {
+    let (workers, load) = (200, 0.9);
+    let tails: Vec<Vec<f64>> = (0..10)
+        .map(|seed| {
+            let (_, records) = run(&one_slot_each(workers, load, 60_000, seed), "power-of-two");
+            queue_tail(&records, workers, 4)
+        })
+        .collect();
+    for k in 1..=4 {
+        // Mitzenmacher 2001, for n → ∞: P(queue ≥ k) = λ^((dᵏ − 1) / (d − 1)), here with d = 2.
+        let theory = load.powi((1 << k) - 1);
+        let runs: Vec<f64> = tails.iter().map(|tail| tail[k - 1]).collect();
+        // His own simulations of 100 queues are about 1 % off in the mean; the error falls as 1 / n.
+        agree(&format!("queues of {k} and more"), &runs, theory, 0.02);
+    }
+    // And that is not what a single choice leads to: there it is λᵏ.
+    let (_, records) = run(&one_slot_each(workers, load, 60_000, 0), "random");
+    assert!(queue_tail(&records, workers, 4)[3] > 2.0 * load.powi(15));
+}
+
+#[test]
+fn shared_processors_respond_alike_whatever_the_services_distribution() {
+    let mean = Duration::from_millis(10);
+    for service in [
+        Service::Fixed(mean),
+        Service::Exponential(mean),
+        Service::HyperExponential { mean, scv: 5.0 },
+    ] {
+        let load = 0.7;
+        let means: Vec<f64> = (0..20)
+            .map(|seed| run(&sharing(4, load, service, 20_000, seed), "random").0.mean_ms)
+            .collect();
+        // M/G/1-PS (Kleinrock 1976): 1 / (μ (1 − ρ)).
+        agree(&format!("{service:?}"), &means, 10.0 / (1.0 - load), 0.02);
+    }
+}
+
+#[test]
+fn a_first_come_first_served_worker_pays_for_the_services_variance() {
+    let mean = Duration::from_millis(10);
+    for (service, scv) in
+        [(Service::Fixed(mean), 0.0), (Service::HyperExponential { mean, scv: 5.0 }, 5.0)]
+    {
+        let load = 0.7;
+        let waits: Vec<f64> = (0..20)
+            .map(|seed| {
+                let mut config = queueing(4, load, 20_000, seed);
+                config.workload.service = service;
+                run(&config, "random").0.mean_wait_ms
+            })
+            .collect();
+        // Pollaczek–Khinchine: ρ (1 + C²) / (2 μ (1 − ρ)).
+        let theory = 10.0 * load / (1.0 - load) * (1.0 + scv) / 2.0;
+        agree(&format!("{service:?}"), &waits, theory, 0.02);
+    }
 }

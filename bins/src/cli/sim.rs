@@ -125,6 +125,7 @@ impl SimArgs {
                 },
             },
             workers: self.workers,
+            processors: None,
             scheduler: SchedulerConfig {
                 memory: self.memory_mb << 20,
                 ..SchedulerConfig::default()
