@@ -13,7 +13,11 @@
 //! | process namespace | seeing and signalling others; everything in it dies with its first process |
 //! | IPC and host-name namespaces | shared memory, queues, the machine's name |
 //! | network namespace, from the pool | every network but a loopback of its own |
-//! | cgroup, from the pool | more memory, processes and processor time than its manifest says |
+//! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
+//! | `/tmp` of bounded size and number of files | memory that no process is charged for |
+//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's, knowing of others |
+//! | limits of single processes | core files, more than 1024 open files, going before others |
+//! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
 //! | capabilities, `no_new_privs` | power, and getting it by setuid files |
 //! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
@@ -42,6 +46,17 @@
 //! some are delegated to the user, so memory and processor time are not bounded then and processes are
 //! by `RLIMIT_NPROC`; and every sandbox is the worker's own user on the machine, so what keeps it from
 //! that user's files is that it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so.
+//! What the kernel counts by user (inotify instances, memory of pipes, pending signals) all of them
+//! share with the worker, and the worker's supplementary groups stay with them.
+//!
+//! # What it does not keep from a function
+//!
+//! The machine's `/usr`, and what `/proc` tells everybody: its processors, memory, load, uptime, the
+//! paths of the function's own mounts. With `network = "host"`, everything that listens there,
+//! abstract Unix sockets included; and a function with a `bootstrap` of its own then has its Runtime
+//! API at a port that others on the machine's network can speak with, too. Huge pages, where the
+//! machine has set some aside. Disk bandwidth. Its first process is nobody's child in there: it has to
+//! wait for orphans itself, or they count as processes until the instance ends.
 
 mod cell;
 mod cgroup;

@@ -784,6 +784,10 @@ async fn a_function_that_asks_for_too_much_at_its_start_harms_itself_alone() {
                 matches!(error.kind, SandboxErrorKind::Resources | SandboxErrorKind::Init),
                 "{error}"
             );
+            if manifest.len() > 1 << 20 {
+                let why = openlambda_core::failure::chain(&error);
+                assert!(why.contains("pass arguments and environment"), "{why}");
+            }
         }
         assert_eq!(call(&*sandbox, "\"result = 1\"").await.unwrap(), r#"["done", 1]"#);
     }

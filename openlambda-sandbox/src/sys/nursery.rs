@@ -37,6 +37,10 @@ static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nursery"));
 /// The most descriptors beside one message.
 const MOST_DESCRIPTORS: usize = 16;
 
+/// The most bytes of one message: the room that the nursery has for it. One that is cut would end it,
+/// and with it everybody else's sandboxes.
+const MOST_BYTES: usize = 4 << 20;
+
 /// The port of the Runtime API inside of each network namespace.
 pub const API_PORT: u16 = 9001;
 /// The abstract Unix socket of the same, as a bootstrap's variable names it.
@@ -163,6 +167,10 @@ fn gone(why: impl Into<io::Error>) -> NurseryError {
     NurseryError::Gone(why.into())
 }
 
+fn too_long() -> NurseryError {
+    refused(("pass arguments and environment".to_owned(), libc::E2BIG))
+}
+
 fn refused((step, errno): (String, i32)) -> NurseryError {
     NurseryError::Refused { step, errno }
 }
@@ -188,7 +196,7 @@ impl Nursery {
         }
         for socket in [&ours, &theirs] {
             // A bundle's environment, or our bootstraps, are one message.
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 4 << 20);
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, MOST_BYTES);
         }
         let program = program().map_err(gone)?;
         let mut command = CommandSpec::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
@@ -268,6 +276,10 @@ impl Nursery {
             arguments: recipe.arguments,
             environment: recipe.environment,
         };
+        let message = start.write();
+        if message.len() > MOST_BYTES {
+            return Err(too_long());
+        }
         let mut descriptors = vec![belongings.stdout, belongings.stderr, belongings.errors];
         descriptors.extend(belongings.network);
         descriptors.extend(&belongings.cgroups);
@@ -279,9 +291,12 @@ impl Nursery {
             }
             state.starting.insert(id, sender);
         }
-        if let Err(error) = send(&self.shared.socket, &start.write(), &descriptors).await {
+        if let Err(error) = send(&self.shared.socket, &message, &descriptors).await {
             self.shared.lock().starting.remove(&id);
-            return Err(gone(error));
+            return Err(match error.raw_os_error() {
+                Some(libc::EMSGSIZE) => too_long(),
+                _ => gone(error),
+            });
         }
         born.await.unwrap_or_else(|_| Err(gone(io::ErrorKind::BrokenPipe)))
     }

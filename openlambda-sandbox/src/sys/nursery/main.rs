@@ -597,7 +597,7 @@ fn give_up_power() -> Result<(), Failed> {
     c::no_new_privileges().map_err(|e| ("no new privileges", e))
 }
 
-/// It does not outlive the nursery, which nobody would know it by then.
+/// It does not outlive the nursery: nobody would know of it.
 fn die_with_nursery(home: &Home) {
     c::die_with_parent();
     // Had the nursery ended before the line above, no signal would ever come.
