@@ -592,8 +592,11 @@ impl Shared {
         // The engine answers long after the program has begun, so nobody waits for that: only for its
         // refusal.
         let mut start = tokio::spawn(start);
+        let mut answered = false;
         let refused = async {
-            match (&mut start).await {
+            let answer = (&mut start).await;
+            answered = true;
+            match answer {
                 Ok(Err(error)) => error,
                 _ => std::future::pending().await,
             }
@@ -620,7 +623,8 @@ impl Shared {
         let listener = listener.map_err(|error| resources("no port can be opened", error))?;
         let (out, err) = (out.into(), err.into());
         let process = watch_process(pid);
-        Ok(Up { listener, out, err, process, failed: Some(failed), start: Some(start) })
+        let start = (!answered).then_some(start);
+        Ok(Up { listener, out, err, process, failed: Some(failed), start })
     }
 
     /// Lets the engine's stream of its output flow into pipes.
