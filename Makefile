@@ -13,8 +13,8 @@ build:
 demo: build
 	@examples/demo.sh $(OL)
 
-# What the tests need beside Rust: a C compiler, Python 3, tar. Installed by apt-get where it is
-# missing and can be had, else named.
+# What the tests need beside Rust: a C compiler, Python 3, tar, Docker's engine, gVisor. Installed by
+# apt-get where it is missing and can be had, else named.
 deps:
 	@.ci/deps
 

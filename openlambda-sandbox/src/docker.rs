@@ -37,6 +37,7 @@
 //! engines end them when they come back. What could not be removed meanwhile is removed then, and what a
 //! crashed worker has left is found by its labels.
 
+mod container;
 mod deaths;
 mod engine;
 mod handshake;
@@ -49,21 +50,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
 use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount,
-    MountType, ResourcesUlimits,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType,
+    ResourcesUlimits,
 };
-use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions, StatsOptions};
+use bollard::query_parameters::{AttachContainerOptions, CreateContainerOptions};
 use futures_util::StreamExt;
 use openlambda_core::manifest::Network;
 use openlambda_core::sandbox::{
     Capabilities, Created, Exit, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
-    SandboxSpec, Usage,
+    SandboxSpec,
 };
 use openlambda_core::time::Clock;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
@@ -74,15 +74,16 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
+use self::container::Container;
 use self::deaths::{Death, Deaths};
 use self::engine::{Engine, MARK_LABEL, WORKER_LABEL, status_of, worker_label};
 pub use self::engine::{engine_socket, remove_containers};
-use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of, why_failed};
+use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of};
 pub use self::image::{BASE_IMAGE, build_base_image};
-use crate::instance::{self, Handle, Instances, Vessel};
+use crate::instance::{self, Handle, Instances};
 use crate::launch::{
-    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, bad_bootstrap,
-    environment, own_volume, resources, text, unsupported, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, environment, own_volume,
+    resources, text, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -592,8 +593,11 @@ impl Shared {
         // The engine answers long after the program has begun, so nobody waits for that: only for its
         // refusal.
         let mut start = tokio::spawn(start);
+        let mut answered = false;
         let refused = async {
-            match (&mut start).await {
+            let answer = (&mut start).await;
+            answered = true;
+            match answer {
                 Ok(Err(error)) => error,
                 _ => std::future::pending().await,
             }
@@ -620,7 +624,8 @@ impl Shared {
         let listener = listener.map_err(|error| resources("no port can be opened", error))?;
         let (out, err) = (out.into(), err.into());
         let process = watch_process(pid);
-        Ok(Up { listener, out, err, process, failed: Some(failed), start: Some(start) })
+        let start = (!answered).then_some(start);
+        Ok(Up { listener, out, err, process, failed: Some(failed), start })
     }
 
     /// Lets the engine's stream of its output flow into pipes.
@@ -745,149 +750,5 @@ impl Draft<'_> {
             tracing::warn!(%error, container = self.id, "cannot remove a sandbox that did not start");
             self.deaths.remove_later(&self.id);
         }
-    }
-}
-
-/// An instance as a container.
-#[derive(Debug)]
-struct Container {
-    id: String,
-    engine: Engine,
-    deaths: Arc<Deaths>,
-    death: Death,
-    /// Its first process, where it can be seen.
-    process: Option<AsyncFd<OwnedFd>>,
-    output: Arc<FunctionOutput>,
-    /// Where `ol-init` says why the program cannot be run.
-    failed: Option<std::os::unix::net::UnixStream>,
-    paused: AtomicBool,
-    /// Kills and removes it.
-    removal: Mutex<Option<JoinHandle<()>>>,
-    folder: Mutex<Option<Folder>>,
-}
-
-impl Container {
-    /// Begins its removal, once.
-    fn remove(&self) -> Option<JoinHandle<()>> {
-        let process = self.process.as_ref().and_then(|process| process.get_ref().try_clone().ok());
-        let (id, engine) = (self.id.clone(), self.engine.clone());
-        let deaths = Arc::clone(&self.deaths);
-        Some(tokio::spawn(async move {
-            let removed = engine.remove(&id).await;
-            // Where we may, also what the engine has lost sight of.
-            let killed = process.is_some_and(|p| pidfd_send_signal(p, Signal::KILL).is_ok());
-            if let Err(error) = &removed {
-                tracing::warn!(%error, container = id, "cannot remove a sandbox yet");
-                deaths.remove_later(&id);
-            }
-            let exit = match removed.is_ok() || killed {
-                true => Exit::Signal(Signal::KILL.as_raw()),
-                false => Exit::Lost("the engine is away".to_owned()),
-            };
-            deaths.tell(&id, exit);
-        }))
-    }
-
-    fn removal(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.removal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Resolves when its first process has ended; never where that cannot be seen.
-    async fn process_ended(&self) {
-        let Some(process) = &self.process else { return std::future::pending().await };
-        let _ = process.readable().await;
-    }
-}
-
-#[async_trait]
-impl Vessel for Container {
-    async fn ended(&self) -> Exit {
-        tokio::select! {
-            exit = self.death.wait() => exit,
-            () = self.process_ended() => {
-                // The engine knows how, and says so in a moment; unless it is away.
-                let told = tokio::time::timeout(Duration::from_secs(10), self.death.wait()).await;
-                let why = "the engine was away when it ended";
-                told.unwrap_or_else(|_| Exit::Lost(why.to_owned()))
-            }
-        }
-    }
-
-    fn kill(&self) {
-        let mut removal = self.removal();
-        if removal.is_none() {
-            *removal = self.remove();
-        }
-    }
-
-    async fn clean(&self) {
-        self.kill();
-        let removal = self.removal().take();
-        if let Some(removal) = removal {
-            let _ = removal.await;
-        }
-        drop(self.folder.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    fn output(&self) -> Option<&FunctionOutput> {
-        Some(&self.output)
-    }
-
-    fn explain_failed_start(&self) -> Option<SandboxError> {
-        let why = why_failed(self.failed.as_ref()?)?;
-        let why = why.strip_prefix("execute: ").unwrap_or(&why);
-        Some(bad_bootstrap(&io::Error::other(why.to_owned())))
-    }
-
-    async fn pause(&self) -> Result<(), SandboxError> {
-        let paused = self.engine.docker.pause_container(&self.id).await;
-        paused.map_err(|error| self.engine.error("it cannot be paused", error))?;
-        self.paused.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), SandboxError> {
-        if !self.paused.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let resumed = self.engine.docker.unpause_container(&self.id).await;
-        resumed.map_err(|error| self.engine.error("it cannot be resumed", error))?;
-        self.paused.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
-        let memory = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let update = ContainerUpdateBody {
-            memory: Some(memory),
-            memory_swap: Some(memory),
-            ..ContainerUpdateBody::default()
-        };
-        let updated = self.engine.docker.update_container(&self.id, update).await;
-        updated.map_err(|error| {
-            self.engine
-                .error("the memory limit cannot be changed; it may be below what is in use", error)
-        })
-    }
-
-    async fn usage(&self) -> Result<Usage, SandboxError> {
-        let options = StatsOptions { stream: false, one_shot: true };
-        let mut stats = Box::pin(self.engine.docker.stats(&self.id, Some(options)));
-        let stats = match stats.next().await {
-            Some(Ok(stats)) => stats,
-            Some(Err(error)) => return Err(self.engine.error("its use cannot be told", error)),
-            None => {
-                let error = io::Error::from(io::ErrorKind::UnexpectedEof);
-                return Err(resources("its use cannot be told", error));
-            }
-        };
-        let memory = stats.memory_stats.unwrap_or_default();
-        let detail = memory.stats.unwrap_or_default();
-        // Pages of files that can be dropped at any time are not what it uses.
-        let files =
-            ["total_inactive_file", "inactive_file"].iter().find_map(|key| detail.get(*key));
-        let memory_bytes = memory.usage.unwrap_or(0).saturating_sub(*files.unwrap_or(&0));
-        let processes = stats.pids_stats.and_then(|pids| pids.current).unwrap_or(0);
-        Ok(Usage { memory_bytes, processes: u32::try_from(processes).unwrap_or(u32::MAX) })
     }
 }

@@ -261,7 +261,16 @@ fn noop(setup: &Setup) -> PathBuf {
     fs::create_dir_all(&folder).unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/noop_bootstrap.rs");
     let compiled = std::process::Command::new("rustc")
-        .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-o"])
+        .args([
+            "--edition",
+            "2024",
+            "-O",
+            "-C",
+            "strip=symbols",
+            "-C",
+            "target-feature=+crt-static",
+        ])
+        .arg("-o")
         .arg(folder.join("bootstrap"))
         .arg(source)
         .status();

@@ -1,7 +1,7 @@
 """Runs a Python handler: asks the worker for events and posts what the handler returns.
 
-It speaks the Lambda Runtime API over the Unix socket (or host:port) in OPENLAMBDA_RUNTIME_SOCKET. A cold start
-waits for this file, so it imports built-in modules only: `json` alone would cost as much as the
+It speaks the Lambda Runtime API over the Unix socket (or to the host:port) in
+OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file, so it imports built-in modules only: `json` alone would cost as much as the
 rest of the interpreter's start, and is used only when its C parts are not where they were.
 
 The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::models::{ContainerSummary, SystemInfo};
@@ -17,6 +18,9 @@ const USUAL_SOCKET: &str = "/var/run/docker.sock";
 
 /// An engine's request may take as long as a busy disk makes it.
 const TIMEOUT_SECONDS: u64 = 120;
+
+/// How long a clean-up waits for an engine that may hang.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The whole mark of a container: `<worker>/<instance>`, as in its processes' environment.
 pub(super) const MARK_LABEL: &str = "openlambda.mark";
@@ -116,7 +120,7 @@ impl Engine {
                 // Somebody else removes it just now, or its files are busy for a moment.
                 Some(409 | 500) if tries < 100 => {
                     tries += 1;
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 _ => return Err(error),
             }
@@ -172,12 +176,16 @@ pub fn remove_containers(mark: &str) -> Report {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let mut report = Report::default();
             let Ok(runtime) = runtime else { return report };
-            runtime.block_on(async {
+            let clean = async {
                 if let Ok(engine) = Engine::connect(&socket).await {
                     let covered = |found: &str| found == mark || found.starts_with(&below);
                     engine.remove_marked(MARK_LABEL, covered, &mut report).await;
                 }
-            });
+            };
+            if runtime.block_on(async { tokio::time::timeout(PATIENCE, clean).await }).is_err() {
+                let why = "containers: the engine does not answer; try again when it does";
+                report.failed.push(why.to_owned());
+            }
             report
         });
         remove.join()

@@ -3,7 +3,6 @@
 #![allow(unreachable_pub, reason = "it is a module of several binaries")]
 
 use std::fs;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Weak};
@@ -83,7 +82,7 @@ impl Engine {
             .unwrap();
         self.daemon = Some(daemon);
         for _ in 0..600 {
-            if self.connect(self.config(&dir.join("probe"), "probe")).await.is_some() {
+            if DockerFactory::connect(self.config(&dir.join("probe"), "probe")).await.is_ok() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -137,10 +136,6 @@ impl Engine {
         let mut config = DockerConfig::new(state, mark, Arc::new(SystemClock::new()));
         config.socket = self.socket();
         config
-    }
-
-    fn connect(&self, config: DockerConfig) -> impl Future<Output = Option<DockerFactory>> {
-        async { DockerFactory::connect(config).await.ok() }
     }
 
     /// What the engine's own client prints for these words, a line each.

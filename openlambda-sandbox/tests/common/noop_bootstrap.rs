@@ -1,5 +1,5 @@
 //! The least that a function can be: a static program that answers each event with `null`. Tests and
-//! benchmarks compile it with `rustc -C target-feature=+crt-static`.
+//! benchmarks compile it with `rustc -C strip=symbols -C target-feature=+crt-static`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
