@@ -233,7 +233,7 @@ impl Membership {
         let uri = Uri::builder()
             .scheme("http")
             .authority(member.authority.clone())
-            .path_and_query(wire::EVENTS_PATH)
+            .path_and_query(format!("{}?balancer={}", wire::EVENTS_PATH, self.selector.name()))
             .build()?;
         let mut request = Request::new(empty_body());
         *request.uri_mut() = uri;
@@ -263,6 +263,9 @@ impl Membership {
             }
             (WorkerEvent::Evicted { function }, Some(Joined { id, .. })) => {
                 selector.evicted(*id, &function);
+            }
+            (WorkerEvent::Offered { ticket }, Some(Joined { id, .. })) => {
+                selector.offered(*id, ticket);
             }
             (WorkerEvent::Draining, Some(Joined { id, .. })) => selector.set_draining(*id, true),
             _ => {}

@@ -30,6 +30,7 @@ mod resolver;
 mod select;
 mod server;
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,7 +80,10 @@ impl Proxy {
             let mut route = self.selector.arrive(&function);
             loop {
                 let chosen = worker.insert(route.select().await?);
-                match forward::forward(&self.client, &mut call, &function, chosen, &id).await {
+                let place = route.reservation();
+                let reply =
+                    forward::forward(&self.client, &mut call, &function, chosen, place, &id).await;
+                match reply {
                     Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, &function)),
                     Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
                         self.stats.retries.fetch_add(1, Ordering::Relaxed);
@@ -106,7 +110,10 @@ impl Proxy {
         // Ids differ between runs even when the policy's choices do not.
         let run = openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
         let seed = config.seed.unwrap_or(run);
-        let selector = Selector::new(policy, seed, client.clone(), Arc::clone(&clock));
+        // Workers keep places by this name, so no two balancers may share it, not even two of one
+        // process that began at the same time. It decides nothing.
+        let name = format!("{:016x}", RandomState::new().hash_one(run));
+        let selector = Selector::new(policy, seed, name, client.clone(), Arc::clone(&clock));
         let membership = Membership::new(
             Arc::clone(&selector),
             client.clone(),

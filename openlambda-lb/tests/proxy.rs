@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ use openlambda_core::registry::{
 use openlambda_core::time::SystemClock;
 use openlambda_core::wire::{Announcement, BalancerStatus, WorkerEvent};
 use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_lb::policies::LateBinding;
 use openlambda_lb::proxy::{Proxy, ProxyConfig};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,10 +58,20 @@ impl Lb {
     }
 
     async fn with(config: ProxyConfig) -> Lb {
-        let (policy, registry) = (First::default(), Arc::new(Faulty::default()));
+        let policy = First::default();
+        Lb::asking(Box::new(policy.clone()), policy, config).await
+    }
+
+    /// One that binds late: two reservations for a call, and after `patience` it does without.
+    async fn late(patience: Duration) -> Lb {
+        let policy = LateBinding::new(2, patience, Duration::from_secs(60));
+        Lb::asking(Box::new(policy), First::default(), ProxyConfig::default()).await
+    }
+
+    async fn asking(asked: Box<dyn BalancingPolicy>, policy: First, config: ProxyConfig) -> Lb {
+        let registry = Arc::new(Faulty::default());
         let clock = Arc::new(SystemClock::new());
-        let boxed = Box::new(policy.clone());
-        let proxy = Proxy::new(config, "first", boxed, registry.clone(), clock);
+        let proxy = Proxy::new(config, "first", asked, registry.clone(), clock);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -92,6 +104,8 @@ impl Lb {
         let mut config = WorkerConfig::new(name, folder.path());
         config.balancers = vec![self.url.clone()];
         config.heartbeat = Duration::from_millis(100);
+        // No offer may be left without an answer, however slow the machine.
+        config.scheduler.offer_timeout = Duration::from_secs(600);
         let factory = Arc::new(self.functions.clone());
         // Past the faults: they are the balancer's.
         let registry = Arc::new(self.registry.inner.clone());
@@ -106,6 +120,48 @@ impl Lb {
         };
         self.state(name, "ready").await;
         Real { worker, stop: Some(stop), served, _folder: folder }
+    }
+
+    /// A real worker that has joined and can be killed: its tasks and sockets are gone at once then.
+    async fn doomed(&self, name: &str) -> tokio::runtime::Runtime {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = WorkerConfig::new(name, folder.path());
+        config.balancers = vec![self.url.clone()];
+        config.heartbeat = Duration::from_millis(100);
+        // No offer may be left without an answer, however slow the machine.
+        config.scheduler.offer_timeout = Duration::from_secs(600);
+        let factory = Arc::new(self.functions.clone());
+        let registry = Arc::new(self.registry.inner.clone());
+        runtime.spawn(async move {
+            let clock = Arc::new(SystemClock::new());
+            let worker = Worker::start(config, factory, registry, clock).await.unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            worker.serve(listener, std::future::pending()).await.unwrap();
+            drop(folder);
+        });
+        self.state(name, "ready").await;
+        runtime
+    }
+
+    /// A function with one slot on each worker whose calls wait until the gate with the name in
+    /// their body is opened.
+    async fn gated(&self, name: &str) -> Gates {
+        let gates = Gates::default();
+        self.publish(name, "max_instances = 1", "").await;
+        let of = gates.clone();
+        self.functions.register_async(name.parse().unwrap(), move |body: Bytes| {
+            let gates = of.clone();
+            async move {
+                let gate = gates.of(&String::from_utf8_lossy(&body));
+                gate.send_modify(|gate| gate.came = true);
+                let _ = gate.subscribe().wait_for(|gate| gate.open).await;
+                Ok(body)
+            }
+        });
+        gates
     }
 
     /// A fake worker that has joined.
@@ -219,11 +275,47 @@ impl Answer {
     }
 }
 
+/// A gate by each name.
+#[derive(Clone, Default)]
+struct Gates(Arc<Mutex<BTreeMap<String, watch::Sender<Passage>>>>);
+
+#[derive(Default)]
+struct Passage {
+    came: bool,
+    open: bool,
+}
+
+impl Gates {
+    fn of(&self, name: &str) -> watch::Sender<Passage> {
+        self.0.lock().unwrap().entry(name.to_owned()).or_default().clone()
+    }
+
+    async fn came(&self, name: &str) {
+        self.of(name).subscribe().wait_for(|gate| gate.came).await.unwrap();
+    }
+
+    fn open(&self, name: &str) {
+        self.of(name).send_modify(|gate| gate.open = true);
+    }
+}
+
 struct Real {
     worker: Worker,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
     _folder: tempfile::TempDir,
+}
+
+impl Real {
+    /// Nothing of a call or a reservation is left.
+    async fn at_rest(&self) {
+        eventually("the worker is at rest", || {
+            let counts = self.worker.counts();
+            let calls = counts.running + counts.waiting + counts.reserved + counts.offered;
+            calls + counts.busy + counts.starting == 0
+        })
+        .await;
+    }
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -1217,11 +1309,156 @@ async fn clients_that_leave_leave_nothing_behind() {
     assert!(served > 100, "{served}");
     lb.nothing_left().await;
     for real in &workers {
-        eventually("the worker is at rest", || {
-            let counts = real.worker.counts();
-            counts.running + counts.waiting + counts.busy + counts.starting == 0
-        })
-        .await;
+        real.at_rest().await;
     }
     assert_eq!(lb.call("work", "\u{1}").await.status, 200);
+}
+
+// Late binding. Without patience to end, a call is bound by an offer or not at all.
+
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_call_goes_to_the_first_worker_that_is_free() {
+    let lb = Lb::late(FOR_EVER).await;
+    let gates = lb.gated("slow").await;
+    let workers = [lb.worker("a").await, lb.worker("b").await];
+    let call = |body: &str| tokio::spawn(lb.call("slow", body));
+    // One call fills each worker; the next one waits for both.
+    let first = call("first");
+    gates.came("first").await;
+    let second = call("second");
+    gates.came("second").await;
+    let third = call("third");
+    eventually("both workers keep a place", || {
+        workers.iter().all(|real| real.worker.counts().reserved == 1)
+    })
+    .await;
+    assert_eq!(lb.stats().await["held"], 1);
+    gates.open("second");
+    gates.came("third").await;
+    gates.open("third");
+    let answers = [second.await.unwrap(), third.await.unwrap()];
+    let places = answers.each_ref().map(|answer| answer.header("x-openlambda-worker").to_owned());
+    assert_eq!(places[0], places[1], "where a slot became free");
+    assert_eq!(answers[1].header("x-openlambda-start"), "warm");
+    gates.open("first");
+    let first = first.await.unwrap();
+    assert_ne!(first.header("x-openlambda-worker"), places[0]);
+    lb.nothing_left().await;
+    for real in &workers {
+        real.at_rest().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_bound_late_are_all_answered_and_no_place_is_left() {
+    let lb = Lb::late(FOR_EVER).await;
+    let workers = [lb.worker("a").await, lb.worker("b").await, lb.worker("c").await];
+    let ran = Arc::new(AtomicUsize::new(0));
+    for name in ["f", "g"] {
+        lb.publish(name, "max_instances = 2", "").await;
+        let ran = ran.clone();
+        lb.functions.register_async(name.parse().unwrap(), move |body: Bytes| {
+            ran.fetch_add(1, Ordering::SeqCst);
+            async move {
+                tokio::time::sleep(Duration::from_micros(u64::from(body[0]) * 50)).await;
+                Ok(body)
+            }
+        });
+    }
+    let call = |n: u64| {
+        let body = char::from(mix(n, 1) as u8 % 100).to_string();
+        let answer = lb.call(["f", "g"][n as usize % 2], &body);
+        async move {
+            // A few leave while they are held, or later.
+            let patience = Duration::from_micros(mix(n, 2) % 20_000);
+            if n % 10 == 9 {
+                return tokio::time::timeout(patience, answer).await.ok();
+            }
+            Some(answer.await)
+        }
+    };
+    let answers = join_all((0..400).map(|n| tokio::spawn(call(n)))).await;
+    let mut starts = BTreeMap::<String, u32>::new();
+    for (n, answer) in answers.into_iter().enumerate() {
+        match answer.unwrap() {
+            Some(answer) => {
+                assert_eq!(answer.status, 200, "{}", answer.body);
+                let start = answer.header("x-openlambda-start").to_owned();
+                *starts.entry(start).or_default() += 1;
+            }
+            None => assert_eq!(n % 10, 9),
+        }
+    }
+    // Two functions with two instances at most on each of three workers. Those for which an instance
+    // was made may be served elsewhere first, so fewer calls than instances may be cold.
+    let cold = starts.get("cold").copied().unwrap_or_default();
+    assert!(cold <= 12 && starts["warm"] >= 300, "{starts:?}");
+    assert!(ran.load(Ordering::SeqCst) <= 400, "something ran twice");
+    lb.nothing_left().await;
+    for real in &workers {
+        real.at_rest().await;
+    }
+    assert_eq!(lb.stats().await["retries"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_takes_its_reservations_but_no_held_call_with_it() {
+    let lb = Lb::late(FOR_EVER).await;
+    let gates = lb.gated("slow").await;
+    let doomed = lb.doomed("a").await;
+    let call = |body: &str| tokio::spawn(lb.call("slow", body));
+    let lost = call("lost");
+    gates.came("lost").await;
+    let real = lb.worker("b").await;
+    let second = call("second");
+    gates.came("second").await;
+    let held: Vec<_> = (0..5).map(|_| call("held")).collect();
+    eventually("places are kept", || real.worker.counts().reserved == 5).await;
+    doomed.shutdown_background();
+    assert_eq!(lost.await.unwrap().failure().0, 502);
+    lb.state("a", "unhealthy").await;
+    gates.open("second");
+    gates.open("held");
+    assert_eq!(second.await.unwrap().status, 200);
+    for call in held {
+        let answer = call.await.unwrap();
+        assert_eq!((answer.status, answer.header("x-openlambda-worker")), (200, "b"));
+    }
+    lb.nothing_left().await;
+    real.at_rest().await;
+}
+
+/// A worker dies at any moment of reservations, offers and binds.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_killed_while_they_hold_offers_lose_only_what_ran() {
+    let lb = Lb::late(Duration::from_millis(200)).await;
+    let real = lb.worker("b").await;
+    lb.publish("work", "max_instances = 2", "").await;
+    lb.functions.register_async("work".parse().unwrap(), |body: Bytes| async move {
+        tokio::time::sleep(Duration::from_micros(500)).await;
+        Ok(body)
+    });
+    for round in 0..4 {
+        let doomed = lb.doomed("a").await;
+        let calls: Vec<_> = (0..150).map(|_| tokio::spawn(lb.call("work", "x"))).collect();
+        tokio::time::sleep(Duration::from_millis(5 + mix(round, 1) % 30)).await;
+        doomed.shutdown_background();
+        let mut answered = 0;
+        for call in calls {
+            let answer = call.await.unwrap();
+            let (status, code, ..) = answer.failure();
+            match status {
+                200 => answered += 1,
+                502 => assert_eq!(code, "worker_died"),
+                other => panic!("{other}: {}", answer.body),
+            }
+        }
+        // It ran two at once, and a few more may have been on their way.
+        assert!(answered >= 120, "{answered}");
+        lb.nothing_left().await;
+        real.at_rest().await;
+        lb.state("a", "unhealthy").await;
+    }
 }

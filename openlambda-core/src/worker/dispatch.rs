@@ -135,8 +135,10 @@ struct State {
     /// Versions that wait for a bundle.
     fetching: BTreeMap<Digest, Vec<VersionId>>,
     calls: BTreeMap<InvocationId, CallState>,
-    /// Reservations whose calls have not come, and by which name their balancers know them.
+    /// Reservations whose calls have not come.
     reserved: BTreeMap<InvocationId, Reserved>,
+    /// By which name balancers know reservations, and calls that had one or name one: a reservation
+    /// that comes after its call, on a slower way, is none.
     reservations: BTreeMap<ReservationKey, InvocationId>,
     instances: BTreeMap<InstanceId, InstanceState>,
     /// Why instances did not start, until the scheduler has named the call to tell.
@@ -164,6 +166,7 @@ struct CallState {
     request: Option<(RequestId, RequestHead, Body)>,
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
     id: RequestId,
+    reservation: Option<ReservationKey>,
     /// It ran over its time limit. What its handler says of its end is a consequence.
     expired: bool,
 }
@@ -219,7 +222,8 @@ impl Dispatcher {
         let (answer, receiver) = oneshot::channel();
         let mut state = self.lock();
         let (version, superseded) = state.version(call.function, call.version, call.digest);
-        let reserved = call.reservation.and_then(|key| state.reservations.get(&key).copied());
+        let reserved = call.reservation.as_ref().and_then(|key| state.reservations.get(key));
+        let reserved = reserved.copied().filter(|id| state.reserved.contains_key(id));
         // It has waited since its place was kept, so its phases begin there.
         let (invocation, arrived) = match reserved {
             Some(reserved) if state.reserved[&reserved].version == version => {
@@ -227,6 +231,9 @@ impl Dispatcher {
             }
             _ => (state.new_invocation(), now),
         };
+        if let Some(key) = &call.reservation {
+            state.reservations.insert(key.clone(), invocation);
+        }
         state.calls.insert(
             invocation,
             CallState {
@@ -235,6 +242,7 @@ impl Dispatcher {
                 id: call.id.clone(),
                 request: Some((call.id, call.head, call.body)),
                 answer: Some(answer),
+                reservation: call.reservation,
                 expired: false,
             },
         );
@@ -385,6 +393,7 @@ impl Dispatcher {
     ) {
         let mut state = self.lock();
         if let Some(call) = state.calls.remove(&invocation) {
+            state.forget_key(call.reservation.as_ref(), invocation);
             let version = &state.versions[call.version.0 as usize];
             self.log.record(|| {
                 let outcome = match &completion.failure {
@@ -478,8 +487,10 @@ impl Dispatcher {
                 }
             }
             Action::ReservationOver { invocation, .. } => {
-                if let Some(Reserved { key, .. }) = state.reserved.remove(&invocation) {
-                    state.reservations.remove(&key);
+                if let Some(Reserved { key, .. }) = state.reserved.remove(&invocation)
+                    && !state.calls.contains_key(&invocation)
+                {
+                    state.forget_key(Some(&key), invocation);
                 }
             }
             Action::TellIdle { version } => {
@@ -525,6 +536,7 @@ impl Dispatcher {
 
     fn reject(self: &Arc<Self>, state: &mut State, invocation: InvocationId, why: Rejection) {
         let Some(mut call) = state.calls.remove(&invocation) else { return };
+        state.forget_key(call.reservation.as_ref(), invocation);
         let version = &state.versions[call.version.0 as usize];
         let failure = match why {
             Rejection::QueueFull => Failure::new(
@@ -878,6 +890,13 @@ impl State {
     fn new_invocation(&mut self) -> InvocationId {
         self.next_invocation += 1;
         InvocationId(self.next_invocation - 1)
+    }
+
+    /// A reservation is over, or a call that named one.
+    fn forget_key(&mut self, key: Option<&ReservationKey>, invocation: InvocationId) {
+        if let Some(key) = key.filter(|key| self.reservations.get(*key) == Some(&invocation)) {
+            self.reservations.remove(key);
+        }
     }
 
     /// The id of a version, and the older version whose place it has just taken.

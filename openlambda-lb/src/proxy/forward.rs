@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
@@ -19,7 +19,7 @@ use super::select::Peer;
 const LARGEST_REFUSAL: usize = 64 << 10;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Sends the call to a worker. The reply's body streams.
+/// Sends the call to a worker, and names the reservation that it may have there. The reply's body streams.
 ///
 /// # Errors
 ///
@@ -30,6 +30,7 @@ pub(crate) async fn forward(
     call: &mut Call,
     function: &Resolution,
     worker: &Peer,
+    reservation: Option<&HeaderValue>,
     id: &RequestId,
 ) -> Result<Response<Body>, Failure> {
     let uri = Uri::builder()
@@ -44,6 +45,9 @@ pub(crate) async fn forward(
     *request.headers_mut() = call.headers.clone();
     request.headers_mut().insert(wire::DIGEST, function.digest.clone());
     request.headers_mut().insert(wire::VERSION, function.version.clone());
+    if let Some(reservation) = reservation {
+        request.headers_mut().insert(wire::RESERVATION, reservation.clone());
+    }
 
     let limit = call.limit + function.timeout;
     let reply = match tokio::time::timeout(limit, client.request(request)).await {

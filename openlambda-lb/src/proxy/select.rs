@@ -1,4 +1,9 @@
 //! The pure balancer in a live process: one short lock, a timer, probes, and who waits for a bind.
+//!
+//! What is said to workers about probes and reservations is said by tasks of their own. Nobody waits
+//! for reservations: one that does not get through is not there, and the policy binds without it; a
+//! cancellation that does not get through, or comes first, costs the worker one offer that is
+//! cancelled again, or times out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,16 +12,16 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use http::header::HeaderValue;
 use http::uri::Authority;
-use http::{Request, Uri};
+use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Limited};
 use openlambda_core::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
 };
-use openlambda_core::failure::{Culprit, Failure, FailureKind};
+use openlambda_core::failure::{Culprit, Failure, FailureKind, chain};
 use openlambda_core::function::FunctionName;
-use openlambda_core::invocation::{StartKind, empty_body};
+use openlambda_core::invocation::{BoxError, StartKind, empty_body, full_body};
 use openlambda_core::time::{Clock, SystemClock, Time};
-use openlambda_core::wire::{self, BalancerStatus, WorkerStatus};
+use openlambda_core::wire::{self, BalancerStatus, Reservation, ReservationKey, WorkerStatus};
 use tokio::sync::{Notify, oneshot};
 
 use super::HttpClient;
@@ -26,9 +31,14 @@ use crate::balancer::{Balancer, BalancerOutput};
 /// A worker that has not answered a probe by then is decided about without it.
 const PROBE_LIMIT: Duration = Duration::from_millis(50);
 
+/// A reservation or its cancellation that a worker has not taken by then is given up.
+const RESERVATION_LIMIT: Duration = Duration::from_secs(2);
+
 /// The balancer's state, shared by all calls.
 #[derive(Debug)]
 pub(crate) struct Selector {
+    /// What workers call this balancer.
+    name: String,
     state: Mutex<State>,
     clock: Arc<SystemClock>,
     client: HttpClient,
@@ -41,9 +51,32 @@ struct State {
     balancer: Balancer,
     /// By slot.
     peers: Vec<Option<Arc<Peer>>>,
-    waiting: BTreeMap<Ticket, oneshot::Sender<Result<Arc<Peer>, Refusal>>>,
+    waiting: BTreeMap<Ticket, Waiting>,
     /// When the timer will fire by itself.
     timer: Time,
+}
+
+/// A call that the policy holds.
+#[derive(Debug)]
+struct Waiting {
+    bound: oneshot::Sender<Result<Bound, Refusal>>,
+    function: Arc<Resolution>,
+    until: Time,
+    /// Some worker was asked for a reservation.
+    reserved: bool,
+}
+
+#[derive(Debug)]
+struct Bound {
+    peer: Arc<Peer>,
+    reserved: bool,
+}
+
+/// What is to be said to a worker.
+enum Message {
+    Probe,
+    Reserve(Reservation),
+    Cancel(ReservationKey),
 }
 
 /// A worker and where it is.
@@ -60,6 +93,7 @@ impl Selector {
     pub(crate) fn new(
         policy: Box<dyn BalancingPolicy>,
         seed: u64,
+        name: String,
         client: HttpClient,
         clock: Arc<SystemClock>,
     ) -> Arc<Self> {
@@ -69,11 +103,17 @@ impl Selector {
             waiting: BTreeMap::new(),
             timer: Time::MAX,
         };
-        Arc::new(Selector { state: Mutex::new(state), clock, client, earlier: Notify::new() })
+        let state = Mutex::new(state);
+        Arc::new(Selector { name, state, clock, client, earlier: Notify::new() })
+    }
+
+    /// What workers call this balancer.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// A call came in.
-    pub(crate) fn arrive(self: &Arc<Self>, function: &Resolution) -> Route {
+    pub(crate) fn arrive(self: &Arc<Self>, function: &Arc<Resolution>) -> Route {
         let ticket = self.with(|state, _| {
             let id = *function.id.get_or_init(|| {
                 let id = state.balancer.function(&function.resolved.name);
@@ -82,31 +122,48 @@ impl Selector {
             });
             state.balancer.arrived(id)
         });
-        Route { selector: Arc::clone(self), ticket }
+        let function = Arc::clone(function);
+        Route { selector: Arc::clone(self), ticket, function, reservation: None, place: None }
     }
 
     /// Changes the state under the lock, then passes on what the policy decided meanwhile.
     fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut State, Time) -> R) -> R {
-        let mut probes = Vec::new();
+        let mut messages = Vec::new();
         // A panic in a policy of somebody's own must not end every later call. The balancer's counts
         // may be off by the one call then.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut state, self.clock.now());
+        let now = self.clock.now();
+        let result = change(&mut state, now);
         while let Some(output) = state.balancer.poll_output() {
             match output {
                 BalancerOutput::Bound { ticket, worker, .. } => {
                     let peer = state.peer(worker);
                     if let (Some(waiting), Some(peer)) = (state.waiting.remove(&ticket), peer) {
                         // Nobody there any more: the route's destructor ends the ticket.
-                        let _ = waiting.send(Ok(peer));
+                        let reserved = waiting.reserved;
+                        let _ = waiting.bound.send(Ok(Bound { peer, reserved }));
                     }
                 }
                 BalancerOutput::Refused { ticket, refusal } => {
                     if let Some(waiting) = state.waiting.remove(&ticket) {
-                        let _ = waiting.send(Err(refusal));
+                        let _ = waiting.bound.send(Err(refusal));
                     }
                 }
-                BalancerOutput::Probe { worker } => probes.extend(state.peer(worker)),
+                BalancerOutput::Probe { worker } => {
+                    messages.extend(state.peer(worker).map(|peer| (peer, Message::Probe)));
+                }
+                BalancerOutput::Reserve { ticket, worker } => {
+                    let peer = state.peer(worker);
+                    if let (Some(waiting), Some(peer)) = (state.waiting.get_mut(&ticket), peer) {
+                        waiting.reserved = true;
+                        let reservation = waiting.reservation(&self.name, ticket, now);
+                        messages.push((peer, Message::Reserve(reservation)));
+                    }
+                }
+                BalancerOutput::Cancel { ticket, worker } => {
+                    let key = self.key(ticket);
+                    messages.extend(state.peer(worker).map(|peer| (peer, Message::Cancel(key))));
+                }
                 _ => {}
             }
         }
@@ -116,11 +173,50 @@ impl Selector {
             self.earlier.notify_one();
         }
         drop(state);
-        for peer in probes {
+        for (peer, message) in messages {
             let selector = Arc::clone(self);
-            tokio::spawn(async move { selector.probe(&peer).await });
+            tokio::spawn(async move { selector.say(&peer, message).await });
         }
         result
+    }
+
+    async fn say(self: &Arc<Self>, peer: &Peer, message: Message) {
+        let said = match message {
+            Message::Probe => return self.probe(peer).await,
+            Message::Reserve(reservation) => {
+                let body = serde_json::to_vec(&reservation).unwrap_or_default();
+                self.tell(peer, Method::POST, wire::RESERVATIONS_PATH.to_owned(), body)
+            }
+            Message::Cancel(key) => {
+                let path = format!("{}/{key}", wire::RESERVATIONS_PATH);
+                self.tell(peer, Method::DELETE, path, Vec::new())
+            }
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(RESERVATION_LIMIT, said).await {
+            tracing::debug!(worker = %peer.name, error = chain(&*error), "no reservation");
+        }
+    }
+
+    /// Tells a worker something, and reads that it was heard, so that the connection can be used
+    /// again.
+    async fn tell(
+        &self,
+        peer: &Peer,
+        method: Method,
+        path: String,
+        body: Vec<u8>,
+    ) -> Result<(), BoxError> {
+        let uri = Uri::builder().scheme("http").authority(peer.authority.clone());
+        let uri = uri.path_and_query(path).build()?;
+        let request = Request::builder().method(method).uri(uri).body(full_body(body))?;
+        let reply = self.client.request(request).await?;
+        let status = reply.status();
+        Limited::new(reply.into_body(), 64 << 10).collect().await?;
+        if status.is_success() { Ok(()) } else { Err(format!("it answered {status}").into()) }
+    }
+
+    fn key(&self, ticket: Ticket) -> ReservationKey {
+        ReservationKey { balancer: self.name.clone(), ticket: ticket.0 }
     }
 
     /// Fires the balancer's timeouts; runs as long as the proxy serves.
@@ -213,6 +309,11 @@ impl Selector {
         });
     }
 
+    /// A slot is held for the call of this number.
+    pub(crate) fn offered(self: &Arc<Self>, worker: WorkerId, ticket: u64) {
+        self.with(|state, now| state.balancer.offered(now, Ticket(ticket), worker));
+    }
+
     pub(crate) fn snapshot(
         self: &Arc<Self>,
         worker: WorkerId,
@@ -278,16 +379,37 @@ impl State {
     }
 }
 
+impl Waiting {
+    fn reservation(&self, balancer: &str, ticket: Ticket, now: Time) -> Reservation {
+        let resolved = &self.function.resolved;
+        let rest = self.until.since(now).as_millis();
+        Reservation {
+            balancer: balancer.to_owned(),
+            ticket: ticket.0,
+            function: resolved.name.clone(),
+            version: resolved.version,
+            digest: resolved.digest,
+            deadline_ms: u64::try_from(rest).unwrap_or(u64::MAX),
+        }
+    }
+}
+
 /// A call's ticket: one attempt after another, and its end when dropped.
 #[derive(Debug)]
 pub(crate) struct Route {
     selector: Arc<Selector>,
     ticket: Ticket,
+    function: Arc<Resolution>,
+    /// How workers know of the call already. Also for a retry: its worker may have a reservation
+    /// whose cancellation is on its way.
+    reservation: Option<HeaderValue>,
+    /// The worker that may hold a slot for the call, until it is known that the call has come there.
+    place: Option<Arc<Peer>>,
 }
 
 enum Step {
     Go(Arc<Peer>),
-    Wait(oneshot::Receiver<Result<Arc<Peer>, Refusal>>),
+    Wait(oneshot::Receiver<Result<Bound, Refusal>>),
     Probe(Vec<Arc<Peer>>),
     Refused(Refusal),
 }
@@ -302,9 +424,11 @@ impl Route {
                         Some(peer) => Step::Go(peer),
                         None => Step::Refused(Refusal::NoWorker),
                     },
-                    Decision::Hold { .. } => {
+                    Decision::Hold { until } => {
                         let (bound, waits) = oneshot::channel();
-                        state.waiting.insert(self.ticket, bound);
+                        let function = Arc::clone(&self.function);
+                        let waiting = Waiting { bound, function, until, reserved: false };
+                        state.waiting.insert(self.ticket, waiting);
                         Step::Wait(waits)
                     }
                     Decision::Probe(set) => {
@@ -315,7 +439,14 @@ impl Route {
             let refusal = match step {
                 Step::Go(peer) => return Ok(peer),
                 Step::Wait(waits) => match waits.await {
-                    Ok(Ok(peer)) => return Ok(peer),
+                    Ok(Ok(Bound { peer, reserved })) => {
+                        if reserved {
+                            let key = self.selector.key(self.ticket).to_string();
+                            self.reservation = HeaderValue::from_str(&key).ok();
+                            self.place = Some(Arc::clone(&peer));
+                        }
+                        return Ok(peer);
+                    }
                     Ok(Err(refusal)) => refusal,
                     Err(_) => Refusal::NoWorker,
                 },
@@ -329,9 +460,15 @@ impl Route {
         }
     }
 
+    /// The header that names the call's reservation to the worker that was selected.
+    pub(crate) fn reservation(&self) -> Option<&HeaderValue> {
+        self.reservation.as_ref()
+    }
+
     /// The attempt at `worker` failed without having started. Whether another worker is there to
     /// try; then it will not be this one.
     pub(crate) fn avoid(&mut self, worker: &Peer) -> bool {
+        self.give_back();
         self.selector.with(|state, now| {
             state.balancer.completed(now, self.ticket, None, false);
             state.balancer.exclude(self.ticket, worker.id);
@@ -340,13 +477,26 @@ impl Route {
     }
 
     /// The call is over.
-    pub(crate) fn completed(self, start: Option<StartKind>, ok: bool) {
+    pub(crate) fn completed(mut self, start: Option<StartKind>, ok: bool) {
+        self.place = None;
         self.selector.with(|state, now| state.balancer.completed(now, self.ticket, start, ok));
+    }
+}
+
+impl Route {
+    /// The call may never have come to the worker that holds a slot for it: its client has left at
+    /// that moment, or its body broke off. If it has come, nothing happens.
+    fn give_back(&mut self) {
+        if let Some(peer) = self.place.take() {
+            let (selector, key) = (Arc::clone(&self.selector), self.selector.key(self.ticket));
+            tokio::spawn(async move { selector.say(&peer, Message::Cancel(key)).await });
+        }
     }
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
+        self.give_back();
         self.selector.with(|state, now| {
             state.waiting.remove(&self.ticket);
             state.balancer.finish(now, self.ticket);
