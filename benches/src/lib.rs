@@ -8,6 +8,7 @@
 //! The criterion benches are beside this crate, in `benches/benches`.
 
 pub mod keep_alive;
+pub mod orderings;
 pub mod processors;
 pub mod sim;
 pub mod summary;

@@ -78,7 +78,7 @@ impl Tally {
 }
 
 /// The nearest-rank percentile of sorted values; 0 of none.
-fn percentile(sorted: &[u64], share: f64) -> u64 {
+pub(crate) fn percentile(sorted: &[u64], share: f64) -> u64 {
     let rank = libm::ceil(share * sorted.len() as f64) as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }

@@ -263,8 +263,8 @@ fn queue_tail(records: &[InvocationRecord], workers: u32, up_to: usize) -> Vec<f
     for (at, change, worker) in changes {
         let (queue, since) = queues.entry(worker).or_insert((0, start));
         let until = at.clamp(start, end);
-        for k in 1..=up_to.min(*queue) {
-            held[k] += until.saturating_sub(*since);
+        for held in held.iter_mut().take(*queue + 1) {
+            *held += until.saturating_sub(*since);
         }
         *since = until;
         *queue = queue.checked_add_signed(change as isize).unwrap();

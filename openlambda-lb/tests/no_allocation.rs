@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openlambda_core::balancing::{Decision, FunctionId, Ticket, WorkerId, WorkerInfo, WorkerLoad};
 use openlambda_core::invocation::StartKind;
+use openlambda_core::manifest::Manifest;
 use openlambda_core::time::Time;
 use openlambda_lb::balancer::{Balancer, BalancerOutput};
 use openlambda_lb::policies::PolicyCatalog;
@@ -40,8 +41,16 @@ impl Live {
         let workers = (0..WORKERS)
             .map(|i| balancer.join(Time(0), WorkerInfo::new(format!("w{i}"), CAPACITY)))
             .collect();
-        let functions =
-            (0..FUNCTIONS).map(|i| balancer.function(&format!("f{i}").parse().unwrap())).collect();
+        let functions = (0..FUNCTIONS).map(|i| {
+            let id = balancer.function(&format!("f{i}").parse().unwrap());
+            // Each second one has what package-aware and palette look at.
+            if i % 2 == 0 {
+                let (packages, colour) = (vec![format!("p{}", i % 5)], format!("c{}", i % 7));
+                balancer.describe(id, &Manifest { packages, colour, ..Manifest::default() });
+            }
+            id
+        });
+        let functions = functions.collect();
         Live {
             balancer,
             workers,

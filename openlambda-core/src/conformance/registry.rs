@@ -44,6 +44,7 @@ pub trait Fixture: Send + Sync {
 /// When the kind breaks the contract.
 pub async fn suite(fixture: &dyn Fixture) {
     what_is_published_is_found(fixture).await;
+    a_bundle_in_one_chunk_is_taken(fixture).await;
     versions_grow(fixture).await;
     what_is_not_there_is_not_found(fixture).await;
     functions_are_listed(fixture).await;
@@ -79,6 +80,22 @@ pub async fn what_is_published_is_found(fixture: &dyn Fixture) {
         }
         fetches(&*registry, &packed.digest).await;
     }
+}
+
+/// How large a chunk of the stream is, is the sender's choice: here a whole bundle of 6 MiB.
+pub async fn a_bundle_in_one_chunk_is_taken(fixture: &dyn Fixture) {
+    let registry = fixture.empty().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("f.py"), "def f(event):\n    return event\n").expect("a file");
+    fs::write(folder.path().join("large"), vec![b'x'; 6 << 20]).expect("a file");
+    let mut tar = Vec::new();
+    let packed = bundle::pack_dir(folder.path(), &mut tar).expect("a valid function");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    encoder.write_all(&tar).expect("memory is enough");
+    let bytes = encoder.finish().expect("memory is enough");
+    let chunk = stream::iter([Ok(Bytes::from(bytes))]);
+    registry.publish(&name("f"), Box::pin(chunk)).await.expect("a valid bundle");
+    fetches(&*registry, &packed.digest).await;
 }
 
 /// A bundle is published once; another one gets a higher number, and the older stays what it was.

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::protocol::{from_status, v1};
+use super::server::PIECE;
 use v1::registry_client::RegistryClient;
 
 /// How long a request may take that carries no bundle.
@@ -95,6 +96,19 @@ impl RemoteRegistry {
     }
 }
 
+/// Sends a chunk of a bundle in messages that gRPC takes: whoever reads a whole file into one chunk
+/// need not know how large a message may be.
+async fn send_pieces(
+    parts: &mpsc::Sender<v1::PublishPart>,
+    mut data: Bytes,
+) -> Result<(), mpsc::error::SendError<v1::PublishPart>> {
+    while !data.is_empty() {
+        let piece = data.split_to(data.len().min(PIECE));
+        parts.send(v1::PublishPart { data: piece, ..v1::PublishPart::default() }).await?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Registry for RemoteRegistry {
     fn kind(&self) -> &'static str {
@@ -115,7 +129,7 @@ impl Registry for RemoteRegistry {
             let mut sent = parts.send(first).await;
             while sent.is_ok() {
                 sent = match bundle.next().await {
-                    Some(Ok(data)) => parts.send(part(data)).await,
+                    Some(Ok(data)) => send_pieces(&parts, data).await,
                     // Without the last part the server takes nothing.
                     Some(Err(error)) => return Some(error),
                     None => {
