@@ -81,6 +81,7 @@ fn covers(wanted: &str, mark: &str) -> bool {
 /// Zombies and kernel threads have no environment; others' cannot be read.
 fn mark_of(pid: Pid) -> Option<String> {
     // A second, for a machine that is busy: the moment is a few microseconds otherwise.
+    let mut found_none = 0;
     for _ in 0..5000 {
         let environment = environment(pid)?;
         if !environment.is_empty() {
@@ -90,7 +91,12 @@ fn mark_of(pid: Pid) -> Option<String> {
                 .map(|mark| String::from_utf8_lossy(mark).into_owned());
         }
         if !is_between_programs(pid)? {
-            return None;
+            // A process without an environment looks like one whose environment's strings the
+            // kernel is about to count, but stays so: 10 ms are enough to tell them apart.
+            found_none += 1;
+            if found_none == 50 {
+                return None;
+            }
         }
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -115,14 +121,14 @@ fn environment(pid: Pid) -> Option<Vec<u8>> {
 }
 
 /// Whether a process whose environment was found empty has one, or is about to: the kernel fills it
-/// in last when a process becomes another program.
+/// in last when a process becomes another program. `None` for one without memory, as zombies are.
 fn is_between_programs(pid: Pid) -> Option<bool> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // The name, in parentheses, may hold anything. See proc_pid_stat(5): 3, the state, is first.
     let fields: Vec<_> = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let (memory, begin, end) = (field(23)?, field(50)?, field(51)?);
-    Some(memory > 0 && (end == 0 || end > begin))
+    (memory > 0).then_some(end == 0 || end > begin)
 }
 
 #[cfg(test)]
