@@ -227,13 +227,20 @@ fn split_at(line: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{PipeWriter, Write};
 
     use super::*;
 
     #[derive(Debug, Default)]
-    struct Lines(Mutex<Vec<(Option<String>, LogStream, String)>>);
+    pub(crate) struct Lines(Mutex<Vec<(Option<String>, LogStream, String)>>);
+
+    impl Lines {
+        /// What has been logged: request id, stream and text.
+        pub(crate) fn all(&self) -> Vec<(Option<String>, LogStream, String)> {
+            self.0.lock().unwrap().clone()
+        }
+    }
 
     impl LogSink for Lines {
         fn line(&self, line: LogLine<'_>) {

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -298,7 +299,7 @@ impl RuntimeApi {
             state.busy = 0;
             state.queued.clear();
             state.polls.clear();
-            std::mem::take(&mut state.calls)
+            mem::take(&mut state.calls)
         };
         for call in calls.into_values() {
             self.shared.config.running.remove(&call.id);
@@ -573,20 +574,23 @@ impl Shared {
                 state.polls.push(poll);
                 continue;
             };
-            let CallStage::Queued(event) = &call.stage else {
+            let CallStage::Queued(event) = mem::replace(&mut call.stage, CallStage::Delivered)
+            else {
                 unreachable!("what is in the queue is queued");
             };
-            if poll.send(event.clone()).is_ok() {
-                state.queued.pop_front();
-                self.deliver(call);
+            // Before the code can have the event: what it prints at once is this call's already.
+            call.delivered = self.config.clock.now();
+            self.config.running.add(&call.id);
+            match poll.send(event) {
+                Ok(()) => {
+                    state.queued.pop_front();
+                }
+                Err(event) => {
+                    self.config.running.remove(&call.id);
+                    call.stage = CallStage::Queued(event);
+                }
             }
         }
-    }
-
-    fn deliver(&self, call: &mut Call) {
-        call.stage = CallStage::Delivered;
-        call.delivered = self.config.clock.now();
-        self.config.running.add(&call.id);
     }
 
     async fn next(self: &Arc<Self>, peer: &Peer) -> Result<Event, Refusal> {

@@ -1,12 +1,13 @@
 //! Conversations over real sockets, with a client so small that it can break every rule.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 
 use futures_util::future::join_all;
 use futures_util::stream;
 use http_body_util::StreamBody;
 use openlambda_core::invocation::empty_body;
+use openlambda_core::sandbox::{LogSink, LogStream};
 use openlambda_core::time::SystemClock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -14,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::output::tests::Lines;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Over {
@@ -35,15 +37,11 @@ impl Setup {
     }
 
     async fn with_event(over: Over, slots: u32, event: EventFormat) -> Setup {
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots,
-            event,
-            function: "ns/tested".parse().unwrap(),
-            version: None,
-            clock: Arc::new(SystemClock::new()),
-            running: Running::default(),
-            output: None,
-        });
+        Setup::with_config(over, RuntimeApiConfig { slots, event, ..config() }).await
+    }
+
+    async fn with_config(over: Over, config: RuntimeApiConfig) -> Setup {
+        let api = RuntimeApi::new(config);
         let dir = tempfile::tempdir().unwrap();
         let (listener, port) = match over {
             Over::Unix => {
@@ -87,6 +85,18 @@ impl Setup {
             state.polls.iter().filter(|poll| !poll.is_closed()).count() == count
         })
         .await;
+    }
+}
+
+fn config() -> RuntimeApiConfig {
+    RuntimeApiConfig {
+        slots: 1,
+        event: EventFormat::Body,
+        function: "ns/tested".parse().unwrap(),
+        version: None,
+        clock: Arc::new(SystemClock::new()),
+        running: Running::default(),
+        output: None,
     }
 }
 
@@ -904,4 +914,43 @@ async fn connections_may_come_and_go() {
     client.next().await;
     client.respond("r", "2").await;
     assert_eq!(outcome(invoked).await.unwrap().0.body, "2");
+}
+
+/// A clock that takes its time, as a thread does that has lost its processor.
+#[derive(Debug)]
+struct Dawdling(SystemClock);
+
+impl Clock for Dawdling {
+    fn now(&self) -> Time {
+        std::thread::sleep(Duration::from_millis(50));
+        self.0.now()
+    }
+
+    fn unix_millis(&self) -> u64 {
+        self.0.unix_millis()
+    }
+}
+
+/// Code may print as soon as it has the event, however slow we are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_first_line_of_a_call_is_its_own() {
+    let lines = Arc::new(Lines::default());
+    let log: Arc<dyn LogSink> = Arc::<Lines>::clone(&lines);
+    let (running, (out, mut writer), (err, _err)) =
+        (Running::default(), io::pipe().unwrap(), io::pipe().unwrap());
+    let name = "ns/tested".parse().unwrap();
+    let output = FunctionOutput::new(out.into(), err.into(), &name, &log, &running).unwrap();
+    let clock = Arc::new(Dawdling(SystemClock::new()));
+    let config = RuntimeApiConfig { clock, running, output: Some(Arc::new(output)), ..config() };
+    let setup = Setup::with_config(Over::Unix, config).await;
+    let mut client = setup.client().await;
+    client.ask().await;
+    within(setup.api.ready()).await.unwrap();
+    let invoked = setup.invoke("r", "1");
+    let event = client.read().await.unwrap();
+    writer.write_all(b"at once\n").unwrap();
+    eventually("the line is read", || !lines.all().is_empty()).await;
+    client.respond(&event.id(), "1").await;
+    outcome(invoked).await.unwrap();
+    assert_eq!(lines.all(), [(Some("r".to_owned()), LogStream::Stdout, "at once".to_owned())]);
 }
