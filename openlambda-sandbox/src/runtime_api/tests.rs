@@ -944,13 +944,16 @@ async fn the_first_line_of_a_call_is_its_own() {
     let config = RuntimeApiConfig { clock, running, output: Some(Arc::new(output)), ..config() };
     let setup = Setup::with_config(Over::Unix, config).await;
     let mut client = setup.client().await;
-    client.ask().await;
-    within(setup.api.ready()).await.unwrap();
-    let invoked = setup.invoke("r", "1");
-    let event = client.read().await.unwrap();
-    writer.write_all(b"at once\n").unwrap();
-    eventually("the line is read", || !lines.all().is_empty()).await;
-    client.respond(&event.id(), "1").await;
-    outcome(invoked).await.unwrap();
+    let printed = Arc::clone(&lines);
+    let code = tokio::spawn(async move {
+        let event = client.next().await;
+        writer.write_all(b"at once\n").unwrap();
+        eventually("the line is read", || !printed.all().is_empty()).await;
+        client.respond(&event.id(), "1").await
+    });
+    setup.polls_wait(1).await;
+    // Not in a task: whom a task wakes may have to wait for its thread, and we want to be overtaken.
+    within(setup.api.invoke(invocation("r", "1"))).await.unwrap();
+    outcome(code).await;
     assert_eq!(lines.all(), [(Some("r".to_owned()), LogStream::Stdout, "at once".to_owned())]);
 }
