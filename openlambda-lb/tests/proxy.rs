@@ -511,6 +511,8 @@ struct Seen {
     calls: AtomicUsize,
     /// The bytes of the last one's body.
     body: AtomicUsize,
+    /// What was said about reservations, in the order in which it came.
+    reservations: watch::Sender<Vec<&'static str>>,
 }
 
 impl Fake {
@@ -574,6 +576,18 @@ async fn serve_one(
     if head.starts_with("get /internal/events") {
         seen.streams.fetch_add(1, Ordering::SeqCst);
         return tell(stream, name, incarnation, events.subscribe()).await;
+    }
+    if head.starts_with("delete /internal/reservations/") {
+        seen.reservations.send_modify(|said| said.push("cancelled"));
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.ok()?;
+        return None;
+    }
+    if head.starts_with("post /internal/reservations") {
+        // A network that lets what is said later overtake it.
+        let _ = seen.reservations.subscribe().wait_for(|said| !said.is_empty()).await;
+        seen.reservations.send_modify(|said| said.push("reserved"));
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.ok()?;
+        return None;
     }
     seen.calls.fetch_add(1, Ordering::SeqCst);
     let length = head
@@ -1401,6 +1415,19 @@ async fn calls_that_are_bound_late_are_all_answered_and_no_place_is_left() {
         real.at_rest().await;
     }
     assert_eq!(lb.stats().await["retries"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_that_comes_after_its_cancellation_is_cancelled_again() {
+    let lb = Lb::late(FOR_EVER).await;
+    let _real = lb.worker("a").await;
+    let fake = lb.fake("b", OWN_503).await;
+    assert_eq!(lb.call("echo", "hello").await.status, 200);
+    let mut said = fake.seen.reservations.subscribe();
+    let all = said.wait_for(|said| said.len() == 3);
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await.unwrap().unwrap().clone();
+    assert_eq!(all, ["cancelled", "reserved", "cancelled"]);
+    lb.nothing_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -326,10 +326,18 @@ impl Balancer {
             self.observe(now, PolicyEvent::Offered { ticket, worker });
             self.settle(now);
             self.cancel(ticket, worker);
-        } else if self.entry(ticket).is_none_or(|entry| !entry.state.is_at(worker)) {
+        } else if !self.expects(ticket, worker) {
             // The request went elsewhere while the offer was on its way.
             self.outputs.push_back(BalancerOutput::Cancel { ticket, worker });
         }
+    }
+
+    /// Whether a reservation for the request at this worker is of use: it waits for an offer from
+    /// there, or has gone there. A driver asks when a reservation may have come to a worker after its
+    /// cancellation.
+    pub fn expects(&self, ticket: Ticket, worker: WorkerId) -> bool {
+        self.entry(ticket)
+            .is_some_and(|entry| entry.reserved.contains(&worker) || entry.state.is_at(worker))
     }
 
     /// A request came in. Its ticket is valid until [`finish`](Self::finish).

@@ -2,8 +2,8 @@
 //!
 //! What is said to workers about probes and reservations is said by tasks of their own. Nobody waits
 //! for reservations: one that does not get through is not there, and the policy binds without it; a
-//! cancellation that does not get through, or comes first, costs the worker one offer that is
-//! cancelled again, or times out.
+//! cancellation that does not get through costs the worker one offer that is cancelled again, or
+//! times out; one that comes first is repeated.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,25 +181,36 @@ impl Selector {
     }
 
     async fn say(self: &Arc<Self>, peer: &Peer, message: Message) {
-        let said = match message {
-            Message::Probe => return self.probe(peer).await,
+        match message {
+            Message::Probe => self.probe(peer).await,
             Message::Reserve(reservation) => {
+                let ticket = Ticket(reservation.ticket);
                 let body = serde_json::to_vec(&reservation).unwrap_or_default();
-                self.tell(peer, Method::POST, wire::RESERVATIONS_PATH.to_owned(), body)
+                self.tell(peer, Method::POST, wire::RESERVATIONS_PATH.to_owned(), body).await;
+                // A cancellation may have gone by another connection, and have come first.
+                if !self.with(|state, _| state.balancer.expects(ticket, peer.id)) {
+                    self.cancel(peer, self.key(ticket)).await;
+                }
             }
-            Message::Cancel(key) => {
-                let path = format!("{}/{key}", wire::RESERVATIONS_PATH);
-                self.tell(peer, Method::DELETE, path, Vec::new())
-            }
-        };
+            Message::Cancel(key) => self.cancel(peer, key).await,
+        }
+    }
+
+    async fn cancel(&self, peer: &Peer, key: ReservationKey) {
+        let path = format!("{}/{key}", wire::RESERVATIONS_PATH);
+        self.tell(peer, Method::DELETE, path, Vec::new()).await;
+    }
+
+    /// Tells a worker something. What does not get through is not repeated.
+    async fn tell(&self, peer: &Peer, method: Method, path: String, body: Vec<u8>) {
+        let said = self.request(peer, method, path, body);
         if let Ok(Err(error)) = tokio::time::timeout(RESERVATION_LIMIT, said).await {
             tracing::debug!(worker = %peer.name, error = chain(&*error), "no reservation");
         }
     }
 
-    /// Tells a worker something, and reads that it was heard, so that the connection can be used
-    /// again.
-    async fn tell(
+    /// Reads that it was heard, so that the connection can be used again.
+    async fn request(
         &self,
         peer: &Peer,
         method: Method,
