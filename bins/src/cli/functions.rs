@@ -139,7 +139,12 @@ impl Deployed {
 
 fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
     let full = folder.canonicalize();
-    let full = full.context(|| format!("cannot read the folder {}", folder.display()))?;
+    let full = full.map_err(|error| {
+        let folder = folder.display();
+        CliError::new(format!(
+            "cannot read the folder {folder}: {error}; `ol new DIR` makes one to start from"
+        ))
+    })?;
     name_of_path(&full)
 }
 

@@ -13,8 +13,10 @@ use openlambda_core::function::FunctionName;
 use openlambda_core::time::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 
-use super::Common;
 use super::times::{moment, utc};
+use super::versions::versions_of;
+use super::{Common, block_on};
+use crate::catalog::Catalog;
 use crate::cluster::DataDir;
 use crate::error::{CliError, Result};
 
@@ -67,12 +69,19 @@ pub(super) fn files(dir: &DataDir, worker: &str, function: &FunctionName) -> [Pa
     [logs.join(format!("{name}.1")), logs.join(name)]
 }
 
-pub(super) fn logs(args: &LogsArgs) -> Result<ExitCode> {
+pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let mut workers = BTreeMap::new();
     let mut lines = read(&dir, args, &mut workers);
     let printed = workers.values().any(|tail| tail.file.is_some() || tail.older.is_some());
     if !printed && !args.follow {
+        // Without a cluster nobody knows whether there is such a function.
+        if let Ok(state) = dir.running() {
+            let registry = catalog.open_registry(&state.registry.spec)?;
+            block_on(async { versions_of(&registry, &args.function).await })?;
+            eprintln!("{} has printed nothing yet", args.function);
+            return Ok(ExitCode::SUCCESS);
+        }
         return Err(CliError::new(format!(
             "{} has printed nothing yet; `ol ls` shows the functions there are",
             args.function

@@ -128,7 +128,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Versions(args) => versions::versions(&args, &catalog),
         Command::Alias(args) => versions::alias(&args, &catalog),
         Command::Rollback(args) => versions::rollback(&args, &catalog),
-        Command::Logs(args) => logs::logs(&args),
+        Command::Logs(args) => logs::logs(&args, &catalog),
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),

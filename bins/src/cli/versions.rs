@@ -349,7 +349,7 @@ fn qualified(name: &FunctionName, qualifier: &str) -> std::result::Result<Functi
     format!("{name}:{qualifier}").parse()
 }
 
-async fn versions_of(
+pub(super) async fn versions_of(
     registry: &Arc<dyn Registry>,
     name: &FunctionName,
 ) -> Result<Vec<VersionInfo>> {

@@ -64,6 +64,11 @@ fn up_deploy_invoke_ls_logs_rm_down() {
     assert_eq!(line["request_id"], id);
     assert!(place.ol(&["logs", "printer", "--request-id", id]).contains("stdout: out 7"));
     assert_eq!(place.ol(&["logs", "printer", "--request-id", "other"]), "");
+    // To have printed nothing is no failure; to be unknown is.
+    cluster.deploy("silent", &[("f.py", "def f(event):\n    return event\n")]);
+    assert_eq!(place.ol(&["logs", "silent"]), "");
+    assert!(place.fails(&["logs", "silant"]).contains("\"silent\""));
+    place.ol(&["rm", "silent"]);
 
     let list = place.json(&["ls", "--json"]);
     let names: Vec<&Value> =
