@@ -175,7 +175,7 @@ async fn a_worker_that_dies_in_the_middle_gets_502() {
         let (client, url) = (client.clone(), url.clone());
         tokio::spawn(async move { post(&client, &url, "60").await })
     };
-    in_flight(&client, &cluster.url, 1).await;
+    runs(&client, &cluster).await;
     kill(cluster.worker_pid("worker-1").unwrap(), Signal::KILL);
     check(&call.await.unwrap(), 502, "worker_died", "worker", "maybe");
     // The supervisor starts it again, and it comes back into the rotation.
@@ -193,7 +193,7 @@ async fn a_draining_worker_finishes_its_calls_and_gets_no_more() {
         let (client, url) = (client.clone(), url.clone());
         tokio::spawn(async move { post(&client, &url, "3").await })
     };
-    in_flight(&client, &cluster.url, 1).await;
+    runs(&client, &cluster).await;
     let pid = cluster.worker_pid("worker-1").unwrap();
     kill(pid, Signal::TERM);
     let refused = loop {
@@ -264,13 +264,13 @@ async fn over_the_time_limit_gets_504_and_ends_only_that_sandbox() {
     assert!(pids.contains(&other.body), "{pids:?} {}", other.body);
 }
 
-/// Waits until the balancer has so many calls in flight.
-async fn in_flight(client: &HttpClient, url: &str, calls: u64) {
+/// Waits until a call runs on the cluster's only worker.
+async fn runs(client: &HttpClient, cluster: &Cluster) {
+    let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
     for _ in 0..3000 {
-        let request = http::Request::get(format!("{url}/stats")).body("").unwrap();
-        if send(client, request).await.unwrap().json()["in_flight"] == calls {
-            // It is with the balancer; a moment later it is in the handler.
-            return tokio::time::sleep(Duration::from_millis(300)).await;
+        let request = http::Request::get(format!("{worker}/stats")).body("").unwrap();
+        if send(client, request).await.unwrap().json()["counts"]["running"] == 1 {
+            return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
