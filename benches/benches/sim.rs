@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use openlambda_core::scheduler::{Limits, SchedulerConfig};
+use openlambda_core::scheduler::SchedulerConfig;
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
@@ -21,26 +21,9 @@ fn config(functions: u32) -> SimConfig {
             mix: FunctionMix::default(),
         },
         workers: 20,
-        processors: None,
         scheduler: SchedulerConfig { memory: 4 << 30, ..SchedulerConfig::default() },
-        keep_alive: "ttl".to_owned(),
-        ttl: Duration::from_secs(600),
         code_budget: 1 << 40,
-        bundle_bytes: 1 << 20,
-        limits: Limits {
-            memory: 128 << 20,
-            slots: 1,
-            max_instances: 16,
-            queue: 1024,
-            timeout: Duration::from_secs(30),
-            reuse: true,
-        },
-        max_wait: Duration::from_secs(30),
-        hop: Duration::from_micros(100),
-        pull: Duration::from_millis(20),
-        cold_start: Duration::from_millis(100),
-        heartbeat: Duration::from_millis(500),
-        seed: 1,
+        ..SimConfig::default()
     }
 }
 

@@ -40,6 +40,8 @@ use openlambda_core::registry::{
 use openlambda_core::time::{Clock, SystemClock};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use crate::blocking;
+
 /// The folder of the namespaces that are not the default. No function's name begins so.
 const NAMESPACES: &str = "_ns";
 
@@ -115,15 +117,6 @@ impl DirRegistry {
             }),
         })
     }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Shared) -> Result<T, RegistryError> + Send + 'static,
-    ) -> Result<T, RegistryError> {
-        let shared = Arc::clone(&self.shared);
-        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
-        done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
-    }
 }
 
 #[async_trait]
@@ -138,21 +131,21 @@ impl Registry for DirRegistry {
         bundle: BundleStream,
     ) -> Result<Published, RegistryError> {
         let name = name.clone();
-        self.blocking(move |shared| shared.publish(&name, bundle)).await
+        blocking(&self.shared, move |shared| shared.publish(&name, bundle)).await
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
         let reference = reference.clone();
-        self.blocking(move |shared| shared.resolve(&reference)).await
+        blocking(&self.shared, move |shared| shared.resolve(&reference)).await
     }
 
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
         let (digest, into) = (*digest, into.to_owned());
-        self.blocking(move |shared| shared.fetch(&digest, &into)).await
+        blocking(&self.shared, move |shared| shared.fetch(&digest, &into)).await
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        self.blocking(|shared| {
+        blocking(&self.shared, |shared| {
             let mut list = Vec::new();
             for name in shared.names().map_err(storage)? {
                 // A folder that is no function (yet) is not listed; calling it says why.
@@ -167,7 +160,7 @@ impl Registry for DirRegistry {
 
     async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
         let name = name.clone();
-        self.blocking(move |shared| {
+        blocking(&self.shared, move |shared| {
             let Known { version, digest, bytes, .. } = shared.look_at(&name)?;
             let mut info = VersionInfo::new(version, digest);
             info.bytes = Some(bytes);
@@ -180,7 +173,7 @@ impl Registry for DirRegistry {
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let name = name.clone();
-        self.blocking(move |shared| shared.delete(&name)).await
+        blocking(&self.shared, move |shared| shared.delete(&name)).await
     }
 
     async fn set_alias(

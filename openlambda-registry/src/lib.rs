@@ -12,3 +12,17 @@
 pub mod dir;
 #[cfg(feature = "native")]
 pub mod native;
+
+#[cfg(any(feature = "dir", feature = "native"))]
+use openlambda_core::registry::RegistryError;
+
+/// Runs what blocks for the disk on a thread that may. It goes on when the caller does not.
+#[cfg(any(feature = "dir", feature = "native"))]
+async fn blocking<S: Send + Sync + 'static, T: Send + 'static>(
+    shared: &std::sync::Arc<S>,
+    work: impl FnOnce(&S) -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    let shared = std::sync::Arc::clone(shared);
+    let done = tokio::task::spawn_blocking(move || work(&shared)).await;
+    done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
+}

@@ -82,8 +82,8 @@ use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of}
 pub use self::image::{BASE_IMAGE, build_base_image};
 use crate::instance::{self, Handle, Instances};
 use crate::launch::{
-    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, environment, own_volume,
-    resources, text, unsupported, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
+    own_volume, remove_sandboxes, resources, text, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -179,13 +179,7 @@ impl DockerFactory {
     /// The folder cannot be written; the mark is not valid; the engine does not answer, or does not
     /// know the runtime.
     pub async fn connect(mut config: DockerConfig) -> Result<Self, SandboxError> {
-        let mark = &config.worker_mark;
-        let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
-        if mark.is_empty() || !valid {
-            return Err(unsupported(format!(
-                "\"{mark}\" cannot mark containers; use letters, digits, dots, slashes, _ and -"
-            )));
-        }
+        check_mark(&config.worker_mark).map_err(|error| unsupported(error.to_string()))?;
         config.state_dir = absolute(&config.state_dir)?;
         config.volumes_dir = absolute(&config.volumes_dir)?;
         prepare(&config.state_dir)
@@ -300,14 +294,7 @@ impl SandboxFactory for DockerFactory {
         let rest = tokio::task::spawn_blocking(move || {
             // Those of an engine that does not answer.
             report.processes = kill_marked(&shared.config.worker_mark);
-            let folders = fs::read_dir(shared.config.state_dir.join("sandboxes"));
-            for entry in folders.into_iter().flatten().flatten() {
-                let path = entry.path();
-                match fs::remove_dir_all(&path) {
-                    Ok(()) => report.removed.push(path.display().to_string()),
-                    Err(error) => report.failed.push(format!("{}: {error}", path.display())),
-                }
-            }
+            remove_sandboxes(&shared.config.state_dir, &mut report);
             report
         });
         rest.await.unwrap_or_default()

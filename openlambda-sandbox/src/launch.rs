@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use openlambda_core::failure::FunctionError;
 use openlambda_core::function::FunctionName;
 use openlambda_core::manifest::{Manifest, Runtime, Style};
-use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
+use openlambda_core::sandbox::{Report, SandboxError, SandboxErrorKind, SandboxSpec};
 
 use crate::sys::MARK;
 
@@ -27,6 +27,33 @@ pub(crate) const PYTHON_BOOTSTRAP: &str = include_str!("../runtimes/python/boots
 
 /// What functions find in `PATH`, whatever ours is.
 const FUNCTION_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a worker's processes, cgroups and containers are marked with stands in environments, paths
+/// and labels.
+///
+/// # Errors
+///
+/// The mark is empty or holds something else than letters, digits and `._/-`.
+pub(crate) fn check_mark(mark: &str) -> io::Result<()> {
+    let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
+    if !mark.is_empty() && valid {
+        return Ok(());
+    }
+    let message =
+        format!("\"{mark}\" cannot mark processes; use letters, digits, dots, slashes, _ and -");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
+
+/// Removes what the sandboxes of an earlier worker have left in `state_dir`.
+pub(crate) fn remove_sandboxes(state_dir: &Path, report: &mut Report) {
+    for entry in fs::read_dir(state_dir.join("sandboxes")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match fs::remove_dir_all(&path) {
+            Ok(()) => report.removed.push(path.display().to_string()),
+            Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+        }
+    }
+}
 
 /// The program of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -44,8 +44,8 @@ use tokio::sync::OnceCell;
 
 use crate::instance::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, environment, resources,
-    unsupported, volumes,
+    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, check_mark, environment,
+    resources, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -124,14 +124,7 @@ impl ProcessFactory {
     ///
     /// The folder cannot be written; the mark is not valid.
     pub fn new(mut config: ProcessConfig) -> io::Result<Self> {
-        let mark = &config.worker_mark;
-        let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
-        if mark.is_empty() || !valid {
-            let message = format!(
-                "\"{mark}\" cannot mark processes; use letters, digits, dots, slashes, _ and -"
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        check_mark(&config.worker_mark)?;
         config.state_dir = std::path::absolute(&config.state_dir)?;
         config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
         let private = |path: PathBuf| DirBuilder::new().recursive(true).mode(0o700).create(path);

@@ -88,7 +88,7 @@ use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, bad_bootstrap,
-    environment, own_volume, resources, text, unsupported, volumes,
+    check_mark, environment, own_volume, remove_sandboxes, resources, text, unsupported, volumes,
 };
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
@@ -182,21 +182,14 @@ impl SockFactory {
     ///
     /// The folder cannot be written; the mark is not valid.
     pub fn new(mut config: SockConfig) -> io::Result<Self> {
-        let mark = &config.worker_mark;
-        let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
-        if mark.is_empty() || !valid {
-            let message = format!(
-                "\"{mark}\" cannot mark processes; use letters, digits, dots, slashes, _ and -"
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        check_mark(&config.worker_mark)?;
         config.state_dir = std::path::absolute(&config.state_dir)?;
         config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(config.state_dir.join("sandboxes"))?;
-        let cgroups = Cgroups::find(&cgroup::name_of(mark));
+        let cgroups = Cgroups::find(&cgroup::name_of(&config.worker_mark));
         let filter = seccomp::filter();
         Ok(SockFactory {
             shared: Arc::new(Shared {
@@ -284,14 +277,7 @@ impl SandboxFactory for SockFactory {
                 }
             }
             report.processes += kill_marked(&shared.config.worker_mark);
-            let folders = fs::read_dir(shared.config.state_dir.join("sandboxes"));
-            for entry in folders.into_iter().flatten().flatten() {
-                let path = entry.path();
-                match fs::remove_dir_all(&path) {
-                    Ok(()) => report.removed.push(path.display().to_string()),
-                    Err(error) => report.failed.push(format!("{}: {error}", path.display())),
-                }
-            }
+            remove_sandboxes(&shared.config.state_dir, &mut report);
             report
         });
         reclaim.await.unwrap_or_default()

@@ -11,9 +11,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_sandbox::process::ProcessFactory;
-use openlambda_sandbox::sys::{CommandSpec, Output, Signal, Spawner, processes_with_mark};
+use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
 
-use common::{Setup, call, config, eventually, setup};
+use common::{Setup, call, config, eventually, setup, start_worker};
 
 /// The folder that a worker of this test works in. The test runs itself as that worker.
 const FOLDER: &str = "OPENLAMBDA_DEATH_TEST";
@@ -114,15 +114,9 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join(format!("{}-{round}", std::process::id()));
         fs::create_dir_all(folder.join("tmp")).unwrap();
-        let mut worker = CommandSpec::new(std::env::current_exe().unwrap())
-            .arg("--exact")
-            .arg("a_worker_that_is_killed_leaves_nothing_behind_the_next_one")
-            .arg("--nocapture")
-            .env(FOLDER, &folder)
-            .env("TMPDIR", folder.join("tmp"));
-        worker.inherit_env = true;
-        worker.stderr = Output::Inherit;
-        let worker = spawner.spawn(worker).await.unwrap();
+        let test = "a_worker_that_is_killed_leaves_nothing_behind_the_next_one";
+        let tmp = folder.join("tmp");
+        let worker = start_worker(&spawner, test, FOLDER, &folder, Some(&tmp)).await;
         let complete = round % 5 == 4;
         if complete {
             eventually("instances run", || async { folder.join("ready").exists() }).await;

@@ -15,10 +15,10 @@ use openlambda_core::sandbox::{
     Exit, Isolation, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
 };
 use openlambda_sandbox::docker::{BASE_IMAGE, DockerFactory, build_base_image};
-use openlambda_sandbox::sys::{CommandSpec, Signal, Spawner, processes_with_mark};
+use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
 use serde_json::{Value, json};
 
-use common::{Setup, call, eventually, invocation, setup};
+use common::{Setup, call, eventually, invocation, setup, start_worker};
 use engine::Engine;
 
 /// The folder that a worker of the death test works in, and the engine that it uses. The test runs
@@ -362,12 +362,9 @@ async fn what_a_killed_worker_leaves_is_found_by_the_next() {
     let engine = Engine::shared().await;
     let folder = tempfile::tempdir().unwrap();
     let value = format!("{},{}", folder.path().display(), engine.socket().display());
-    let mut command = CommandSpec::new(std::env::current_exe().unwrap())
-        .arg("what_a_killed_worker_leaves_is_found_by_the_next")
-        .arg("--exact")
-        .env(FOLDER, value);
-    command.inherit_env = true;
-    let child = Spawner::start().unwrap().spawn(command).await.unwrap();
+    let test = "what_a_killed_worker_leaves_is_found_by_the_next";
+    let spawner = Spawner::start().unwrap();
+    let child = start_worker(&spawner, test, FOLDER, value, None).await;
     let ready = || async { folder.path().join("ready").exists() };
     eventually("the worker has made containers", ready).await;
     child.signal(Signal::KILL);

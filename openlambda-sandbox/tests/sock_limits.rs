@@ -18,12 +18,10 @@ use openlambda_core::sandbox::{
     Exit, LogLine, LogSink, SandboxErrorKind, SandboxFactory, SandboxSpec,
 };
 use openlambda_sandbox::sock::SockFactory;
-use openlambda_sandbox::sys::{
-    CommandSpec, Output, Pid, Signal, Spawner, marked_processes, processes_with_mark,
-};
+use openlambda_sandbox::sys::{Pid, Signal, Spawner, marked_processes, processes_with_mark};
 use serde_json::{Value, json};
 
-use common::{Setup, call, eventually, setup};
+use common::{Setup, call, eventually, setup, start_worker};
 use containers::{
     Containers, again_as_an_ordinary_user, alone, ask, cgroups, config, containers, is_root,
 };
@@ -518,15 +516,9 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join(format!("{}-{round}", std::process::id()));
         fs::create_dir_all(folder.join("tmp")).unwrap();
-        let mut worker = CommandSpec::new(std::env::current_exe().unwrap())
-            .arg("--exact")
-            .arg("a_worker_that_is_killed_leaves_nothing_behind_the_next_one")
-            .arg("--nocapture")
-            .env(FOLDER, &folder)
-            .env("TMPDIR", folder.join("tmp"));
-        worker.inherit_env = true;
-        worker.stderr = Output::Inherit;
-        let worker = spawner.spawn(worker).await.unwrap();
+        let test = "a_worker_that_is_killed_leaves_nothing_behind_the_next_one";
+        let tmp = folder.join("tmp");
+        let worker = start_worker(&spawner, test, FOLDER, &folder, Some(&tmp)).await;
         let complete = round % 2 == 1;
         if complete {
             eventually("instances run", || async { folder.join("ready").exists() }).await;

@@ -14,6 +14,7 @@ use openlambda_core::registry::{
 };
 
 use super::Store;
+use crate::blocking;
 
 /// A [`Store`] as a [`Registry`]: for programs that embed one, and behind `ol-registry`. Clones share
 /// the store.
@@ -32,16 +33,6 @@ impl NativeRegistry {
     pub fn store(&self) -> &Store {
         &self.store
     }
-
-    /// Runs what blocks for the disk on a thread that may. It goes on when the caller does not.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, RegistryError> + Send + 'static,
-    ) -> Result<T, RegistryError> {
-        let store = Arc::clone(&self.store);
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
-    }
 }
 
 #[async_trait]
@@ -56,33 +47,33 @@ impl Registry for NativeRegistry {
         bundle: BundleStream,
     ) -> Result<Published, RegistryError> {
         let name = name.clone();
-        self.blocking(move |store| store.publish(&name, bundle::reader(bundle))).await
+        blocking(&self.store, move |store| store.publish(&name, bundle::reader(bundle))).await
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
         let reference = reference.clone();
-        self.blocking(move |store| store.resolve(&reference)).await
+        blocking(&self.store, move |store| store.resolve(&reference)).await
     }
 
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
         let (digest, into) = (*digest, into.to_owned());
         let unpack =
             move |store: &Store| Ok(bundle::unpack(store.bundle(&digest)?, &digest, &into)?);
-        self.blocking(unpack).await
+        blocking(&self.store, unpack).await
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        self.blocking(Store::list).await
+        blocking(&self.store, Store::list).await
     }
 
     async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
         let name = name.clone();
-        self.blocking(move |store| store.versions(&name)).await
+        blocking(&self.store, move |store| store.versions(&name)).await
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let name = name.clone();
-        self.blocking(move |store| store.delete(&name)).await
+        blocking(&self.store, move |store| store.delete(&name)).await
     }
 
     async fn set_alias(
@@ -93,7 +84,7 @@ impl Registry for NativeRegistry {
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
         let (name, alias) = (name.clone(), alias.to_owned());
-        self.blocking(move |store| store.set_alias(&name, &alias, version, expected)).await
+        blocking(&self.store, move |store| store.set_alias(&name, &alias, version, expected)).await
     }
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {

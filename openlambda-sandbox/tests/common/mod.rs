@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "it is a module of several binaries")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +21,7 @@ use openlambda_core::sandbox::{
 };
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
-use openlambda_sandbox::sys::{Spawner, processes_with_mark};
+use openlambda_sandbox::sys::{Child, CommandSpec, Output, Spawner, processes_with_mark};
 use tempfile::TempDir;
 
 /// A factory with its state in a temporary folder.
@@ -55,6 +56,28 @@ pub fn own_mark() -> String {
 pub fn config(dir: &Path, mark: &str) -> ProcessConfig {
     let spawner = Spawner::start().unwrap();
     ProcessConfig::new(dir.join("state"), mark, spawner, Arc::new(SystemClock::new()))
+}
+
+/// Runs one test of this program again in a process of its own, with a variable that tells it to be
+/// the worker that is killed.
+pub async fn start_worker(
+    spawner: &Spawner,
+    test: &str,
+    variable: &str,
+    value: impl AsRef<OsStr>,
+    tmp: Option<&Path>,
+) -> Child {
+    let mut worker = CommandSpec::new(std::env::current_exe().unwrap())
+        .arg("--exact")
+        .arg(test)
+        .arg("--nocapture")
+        .env(variable, value);
+    if let Some(tmp) = tmp {
+        worker = worker.env("TMPDIR", tmp);
+    }
+    worker.inherit_env = true;
+    worker.stderr = Output::Inherit;
+    spawner.spawn(worker).await.unwrap()
 }
 
 pub fn setup() -> Setup {
