@@ -12,7 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -21,7 +20,6 @@ use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
 };
 use openlambda_core::time::{Clock, Duration};
-use std::os::unix::process::ExitStatusExt;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
 use crate::launch::{init_error, shutting_down};
@@ -195,7 +193,10 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
     instance.life.send_replace(Life::Gone(exit));
 }
 
-pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+/// What the system says of a process that ended.
+#[cfg(any(feature = "process", feature = "sock"))]
+pub(crate) fn exit_of(status: std::process::ExitStatus) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Status(code),
         (None, Some(signal)) => Exit::Signal(signal),

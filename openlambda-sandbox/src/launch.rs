@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use openlambda_core::failure::FunctionError;
 use openlambda_core::function::FunctionName;
 use openlambda_core::manifest::{Manifest, Runtime, Style};
-use openlambda_core::sandbox::{Report, SandboxError, SandboxErrorKind, SandboxSpec};
+#[cfg(any(feature = "docker", feature = "sock"))]
+use openlambda_core::sandbox::Report;
+use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
 
 use crate::sys::MARK;
 
@@ -45,6 +47,7 @@ pub(crate) fn check_mark(mark: &str) -> io::Result<()> {
 }
 
 /// Removes what the sandboxes of an earlier worker have left in `state_dir`.
+#[cfg(any(feature = "docker", feature = "sock"))]
 pub(crate) fn remove_sandboxes(state_dir: &Path, report: &mut Report) {
     for entry in fs::read_dir(state_dir.join("sandboxes")).into_iter().flatten().flatten() {
         let path = entry.path();
