@@ -22,6 +22,7 @@
 //! Paths below `/internal/` are answered to clients on this machine only; for others they do not
 //! exist. Workers on other machines are named in [`ProxyConfig::workers`].
 
+mod cors;
 mod decode;
 mod forward;
 mod outcome;
@@ -48,6 +49,7 @@ use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
 use serde::Deserialize;
 
+use self::cors::Caller;
 use self::resolver::Resolver;
 pub(crate) use self::select::Selector;
 use crate::membership::Membership;
@@ -71,20 +73,25 @@ pub(crate) type HttpClient = Client<HttpConnector, Body>;
 impl Proxy {
     /// One invocation, from the client's request to the reply, whose body may still be on its way.
     pub async fn invoke(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
+        let caller = Caller::of(&request);
         let (id, call) = decode::decode(request, peer, &self.config, &self.ids).await;
-        let mut worker = None;
+        let (mut resolved, mut worker) = (None, None);
         let answer = async {
             let mut call = call?;
-            let function = self.resolver.resolve(&call.target.function).await?;
-            function.admits(&call.method)?;
-            let mut route = self.selector.arrive(&function);
+            let function = resolved.insert(self.resolver.resolve(&call.target.function).await?);
+            let preflight = function.cors.as_ref().and_then(|cors| cors.preflight(&caller));
+            if let Some(preflight) = preflight {
+                return Ok(preflight);
+            }
+            function.resolved.manifest.admits(&call.method)?;
+            let mut route = self.selector.arrive(function);
             loop {
                 let chosen = worker.insert(route.select().await?);
                 let place = route.reservation();
                 let reply =
-                    forward::forward(&self.client, &mut call, &function, chosen, place, &id).await;
+                    forward::forward(&self.client, &mut call, function, chosen, place, &id).await;
                 match reply {
-                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, &function)),
+                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, function)),
                     Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
                         self.stats.retries.fetch_add(1, Ordering::Relaxed);
                         tracing::debug!(request = %id, worker = %chosen.name, %failure, "retry");
@@ -93,7 +100,19 @@ impl Proxy {
                 }
             }
         };
-        outcome::answer(answer.await, &id, worker.as_deref(), &self.stats)
+        let answer = answer.await;
+        if resolved.is_none()
+            && answer.is_err()
+            && let Some(called) = caller.calls()
+        {
+            // The request was refused before it was looked at which function it calls.
+            resolved = self.resolver.resolve(&called).await.ok();
+        }
+        let mut answer = outcome::answer(answer, &id, worker.as_deref(), &self.stats);
+        if let Some(cors) = resolved.as_ref().and_then(|function| function.cors.as_ref()) {
+            cors.allow(&caller, answer.headers_mut());
+        }
+        answer
     }
 
     /// A balancer that asks `policy` and `registry`. `policy_name` is what status reports call it.

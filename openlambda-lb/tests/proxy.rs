@@ -802,6 +802,36 @@ async fn the_body_limit_holds_while_a_body_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn failures_carry_the_cors_headers_of_the_function() {
+    let lb =
+        Lb::with(ProxyConfig { body_limit: 10, most_calls: 1, ..ProxyConfig::default() }).await;
+    let cors = "methods = [\"POST\"]\ncors = { allow_origins = [\"https://a.org\"] }";
+    lb.publish("page", cors, "").await;
+    let ask = |path: &str, body: &'static str| {
+        let request = Request::post(format!("{}/run/{path}", lb.url));
+        lb.send(request.header("origin", "https://a.org"), body)
+    };
+    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
+    // Refused before it is looked at which function it is; nothing is cached yet.
+    let large = ask("page", "01234567890").await;
+    assert_eq!((large.status, &*allowed(&large)), (413, "https://a.org"));
+    let nobody = ask("page", "1").await;
+    assert_eq!((nobody.status, &*allowed(&nobody)), (503, "https://a.org"));
+    let missing = ask("nothing", "1").await;
+    assert_eq!((missing.status, &*allowed(&missing)), (404, ""));
+    // A call too many is told by what is known already.
+    let gates = lb.gated("slow").await;
+    let _worker = lb.worker("w").await;
+    let first = tokio::spawn(lb.call("slow", "1"));
+    gates.came("1").await;
+    let surplus = ask("page", "1").await;
+    assert_eq!((surplus.status, &*allowed(&surplus)), (503, "https://a.org"));
+    gates.open("1");
+    assert_eq!(first.await.unwrap().status, 200);
+    lb.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn trailers_reach_clients_that_take_them() {
     let lb = Lb::start().await;
     let _a = lb

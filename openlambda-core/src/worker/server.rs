@@ -88,9 +88,7 @@ async fn decode(
         Some(digest) => (version_of(&parts.headers)?, digest),
         None => {
             let resolved = shared.registry.resolve(&target.function).await?;
-            if let Some(methods) = &resolved.manifest.methods {
-                check_method(&parts.method, methods)?;
-            }
+            resolved.manifest.admits(&parts.method)?;
             (Some(resolved.version), resolved.digest)
         }
     };
@@ -119,18 +117,6 @@ async fn decode(
         body: full_body(body.to_bytes()),
         reservation,
     })
-}
-
-/// Whether the manifest allows a method.
-fn check_method(method: &Method, allowed: &[String]) -> Result<(), Failure> {
-    if allowed.iter().any(|allowed| allowed == method.as_str()) {
-        return Ok(());
-    }
-    let list = allowed.join(", ");
-    let message = format!("this function does not answer {method}; use {list}");
-    let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
-    failure.allow = Some(list.into());
-    Err(failure)
 }
 
 fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, Failure> {

@@ -20,13 +20,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use openlambda_core::balancing::FunctionId;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
 use openlambda_core::registry::{Registry, RegistryEvent, Resolved, Revision};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
+
+use super::cors::Cors;
 
 /// The most references that are remembered; then the one that was used longest ago goes.
 const MOST_ENTRIES: usize = 10_000;
@@ -49,6 +51,8 @@ pub(crate) struct Resolution {
     pub(crate) digest: HeaderValue,
     pub(crate) version: HeaderValue,
     pub(crate) timeout: Duration,
+    /// What its manifest says of pages of other origins.
+    pub(crate) cors: Option<Cors>,
     /// The balancer's id of the function, once it has one.
     pub(crate) id: OnceLock<FunctionId>,
 }
@@ -60,23 +64,10 @@ impl Resolution {
             digest: HeaderValue::from_str(&digest).expect("a digest is hexadecimal"),
             version: HeaderValue::from(resolved.version.0),
             timeout: resolved.manifest.timeout(),
+            cors: Cors::new(&resolved.manifest),
             id: OnceLock::new(),
             resolved,
         }
-    }
-
-    /// Whether the function answers this method.
-    pub(crate) fn admits(&self, method: &Method) -> Result<(), Failure> {
-        let Some(methods) = &self.resolved.manifest.methods else { return Ok(()) };
-        if methods.iter().any(|allowed| allowed == method.as_str()) {
-            return Ok(());
-        }
-        let allow = methods.join(", ");
-        let name = &self.resolved.name;
-        let message = format!("{name} does not answer {method}; use {allow}");
-        let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
-        failure.allow = Some(allow.into());
-        Err(failure)
     }
 }
 
@@ -168,6 +159,11 @@ impl Resolver {
     pub(crate) async fn refresh(&self, reference: &FunctionRef) -> Answer {
         let flight = self.depart(&mut lock(&self.cache), reference);
         flight.answer.await
+    }
+
+    /// What is known of the reference without asking anybody, however old.
+    pub(crate) fn known(&self, reference: &FunctionRef) -> Option<Arc<Resolution>> {
+        lock(&self.cache).known(reference)
     }
 
     /// Follows the registry's changes for as long as it is polled.

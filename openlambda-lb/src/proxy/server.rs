@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -29,6 +28,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
 use super::Proxy;
+use super::cors::Caller;
 use super::patience::Patient;
 use crate::membership::HEARTBEAT;
 
@@ -145,7 +145,31 @@ impl Proxy {
             (&Method::GET | &Method::HEAD, "/stats") => wire::json_response(&self.counts()),
             _ => {
                 let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                call(invocations, request, peer).await
+                self.call(invocations, request, peer).await
+            }
+        }
+    }
+
+    /// One invocation. Whatever the layers say becomes an answer, not a closed connection.
+    async fn call(
+        &self,
+        invocations: Invocations,
+        request: Request<Body>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let caller = Caller::of(&request);
+        // Boxed, for the compiler cannot tell that so deep a future is Send.
+        let answered = invocations.oneshot((request, peer)).boxed();
+        match answered.await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mut answer = unanswered(&error);
+                // It asks nobody: this may be the one call too many.
+                let function = caller.calls().and_then(|called| self.resolver.known(&called));
+                if let Some(cors) = function.as_ref().and_then(|function| function.cors.as_ref()) {
+                    cors.allow(&caller, answer.headers_mut());
+                }
+                answer
             }
         }
     }
@@ -235,18 +259,6 @@ fn text(text: &'static str) -> Response<Body> {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
-}
-
-/// One invocation. Whatever the layers say becomes an answer, not a closed connection.
-fn call(
-    invocations: Invocations,
-    request: Request<Body>,
-    peer: SocketAddr,
-) -> BoxFuture<'static, Response<Body>> {
-    invocations
-        .oneshot((request, peer))
-        .map(|result| result.unwrap_or_else(|error| unanswered(&error)))
-        .boxed()
 }
 
 /// The answer for a call that got none.
