@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use openlambda_lb::proxy::Admin;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -45,6 +46,8 @@ pub(crate) struct ClusterSpec {
     pub(crate) registry: String,
     pub(crate) policy: String,
     pub(crate) memory_mb: Option<u64>,
+    pub(crate) admin: Admin,
+    pub(crate) access_log: Option<PathBuf>,
     pub(crate) seed: u64,
 }
 
@@ -135,8 +138,22 @@ impl Supervisor {
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
         let seed = spec.seed.to_string();
-        let args =
-            ["daemon", "lb", "--registry", &registry, "--policy", &spec.policy, "--seed", &seed];
+        let admin = spec.admin.to_string();
+        let access_log = spec.access_log.as_ref().map(|file| file.display().to_string());
+        let mut args = vec![
+            "daemon",
+            "lb",
+            "--registry",
+            &registry,
+            "--policy",
+            &spec.policy,
+            "--seed",
+            &seed,
+        ];
+        args.extend(["--admin", &admin]);
+        if let Some(file) = &access_log {
+            args.extend(["--access-log", file]);
+        }
         let balancer = self.start_daemon("lb", &args, spec.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));

@@ -167,7 +167,7 @@ pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
 ///
 /// [`BundleError`]; nothing was written to `out` unless writing itself failed.
 pub fn canonicalise(
-    archive: impl Read,
+    mut archive: impl Read,
     limits: Limits,
     out: impl Write,
 ) -> Result<Packed, BundleError> {
@@ -176,7 +176,7 @@ pub fn canonicalise(
     let mut places = BTreeMap::<String, u64>::new();
     let mut spooled = 0;
     let mut manifest_text = None;
-    let mut tar = tar::Archive::new(plain(archive, limits)?);
+    let mut tar = tar::Archive::new(plain(&mut archive, limits)?);
     for entry in tar.entries().map_err(BundleError::Read)? {
         let mut entry = entry.map_err(read_error)?;
         let path = path_of(&entry.path_bytes())?;
@@ -242,6 +242,13 @@ pub fn canonicalise(
                 ));
             }
         }
+    }
+    drop(tar);
+    // What follows the end of the archive means nothing, and is not unpacked. But it has to come: who
+    // breaks off there has not said that this is all.
+    let rest = io::copy(&mut archive.take(limits.bytes.saturating_add(1)), &mut io::sink());
+    if rest.map_err(read_error)? > limits.bytes {
+        return Err(too_large(limits));
     }
     let text = match manifest_text {
         Some(text) => String::from_utf8(text)
@@ -328,7 +335,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), BundleError> {
 /// A bundle on its way in, for code that reads and waits. Call it on a thread that may block, while
 /// the stream's own runtime goes on elsewhere.
 pub fn reader(stream: BundleStream) -> impl Read + Send {
-    StreamReader { stream, chunk: Bytes::new() }
+    StreamReader { stream: Some(stream), chunk: Bytes::new() }
 }
 
 /// What a path in a bundle names.
@@ -700,7 +707,8 @@ fn header(kind: EntryType, bytes: u64, mode: u32) -> Header {
 
 /// A stream as a reader: parks the thread until more comes.
 struct StreamReader {
-    stream: BundleStream,
+    /// `None` after its end: a reader may be asked again, a stream may not.
+    stream: Option<BundleStream>,
     chunk: Bytes,
 }
 
@@ -709,9 +717,10 @@ impl Read for StreamReader {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut context = Context::from_waker(&waker);
         while self.chunk.is_empty() {
-            match Pin::new(&mut self.stream).poll_next(&mut context) {
+            let Some(stream) = &mut self.stream else { return Ok(0) };
+            match Pin::new(stream).poll_next(&mut context) {
                 Poll::Ready(Some(chunk)) => self.chunk = chunk?,
-                Poll::Ready(None) => return Ok(0),
+                Poll::Ready(None) => self.stream = None,
                 Poll::Pending => std::thread::park(),
             }
         }

@@ -46,6 +46,8 @@ pub enum Started {
 pub enum FailureKind {
     /// A bad name, bad JSON where JSON is needed, a bad header.
     BadRequest,
+    /// The client may not do this, whoever it says it is.
+    Forbidden,
     /// No such function, or no such version.
     NotFound,
     /// The manifest does not allow this method.
@@ -82,8 +84,9 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [FailureKind; 17] = [
+    pub const ALL: [FailureKind; 18] = [
         FailureKind::BadRequest,
+        FailureKind::Forbidden,
         FailureKind::NotFound,
         FailureKind::MethodNotAllowed,
         FailureKind::BodyTooLarge,
@@ -106,6 +109,7 @@ impl FailureKind {
     pub const fn code(self) -> &'static str {
         match self {
             FailureKind::BadRequest => "bad_request",
+            FailureKind::Forbidden => "forbidden",
             FailureKind::NotFound => "not_found",
             FailureKind::MethodNotAllowed => "method_not_allowed",
             FailureKind::BodyTooLarge => "body_too_large",
@@ -129,6 +133,7 @@ impl FailureKind {
     pub const fn usual_culprit(self) -> Culprit {
         match self {
             FailureKind::BadRequest
+            | FailureKind::Forbidden
             | FailureKind::NotFound
             | FailureKind::MethodNotAllowed
             | FailureKind::BodyTooLarge => Culprit::Client,

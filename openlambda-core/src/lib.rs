@@ -30,6 +30,7 @@ pub mod keep_alive;
 pub mod manifest;
 #[cfg(feature = "memory")]
 pub mod memory;
+pub mod metrics;
 pub mod queue;
 pub mod random;
 pub mod registry;

@@ -8,10 +8,13 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use http::uri::{Authority, Scheme};
+use http::{HeaderName, Method};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::{ConfigError, parse_toml};
+use crate::failure::{Failure, FailureKind};
 
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";
@@ -48,7 +51,8 @@ pub struct Manifest {
     pub network: Network,
     /// `false`: a fresh sandbox for every invocation.
     pub reuse: bool,
-    /// The HTTP methods it answers, upper case; `None`: any. Others get 405.
+    /// The HTTP methods it answers, upper case; `None`: any. `GET` stands for `HEAD` too. Others
+    /// get 405.
     pub methods: Option<Vec<String>>,
     /// Python packages, `name==version`.
     pub packages: Vec<String>,
@@ -58,7 +62,7 @@ pub struct Manifest {
     pub environment: BTreeMap<String, String>,
     /// Folders that outlive the instance.
     pub volumes: Vec<Volume>,
-    /// The CORS headers of replies; `None`: no such headers.
+    /// Which pages of other origins may call it; `None`: the balancer sends no CORS headers.
     pub cors: Option<Cors>,
 }
 
@@ -154,12 +158,31 @@ pub struct Volume {
     pub path: String,
 }
 
-/// The CORS headers of replies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Which pages of other origins may call the function, and how: the headers of
+/// [CORS](https://fetch.spec.whatwg.org/#http-cors-protocol). The balancer answers their preflights
+/// itself and puts the headers on replies and failures; what the function says of it is replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cors {
-    /// Origins that may call, or `*`.
+    /// Origins that may call, as `https://example.org` or `http://localhost:3000`; or `*` alone: any,
+    /// also `null`, which is what a page from a file has.
     pub allow_origins: Vec<String>,
+    /// The methods they may use; `None`: [`Manifest::methods`], else whichever they ask for.
+    #[serde(default)]
+    pub allow_methods: Option<Vec<String>>,
+    /// The headers they may set; `None`: whichever they ask for.
+    #[serde(default)]
+    pub allow_headers: Option<Vec<String>>,
+    /// Headers of replies that a page may read, beside those that it always may.
+    #[serde(default)]
+    pub expose_headers: Vec<String>,
+    /// For how long a browser may keep the answer to a preflight, up to 86,400; `None`: as long as
+    /// it likes, which is 5 seconds.
+    #[serde(default)]
+    pub max_age_seconds: Option<u32>,
+    /// Whether calls may carry cookies and other credentials. Not with the origin `*`.
+    #[serde(default)]
+    pub allow_credentials: bool,
 }
 
 /// A folder that is no valid function.
@@ -284,6 +307,35 @@ impl Manifest {
         self.memory_mb << 20
     }
 
+    /// Whether the function answers this method. One that answers `GET` answers `HEAD` (RFC 9110,
+    /// section 9.1).
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::MethodNotAllowed`], with the methods that it does answer.
+    pub fn admits(&self, method: &Method) -> Result<(), Failure> {
+        let Some(methods) = &self.methods else { return Ok(()) };
+        let listed = |name: &str| methods.iter().any(|allowed| allowed == name);
+        if listed(method.as_str()) || (method == Method::HEAD && listed("GET")) {
+            return Ok(());
+        }
+        let mut allow = Vec::new();
+        for name in methods {
+            allow.push(name.as_str());
+            if name == "GET" && !listed("HEAD") {
+                allow.push("HEAD");
+            }
+        }
+        let allow = match allow.join(", ") {
+            none if none.is_empty() => "nothing, for its manifest lists no method".to_owned(),
+            some => some,
+        };
+        let message = format!("this function does not answer {method}; use {allow}");
+        let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
+        failure.allow = Some(allow.into());
+        Err(failure)
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         let wrong = |text: String| Err(ManifestError::Value(text));
         let positive = [
@@ -335,8 +387,80 @@ impl Manifest {
                 ));
             }
         }
-        Ok(())
+        self.cors.as_ref().map_or(Ok(()), Cors::check)
     }
+}
+
+impl Cors {
+    fn check(&self) -> Result<(), ManifestError> {
+        let wrong = |text: String| Err(ManifestError::Value(format!("[cors] {text}")));
+        let any = self.allow_origins.iter().any(|origin| origin == "*");
+        if self.allow_origins.is_empty() {
+            return wrong(
+                "allow_origins is empty; name the pages' origins, or \"*\" for any".into(),
+            );
+        }
+        if any && self.allow_origins.len() > 1 {
+            return wrong("allow_origins has \"*\" and others; \"*\" alone is any".into());
+        }
+        if any && self.allow_credentials {
+            return wrong(
+                "allow_credentials with the origin \"*\" would let every page on the web act for \
+                 whoever is logged in, and browsers refuse it; name the origins"
+                    .into(),
+            );
+        }
+        for origin in self.allow_origins.iter().filter(|origin| *origin != "*") {
+            if let Err(why) = check_origin(origin) {
+                return wrong(format!("origin \"{origin}\" is not valid; {why}"));
+            }
+        }
+        for method in self.allow_methods.iter().flatten().filter(|method| *method != "*") {
+            if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
+                return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
+            }
+        }
+        if self.allow_credentials && self.expose_headers.iter().any(|name| name == "*") {
+            let text = "expose_headers = [\"*\"] does nothing with allow_credentials; name them";
+            return wrong(text.into());
+        }
+        let headers = self.allow_headers.iter().flatten().chain(&self.expose_headers);
+        for header in headers.filter(|header| *header != "*") {
+            if header.parse::<HeaderName>().is_err() {
+                return wrong(format!(
+                    "header \"{header}\" is not valid; write its name alone, as \"content-type\""
+                ));
+            }
+        }
+        match self.max_age_seconds {
+            Some(age) if age > 86_400 => wrong(format!(
+                "max_age_seconds = {age} is out of range; use 0 to 86400, no browser keeps it longer"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a browser may ever send this as `Origin`; if not, what to write.
+fn check_origin(origin: &str) -> Result<(), String> {
+    let form = "write scheme://host or scheme://host:port, without a path".to_owned();
+    if origin == "null" {
+        let why = "every sandboxed page has it; use \"*\" for pages from files";
+        return Err(why.to_owned());
+    }
+    let (scheme, rest) = origin.split_once("://").ok_or_else(|| form.clone())?;
+    let authority: Authority = rest.parse().map_err(|_| form.clone())?;
+    let plain = !rest.contains(['@', '*', ',']) && scheme.parse::<Scheme>().is_ok();
+    if !plain || (rest.contains(':') && !rest.ends_with(']') && authority.port().is_none()) {
+        return Err(form);
+    }
+    if origin.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(format!("browsers write it as {}", origin.to_ascii_lowercase()));
+    }
+    if matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443))) {
+        return Err(format!("browsers leave the usual port out: {scheme}://{}", authority.host()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -369,6 +493,11 @@ mod tests {
         path = "/data"
         [cors]
         allow_origins = ["*"]
+        allow_methods = ["POST"]
+        allow_headers = ["content-type"]
+        expose_headers = ["x-openlambda-request-id"]
+        max_age_seconds = 600
+        allow_credentials = false
     "#;
 
     #[test]
@@ -382,7 +511,14 @@ mod tests {
             packages: vec!["numpy==2.2.1".to_owned()],
             environment: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
             volumes: vec![Volume { name: "messages".to_owned(), path: "/data".to_owned() }],
-            cors: Some(Cors { allow_origins: vec!["*".to_owned()] }),
+            cors: Some(Cors {
+                allow_origins: vec!["*".to_owned()],
+                allow_methods: Some(vec!["POST".to_owned()]),
+                allow_headers: Some(vec!["content-type".to_owned()]),
+                expose_headers: vec!["x-openlambda-request-id".to_owned()],
+                max_age_seconds: Some(600),
+                allow_credentials: false,
+            }),
             ..Manifest::default()
         };
         assert_eq!(sample, expected);
@@ -417,6 +553,58 @@ mod tests {
         ] {
             assert!(Manifest::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn cors_that_no_browser_would_follow_is_refused_with_the_reason() {
+        let check = |text: &str| Manifest::parse(&format!("[cors]\n{text}")).map(|_| ());
+        for good in [
+            "allow_origins = [\"*\"]",
+            "allow_origins = [\"https://a.org\", \"http://localhost:3000\", \"http://[::1]:8080\"]",
+            "allow_origins = [\"https://a.org\"]\nallow_credentials = true",
+            "allow_origins = [\"*\"]\nallow_headers = [\"*\"]\nallow_methods = [\"*\"]",
+        ] {
+            assert!(check(good).is_ok(), "{good}: {:?}", check(good));
+        }
+        for (bad, why) in [
+            ("", "allow_origins"),
+            ("allow_origins = []", "name the pages' origins"),
+            ("allow_origins = [\"*\", \"https://a.org\"]", "alone is any"),
+            ("allow_origins = [\"*\"]\nallow_credentials = true", "name the origins"),
+            ("allow_origins = [\"a.org\"]", "scheme://host"),
+            ("allow_origins = [\"https://a.org/\"]", "without a path"),
+            ("allow_origins = [\"https://*.a.org\"]", "scheme://host"),
+            ("allow_origins = [\"https://u@a.org\"]", "scheme://host"),
+            ("allow_origins = [\"https://A.org\"]", "https://a.org"),
+            ("allow_origins = [\"https://a.org:443\"]", "usual port"),
+            ("allow_origins = [\"null\"]", "pages from files"),
+            ("allow_origins = [\"*\"]\nallow_methods = [\"post\"]", "as \"GET\""),
+            ("allow_origins = [\"*\"]\nallow_headers = [\"a b\"]", "its name alone"),
+            ("allow_origins = [\"*\"]\nexpose_headers = [\"a: b\"]", "its name alone"),
+            ("allow_origins = [\"*\"]\nmax_age_seconds = 86401", "0 to 86400"),
+            ("allow_origins = [\"*\"]\nmax_age_seconds = -1", "line 3"),
+            (
+                "allow_origins = [\"http://a\"]\nallow_credentials = true\nexpose_headers = [\"*\"]",
+                "name them",
+            ),
+        ] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn who_answers_get_answers_head() {
+        let admits = |methods: &str, method: Method| {
+            let manifest = Manifest::parse(&format!("methods = {methods}")).unwrap();
+            manifest.admits(&method).map_err(|failure| failure.allow.unwrap().into_string())
+        };
+        assert_eq!(admits("[\"GET\"]", Method::HEAD), Ok(()));
+        assert_eq!(admits("[\"POST\"]", Method::HEAD), Err("POST".to_owned()));
+        let allow = Err("GET, HEAD, PUT".to_owned());
+        assert_eq!(admits("[\"GET\", \"PUT\"]", Method::POST), allow);
+        assert_eq!(admits("[\"GET\", \"HEAD\", \"PUT\"]", Method::POST), allow);
+        assert!(Manifest::default().admits(&Method::DELETE).is_ok());
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub const START: HeaderName = HeaderName::from_static("x-openlambda-start");
 pub const ERROR: HeaderName = HeaderName::from_static("x-openlambda-error");
 /// Whether the handler may have started, on failures.
 pub const STARTED: HeaderName = HeaderName::from_static("x-openlambda-started");
+/// The code of a failure, as in its JSON, on replies: for those who do not read bodies.
+pub const FAILURE: HeaderName = HeaderName::from_static("x-openlambda-failure");
 /// The bundle's digest, from balancer to worker.
 pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
 /// The version's number, from balancer to worker, and on replies.
@@ -125,13 +127,7 @@ pub struct Target {
 ///
 /// [`FailureKind::BadRequest`] for a name that is not valid.
 pub fn parse_target(path: &str) -> Option<Result<Target, Failure>> {
-    let (namespace, rest) = match path.strip_prefix("/ns/") {
-        Some(rest) => {
-            let (namespace, rest) = rest.split_once('/')?;
-            (namespace, rest)
-        }
-        None => (DEFAULT_NAMESPACE, path.strip_prefix('/')?),
-    };
+    let (namespace, rest) = split_namespace(path)?;
     let rest = match rest.split_once('/') {
         Some(("run" | "runLambda", rest)) => rest,
         None if rest == "run" || rest == "runLambda" => "",
@@ -146,14 +142,7 @@ pub fn parse_target(path: &str) -> Option<Result<Target, Failure>> {
             let message = "no function is named; call /run/<function>";
             return Err(Failure::new(FailureKind::BadRequest, message));
         }
-        let bad = |error: crate::function::NameError| {
-            Failure::new(FailureKind::BadRequest, error.to_string())
-        };
-        // Only a digest's @ and a qualifier's : are ever percent-encoded in a valid reference.
-        let function = function.replace("%3A", ":").replace("%3a", ":").replace("%40", "@");
-        let mut function: FunctionRef = function.parse().map_err(bad)?;
-        function.name = FunctionName::new(namespace, function.name.name()).map_err(bad)?;
-        Ok(Target { function, path: path.to_owned() })
+        Ok(Target { function: reference(namespace, function)?, path: path.to_owned() })
     };
     Some(parse())
 }
@@ -171,10 +160,76 @@ pub fn run_path(function: &FunctionRef) -> String {
     }
 }
 
+/// A path of the registry over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryPath {
+    /// The namespace.
+    pub namespace: String,
+    /// The function; `None`: all of the namespace.
+    pub function: Option<FunctionRef>,
+    /// Its manifest alone is meant.
+    pub config: bool,
+}
+
+/// Reads `/registry`, `/registry/`, `/registry/<fn>`, `/registry/<fn>/config`, and the same below
+/// `/ns/<namespace>`.
+///
+/// `None` when the path is none of the registry's.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`] for a name that is not valid, [`FailureKind::NotFound`] for a path
+/// below a function that leads nowhere.
+pub fn parse_registry_path(path: &str) -> Option<Result<RegistryPath, Failure>> {
+    let (namespace, rest) = split_namespace(path)?;
+    let rest = match rest.strip_prefix("registry")? {
+        "" => "",
+        rest => rest.strip_prefix('/')?,
+    };
+    let (function, config) = match rest.split_once('/') {
+        None => (rest, false),
+        Some((function, "config")) => (function, true),
+        Some(_) => {
+            let message = "there is nothing here; ask for /registry/<function>/config";
+            return Some(Err(Failure::new(FailureKind::NotFound, message)));
+        }
+    };
+    let function = match function {
+        "" if config => Err(Failure::new(FailureKind::BadRequest, "no function is named")),
+        // The namespace alone has to be valid too.
+        "" => FunctionName::new(namespace, "all").map(|_| None).map_err(bad_name),
+        function => reference(namespace, function).map(Some),
+    };
+    let namespace = namespace.to_owned();
+    Some(function.map(|function| RegistryPath { namespace, function, config }))
+}
+
+/// A path's namespace and what comes after it, without a leading `/`.
+fn split_namespace(path: &str) -> Option<(&str, &str)> {
+    match path.strip_prefix("/ns/") {
+        Some(rest) => rest.split_once('/'),
+        None => Some((DEFAULT_NAMESPACE, path.strip_prefix('/')?)),
+    }
+}
+
+/// A function as it stands in a path.
+fn reference(namespace: &str, function: &str) -> Result<FunctionRef, Failure> {
+    // Only a digest's @ and a qualifier's : are ever percent-encoded in a valid reference.
+    let function = function.replace("%3A", ":").replace("%3a", ":").replace("%40", "@");
+    let mut function: FunctionRef = function.parse().map_err(bad_name)?;
+    function.name = FunctionName::new(namespace, function.name.name()).map_err(bad_name)?;
+    Ok(function)
+}
+
+fn bad_name(error: crate::function::NameError) -> Failure {
+    Failure::new(FailureKind::BadRequest, error.to_string())
+}
+
 /// The one table that turns failures into HTTP.
 pub const fn status_of(kind: FailureKind) -> StatusCode {
     match kind {
         FailureKind::BadRequest => StatusCode::BAD_REQUEST,
+        FailureKind::Forbidden => StatusCode::FORBIDDEN,
         FailureKind::NotFound => StatusCode::NOT_FOUND,
         FailureKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         FailureKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -229,6 +284,7 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ERROR, HeaderValue::from_static(lower(failure.culprit)));
+    headers.insert(FAILURE, HeaderValue::from_static(failure.kind.code()));
     let started = match failure.started {
         Started::No => "no",
         Started::Maybe => "maybe",
@@ -277,6 +333,18 @@ pub fn read_failure(headers: &HeaderMap, body: &[u8]) -> Option<Failure> {
         retry_after: seconds.map(Duration::from_secs),
         allow: headers.get(ALLOW).and_then(|value| Some(value.to_str().ok()?.into())),
     })
+}
+
+/// What kind of failure a reply is, by its headers alone. `None` when it is the function's own reply.
+pub fn failure_kind_of(headers: &HeaderMap) -> Option<FailureKind> {
+    let culprit: Culprit = from_word(headers.get(ERROR)?)?;
+    let usual = match culprit {
+        Culprit::Client => FailureKind::BadRequest,
+        Culprit::Function => FailureKind::FunctionError,
+        Culprit::Sandbox => FailureKind::SandboxCrashed,
+        Culprit::Worker | Culprit::Balancer => FailureKind::Internal,
+    };
+    Some(headers.get(FAILURE).and_then(from_word).unwrap_or(usual))
 }
 
 fn from_word<T: for<'de> Deserialize<'de>>(value: &HeaderValue) -> Option<T> {
@@ -511,6 +579,14 @@ pub fn json_response(value: &impl Serialize) -> Response<Body> {
     response
 }
 
+/// Metrics as a reply.
+pub fn metrics_response(text: String) -> Response<Body> {
+    let mut response = Response::new(full_body(text));
+    let kind = HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -537,6 +613,37 @@ mod tests {
     }
 
     #[test]
+    fn the_registrys_paths_parse() {
+        let parse = |path: &str| {
+            parse_registry_path(path).map(|parsed| {
+                let of = |parsed: RegistryPath| {
+                    let function = parsed.function.map(|function| function.to_string());
+                    (parsed.namespace, function.unwrap_or_default(), parsed.config)
+                };
+                parsed.map(of).map_err(|failure| failure.kind)
+            })
+        };
+        let ok = |namespace: &str, function: &str, config| {
+            Some(Ok((namespace.to_owned(), function.to_owned(), config)))
+        };
+        assert_eq!(parse("/registry"), ok("default", "", false));
+        assert_eq!(parse("/registry/"), ok("default", "", false));
+        assert_eq!(parse("/registry/echo"), ok("default", "echo", false));
+        assert_eq!(parse("/registry/echo:3/config"), ok("default", "echo:3", true));
+        assert_eq!(parse("/ns/team/registry/echo%3Alive"), ok("team", "team/echo:live", false));
+        assert_eq!(parse("/ns/team/registry/"), ok("team", "", false));
+        for other in ["/registrynot", "/run/registry", "/ns/registry", "registry/"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+        for bad in ["/registry//config", "/registry/a%20b", "/ns/../registry/", "/registry/."] {
+            assert_eq!(parse(bad), Some(Err(FailureKind::BadRequest)), "{bad}");
+        }
+        for nowhere in ["/registry/echo/", "/registry/echo/config/", "/registry/echo/code"] {
+            assert_eq!(parse(nowhere), Some(Err(FailureKind::NotFound)), "{nowhere}");
+        }
+    }
+
+    #[test]
     fn every_failure_survives_the_wire() {
         for kind in FailureKind::ALL {
             let mut failure = Failure::new(kind, "why").blame(Culprit::Worker);
@@ -545,6 +652,7 @@ mod tests {
             let response = failure_response(&failure, Some(&id));
             assert_eq!(response.status(), status_of(kind));
             assert_eq!(response.headers()[REQUEST_ID], "r1");
+            assert_eq!(failure_kind_of(response.headers()), Some(kind));
             let text = format!(r#"{{"error":"{kind}","message":"why","request_id":"r1"}}"#);
             let mut read = read_failure(response.headers(), text.as_bytes()).unwrap();
             read.retry_after = None;

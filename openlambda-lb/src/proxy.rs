@@ -17,11 +17,19 @@
 //! * the body can be sent again: it was small and is kept, or not a byte of it was taken yet; and
 //! * there is another ready worker.
 //!
+//! # Beside calls
+//!
+//! `/status`, `/stats`, `/livez`, `/readyz` and `/metrics` are for operators; [`Admin`] says who may
+//! read and change the registry below `/registry/`; an [`AccessLog`] has a line for each request.
+//!
 //! # Limits
 //!
 //! Paths below `/internal/` are answered to clients on this machine only; for others they do not
 //! exist. Workers on other machines are named in [`ProxyConfig::workers`].
 
+mod access_log;
+mod admin;
+mod cors;
 mod decode;
 mod forward;
 mod outcome;
@@ -29,6 +37,7 @@ mod patience;
 mod resolver;
 mod select;
 mod server;
+mod telemetry;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -37,6 +46,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -48,8 +58,13 @@ use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
 use serde::Deserialize;
 
+pub use self::access_log::AccessLog;
+pub use self::admin::Admin;
+use self::cors::Caller;
+use self::outcome::ReplyBody;
 use self::resolver::Resolver;
 pub(crate) use self::select::Selector;
+use self::telemetry::{Record, Subject, Telemetry};
 use crate::membership::Membership;
 
 /// The balancer as a server. See the module's documentation.
@@ -57,6 +72,8 @@ use crate::membership::Membership;
 pub struct Proxy {
     config: ProxyConfig,
     policy: String,
+    registry: Arc<dyn Registry>,
+    telemetry: Arc<Telemetry>,
     resolver: Resolver,
     selector: Arc<Selector>,
     membership: Arc<Membership>,
@@ -71,29 +88,62 @@ pub(crate) type HttpClient = Client<HttpConnector, Body>;
 impl Proxy {
     /// One invocation, from the client's request to the reply, whose body may still be on its way.
     pub async fn invoke(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
+        let record = self.telemetry.begin(&request, peer, Subject::Call);
+        self.recorded(request, peer, record).await
+    }
+
+    async fn recorded(
+        &self,
+        request: Request<Body>,
+        peer: SocketAddr,
+        mut record: Record,
+    ) -> Response<Body> {
+        record.taken();
+        let caller = Caller::of(&request);
         let (id, call) = decode::decode(request, peer, &self.config, &self.ids).await;
-        let mut worker = None;
+        record.named(&id);
+        let (mut resolved, mut worker) = (None, None);
         let answer = async {
             let mut call = call?;
-            let function = self.resolver.resolve(&call.target.function).await?;
-            function.admits(&call.method)?;
-            let mut route = self.selector.arrive(&function);
+            record.takes(call.body.taken());
+            let function = resolved.insert(self.resolver.resolve(&call.target.function).await?);
+            let preflight = function.cors.as_ref().and_then(|cors| cors.preflight(&caller));
+            record.resolved(function);
+            if let Some(preflight) = preflight {
+                record.was_preflight();
+                return Ok(preflight.map(ReplyBody::of));
+            }
+            function.resolved.manifest.admits(&call.method)?;
+            let mut route = self.selector.arrive(function);
             loop {
                 let chosen = worker.insert(route.select().await?);
+                record.tried(chosen);
                 let place = route.reservation();
                 let reply =
-                    forward::forward(&self.client, &mut call, &function, chosen, place, &id).await;
+                    forward::forward(&self.client, &mut call, function, chosen, place, &id).await;
                 match reply {
-                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, &function)),
+                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, function)),
                     Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
-                        self.stats.retries.fetch_add(1, Ordering::Relaxed);
+                        record.retried();
                         tracing::debug!(request = %id, worker = %chosen.name, %failure, "retry");
                     }
                     Err(failure) => return Err(failure),
                 }
             }
         };
-        outcome::answer(answer.await, &id, worker.as_deref(), &self.stats)
+        let answer = answer.await;
+        if resolved.is_none()
+            && answer.is_err()
+            && let Some(called) = caller.calls()
+        {
+            // The request was refused before it was looked at which function it calls.
+            resolved = self.resolver.resolve(&called).await.ok();
+        }
+        let mut answer = outcome::answer(answer, &id, worker.as_deref(), &self.stats);
+        if let Some(cors) = resolved.as_ref().and_then(|function| function.cors.as_ref()) {
+            cors.allow(&caller, answer.headers_mut());
+        }
+        outcome::recorded(answer, record).map(BodyExt::boxed_unsync)
     }
 
     /// A balancer that asks `policy` and `registry`. `policy_name` is what status reports call it.
@@ -120,9 +170,12 @@ impl Proxy {
             Arc::clone(&clock),
             Duration::from_secs_f64(config.silence_seconds),
         );
+        let telemetry = Telemetry::new(Arc::clone(&clock));
         Arc::new(Proxy {
             policy: policy_name.into(),
-            resolver: Resolver::new(registry, clock),
+            resolver: Resolver::new(Arc::clone(&registry), Arc::clone(&telemetry), clock),
+            registry,
+            telemetry,
             selector,
             membership,
             client,
@@ -130,6 +183,11 @@ impl Proxy {
             stats: Stats::default(),
             config,
         })
+    }
+
+    /// Writes a line for each request to `log` from now on. The first log that is given stays.
+    pub fn write_access_log(&self, log: AccessLog) {
+        let _ = self.telemetry.log.set(log);
     }
 }
 
@@ -173,6 +231,10 @@ pub struct ProxyConfig {
     pub header_limit: usize,
     /// Calls that are answered at once; one more gets 503.
     pub most_calls: usize,
+    /// Who may read and change the registry over HTTP.
+    pub admin: Admin,
+    /// The largest bundle that is taken over HTTP, bytes as they come; then 413.
+    pub bundle_limit: u64,
     /// The seed of the policy's randomness; by default another one in each run.
     pub seed: Option<u64>,
 }
@@ -191,6 +253,8 @@ impl Default for ProxyConfig {
             write_seconds: 60.0,
             header_limit: 64 << 10,
             most_calls: 50_000,
+            admin: Admin::Loopback,
+            bundle_limit: 512 << 20,
             seed: None,
         }
     }
@@ -208,7 +272,6 @@ impl ProxyConfig {
 #[derive(Debug, Default)]
 struct Stats {
     calls: AtomicU64,
-    retries: AtomicU64,
     /// In the order of [`FailureKind::ALL`].
     failures: [AtomicU64; FailureKind::ALL.len()],
 }

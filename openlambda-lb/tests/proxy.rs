@@ -33,8 +33,8 @@ use openlambda_core::time::SystemClock;
 use openlambda_core::wire::{Announcement, BalancerStatus, WorkerEvent};
 use openlambda_core::worker::{Worker, WorkerConfig};
 use openlambda_lb::policies::LateBinding;
-use openlambda_lb::proxy::{Proxy, ProxyConfig};
-use serde_json::Value;
+use openlambda_lb::proxy::{AccessLog, Proxy, ProxyConfig};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
@@ -48,8 +48,24 @@ struct Lb {
     functions: MemorySandboxFactory,
     policy: First,
     client: Client<HttpConnector, Full<Bytes>>,
+    log: Lines,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
+}
+
+/// The access log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Lb {
@@ -72,6 +88,8 @@ impl Lb {
         let registry = Arc::new(Faulty::default());
         let clock = Arc::new(SystemClock::new());
         let proxy = Proxy::new(config, "first", asked, registry.clone(), clock);
+        let log = Lines::default();
+        proxy.write_access_log(AccessLog::to(log.clone()).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -83,6 +101,7 @@ impl Lb {
             functions: MemorySandboxFactory::new(),
             policy,
             client: Client::builder(TokioExecutor::new()).build_http(),
+            log,
             stop: Some(stop),
             served,
         };
@@ -236,6 +255,19 @@ impl Lb {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("{name} never was {state:?}: {:?}", self.status().await);
+    }
+
+    /// The line of the access log for this request id, once it is there.
+    async fn logged(&self, id: &str) -> Value {
+        for _ in 0..6000 {
+            let text = String::from_utf8(self.log.0.lock().unwrap().clone()).unwrap();
+            let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            if let Some(line) = lines.find(|line| line["request_id"] == id) {
+                return line;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no line for {id}");
     }
 
     /// Waits until no call is on its way, and checks that nothing of one is left.
@@ -799,6 +831,92 @@ async fn the_body_limit_holds_while_a_body_streams() {
     assert_eq!(ran.load(Ordering::SeqCst), 1);
     assert_eq!(worker.worker.counts().waiting, 0);
     lb.nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_carry_the_cors_headers_of_the_function() {
+    let lb =
+        Lb::with(ProxyConfig { body_limit: 10, most_calls: 1, ..ProxyConfig::default() }).await;
+    let cors = "methods = [\"POST\"]\ncors = { allow_origins = [\"https://a.org\"] }";
+    lb.publish("page", cors, "").await;
+    let ask = |path: &str, body: &'static str| {
+        let request = Request::post(format!("{}/run/{path}", lb.url));
+        lb.send(request.header("origin", "https://a.org"), body)
+    };
+    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").to_owned();
+    // Refused before it is looked at which function it is; nothing is cached yet.
+    let large = ask("page", "01234567890").await;
+    assert_eq!((large.status, &*allowed(&large)), (413, "https://a.org"));
+    let nobody = ask("page", "1").await;
+    assert_eq!((nobody.status, &*allowed(&nobody)), (503, "https://a.org"));
+    let missing = ask("nothing", "1").await;
+    assert_eq!((missing.status, &*allowed(&missing)), (404, ""));
+    // A call too many is told by what is known already.
+    let gates = lb.gated("slow").await;
+    let _worker = lb.worker("w").await;
+    let first = tokio::spawn(lb.call("slow", "1"));
+    gates.came("1").await;
+    let surplus = ask("page", "1").await;
+    assert_eq!((surplus.status, &*allowed(&surplus)), (503, "https://a.org"));
+    gates.open("1");
+    assert_eq!(first.await.unwrap().status, 200);
+    lb.nothing_left().await;
+}
+
+/// However a call ends, its line says how, and it is counted so.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_end_of_a_call_is_logged_and_counted() {
+    const HANGS: Act = Act::Hang("");
+    const FIELDS: [&str; 6] = ["status", "outcome", "error", "worker", "retries", "request_bytes"];
+    async fn check(lb: &Lb, id: &str, expected: Value) {
+        let line = lb.logged(id).await;
+        let fields: Vec<&Value> = FIELDS.iter().map(|name| &line[*name]).collect();
+        assert_eq!(json!(fields), expected, "{line}");
+        assert!(line["duration_ms"].as_f64().unwrap() > 0.0, "{line}");
+        lb.nothing_left().await;
+        let request = Request::get(format!("{}/metrics", lb.url));
+        let text = lb.send(request, "").await.body;
+        let (mut labels, outcome) = (String::new(), line["outcome"].as_str().unwrap());
+        if let Some(function) = line["function"].as_str() {
+            labels = format!("function=\"{function}\",");
+        }
+        let series = format!("ol_invocations_total{{{labels}outcome=\"{outcome}\"");
+        assert!(text.contains(&series), "no {series} in {text}");
+    }
+    let ask = |lb: &Lb, id: &str| {
+        let request = Request::post(format!("{}/run/echo", lb.url));
+        lb.send(request.header("x-openlambda-request-id", id), "12345")
+    };
+
+    let lb = Lb::start().await;
+    let _a = lb.fake("a", DRAINS).await;
+    let b = lb.worker("b").await;
+    assert_eq!(ask(&lb, "retried").await.status, 200);
+    check(&lb, "retried", json!([200, "ok", null, "b", 1, 5])).await;
+    assert_eq!(lb.logged("retried").await["reply_bytes"], 5);
+    drop(b);
+
+    let lb = Lb::start().await;
+    let _a = lb.fake("a", BREAKS_OFF).await;
+    assert!(ask(&lb, "broken").await.broken);
+    check(&lb, "broken", json!([200, "broken_off", null, "a", 0, 5])).await;
+
+    let lb = Lb::start().await;
+    let _a = lb.fake("a", HALF_HEAD).await;
+    assert_eq!(ask(&lb, "died").await.status, 502);
+    check(&lb, "died", json!([502, "worker_died", "worker", "a", 0, 5])).await;
+
+    // One that leaves, and one that is a call too many meanwhile.
+    let lb = Lb::with(ProxyConfig { most_calls: 1, ..ProxyConfig::default() }).await;
+    let a = lb.fake("a", HANGS).await;
+    let mut stream = TcpStream::connect(&lb.address).await.unwrap();
+    let head = "POST /run/echo HTTP/1.1\r\nHost: x\r\nX-OpenLambda-Request-Id: left\r\n";
+    stream.write_all(format!("{head}Content-Length: 5\r\n\r\n12345").as_bytes()).await.unwrap();
+    eventually("the call came", || a.calls() == 1).await;
+    assert_eq!(ask(&lb, "surplus").await.status, 503);
+    drop(stream);
+    check(&lb, "left", json!([null, "cancelled", null, "a", 0, 5])).await;
+    check(&lb, "surplus", json!([503, "no_worker", "balancer", null, 0, 0])).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
 use openlambda_lb::policies::PolicyConfig;
+use openlambda_lb::proxy::Admin;
 use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
@@ -51,6 +52,13 @@ pub(super) struct Options {
     /// Each worker's memory pool, MiB [default: 4096]
     #[arg(long, value_name = "MIB")]
     memory_mb: Option<u64>,
+    /// Who may read and change the registry over HTTP: off, loopback (clients on this machine) or
+    /// any [default: loopback]
+    #[arg(long, value_name = "WHO", env = "OPENLAMBDA_ADMIN")]
+    admin: Option<Admin>,
+    /// Write a line of JSON for each request to this file [default: no log]
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_ACCESS_LOG")]
+    access_log: Option<PathBuf>,
     /// Seed of the policy's choices [default: 0]
     #[arg(long)]
     seed: Option<u64>,
@@ -67,6 +75,7 @@ impl Settings for Options {
         registry = "native"
         policy = "least-outstanding"
         memory_mb = 4096
+        admin = "loopback"
         seed = 0
     "#;
 
@@ -79,6 +88,8 @@ impl Settings for Options {
             registry: self.registry.or(other.registry),
             policy: self.policy.or(other.policy),
             memory_mb: self.memory_mb.or(other.memory_mb),
+            admin: self.admin.or(other.admin),
+            access_log: self.access_log.or(other.access_log),
             seed: self.seed.or(other.seed),
         }
     }
@@ -95,6 +106,8 @@ impl Options {
             registry: self.registry.ok_or_else(missing)?,
             policy: self.policy.ok_or_else(missing)?,
             memory_mb: self.memory_mb,
+            admin: self.admin.unwrap_or_default(),
+            access_log: self.access_log.map(access_log).transpose()?,
             seed: self.seed.ok_or_else(missing)?,
         };
         // A flag was checked when it was read, a file was not.
@@ -114,6 +127,15 @@ impl Options {
         let sandbox = catalog.sandbox_entry(&spec.sandbox)?.name.to_owned();
         Ok(ClusterSpec { sandbox, ..spec })
     }
+}
+
+/// The file as the balancer finds it, wherever that is started.
+fn access_log(file: PathBuf) -> Result<PathBuf> {
+    if file.as_os_str() == "-" {
+        let message = "the balancer's standard output goes nowhere; name a file for --access-log";
+        return Err(CliError::new(message));
+    }
+    std::path::absolute(&file).context(|| format!("{} is not a usable path", file.display()))
 }
 
 #[derive(Args, Debug)]
@@ -404,7 +426,7 @@ mod tests {
         // A worker that `ol up` starts has the same as one that a person starts.
         for (up, daemon, keys) in [
             (super::Options::DEFAULTS, worker::Options::DEFAULTS, &["memory_mb", "sandbox"][..]),
-            (super::Options::DEFAULTS, balancer::Options::DEFAULTS, &["policy", "listen"]),
+            (super::Options::DEFAULTS, balancer::Options::DEFAULTS, &["policy", "listen", "admin"]),
         ] {
             let table = |text: &str| text.parse::<toml::Table>().unwrap();
             for key in keys {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use clap::Args;
 use openlambda_core::time::SystemClock;
 use openlambda_lb::policies::PolicyConfig;
-use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use openlambda_lb::proxy::{AccessLog, Admin, Proxy, ProxyConfig};
 use serde::Deserialize;
 
 use super::{listen, say_ready, stop_signal};
 use crate::Catalog;
-use crate::error::{CliError, Result};
+use crate::error::{CliError, Context, Result};
 use crate::settings::{Settings, complete};
 
 /// The options of `ol-lb`, on the command line and in its file.
@@ -36,6 +36,14 @@ pub(crate) struct Options {
     /// Worker that does not announce itself; may be given more than once.
     #[arg(long = "worker", value_name = "URL")]
     workers: Vec<String>,
+    /// Who may read and change the registry over HTTP: off, loopback (clients on this machine) or
+    /// any [default: loopback].
+    #[arg(long, value_name = "WHO", env = "OPENLAMBDA_ADMIN")]
+    admin: Option<Admin>,
+    /// Write a line of JSON for each request to this file, or to standard output (-) [default: no
+    /// log].
+    #[arg(long, value_name = "FILE|-", env = "OPENLAMBDA_ACCESS_LOG")]
+    access_log: Option<PathBuf>,
     /// Seed of the policy's choices [default: another one in each run].
     #[arg(long)]
     seed: Option<u64>,
@@ -46,6 +54,7 @@ impl Settings for Options {
     const DEFAULTS: &'static str = r#"
         listen = "127.0.0.1:8080"
         policy = "least-outstanding"
+        admin = "loopback"
     "#;
 
     fn or(self, file: Options) -> Options {
@@ -55,6 +64,8 @@ impl Settings for Options {
             registry: self.registry.or(file.registry),
             policy: self.policy.or(file.policy),
             workers: if self.workers.is_empty() { file.workers } else { self.workers },
+            admin: self.admin.or(file.admin),
+            access_log: self.access_log.or(file.access_log),
             seed: self.seed.or(file.seed),
         }
     }
@@ -72,9 +83,18 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let built = catalog.policies().build(&policy)?;
     let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
     let listener = listen(address).await?;
-    let config =
-        ProxyConfig { workers: options.workers, seed: options.seed, ..ProxyConfig::default() };
+    let config = ProxyConfig {
+        workers: options.workers,
+        admin: options.admin.unwrap_or_default(),
+        seed: options.seed,
+        ..ProxyConfig::default()
+    };
     let proxy = Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
+    if let Some(place) = &options.access_log {
+        let log = AccessLog::open(place)
+            .context(|| format!("cannot write {}; pass another --access-log", place.display()))?;
+        proxy.write_access_log(log);
+    }
     say_ready(&listener)?;
     proxy.serve(listener, stop).await;
     Ok(())

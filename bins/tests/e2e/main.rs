@@ -7,11 +7,13 @@
 //! | `http` | headers, bodies and timings on their way through |
 //! | `input` | bad input to the command line |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
+//! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `chaos` | kill −9 of everything, at any time |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 #![allow(unreachable_pub, reason = "it is one binary of several modules")]
 
+mod admin;
 mod author;
 mod chaos;
 mod common;

@@ -66,9 +66,12 @@ async fn a_method_that_is_not_in_the_manifest_gets_405() {
     let url = cluster.deploy("get", &[("f.py", code), ("ol.toml", "methods = [\"GET\", \"PUT\"]")]);
     let answer = post(&client, &url, "").await;
     check(&answer, 405, "method_not_allowed", "client", "no");
-    assert_eq!(answer.header("allow"), "GET, PUT");
+    assert_eq!(answer.header("allow"), "GET, HEAD, PUT");
     let request = http::Request::get(&url).body("").unwrap();
     assert_eq!(send(&client, request).await.unwrap().body, "\"yes\"");
+    // Who answers GET answers HEAD.
+    let request = http::Request::head(&url).body("").unwrap();
+    assert_eq!(send(&client, request).await.unwrap().status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

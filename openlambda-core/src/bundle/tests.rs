@@ -211,7 +211,7 @@ fn a_decompression_bomb_is_refused_at_the_limit() {
         assert!(error.to_string().contains(why), "{error}");
         assert!(out.is_empty());
     }
-    // What follows the end of an archive is not read at all.
+    // What follows the end of an archive is not unpacked.
     canonicalise(&*gzip(&padding), limits, io::sink()).unwrap();
 }
 
@@ -241,14 +241,28 @@ fn not_an_archive_is_refused() {
     }
     let whole = gzip(&Hostile::default().file("f.py", &"ab".repeat(9000)).bytes());
     assert!(publish(&whole[..whole.len() / 2]).is_err(), "half of an archive");
+    /// A sender that is gone.
+    struct Gone;
+    impl Read for Gone {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("gone"))
+        }
+    }
+    for archive in [whole.clone(), Hostile::default().file("f.py", "").bytes()] {
+        let cut = canonicalise(Read::chain(&*archive, Gone), Limits::default(), io::sink());
+        assert!(matches!(cut, Err(BundleError::Read(_))), "{cut:?}");
+    }
 }
 
 #[test]
 fn a_stream_is_read_as_it_comes() {
     let chunks = [Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
     let mut text = String::new();
-    reader(Box::pin(stream::iter(chunks))).read_to_string(&mut text).unwrap();
-    assert_eq!(text, "abcde");
+    // A stream that must not be asked again after its end.
+    let once = stream::unfold(chunks.into_iter(), |mut rest| async { Some((rest.next()?, rest)) });
+    let mut reading = reader(Box::pin(once));
+    reading.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), reading.read(&mut [0; 8]).unwrap()), ("abcde", 0));
     let broken = [Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
     let error = reader(Box::pin(stream::iter(broken))).read_to_string(&mut text).unwrap_err();
     assert_eq!(error.to_string(), "gone");

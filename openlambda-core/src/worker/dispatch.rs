@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use crate::invocation::{
     Body, Completion, Invocation, InvocationRecord, Phases, RequestHead, RequestId, StartKind,
 };
 use crate::manifest::Manifest;
+use crate::metrics::{CallMetrics, FunctionCalls, Histogram, Kind, Outcome, Text};
 use crate::sandbox::{Created, LogLine, LogSink, LogStream, Sandbox, SandboxFactory, SandboxSpec};
 use crate::scheduler::{
     Action, Counts, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, VersionId,
@@ -108,6 +109,7 @@ pub(super) struct Dispatcher {
     code: CodeStore,
     log: Arc<LogWriter>,
     subscribers: Arc<Subscribers>,
+    metrics: Metrics,
     clock: Arc<SystemClock>,
     /// Wakes the task that keeps the scheduler's timer when the next time-out came nearer.
     timer_changed: Notify,
@@ -147,9 +149,23 @@ struct State {
     timer: Option<Time>,
 }
 
+/// What the worker counts beside what the scheduler knows.
+#[derive(Debug, Default)]
+struct Metrics {
+    calls: CallMetrics,
+    pull: Histogram,
+    create: Histogram,
+    init: Histogram,
+    started: AtomicU64,
+    start_failed: AtomicU64,
+    fetch_failed: AtomicU64,
+}
+
 #[derive(Debug)]
 struct VersionState {
     function: FunctionName,
+    /// Where its calls are counted, once it has had one that is over.
+    calls: Option<Arc<FunctionCalls>>,
     version: Option<Version>,
     digest: Digest,
     manifest: Arc<Manifest>,
@@ -206,6 +222,7 @@ impl Dispatcher {
             code,
             log,
             subscribers,
+            metrics: Metrics::default(),
             clock,
             timer_changed: Notify::new(),
             draining: AtomicBool::new(false),
@@ -394,15 +411,16 @@ impl Dispatcher {
         let mut state = self.lock();
         if let Some(call) = state.calls.remove(&invocation) {
             state.forget_key(call.reservation.as_ref(), invocation);
-            let version = &state.versions[call.version.0 as usize];
+            let outcome = match &completion.failure {
+                _ if call.expired => Outcome::Failed(FailureKind::Timeout),
+                Some(failure) => Outcome::Failed(failure.kind),
+                None => Outcome::Ok,
+            };
+            let version = &mut state.versions[call.version.0 as usize];
+            self.count(version, &call, Some(start), outcome);
             self.log.record(|| {
-                let outcome = match &completion.failure {
-                    _ if call.expired => FailureKind::Timeout.code(),
-                    Some(failure) => failure.kind.code(),
-                    None => "ok",
-                };
                 let phases = Phases { run: completion.run, ..phases };
-                self.record_of(&call, version, Some(start), phases, outcome)
+                self.record_of(&call, version, Some(start), phases, outcome.as_str())
             });
         }
         self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
@@ -537,7 +555,8 @@ impl Dispatcher {
     fn reject(self: &Arc<Self>, state: &mut State, invocation: InvocationId, why: Rejection) {
         let Some(mut call) = state.calls.remove(&invocation) else { return };
         state.forget_key(call.reservation.as_ref(), invocation);
-        let version = &state.versions[call.version.0 as usize];
+        let version = &mut state.versions[call.version.0 as usize];
+        let cancelled = matches!(why, Rejection::Cancelled);
         let failure = match why {
             Rejection::QueueFull => Failure::new(
                 FailureKind::QueueFull,
@@ -577,12 +596,37 @@ impl Dispatcher {
                 ),
             ),
         };
+        let outcome = match cancelled {
+            true => Outcome::Cancelled,
+            false => Outcome::Failed(failure.kind),
+        };
+        self.count(version, &call, None, outcome);
         self.log.record(|| {
             let waited =
                 Phases { queue: self.clock.now().since(call.arrived), ..Phases::default() };
             self.record_of(&call, version, None, waited, failure.kind.code())
         });
         call.finish(Err(failure));
+    }
+
+    /// Counts a call that is over.
+    fn count(
+        &self,
+        version: &mut VersionState,
+        call: &CallState,
+        start: Option<StartKind>,
+        outcome: Outcome,
+    ) {
+        let (now, metrics) = (self.clock.now(), &self.metrics.calls);
+        let calls = version.calls.get_or_insert_with(|| metrics.of(&version.function, now));
+        metrics.record(calls, outcome, start, now.since(call.arrived), now);
+    }
+
+    /// Counts a call that was refused before it was known what it calls.
+    pub(super) fn count_refused(&self, failure: &Failure) {
+        let (now, calls) = (self.clock.now(), &self.metrics.calls);
+        let outcome = Outcome::Failed(failure.kind);
+        calls.record(calls.unresolved(), outcome, None, Duration::ZERO, now);
     }
 
     fn answer(&self, invocation: InvocationId, answer: Result<Answer, Failure>) {
@@ -613,8 +657,13 @@ impl Dispatcher {
         let fetched = guarded("the registry", self.code.fetch(digest)).await.flatten();
         let mut state = self.lock();
         match &fetched {
-            Ok(fetched) => state.cache.fetched(digest, fetched.bytes, self.clock.now()),
+            Ok(fetched) => {
+                let now = self.clock.now();
+                self.metrics.pull.observe(now.since(began));
+                state.cache.fetched(digest, fetched.bytes, now);
+            }
             Err(failure) => {
+                self.metrics.fetch_failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%digest, %failure, "could not fetch a bundle");
                 state.cache.failed(digest);
             }
@@ -750,6 +799,9 @@ impl Dispatcher {
     fn ready(self: &Arc<Self>, instance: InstanceId, created: Created) {
         let mut state = self.lock();
         let place = state.instances.get_mut(&instance).expect("it is being started");
+        self.metrics.started.fetch_add(1, Ordering::Relaxed);
+        self.metrics.create.observe(created.create);
+        self.metrics.init.observe(created.init);
         place.cancel = None;
         place.create = created.create;
         place.init = created.init;
@@ -759,6 +811,7 @@ impl Dispatcher {
 
     fn start_failed(self: &Arc<Self>, instance: InstanceId, failure: Failure) {
         let mut state = self.lock();
+        self.metrics.start_failed.fetch_add(1, Ordering::Relaxed);
         let version = state.instances[&instance].version;
         let function = state.versions[version.0 as usize].function.clone();
         let text = format!("an instance did not start: {failure}");
@@ -822,6 +875,58 @@ impl Dispatcher {
             memory_used: pool.used(),
             memory_total: pool.total(),
         }
+    }
+
+    /// Everything that is counted, in Prometheus' text format.
+    pub(super) fn metrics(&self) -> String {
+        let (counts, pool, code) = {
+            let state = self.lock();
+            let pool = (state.scheduler.pool().used(), state.scheduler.pool().total());
+            (state.scheduler.counts(), pool, state.cache.on_disk())
+        };
+        let (metrics, mut text) = (&self.metrics, Text::of("worker"));
+        metrics.calls.write(&mut text, self.clock.now());
+        let help = "How long a start took: fetching code, making the sandbox, its runtime.";
+        let mut phases = text.family("ol_sandbox_start_duration_seconds", Kind::Histogram, help);
+        for (phase, histogram) in
+            [("pull", &metrics.pull), ("create", &metrics.create), ("init", &metrics.init)]
+        {
+            phases.histogram(&[("phase", phase)], histogram);
+        }
+        let mut starts =
+            text.family("ol_sandbox_starts_total", Kind::Counter, "Sandboxes that were started.");
+        for (outcome, count) in [("ok", &metrics.started), ("failed", &metrics.start_failed)] {
+            starts.sample(&[("outcome", outcome)], count.load(Ordering::Relaxed));
+        }
+        let mut sandboxes = text.family("ol_sandboxes", Kind::Gauge, "Sandboxes there are.");
+        for (state, count) in [
+            ("starting", counts.starting),
+            ("busy", counts.busy),
+            ("idle", counts.idle.saturating_sub(counts.paused)),
+            ("paused", counts.paused),
+            ("ending", counts.ending),
+        ] {
+            sandboxes.sample(&[("state", state)], count);
+        }
+        let help = "Invocations that wait for a slot.";
+        text.gauge("ol_invocations_queued", help, counts.waiting.into());
+        let help = "Invocations that run.";
+        text.gauge("ol_invocations_running", help, counts.running.into());
+        let help = "Places kept for invocations that may come (late binding).";
+        let mut reservations = text.family("ol_reservations", Kind::Gauge, help);
+        for (state, count) in [("queued", counts.reserved), ("offered", counts.offered)] {
+            reservations.sample(&[("state", state)], count);
+        }
+        text.gauge("ol_memory_pool_bytes", "The size of the memory pool.", pool.1);
+        text.gauge("ol_memory_pool_used_bytes", "What instances take of it.", pool.0);
+        text.gauge("ol_code_cache_bytes", "Unpacked bundles on the disk.", code);
+        let failed = metrics.fetch_failed.load(Ordering::Relaxed);
+        text.counter("ol_code_fetch_failures_total", "Bundles that could not be had.", failed);
+        let help = "Lines that functions printed faster than they could be written.";
+        text.counter("ol_log_lines_dropped_total", help, self.log.dropped());
+        let draining = u64::from(self.is_draining());
+        text.gauge("ol_draining", "1 while the worker is shutting down.", draining);
+        text.finish()
     }
 
     /// Functions with idle instances, and how many.
@@ -933,6 +1038,7 @@ impl State {
         }
         let version = VersionState {
             function: function.clone(),
+            calls: None,
             version: None,
             digest,
             manifest: Arc::new(Manifest::default()),

@@ -33,6 +33,8 @@ const BACKLOG: usize = 8192;
 pub(super) struct LogWriter {
     entries: SyncSender<Entry>,
     dropped: Arc<AtomicU64>,
+    /// Of all that were dropped, those that were told of in the log too.
+    dropped_in_all: AtomicU64,
     clock: Arc<SystemClock>,
     records: bool,
 }
@@ -69,8 +71,13 @@ impl LogWriter {
         let records = records.map(open).transpose()?;
         let (entries, receiver) = sync_channel(BACKLOG);
         let dropped = Arc::new(AtomicU64::new(0));
-        let log =
-            LogWriter { entries, dropped: dropped.clone(), clock, records: records.is_some() };
+        let log = LogWriter {
+            entries,
+            dropped: dropped.clone(),
+            dropped_in_all: AtomicU64::new(0),
+            clock,
+            records: records.is_some(),
+        };
         let mut files = Files { root, open: BTreeMap::new(), records: records.map(BufWriter::new) };
         std::thread::Builder::new()
             .name("function-log".to_owned())
@@ -99,7 +106,13 @@ impl LogWriter {
     fn send(&self, entry: Entry) {
         if let Err(TrySendError::Full(_)) = self.entries.try_send(entry) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.dropped_in_all.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Lines and records that were never written, since the start.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped_in_all.load(Ordering::Relaxed)
     }
 }
 

@@ -3,7 +3,7 @@
 //! | path | for |
 //! |---|---|
 //! | `/run/<fn>…` and its other forms | a call, from a balancer or straight from a client |
-//! | `/status`, `/livez`, `/readyz`, `/stats` | operation |
+//! | `/status`, `/livez`, `/readyz`, `/stats`, `/metrics` | operation |
 //! | `/internal/events`, `/internal/load`, `/internal/reservations` | balancers |
 
 use std::convert::Infallible;
@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -54,7 +55,8 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
             Some(id) => id,
             None => shared.request_ids.next(),
         });
-        let call = decode(&shared, target?, id.clone(), request).await?;
+        let call = async { decode(&shared, target?, id.clone(), request).await }.await;
+        let call = call.inspect_err(|failure| shared.dispatcher.count_refused(failure))?;
         shared.dispatcher.call(call).answer().await
     };
     let mut response = match called.await.and_then(check_head) {
@@ -88,9 +90,7 @@ async fn decode(
         Some(digest) => (version_of(&parts.headers)?, digest),
         None => {
             let resolved = shared.registry.resolve(&target.function).await?;
-            if let Some(methods) = &resolved.manifest.methods {
-                check_method(&parts.method, methods)?;
-            }
+            resolved.manifest.admits(&parts.method)?;
             (Some(resolved.version), resolved.digest)
         }
     };
@@ -119,18 +119,6 @@ async fn decode(
         body: full_body(body.to_bytes()),
         reservation,
     })
-}
-
-/// Whether the manifest allows a method.
-fn check_method(method: &Method, allowed: &[String]) -> Result<(), Failure> {
-    if allowed.iter().any(|allowed| allowed == method.as_str()) {
-        return Ok(());
-    }
-    let list = allowed.join(", ");
-    let message = format!("this function does not answer {method}; use {list}");
-    let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
-    failure.allow = Some(list.into());
-    Err(failure)
 }
 
 fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, Failure> {
@@ -258,10 +246,13 @@ fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> 
         "/status" => text("ready\n"),
         "/livez" => text("ok\n"),
         "/readyz" if shared.dispatcher.is_draining() => {
-            let failure = Failure::new(FailureKind::Draining, "the worker is shutting down");
-            wire::failure_response(&failure, None)
+            let reasons = ["the worker is shutting down"];
+            let mut response = wire::json_response(&json!({ "ready": false, "reasons": reasons }));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response
         }
-        "/readyz" => text("ok\n"),
+        "/readyz" => wire::json_response(&json!({ "ready": true })),
+        "/metrics" => wire::metrics_response(shared.dispatcher.metrics()),
         "/stats" => wire::json_response(&Stats {
             name: &shared.config.name,
             sandbox: shared.factory.kind(),

@@ -207,6 +207,14 @@ impl CallBody {
         }
     }
 
+    /// How much of it came, also later.
+    pub(crate) fn taken(&self) -> BytesTaken {
+        match self {
+            CallBody::Kept(bytes) => BytesTaken { known: bytes.len() as u64, stream: None },
+            CallBody::Stream(stream) => BytesTaken { known: 0, stream: Some(Arc::clone(stream)) },
+        }
+    }
+
     fn can_be_sent_again(&self) -> bool {
         match self {
             CallBody::Kept(_) => true,
@@ -228,6 +236,19 @@ impl CallBody {
             CallBody::Kept(_) => None,
             CallBody::Stream(stream) => lock(stream).failure.clone(),
         }
+    }
+}
+
+/// How many bytes of a body came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BytesTaken {
+    known: u64,
+    stream: Option<Arc<Mutex<Stream>>>,
+}
+
+impl BytesTaken {
+    pub(crate) fn get(&self) -> u64 {
+        self.stream.as_ref().map_or(self.known, |stream| lock(stream).taken)
     }
 }
 

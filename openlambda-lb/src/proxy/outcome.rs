@@ -8,15 +8,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, header};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
 use openlambda_core::failure::Failure;
 use openlambda_core::invocation::{Body, BoxError, RequestId, StartKind};
+use openlambda_core::metrics::Outcome;
 use openlambda_core::wire;
 use tokio::time::Sleep;
 
 use super::Stats;
 use super::resolver::Resolution;
 use super::select::{Peer, Route};
+use super::telemetry::Record;
 
 /// The reply on its way to the client. The call counts as in flight until its body ended.
 pub(crate) fn stream(
@@ -24,7 +25,7 @@ pub(crate) fn stream(
     route: Route,
     limit: Duration,
     function: &Resolution,
-) -> Response<Body> {
+) -> Response<ReplyBody> {
     let (mut parts, body) = reply.into_parts();
     let trailer = parts.headers.remove(header::TRAILER);
     wire::remove_hop_by_hop(&mut parts.headers);
@@ -42,24 +43,25 @@ pub(crate) fn stream(
         limit: limit + function.timeout,
         silence: None,
         route: Some(route),
+        record: None,
     };
-    Response::from_parts(parts, body.boxed_unsync())
+    Response::from_parts(parts, body)
 }
 
 /// The answer to the client, with what each answer carries.
 pub(crate) fn answer(
-    result: Result<Response<Body>, Failure>,
+    result: Result<Response<ReplyBody>, Failure>,
     id: &RequestId,
     worker: Option<&Peer>,
     stats: &Stats,
-) -> Response<Body> {
+) -> Response<ReplyBody> {
     stats.calls.fetch_add(1, Ordering::Relaxed);
     let mut response = match result {
         Ok(response) => response,
         Err(failure) => {
             stats.failed(&failure);
             tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed");
-            wire::failure_response(&failure, Some(id))
+            wire::failure_response(&failure, Some(id)).map(ReplyBody::of)
         }
     };
     let headers = response.headers_mut();
@@ -70,8 +72,18 @@ pub(crate) fn answer(
     response
 }
 
+/// The record goes with the reply until it is at its end.
+pub(crate) fn recorded(
+    mut response: Response<ReplyBody>,
+    mut record: Record,
+) -> Response<ReplyBody> {
+    record.replied(&response);
+    response.body_mut().record = Some(record);
+    response
+}
+
 /// A reply's body, which ends the call when it ends.
-struct ReplyBody {
+pub(crate) struct ReplyBody {
     body: Body,
     start: Option<StartKind>,
     ok: bool,
@@ -81,12 +93,22 @@ struct ReplyBody {
     silence: Option<Pin<Box<Sleep>>>,
     /// Gone when the call is over. Dropping it counts the call as failed.
     route: Option<Route>,
+    record: Option<Record>,
 }
 
 impl ReplyBody {
-    fn end(&mut self, ok: bool) {
+    /// One that no worker sends.
+    pub(crate) fn of(body: Body) -> Self {
+        let (start, silence, route, record) = (None, None, None, None);
+        ReplyBody { body, start, ok: true, limit: Duration::MAX, silence, route, record }
+    }
+
+    fn end(&mut self, how: Outcome) {
         if let Some(route) = self.route.take() {
-            route.completed(self.start, ok && self.ok);
+            route.completed(self.start, how == Outcome::Ok && self.ok);
+        }
+        if let Some(record) = self.record.take() {
+            record.ended(how);
         }
     }
 }
@@ -104,18 +126,26 @@ impl http_body::Body for ReplyBody {
             Poll::Ready(frame) => {
                 this.silence = None;
                 match &frame {
-                    None => this.end(true),
-                    Some(Err(_)) => this.end(false),
-                    Some(Ok(_)) => {}
+                    None => this.end(Outcome::Ok),
+                    Some(Err(_)) => this.end(Outcome::BrokenOff),
+                    Some(Ok(frame)) => {
+                        if let Some(record) = &mut this.record {
+                            record.sent(frame.data_ref().map_or(0, Bytes::len));
+                            frame.trailers_ref().inspect(|trailers| record.trailers(trailers));
+                        }
+                    }
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
                 let limit = this.limit;
+                if this.route.is_none() {
+                    return Poll::Pending;
+                }
                 let silence =
                     this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
                 std::task::ready!(silence.as_mut().poll(cx));
-                this.end(false);
+                this.end(Outcome::BrokenOff);
                 let message =
                     format!("the worker was silent for {limit:?} in the middle of a reply");
                 Poll::Ready(Some(Err(message.into())))
@@ -136,6 +166,6 @@ impl Drop for ReplyBody {
     fn drop(&mut self) {
         // A server does not ask for the end of a body whose length it knows.
         let ended = self.body.is_end_stream();
-        self.end(ended);
+        self.end(if ended { Outcome::Ok } else { Outcome::Cancelled });
     }
 }

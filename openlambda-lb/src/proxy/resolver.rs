@@ -20,13 +20,17 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use openlambda_core::balancing::FunctionId;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
+use openlambda_core::metrics::FunctionCalls;
 use openlambda_core::registry::{Registry, RegistryEvent, Resolved, Revision};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
+
+use super::cors::Cors;
+use super::telemetry::Telemetry;
 
 /// The most references that are remembered; then the one that was used longest ago goes.
 const MOST_ENTRIES: usize = 10_000;
@@ -39,6 +43,7 @@ const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
 pub(crate) struct Resolver {
     registry: Arc<dyn Registry>,
     clock: Arc<SystemClock>,
+    telemetry: Arc<Telemetry>,
     cache: Arc<Mutex<Cache>>,
 }
 
@@ -49,34 +54,26 @@ pub(crate) struct Resolution {
     pub(crate) digest: HeaderValue,
     pub(crate) version: HeaderValue,
     pub(crate) timeout: Duration,
+    /// Where its calls are counted.
+    pub(crate) calls: Arc<FunctionCalls>,
+    /// What its manifest says of pages of other origins.
+    pub(crate) cors: Option<Cors>,
     /// The balancer's id of the function, once it has one.
     pub(crate) id: OnceLock<FunctionId>,
 }
 
 impl Resolution {
-    fn new(resolved: Resolved) -> Self {
+    fn new(resolved: Resolved, calls: Arc<FunctionCalls>) -> Self {
         let digest = resolved.digest.to_string();
         Resolution {
             digest: HeaderValue::from_str(&digest).expect("a digest is hexadecimal"),
             version: HeaderValue::from(resolved.version.0),
             timeout: resolved.manifest.timeout(),
+            cors: Cors::new(&resolved.manifest),
+            calls,
             id: OnceLock::new(),
             resolved,
         }
-    }
-
-    /// Whether the function answers this method.
-    pub(crate) fn admits(&self, method: &Method) -> Result<(), Failure> {
-        let Some(methods) = &self.resolved.manifest.methods else { return Ok(()) };
-        if methods.iter().any(|allowed| allowed == method.as_str()) {
-            return Ok(());
-        }
-        let allow = methods.join(", ");
-        let name = &self.resolved.name;
-        let message = format!("{name} does not answer {method}; use {allow}");
-        let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
-        failure.allow = Some(allow.into());
-        Err(failure)
     }
 }
 
@@ -113,8 +110,12 @@ struct Flight {
 }
 
 impl Resolver {
-    pub(crate) fn new(registry: Arc<dyn Registry>, clock: Arc<SystemClock>) -> Self {
-        Resolver { registry, clock, cache: Arc::default() }
+    pub(crate) fn new(
+        registry: Arc<dyn Registry>,
+        telemetry: Arc<Telemetry>,
+        clock: Arc<SystemClock>,
+    ) -> Self {
+        Resolver { registry, clock, telemetry, cache: Arc::default() }
     }
 
     /// What the reference means for a call that starts now.
@@ -170,6 +171,11 @@ impl Resolver {
         flight.answer.await
     }
 
+    /// What is known of the reference without asking anybody, however old.
+    pub(crate) fn known(&self, reference: &FunctionRef) -> Option<Arc<Resolution>> {
+        lock(&self.cache).known(reference)
+    }
+
     /// Follows the registry's changes for as long as it is polled.
     pub(crate) async fn follow(&self) {
         loop {
@@ -178,6 +184,9 @@ impl Resolver {
             lock(&self.cache).all_stale();
             while let Some(event) = events.next().await {
                 lock(&self.cache).apply(&event);
+                if let RegistryEvent::Deleted { name, .. } = &event {
+                    self.telemetry.calls.forget(name);
+                }
             }
             tokio::time::sleep(FOLLOW_AGAIN).await;
         }
@@ -190,6 +199,7 @@ impl Resolver {
         let at = self.clock.now();
         let registry = Arc::clone(&self.registry);
         let shared = Arc::clone(&self.cache);
+        let telemetry = Arc::clone(&self.telemetry);
         let wanted = reference.clone();
         // A task of its own: a caller that goes away must not stop it for the others.
         let task = tokio::spawn(async move {
@@ -202,7 +212,9 @@ impl Resolver {
             }
             match answer {
                 Ok(Ok(resolved)) => {
-                    Ok(cache.keep(&wanted, Arc::new(Resolution::new(resolved)), began, at))
+                    let calls = telemetry.calls.of(&resolved.name, at);
+                    let resolution = Arc::new(Resolution::new(resolved, calls));
+                    Ok(cache.keep(&wanted, resolution, began, at))
                 }
                 Err(_) => {
                     let message = "the registry's client panicked; the balancer's log says where";
@@ -213,6 +225,9 @@ impl Resolver {
                     let failure = Failure::from(error);
                     if failure.kind == FailureKind::NotFound {
                         cache.forget(&wanted, began);
+                        if wanted.qualifier == Qualifier::Latest {
+                            telemetry.calls.forget(&wanted.name);
+                        }
                     }
                     Err(failure)
                 }

@@ -6,6 +6,7 @@
 //! times out; one that comes first is repeated.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,7 +45,12 @@ pub(crate) struct Selector {
     client: HttpClient,
     /// The next timeout is earlier than the timer believes.
     earlier: Notify,
+    /// What the policy decided, in the order of [`DECISIONS`].
+    decisions: [AtomicU64; DECISIONS.len()],
 }
+
+/// A policy's decisions as a label: a worker, to hold the call, to probe workers first, to refuse it.
+const DECISIONS: [&str; 4] = ["worker", "hold", "probe", "refuse"];
 
 #[derive(Debug)]
 struct State {
@@ -104,7 +110,8 @@ impl Selector {
             timer: Time::MAX,
         };
         let state = Mutex::new(state);
-        Arc::new(Selector { name, state, clock, client, earlier: Notify::new() })
+        let (earlier, decisions) = (Notify::new(), Default::default());
+        Arc::new(Selector { name, state, clock, client, earlier, decisions })
     }
 
     /// What workers call this balancer.
@@ -368,6 +375,12 @@ impl Selector {
         })
     }
 
+    /// How often the policy decided what.
+    pub(crate) fn decisions(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.decisions.iter().map(|count| count.load(Ordering::Relaxed));
+        DECISIONS.into_iter().zip(counts)
+    }
+
     /// Ready workers, all workers, calls in flight, calls held, tickets, the policy's defects.
     pub(crate) fn counts(self: &Arc<Self>) -> [u64; 6] {
         self.with(|state, _| {
@@ -447,6 +460,13 @@ impl Route {
                     }
                     Decision::Refuse(refusal) => Step::Refused(refusal),
                 });
+            let decision = match &step {
+                Step::Go(_) => 0,
+                Step::Wait(_) => 1,
+                Step::Probe(_) => 2,
+                Step::Refused(_) => 3,
+            };
+            self.selector.decisions[decision].fetch_add(1, Ordering::Relaxed);
             let refusal = match step {
                 Step::Go(peer) => return Ok(peer),
                 Step::Wait(waits) => match waits.await {

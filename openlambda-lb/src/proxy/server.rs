@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
@@ -20,7 +19,8 @@ use hyper_util::server::graceful::GracefulShutdown;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::{Body, BoxError, full_body};
-use openlambda_core::wire::{self, Announcement};
+use openlambda_core::metrics::{Kind, Text};
+use openlambda_core::wire::{self, Announcement, RegistryPath};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -28,15 +28,19 @@ use tower::load_shed::error::Overloaded;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
-use super::Proxy;
+use super::cors::Caller;
+use super::outcome::{self, ReplyBody};
 use super::patience::Patient;
+use super::telemetry::{Record, Subject};
+use super::{AccessLog, Proxy, admin};
 use crate::membership::HEARTBEAT;
 
 /// The largest body of a request between the project's own processes.
 const INTERNAL_BODY: usize = 64 << 10;
 
 /// An invocation behind the layers that guard it.
-type Invocations = BoxCloneSyncService<(Request<Body>, SocketAddr), Response<Body>, BoxError>;
+type Invocations =
+    BoxCloneSyncService<(Request<Body>, SocketAddr, Record), Response<Body>, BoxError>;
 
 impl Proxy {
     /// Serves until `shutdown` resolves; then takes no more connections, lets the calls in flight
@@ -100,6 +104,12 @@ impl Proxy {
         }
         connections.shutdown().await;
         self.membership.stop();
+        let flushed = tokio::task::spawn_blocking(move || {
+            if let Some(log) = self.telemetry.log.get() {
+                log.flush();
+            }
+        });
+        let _ = flushed.await;
     }
 
     /// Resolves when at least `workers` workers are ready: for programs that start a cluster and then
@@ -119,10 +129,11 @@ impl Proxy {
             // One count for all connections. Only invocations: the checks must answer when it is full.
             .layer(tower::limit::GlobalConcurrencyLimitLayer::new(self.config.most_calls))
             // Innermost: a panic, say in a policy of the user's own, ends one call only.
-            .service_fn(move |(request, peer): (Request<Body>, SocketAddr)| {
+            .service_fn(move |(request, peer, record): (Request<Body>, SocketAddr, Record)| {
                 let proxy = Arc::clone(&proxy);
                 async move {
-                    let call = AssertUnwindSafe(proxy.invoke(request, peer)).catch_unwind();
+                    let call = proxy.recorded(request, peer, record);
+                    let call = AssertUnwindSafe(call).catch_unwind();
                     call.await.map_err(|_| "a part of the balancer panicked; its log says where")
                 }
             });
@@ -143,9 +154,39 @@ impl Proxy {
             (&Method::GET | &Method::HEAD, "/status" | "/livez") => text("ready\n"),
             (&Method::GET | &Method::HEAD, "/readyz") => self.readiness(),
             (&Method::GET | &Method::HEAD, "/stats") => wire::json_response(&self.counts()),
+            (&Method::GET | &Method::HEAD, "/metrics") => wire::metrics_response(self.metrics()),
             _ => {
                 let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                call(invocations, request, peer).await
+                if let Some(path) = wire::parse_registry_path(request.uri().path()) {
+                    return self.registry_request(path, request, peer).await;
+                }
+                self.call(invocations, request, peer).await
+            }
+        }
+    }
+
+    /// One invocation. Whatever the layers say becomes an answer, not a closed connection.
+    async fn call(
+        &self,
+        invocations: Invocations,
+        request: Request<Body>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let caller = Caller::of(&request);
+        let mut record = self.telemetry.begin(&request, peer, Subject::Call);
+        record.refused_unless_taken();
+        // Boxed, for the compiler cannot tell that so deep a future is Send.
+        let answered = invocations.oneshot((request, peer, record)).boxed();
+        match answered.await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mut answer = unanswered(&error);
+                // It asks nobody: this may be the one call too many.
+                let function = caller.calls().and_then(|called| self.resolver.known(&called));
+                if let Some(cors) = function.as_ref().and_then(|function| function.cors.as_ref()) {
+                    cors.allow(&caller, answer.headers_mut());
+                }
+                answer
             }
         }
     }
@@ -176,7 +217,7 @@ impl Proxy {
         json!({
             "policy": self.policy,
             "calls": self.stats.calls.load(Ordering::Relaxed),
-            "retries": self.stats.retries.load(Ordering::Relaxed),
+            "retries": self.telemetry.retries.load(Ordering::Relaxed),
             "failures": failures,
             "in_flight": in_flight,
             "held": held,
@@ -185,6 +226,60 @@ impl Proxy {
             "workers_ready": ready,
             "policy_defects": defects,
         })
+    }
+
+    /// A request to the registry, with what each answer carries.
+    async fn registry_request(
+        &self,
+        path: Result<RegistryPath, Failure>,
+        request: Request<Body>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let mut record = self.telemetry.begin(&request, peer, Subject::Other);
+        let id = wire::request_id_of(request.headers()).ok().flatten();
+        let id = id.unwrap_or_else(|| self.ids.next());
+        record.named(&id);
+        let (method, target) = (request.method().clone(), request.uri().path().to_owned());
+        let answer = self.administer(path, request, peer).await;
+        if !matches!(method, Method::GET | Method::HEAD) {
+            let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
+            tracing::info!(%method, path = target, %peer, outcome, "registry request");
+        }
+        let answer = answer.unwrap_or_else(|failure| wire::failure_response(&failure, Some(&id)));
+        let mut answer = answer.map(ReplyBody::of);
+        answer.headers_mut().insert(wire::REQUEST_ID, wire::id_value(&id));
+        outcome::recorded(answer, record).map(BodyExt::boxed_unsync)
+    }
+
+    /// Everything that is counted, in Prometheus' text format.
+    fn metrics(&self) -> String {
+        let [_, _, in_flight, held, _, defects] = self.selector.counts();
+        let mut text = Text::of("balancer");
+        self.telemetry.calls.write(&mut text, self.telemetry.now());
+        let help = "Invocations that were sent to a worker and are not over.";
+        text.gauge("ol_invocations_in_flight", help, in_flight);
+        let help = "Invocations that the policy has not sent to a worker yet.";
+        text.gauge("ol_invocations_held", help, held);
+        let help = "Attempts at another worker, for calls that had not started.";
+        let retries = self.telemetry.retries.load(Ordering::Relaxed);
+        text.counter("ol_retries_total", help, retries);
+        let status = self.selector.status(&self.policy);
+        let mut workers = text.family("ol_workers", Kind::Gauge, "Workers that are known.");
+        for state in ["ready", "unhealthy", "draining"] {
+            let count = status.workers.iter().filter(|worker| worker.state == state).count();
+            workers.sample(&[("state", state)], count);
+        }
+        let help = "What the policy decided about invocations and retries.";
+        let mut decisions = text.family("ol_policy_decisions_total", Kind::Counter, help);
+        for (decision, count) in self.selector.decisions() {
+            decisions.sample(&[("policy", &self.policy), ("decision", decision)], count);
+        }
+        let help = "How often the policy broke its contract.";
+        text.counter("ol_policy_defects_total", help, defects);
+        let dropped = self.telemetry.log.get().map_or(0, AccessLog::dropped);
+        let help = "Lines of the access log that could not be written.";
+        text.counter("ol_access_log_dropped_total", help, dropped);
+        text.finish()
     }
 
     /// Between the project's own processes. For clients on other machines there is nothing here.
@@ -197,6 +292,9 @@ impl Proxy {
             return nothing();
         }
         let (parts, body) = request.into_parts();
+        if let Err(failure) = admin::refuse_pages(&parts.headers) {
+            return wire::failure_response(&failure, None);
+        }
         let path = parts.uri.path();
         if parts.method == Method::GET && path == wire::CLUSTER_PATH {
             return wire::json_response(&self.selector.status(&self.policy));
@@ -235,18 +333,6 @@ fn text(text: &'static str) -> Response<Body> {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
-}
-
-/// One invocation. Whatever the layers say becomes an answer, not a closed connection.
-fn call(
-    invocations: Invocations,
-    request: Request<Body>,
-    peer: SocketAddr,
-) -> BoxFuture<'static, Response<Body>> {
-    invocations
-        .oneshot((request, peer))
-        .map(|result| result.unwrap_or_else(|error| unanswered(&error)))
-        .boxed()
 }
 
 /// The answer for a call that got none.
