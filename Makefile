@@ -3,7 +3,7 @@
 CARGO ?= cargo
 OL = target/release/ol
 
-.PHONY: all build demo test lint deps bench dist clean
+.PHONY: all build demo test lint deps bench dist dist-test clean
 
 all: build
 
@@ -13,7 +13,7 @@ build:
 demo: build
 	@examples/demo.sh $(OL)
 
-# What the tests need beside Rust: a C compiler, Python 3, tar, Docker's engine, gVisor. Installed by
+# What the tests need beside Rust: a C compiler, Python 3, tar, Docker's engine, gVisor, Chromium. Installed by
 # apt-get where it is missing and can be had, else named.
 deps:
 	@.ci/deps
@@ -34,6 +34,10 @@ bench:
 # An archive of binaries, manual pages, completions and examples, in target/dist.
 dist:
 	@.ci/dist
+
+# Runs that archive's demo in a bare root folder, which debootstrap makes. Needs root.
+dist-test: dist
+	@.ci/dist-test
 
 clean:
 	$(CARGO) clean

@@ -9,15 +9,18 @@ ol=${1:-$ol}
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [ -t 1 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '\n%s\n' "$*"; }
-call() { # call NAME BODY
-    say "\$ curl -w '\\n' $url -d '$2'"
-    curl -sS -w '\n' "$url" -d "$2"
-}
-
-if ! command -v curl >/dev/null 2>&1; then
-    echo 'the demo speaks HTTP with curl, which is missing; install it: apt-get install curl' >&2
-    exit 1
+# With curl, as anybody would; where it is missing, with ol itself.
+if command -v curl >/dev/null 2>&1; then
+    shown() { printf '%s' "curl -w '\\n' $url -d '$1'"; }
+    send() { curl -sS -w '\n' "$url" -d "$1"; }
+else
+    shown() { printf '%s' "ol invoke pychat -d '$1'"; }
+    send() { $ol invoke pychat -d "$1" && echo; }
 fi
+call() { # call BODY
+    say "\$ $(shown "$1")"
+    send "$1"
+}
 
 say "\$ ol up --detach"
 # Somebody else may have the usual port; a cluster that runs already is taken as it is.
@@ -34,12 +37,13 @@ say "\$ ol deploy examples/functions/pychat"
 url=$($ol deploy examples/functions/pychat)
 echo "$url"
 
-call pychat '{"op": "init"}'
+call '{"op": "init"}'
 
-say "\$ curl -w '\\n' $url -d '{\"op\": \"updates\", \"ts\": \"0\"}' &    (it waits for a message)"
+poll='{"op": "updates", "ts": "0"}'
+say "\$ $(shown "$poll") &    (it waits for a message)"
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
-curl -sS -w '\n' "$url" -d '{"op": "updates", "ts": "0"}' >"$answer" &
+send "$poll" >"$answer" &
 waiting=$!
 sleep 1
 if ! kill -0 "$waiting" 2>/dev/null; then
@@ -47,7 +51,7 @@ if ! kill -0 "$waiting" 2>/dev/null; then
     exit 1
 fi
 
-call pychat '{"op": "msg", "msg": "hello"}'
+call '{"op": "msg", "msg": "hello"}'
 
 say "... and updates answers:"
 wait "$waiting"

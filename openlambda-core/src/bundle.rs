@@ -45,15 +45,21 @@ use crate::registry::{BundleStream, RegistryError};
 pub const LEFT_OUT: [&str; 7] =
     [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
 
-/// Whether [`pack_dir`] leaves out what has this name: one of [`LEFT_OUT`], or what an editor keeps
-/// beside a file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would
-/// make every look of a bundle another one.
-pub fn is_left_out(name: &str) -> bool {
+/// What `ol deploy` writes beside a function's web page: where the function is. Each cluster has its
+/// own, so it is no part of the bundle, whose digest is the same everywhere.
+pub const PAGE_CONFIG: [&str; 2] = ["static/config.json", "static/config.js"];
+
+/// Whether [`pack_dir`] leaves out what is at this path below the function's folder: [`PAGE_CONFIG`],
+/// and wherever it is, what is named like one of [`LEFT_OUT`] or like what an editor keeps beside a
+/// file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would make every
+/// look of a bundle another one.
+pub fn is_left_out(path: &str) -> bool {
+    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
     let editor = (name.starts_with('.') && (name.ends_with(".swp") || name.ends_with(".swx")))
         || (name.len() > 1 && name.ends_with('~'))
         || name.starts_with(".#")
         || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
-    editor || LEFT_OUT.contains(&name)
+    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path)
 }
 
 /// How large a bundle may be. A decompression bomb is refused at the limit, not when the disk is
@@ -422,10 +428,10 @@ fn collect(dir: &Path, below: &str, found: &mut Checker) -> Result<(), BundleErr
         let Some(name) = name.to_str() else {
             return Err(refuse(&name.to_string_lossy(), "has a name that is not UTF-8; rename it"));
         };
-        if is_left_out(name) {
+        let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        if is_left_out(&path) {
             continue;
         }
-        let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
         let metadata = entry.metadata().map_err(named)?;
         let kind = metadata.file_type();
         if kind.is_dir() {

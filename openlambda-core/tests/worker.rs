@@ -839,6 +839,47 @@ async fn code_over_the_budget_is_removed_and_fetched_again_when_it_is_needed() {
     assert_eq!((rig.fetches.load(Ordering::SeqCst), rig.code_folders()), (1, 1));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_in_the_registry_leaves_the_worker() {
+    let rig = Rig::start(|_| {}).await;
+    let gate = Gate::new();
+    let name = |name: &str| name.parse::<FunctionName>().unwrap();
+    rig.function("a", "", echo).await;
+    rig.function("b", "", gate.handler()).await;
+    rig.function("c", "", echo).await;
+    // The same bytes as a's.
+    rig.functions.register_async(name("twin"), echo);
+    rig.publish("twin", "", "a").await;
+    for function in ["a", "c", "twin"] {
+        assert_eq!(rig.call(function, "1").await.body, "1");
+    }
+    let busy = tokio::spawn(rig.call("b", "2"));
+    eventually("it runs", || gate.came() == 1).await;
+    assert_eq!(rig.code_folders(), 3);
+    for function in ["a", "b", "c"] {
+        rig.registry.delete(&name(function)).await.unwrap();
+    }
+    eventually("idle instances end", || rig.worker.counts().idle == 1).await;
+    eventually("code goes", || rig.code_folders() == 2).await;
+    // What was accepted is served, and then its instance ends too.
+    gate.open();
+    assert_eq!(busy.await.unwrap().body, "2");
+    eventually("the code of the busy one goes", || rig.code_folders() == 1).await;
+    let counts = rig.worker.counts();
+    assert_eq!((counts.idle, counts.busy), (1, 0));
+    let before = rig.fetches.load(Ordering::SeqCst);
+    assert_eq!(rig.call("twin", "3").await.header("x-openlambda-start"), "warm");
+    assert_eq!(rig.call("c", "1").await.status, 404);
+    assert_eq!(rig.fetches.load(Ordering::SeqCst), before);
+    // It may be deployed again, with the same bytes.
+    for _ in 0..3 {
+        rig.publish("c", "", "c").await;
+        assert_eq!(rig.call("c", "4").await.body, "4");
+        rig.registry.delete(&name("c")).await.unwrap();
+        eventually("it goes again", || rig.code_folders() == 1).await;
+    }
+}
+
 /// Code that something waits for is not removed: it would only be fetched again, and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn code_that_waits_for_memory_is_fetched_once() {

@@ -441,10 +441,10 @@ fn look(folder: &Path) -> io::Result<Look> {
         let mut entries = fs::read_dir(folder.join(&below))?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
-            if entry.file_name().to_str().is_some_and(is_left_out) {
+            let path = below.join(entry.file_name());
+            if path.to_str().is_some_and(is_left_out) {
                 continue;
             }
-            let path = below.join(entry.file_name());
             // One that is gone again: the folder's own time has changed with it.
             let Ok(metadata) = entry.metadata() else { continue };
             visit(&path, &metadata);

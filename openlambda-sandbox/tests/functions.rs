@@ -67,6 +67,14 @@ async fn pychat_answers_its_three_operations() {
         let newer = ask(&*chat, json!({"op": "updates", "ts": ts})).await;
         assert_eq!(newer["result"].as_array().unwrap(), &rows[1..], "after {ts}");
     }
+    // Who comes in keeps what is there; a name is told when there is one.
+    let kept = ask(&*chat, json!({"op": "init", "keep": true})).await;
+    assert_eq!(kept, json!({"result": "kept"}));
+    ask(&*chat, json!({"op": "msg", "msg": "named", "name": "Ada"})).await;
+    let newer = ask(&*chat, json!({"op": "updates", "ts": rows[2]["ts"]})).await;
+    let newer = &newer["result"][0];
+    assert_eq!(*newer, json!({"ts": newer["ts"], "msg": "named", "name": "Ada"}));
+    assert_eq!(rows[2], json!({"ts": rows[2]["ts"], "msg": "m2 ü"}));
     for bad in [json!({"op": "x"}), json!({}), json!(null), json!([1])] {
         assert_eq!(ask(&*chat, bad).await, json!({"error": "bad op"}));
     }

@@ -15,6 +15,7 @@ use openlambda_core::function::{FunctionName, FunctionRef};
 use openlambda_core::registry::{BundleStream, Listing, Published, Registry, RegistryError};
 use openlambda_core::wire;
 
+use super::page::Page;
 use super::progress::Progress;
 use super::watch::Look;
 use super::{Common, block_on, print, print_json, table};
@@ -85,9 +86,11 @@ fn deploy_every_change(
 struct Deployed {
     published: Published,
     url: String,
+    page: Option<Page>,
 }
 
 fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
+    let page = Page::of(&args.folder)?;
     let progress = Progress::start(format!("packing {}", args.folder.display()));
     let mut tar = Vec::new();
     let packed = bundle::pack_dir(&args.folder, &mut tar)
@@ -105,7 +108,15 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
         Ok(published)
     })?;
     let url = url_of(&state, &name.clone().into());
-    Ok(Deployed { published, url })
+    if let Some(Err(error)) = page.as_ref().map(|page| page.tell(&url)) {
+        let folder = args.folder.join("static");
+        let folder = folder.display();
+        eprintln!(
+            "ol: warning: {folder} cannot be written ({error}), so the page in it does not know the \
+             function's URL; copy the folder to where you may write, and deploy from there"
+        );
+    }
+    Ok(Deployed { published, url, page })
 }
 
 /// A bundle as a stream that tells how far it has come.
@@ -121,7 +132,7 @@ fn in_pieces(tar: Vec<u8>, progress: Progress) -> BundleStream {
 
 impl Deployed {
     fn report(&self, args: &DeployArgs, name: &FunctionName) {
-        let Deployed { published, url } = self;
+        let Deployed { published, url, page } = self;
         if args.common.json {
             print_json(&serde_json::json!({
                 "name": name,
@@ -133,6 +144,9 @@ impl Deployed {
             print(&format!("{url}\n"));
             let what = if published.new { "is deployed" } else { "was deployed already" };
             eprintln!("{name} version {} {what}", published.version);
+            if let Some(index) = page.as_ref().and_then(Page::index) {
+                eprintln!("its page: open {} in a browser", index.display());
+            }
         }
     }
 }

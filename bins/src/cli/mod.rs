@@ -8,6 +8,7 @@ mod functions;
 mod image;
 mod logs;
 mod new;
+mod page;
 mod policies;
 mod progress;
 mod python;

@@ -28,7 +28,7 @@ impl Look {
     /// The folder as it is now.
     pub(super) fn at(folder: &Path) -> Self {
         let mut facts = Vec::new();
-        visit(folder, &mut facts);
+        visit(folder, Path::new(""), &mut facts);
         facts.sort();
         Look(facts)
     }
@@ -52,15 +52,15 @@ impl Look {
 }
 
 /// What cannot be read is left out; packing says why.
-fn visit(folder: &Path, facts: &mut Vec<Fact>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(is_left_out) {
+fn visit(folder: &Path, below: &Path, facts: &mut Vec<Fact>) {
+    for entry in std::fs::read_dir(folder.join(below)).into_iter().flatten().flatten() {
+        let path = below.join(entry.file_name());
+        if path.to_str().is_some_and(is_left_out) {
             continue;
         }
         let Ok(metadata) = entry.metadata() else { continue };
-        let path = entry.path();
         if metadata.is_dir() {
-            visit(&path, facts);
+            visit(folder, &path, facts);
         }
         facts.push(fact(path, &metadata));
     }

@@ -103,7 +103,7 @@ fn kill_everything(sandbox: &str) {
         place.ol(&["up", "--detach", "--listen", "127.0.0.1:0", "--sandbox", sandbox]);
         if round == 0 {
             place.ol(&["deploy", example("echo").to_str().unwrap()]);
-            place.ol(&["deploy", example("pychat").to_str().unwrap()]);
+            place.ol(&["deploy", place.copy_of_example("pychat").to_str().unwrap()]);
         }
         // Instances of all kinds: idle, busy, and one that left a process of its own session.
         let escapes = "import subprocess, time\ndef f(event):\n    \

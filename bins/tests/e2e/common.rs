@@ -78,6 +78,15 @@ impl Place {
         folder
     }
 
+    /// A copy of one of the repository's functions: `ol deploy` may write into its folder.
+    pub fn copy_of_example(&self, name: &str) -> PathBuf {
+        let folder = self.dir.path().join("functions");
+        fs::create_dir_all(&folder).unwrap();
+        let copied = Command::new("cp").arg("-R").arg(example(name)).arg(&folder).status();
+        assert!(copied.unwrap().success());
+        folder.join(name)
+    }
+
     /// What every process and cgroup of this cluster is marked with.
     fn mark(&self) -> String {
         let data_dir = self.data_dir();
@@ -179,7 +188,8 @@ impl Cluster {
 
     /// Deploys one of the repository's functions.
     pub fn deploy_example(&self, name: &str) -> String {
-        self.place.ol(&["deploy", example(name).to_str().unwrap()]).trim().to_owned()
+        let folder = self.place.copy_of_example(name);
+        self.place.ol(&["deploy", folder.to_str().unwrap()]).trim().to_owned()
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -8,6 +8,9 @@
 //! | `input` | bad input to the command line |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
+//! | `examples` | what the README of each example says |
+//! | `page` | the chat page, in a real browser |
+//! | `removal` | what is left of functions that were removed |
 //! | `chaos` | kill −9 of everything, at any time |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
@@ -17,7 +20,10 @@ mod admin;
 mod author;
 mod chaos;
 mod common;
+mod examples;
 mod http;
 mod input;
+mod page;
+mod removal;
 mod story;
 mod table;

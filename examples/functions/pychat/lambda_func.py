@@ -1,6 +1,7 @@
 """A chat room in one function: `init`, `msg`, and `updates`, which waits for the next message.
 
-The messages are in SQLite on a volume, so all instances on this machine share them.
+The messages are in SQLite on a volume, so all instances on this machine share them. static/ is its
+page.
 """
 
 import os
@@ -19,6 +20,14 @@ MOST_ROWS = 1000
 database = sqlite3.connect(DATABASE, timeout=10, isolation_level=None)
 # Readers and the writer, in several processes, do not wait for each other.
 database.execute("PRAGMA journal_mode = WAL")
+# Rooms that were made before messages had names.
+columns = [column[1] for column in database.execute("PRAGMA table_info(messages)")]
+if columns and "name" not in columns:
+    try:
+        database.execute("ALTER TABLE messages ADD COLUMN name TEXT")
+    except sqlite3.OperationalError:
+        # Another instance was faster.
+        pass
 
 
 def handler(conn, event):
@@ -39,8 +48,13 @@ def init(event):
     with Transaction():
         known = "SELECT 1 FROM sqlite_master WHERE name = 'messages'"
         existed = database.execute(known).fetchone() is not None
+        # Who only wants to come in must not send the others away.
+        if existed and event.get("keep"):
+            return "kept"
         database.execute("DROP TABLE IF EXISTS messages")
-        database.execute("CREATE TABLE messages (ts INTEGER PRIMARY KEY, msg TEXT NOT NULL)")
+        database.execute(
+            "CREATE TABLE messages (ts INTEGER PRIMARY KEY, msg TEXT NOT NULL, name TEXT)"
+        )
     return "dropped, then created" if existed else "created"
 
 
@@ -50,14 +64,16 @@ def msg(event):
         # all before it.
         last = database.execute("SELECT max(ts) FROM messages").fetchone()[0] or 0
         ts = max(time.time_ns() // 1000, last + 1)
-        database.execute("INSERT INTO messages VALUES (?, ?)", (ts, str(event["msg"])))
+        name = str(event["name"]) if event.get("name") else None
+        row = (ts, str(event["msg"]), name)
+        database.execute("INSERT INTO messages (ts, msg, name) VALUES (?, ?, ?)", row)
     return f"insert {ts} complete"
 
 
 def updates(event):
     since = int(float(event["ts"])) if not str(event["ts"]).isdigit() else int(event["ts"])
     end = time.monotonic() + LONG_POLL_SECONDS
-    newer = f"SELECT ts, msg FROM messages WHERE ts > ? ORDER BY ts LIMIT {MOST_ROWS}"
+    newer = f"SELECT ts, msg, name FROM messages WHERE ts > ? ORDER BY ts LIMIT {MOST_ROWS}"
     seen = None
     while True:
         # Changes when another connection commits; far cheaper than the query.
@@ -66,10 +82,14 @@ def updates(event):
             seen = version
             rows = database.execute(newer, (since,)).fetchall()
             if rows:
-                return [{"ts": ts, "msg": text} for ts, text in rows]
+                return [message(*row) for row in rows]
         if time.monotonic() >= end:
             return []
         time.sleep(CHECK_SECONDS)
+
+
+def message(ts, text, name):
+    return {"ts": ts, "msg": text} | ({"name": name} if name else {})
 
 
 OPERATIONS = {"init": init, "msg": msg, "updates": updates}

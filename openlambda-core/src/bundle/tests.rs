@@ -310,4 +310,27 @@ fn what_editors_keep_beside_a_file_is_left_out() {
     for name in ["f.py", "~", "#", "swp", "a.swp", ".env", "a#", "#a"] {
         assert!(!is_left_out(name), "{name}");
     }
+    assert!(is_left_out("lib/f.py~") && !is_left_out("lib~/f.py"));
+}
+
+#[test]
+fn where_a_page_finds_its_function_is_no_part_of_a_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("static");
+    fs::create_dir_all(page.join("static")).unwrap();
+    fs::write(folder.path().join("f.py"), "def f(event):\n    return event\n").unwrap();
+    // Other files of these names are the function's own.
+    for own in ["config.json", "config.js", "static/index.html", "static/static/config.js"] {
+        fs::write(folder.path().join(own), "{}").unwrap();
+    }
+    let mut tar = Vec::new();
+    let packed = pack_dir(folder.path(), &mut tar).unwrap();
+    fs::write(page.join("config.json"), r#"{"url": "http://127.0.0.1:8080/run/f"}"#).unwrap();
+    fs::write(page.join("config.js"), "window.OPENLAMBDA = {};").unwrap();
+    assert_eq!(pack_dir(folder.path(), io::sink()).unwrap().digest, packed.digest);
+    let into = tempfile::tempdir().unwrap();
+    unpack(&*tar, &packed.digest, into.path()).unwrap();
+    assert!(into.path().join("config.json").exists() && into.path().join("config.js").exists());
+    assert!(into.path().join("static/static/config.js").exists());
+    assert!(!into.path().join("static/config.js").exists());
 }

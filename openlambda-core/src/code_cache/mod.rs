@@ -1,8 +1,9 @@
 //! Which unpacked bundles a worker keeps.
 //!
 //! [`CodeCache`] is pure: it decides what to fetch, who waits for a fetch that is under way, and
-//! what to remove when the budget is exceeded; the shell fetches, unpacks and removes folders. A
-//! bundle is unpacked once and shared by all instances of all functions with that digest.
+//! what to remove when the budget is exceeded or its function is deleted; the shell fetches, unpacks
+//! and removes folders. A bundle is unpacked once and shared by all instances of all functions with
+//! that digest.
 //!
 //! ```text
 //!           want → Fetch              fetched              poll_removal        removed
@@ -12,7 +13,7 @@
 //!                                                 pinned                fetching
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::function::Digest;
 use crate::time::Time;
@@ -23,6 +24,8 @@ pub struct CodeCache {
     budget: u64,
     used: u64,
     entries: BTreeMap<Digest, Entry>,
+    /// Those that nobody will want, as far as it is known.
+    discarded: BTreeSet<Digest>,
 }
 
 #[derive(Debug)]
@@ -54,11 +57,12 @@ pub enum Lookup {
 impl CodeCache {
     /// A cache that keeps unpinned bundles up to `budget` bytes. Pinned ones may exceed it.
     pub fn new(budget: u64) -> Self {
-        CodeCache { budget, used: 0, entries: BTreeMap::new() }
+        CodeCache { budget, used: 0, entries: BTreeMap::new(), discarded: BTreeSet::new() }
     }
 
     /// Somebody needs the bundle.
     pub fn want(&mut self, digest: Digest, now: Time) -> Lookup {
+        self.discarded.remove(&digest);
         match self.entries.get_mut(&digest) {
             Some(Entry::Held { last_use, .. }) => {
                 *last_use = now;
@@ -88,6 +92,7 @@ impl CodeCache {
     pub fn failed(&mut self, digest: Digest) {
         if let Some(Entry::Fetching) = self.entries.get(&digest) {
             self.entries.remove(&digest);
+            self.discarded.remove(&digest);
         }
     }
 
@@ -113,30 +118,35 @@ impl CodeCache {
         }
     }
 
-    /// Whether bundles are to be removed, as far as they are not needed.
-    pub fn over_budget(&self) -> bool {
-        self.used > self.budget
+    /// Its functions are deleted: it is removed as soon as no instance uses it, whatever the budget,
+    /// unless somebody [wants](Self::want) it again.
+    pub fn discard(&mut self, digest: Digest) {
+        if self.entries.contains_key(&digest) {
+            self.discarded.insert(digest);
+        }
     }
 
-    /// The next bundle to remove: the least recently used one without pins while the budget is
-    /// exceeded. Remove its folder, then tell [`CodeCache::removed`].
+    /// Whether bundles are to be removed, as far as they are not needed.
+    pub fn has_surplus(&self) -> bool {
+        self.used > self.budget || self.discarded.iter().any(|digest| self.is_free(digest))
+    }
+
+    fn is_free(&self, digest: &Digest) -> bool {
+        matches!(self.entries.get(digest), Some(Entry::Held { pins: 0, .. }))
+    }
+
+    /// The next bundle to remove: one that is discarded, or while the budget is exceeded the least
+    /// recently used one; never one with pins. Remove its folder, then tell [`CodeCache::removed`].
     ///
     /// One that is `wanted` stays: an instance is going to start from it, and removing it would only
-    /// mean to fetch it again. O(n) in the bundles that are held, and only when over the budget.
+    /// mean to fetch it again. O(n) in the bundles that are held, and only when there is a surplus.
     pub fn poll_removal(&mut self, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
-        if !self.over_budget() {
-            return None;
-        }
-        let (_, digest) = self
-            .entries
-            .iter()
-            .filter_map(|(digest, entry)| match entry {
-                Entry::Held { pins: 0, last_use, .. } if !wanted(digest) => {
-                    Some((*last_use, *digest))
-                }
-                _ => None,
-            })
-            .min()?;
+        let discarded = self.discarded.iter().find(|it| self.is_free(it) && !wanted(it)).copied();
+        let digest = match discarded {
+            Some(digest) => digest,
+            None => self.least_recently_used(wanted).filter(|_| self.used > self.budget)?,
+        };
+        self.discarded.remove(&digest);
         let entry = self.entries.get_mut(&digest)?;
         if let Entry::Held { bytes, .. } = *entry {
             // The bytes count as gone at once, or every further poll would remove another bundle.
@@ -144,6 +154,14 @@ impl CodeCache {
             *entry = Entry::Going { bytes, wanted: false };
         }
         Some(digest)
+    }
+
+    fn least_recently_used(&self, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
+        let free = self.entries.iter().filter_map(|(digest, entry)| match entry {
+            Entry::Held { pins: 0, last_use, .. } if !wanted(digest) => Some((*last_use, *digest)),
+            _ => None,
+        });
+        free.min().map(|(_, digest)| digest)
     }
 
     /// The folder is removed. Returns whether to fetch it again, because somebody wanted it
@@ -207,6 +225,39 @@ mod tests {
         assert_eq!((cache.used(), cache.on_disk()), (20, 30));
         assert!(!cache.pin(digest(2), Time(9)));
         assert!(!cache.removed(digest(2)));
+        assert_eq!(cache.on_disk(), 20);
+    }
+
+    #[test]
+    fn what_is_discarded_goes_as_soon_as_nothing_uses_it() {
+        let mut cache = CodeCache::new(100);
+        for n in 1..=3 {
+            cache.want(digest(n), Time(1));
+            cache.fetched(digest(n), 10, Time(1));
+        }
+        assert!(!cache.has_surplus());
+        assert!(cache.pin(digest(1), Time(1)));
+        for n in [1, 2, 9] {
+            cache.discard(digest(n));
+        }
+        assert!(cache.has_surplus());
+        assert_eq!(cache.poll_removal(|wanted| *wanted == digest(2)), None);
+        assert_eq!(cache.poll_removal(|_| false), Some(digest(2)));
+        assert_eq!(cache.poll_removal(|_| false), None);
+        assert!(!cache.has_surplus());
+        assert!(!cache.removed(digest(2)));
+        cache.unpin(digest(1), Time(2));
+        assert!(cache.has_surplus());
+        // It is deployed and called again.
+        assert_eq!(cache.want(digest(1), Time(3)), Lookup::Held);
+        assert!(!cache.has_surplus());
+        assert_eq!(cache.poll_removal(|_| false), None);
+        // It never came, so there is nothing to remove.
+        cache.want(digest(9), Time(4));
+        cache.discard(digest(9));
+        cache.failed(digest(9));
+        assert!(!cache.has_surplus());
+        assert_eq!(cache.poll_removal(|_| false), None);
         assert_eq!(cache.on_disk(), 20);
     }
 

@@ -718,7 +718,7 @@ impl Dispatcher {
     }
 
     fn remove_surplus_code(self: &Arc<Self>, state: &mut State) {
-        if !state.cache.over_budget() {
+        if !state.cache.has_surplus() {
             return;
         }
         let waiting = state.versions.iter().enumerate();
@@ -739,6 +739,23 @@ impl Dispatcher {
                     dispatcher.fetch_code(digest).await;
                 }
             });
+        }
+    }
+
+    /// These functions are deleted: their instances end as soon as they are idle, and their code goes
+    /// with the last one. A call that was accepted is served.
+    pub(super) fn deleted(self: &Arc<Self>, is_deleted: impl Fn(&FunctionName) -> bool) {
+        let mut state = self.lock();
+        let known = state.version_ids.iter().map(|((name, digest), id)| (name, *digest, *id));
+        let (gone, kept): (Vec<_>, Vec<_>) = known.partition(|(name, ..)| is_deleted(name));
+        // Another function may have the same bytes.
+        let kept: BTreeSet<Digest> = kept.into_iter().map(|(_, digest, _)| digest).collect();
+        let gone: Vec<_> = gone.into_iter().map(|(_, digest, id)| (digest, id)).collect();
+        for (digest, version) in gone {
+            if !kept.contains(&digest) {
+                state.cache.discard(digest);
+            }
+            self.step(&mut state, Event::Superseded { version });
         }
     }
 

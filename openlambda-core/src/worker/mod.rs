@@ -8,10 +8,12 @@
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
 //! | `dispatch.rs` | acquire, invoke, release: drives the [`scheduler`](crate::scheduler) |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
+//! | `deletions.rs` | lets go of what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
 //! | `log.rs` | writes functions' output and invocation records |
 
 mod code;
+mod deletions;
 mod dispatch;
 mod events;
 mod log;
@@ -224,6 +226,8 @@ impl Worker {
             },
             shared.config.heartbeat,
         );
+        let mut background = tokio::task::JoinSet::new();
+        background.spawn(deletions::follow(shared.registry.clone(), shared.dispatcher.clone()));
         let drained = async {
             shutdown.await;
             tracing::info!("draining");
@@ -240,6 +244,7 @@ impl Worker {
             shared.subscribers.close();
         };
         server::serve(self.shared.clone(), listener, drained).await;
+        background.shutdown().await;
         shared.log.flush().await;
         Ok(())
     }

@@ -1,0 +1,102 @@
+//! What is removed leaves nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use crate::common::{Cluster, client, post, wait_for};
+
+/// Deploys, calls and removes that many functions, a few at a time: then there are as many files,
+/// processes and cgroups as before, in the registry and on the workers.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_functions_that_were_removed_leave_nothing() {
+    const FUNCTIONS: usize = 200;
+    const AT_ONCE: usize = 8;
+    let cluster = Cluster::start(&[]);
+    // What the first function on a worker brings with it, such as folders, may stay.
+    let workers = cluster.status()["workers"].as_array().unwrap().clone();
+    let workers = workers.iter().map(|worker| worker["url"].as_str().unwrap().to_owned());
+    one_function(&cluster, 0, &workers.collect::<Vec<_>>()).await;
+    let before = settled(&cluster);
+    assert!(before.files.iter().all(|file| !file.ends_with(".tar")), "{before:#?}");
+    let lives = stream::iter(1..=FUNCTIONS).map(|n| one_function(&cluster, n, &[]));
+    lives.buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
+    let as_before = wait_for(|| (Left::of(&cluster) == before).then_some(()));
+    let after = Left::of(&cluster);
+    assert!(as_before.is_some(), "before: {before:#?}\nafter: {after:#?}");
+    let list = cluster.place.json(&["ls", "--json"]);
+    assert_eq!(list["functions"].as_array().unwrap().len(), 0);
+}
+
+/// The life of a function, which has a bundle of its own. It is called through the balancer and
+/// straight at these workers.
+async fn one_function(cluster: &Cluster, n: usize, workers: &[String]) {
+    let name = format!("f{n}");
+    let code = format!("def f(event):\n    print(event)\n    return {n}\n");
+    let folder = cluster.place.function(&name, &[("f.py", &code)]);
+    let ol = async |args: &[&str]| {
+        let output = tokio::process::Command::from(cluster.place.command(args)).output().await;
+        let output = output.unwrap();
+        let (out, err) = crate::common::texts(&output);
+        assert!(output.status.success(), "ol {args:?}: {out}{err}");
+        out
+    };
+    let url = ol(&["deploy", folder.to_str().unwrap()]).await;
+    let straight = workers.iter().map(|worker| format!("{worker}/run/{name}"));
+    for url in straight.chain([url.trim().to_owned()]) {
+        let answer = post(&client(), &url, "7").await;
+        assert_eq!((answer.status, answer.body), (200, n.to_string()));
+    }
+    ol(&["rm", &name]).await;
+}
+
+/// What there is of a cluster.
+#[derive(Debug, PartialEq)]
+struct Left {
+    /// Below the data folder.
+    files: BTreeSet<String>,
+    /// Without their ids: those that stand ready for the next function may be others.
+    processes: Vec<String>,
+    cgroups: usize,
+}
+
+impl Left {
+    fn of(cluster: &Cluster) -> Left {
+        let mut files = BTreeSet::new();
+        list(&cluster.place.data_dir(), Path::new(""), &mut files);
+        let processes = cluster.place.processes();
+        let mut processes: Vec<String> = processes
+            .iter()
+            .map(|process| process.split_once(": ").unwrap().1.to_owned())
+            .collect();
+        processes.sort();
+        Left { files, processes, cgroups: cluster.place.cgroups().len() }
+    }
+}
+
+/// Once it stays as it is.
+fn settled(cluster: &Cluster) -> Left {
+    let mut last = Left::of(cluster);
+    let settled = wait_for(|| {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let now = Left::of(cluster);
+        let same = now == last;
+        last = now;
+        same.then_some(())
+    });
+    assert!(settled.is_some());
+    last
+}
+
+fn list(root: &Path, below: &Path, files: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(root.join(below)).into_iter().flatten().flatten() {
+        let path: PathBuf = below.join(entry.file_name());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list(root, &path, files);
+        }
+        files.insert(path.display().to_string());
+    }
+}

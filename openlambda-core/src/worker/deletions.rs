@@ -1,0 +1,39 @@
+//! What is deleted in the registry leaves the worker too, instead of waiting there for its end by age
+//! or for want of room.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+
+use super::dispatch::Dispatcher;
+use crate::function::FunctionName;
+use crate::registry::{Registry, RegistryEvent, Revision};
+
+/// How long to wait before following a registry again that ended its stream of changes.
+const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
+
+/// Follows the registry's changes for as long as it is polled. A registry that announces none, as a
+/// folder that anybody edits, leaves instances and code to age and budget.
+pub(super) async fn follow(registry: Arc<dyn Registry>, dispatcher: Arc<Dispatcher>) {
+    loop {
+        let mut events = registry.watch(Revision::NOW);
+        while let Some(event) = events.next().await {
+            match event {
+                RegistryEvent::Deleted { name, .. } => dispatcher.deleted(|known| *known == name),
+                // A deletion may be among what was lost.
+                RegistryEvent::Lagged { .. } => match registry.list().await {
+                    Ok(list) => {
+                        let listed: BTreeSet<FunctionName> =
+                            list.into_iter().map(|listing| listing.name).collect();
+                        dispatcher.deleted(|known| !listed.contains(known));
+                    }
+                    Err(error) => tracing::warn!(%error, "cannot list the registry's functions"),
+                },
+                _ => {}
+            }
+        }
+        tokio::time::sleep(FOLLOW_AGAIN).await;
+    }
+}
