@@ -13,7 +13,7 @@ build:
 demo: build
 	@examples/demo.sh $(OL)
 
-# What the tests need beside Rust: a C compiler, Python 3, tar, Docker's engine, gVisor, Chromium. Installed by
+# What the tests need beside Rust: a C compiler, Python 3, Node.js, tar, Docker's engine, gVisor, Chromium. Installed by
 # apt-get where it is missing and can be had, else named.
 deps:
 	@.ci/deps

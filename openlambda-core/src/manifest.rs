@@ -25,7 +25,7 @@ pub const MANIFEST_FILE: &str = "ol.toml";
 pub struct Manifest {
     /// Which bootstrap runs it. `None` until [`Manifest::load`] has looked at the files.
     pub runtime: Option<Runtime>,
-    /// `module.function`. Empty for [`Runtime::Bootstrap`].
+    /// `module.function`, in Node.js `path/file.function`. Empty for [`Runtime::Bootstrap`].
     pub handler: Option<String>,
     /// How the handler is called.
     pub style: Option<Style>,
@@ -223,7 +223,7 @@ impl Manifest {
     /// | `lambda_func.py` | python, `lambda_func.handler`, legacy |
     /// | `lambda_function.py` | python, `lambda_function.lambda_handler`, lambda |
     /// | `bootstrap` | bootstrap |
-    /// | `index.js`, `index.mjs` | node, `index.handler`, lambda |
+    /// | `index.js`, `index.mjs`, `index.cjs` | node, `index.handler`, lambda |
     ///
     /// # Errors
     ///
@@ -244,24 +244,33 @@ impl Manifest {
     /// [`ManifestError::Unclear`] when they do not tell.
     pub fn complete(mut self, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
         use Runtime::{Bootstrap, Node, Python};
-        const TOLD_BY: [(&str, Runtime, &str, Style); 6] = [
+        const TOLD_BY: [(&str, Runtime, &str, Style); 7] = [
             ("f.py", Python, "f.f", Style::Event),
             ("lambda_func.py", Python, "lambda_func.handler", Style::Legacy),
             ("lambda_function.py", Python, "lambda_function.lambda_handler", Style::Lambda),
             ("bootstrap", Bootstrap, "", Style::Lambda),
             ("index.js", Node, "index.handler", Style::Lambda),
             ("index.mjs", Node, "index.handler", Style::Lambda),
+            ("index.cjs", Node, "index.handler", Style::Lambda),
         ];
         if let Some(handler) = &self.handler {
             // A handler names its file, so it tells the runtime and, for known names, the style.
             let module = handler.rsplit_once('.').map_or("", |(module, _)| module);
             let file = module.replace('.', "/");
+            // In Node.js the function may be a property of a property: `path/file.api.get`.
+            let (folder, name) = handler.rsplit_once('/').unwrap_or(("", handler));
+            let script = name.split('.').next().unwrap_or_default();
+            let script =
+                if folder.is_empty() { script.into() } else { format!("{folder}/{script}") };
+            let has_script = || {
+                ["js", "mjs", "cjs"].iter().any(|extension| has(&format!("{script}.{extension}")))
+            };
             if self.runtime.is_none() {
                 self.runtime = match () {
                     () if has(&format!("{file}.py")) || has(&format!("{file}/__init__.py")) => {
                         Some(Python)
                     }
-                    () if has(&format!("{file}.js")) || has(&format!("{file}.mjs")) => Some(Node),
+                    () if has_script() => Some(Node),
                     () if has("bootstrap") => Some(Bootstrap),
                     () => None,
                 };
@@ -621,6 +630,15 @@ mod tests {
         assert_eq!((runtime, style), (Runtime::Python, Style::Legacy));
         let (runtime, handler, style) = told("handler = \"app.main\"", &["app.py"]).unwrap();
         assert_eq!((runtime, &*handler, style), (Runtime::Python, "app.main", Style::Lambda));
+        for file in ["index.js", "index.mjs", "index.cjs"] {
+            let (runtime, handler, style) = told("", &[file]).unwrap();
+            let expected = (Runtime::Node, "index.handler", Style::Lambda);
+            assert_eq!((runtime, &*handler, style), expected);
+        }
+        for (handler, file) in [("src/app.get", "src/app.cjs"), ("src/app.v1.get", "src/app.mjs")] {
+            let manifest = format!("handler = \"{handler}\"");
+            assert_eq!(told(&manifest, &[file]).unwrap().0, Runtime::Node, "{handler}");
+        }
         let (runtime, ..) = told("", &["bootstrap", "x"]).unwrap();
         assert_eq!(runtime, Runtime::Bootstrap);
         assert!(told("", &["main.go"]).is_err());

@@ -85,6 +85,7 @@ use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
     own_volume, remove_sandboxes, resources, text, unsupported, volumes,
 };
+use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::{Signal, kill_marked, watch_readable};
@@ -122,8 +123,8 @@ pub struct DockerConfig {
     pub worker_mark: String,
     /// The engine's socket.
     pub socket: PathBuf,
-    /// The image of all containers. It needs `python3` in its `PATH` for functions in Python, and for
-    /// others what their `bootstrap` asks for.
+    /// The image of all containers. It needs `python3` in its `PATH` for functions in Python, `node` for
+    /// those in Node.js, and for others what their `bootstrap` asks for.
     pub image: String,
     /// The OCI runtime, by the name that the engine knows it by; the engine's default when absent.
     pub runtime: Option<String>,
@@ -249,13 +250,15 @@ fn prepare(state_dir: &Path) -> io::Result<()> {
     let make = |path: PathBuf| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     make(state_dir.join("sandboxes"))?;
     let runtimes = state_dir.join("runtimes");
-    for folder in [runtimes.clone(), runtimes.join("python")] {
+    for folder in [runtimes.clone(), runtimes.join("python"), runtimes.join("node")] {
         fs::create_dir_all(&folder)?;
         readable(&folder)?;
     }
-    for (name, content, mode) in
-        [("python/bootstrap.py", PYTHON_BOOTSTRAP.as_bytes(), 0o644), ("ol-init", INIT, 0o755)]
-    {
+    for (name, content, mode) in [
+        ("python/bootstrap.py", PYTHON_BOOTSTRAP.as_bytes(), 0o644),
+        (NODE_BOOTSTRAP_PATH, NODE_BOOTSTRAP.as_bytes(), 0o644),
+        ("ol-init", INIT, 0o755),
+    ] {
         // By renaming: a container of an earlier worker may be running the file.
         let new = runtimes.join("new");
         fs::write(&new, content)?;
@@ -393,6 +396,8 @@ impl Shared {
                 let serving = api.serve(listener);
                 let vessel = Container {
                     id: draft.id,
+                    program,
+                    image: self.config.image.clone(),
                     engine: self.engine.clone(),
                     deaths,
                     death,
@@ -432,9 +437,9 @@ impl Shared {
     ) -> io::Result<Contact> {
         let own_network = spec.manifest.network != Network::Host;
         let second_kernel = self.config.second_kernel();
-        if program == Program::Python && !second_kernel {
+        if program != Program::Own && !second_kernel {
             let place = format!("{SOCKETS}/api.sock");
-            env.insert("OPENLAMBDA_RUNTIME_SOCKET".to_owned(), place);
+            env.insert(program.variable().to_owned(), place);
             let listener: UnixListener = listen_in(folder, "api.sock")?;
             let listener = Some(Listener::Unix(listener));
             return Ok(Contact {
@@ -451,11 +456,7 @@ impl Shared {
                 (Some(Listener::Tcp(listener)), address)
             }
         };
-        let variable = match program {
-            Program::Python => "OPENLAMBDA_RUNTIME_SOCKET",
-            Program::Own => "AWS_LAMBDA_RUNTIME_API",
-        };
-        env.insert(variable.to_owned(), address);
+        env.insert(program.variable().to_owned(), address);
         let init = match (second_kernel, own_network) {
             (true, true) => "wait",
             (true, false) => "go",
@@ -484,6 +485,11 @@ impl Shared {
                 command.push("python3".to_owned());
                 command.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 command.push(format!("{RUNTIMES}/python/bootstrap.py"));
+            }
+            Program::Node => {
+                command.push("node".to_owned());
+                command.extend(node::arguments(manifest));
+                command.push(format!("{RUNTIMES}/{NODE_BOOTSTRAP_PATH}"));
             }
         }
         let memory = i64::try_from(manifest.memory_bytes()).unwrap_or(i64::MAX);

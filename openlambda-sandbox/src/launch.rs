@@ -22,6 +22,7 @@ use openlambda_core::manifest::{Manifest, Runtime, Style};
 use openlambda_core::sandbox::Report;
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
 
+use crate::node;
 use crate::sys::MARK;
 
 /// Our bootstrap for Python.
@@ -63,6 +64,8 @@ pub(crate) fn remove_sandboxes(state_dir: &Path, report: &mut Report) {
 pub(crate) enum Program {
     /// Python runs our bootstrap, which speaks over a Unix socket.
     Python,
+    /// Node.js runs our bootstrap, which speaks over a Unix socket with a path, or over TCP.
+    Node,
     /// The function's own `bootstrap`, which speaks over TCP.
     Own,
 }
@@ -93,12 +96,13 @@ impl Program {
                 ))
             }
             Some(Runtime::Python) => Ok(Program::Python),
+            Some(Runtime::Node) => node::check(manifest).map(|()| Program::Node),
             Some(Runtime::Bootstrap) => {
                 check_bootstrap(&spec.code.join("bootstrap"))?;
                 Ok(Program::Own)
             }
             Some(other) => Err(unsupported(format!(
-                "the runtime {} does not run yet; use python or bootstrap",
+                "the runtime {} does not run yet; use python, node or bootstrap",
                 format!("{other:?}").to_lowercase()
             ))),
             None => Err(unsupported(
@@ -106,6 +110,27 @@ impl Program {
                  Manifest::load, which looks at the files",
             )),
         }
+    }
+
+    /// The variable that tells it where the Runtime API is.
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Program::Python | Program::Node => "OPENLAMBDA_RUNTIME_SOCKET",
+            Program::Own => "AWS_LAMBDA_RUNTIME_API",
+        }
+    }
+
+    /// It is no program that can be run here. `next` says how a sandbox of this kind gets an
+    /// interpreter.
+    pub(crate) fn cannot_run(self, why: &io::Error, next: &str) -> SandboxError {
+        let interpreter = match self {
+            Program::Python => "Python",
+            Program::Node => "Node.js",
+            Program::Own => return bad_bootstrap(why),
+        };
+        let message =
+            format!("{interpreter}, which this function needs, cannot be run here ({why}); {next}");
+        SandboxError::new(SandboxErrorKind::Resources, message)
     }
 }
 
@@ -281,7 +306,7 @@ fn check_bootstrap(path: &Path) -> Result<(), SandboxError> {
 }
 
 /// The function's own `bootstrap` is no program that can be run here.
-pub(crate) fn bad_bootstrap(why: &io::Error) -> SandboxError {
+fn bad_bootstrap(why: &io::Error) -> SandboxError {
     let message = format!(
         "the file bootstrap cannot be run ({why}); begin it with a line like #!/bin/sh that names \
          its interpreter, or compile it for this machine"

@@ -17,6 +17,7 @@ pub mod docker;
 pub mod event;
 mod instance;
 pub mod launch;
+mod node;
 pub mod output;
 #[cfg(feature = "process")]
 pub mod process;
@@ -24,6 +25,8 @@ pub mod runtime_api;
 #[cfg(feature = "sock")]
 pub mod sock;
 pub mod sys;
+
+pub use node::find_node;
 
 /// The function that does nothing, as an executable `bootstrap`: it answers each event with `null`.
 /// Starts are measured with it.

@@ -44,9 +44,10 @@ use tokio::sync::OnceCell;
 
 use crate::instance::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, bad_bootstrap, check_mark, environment,
-    resources, unsupported, volumes,
+    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, check_mark, environment, resources,
+    unsupported, volumes,
 };
+use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::{
@@ -72,6 +73,8 @@ pub struct ProcessConfig {
     pub worker_mark: String,
     /// The Python interpreter.
     pub python: PathBuf,
+    /// Node.js; `None`: functions that need it are refused.
+    pub node: Option<PathBuf>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it. Workers that share it share
     /// their functions' volumes. `<state_dir>/volumes` unless changed.
     pub volumes_dir: PathBuf,
@@ -82,7 +85,8 @@ pub struct ProcessConfig {
 }
 
 impl ProcessConfig {
-    /// The usual: `/usr/bin/python3`, or else the first `python3` in our `PATH`.
+    /// The usual: `/usr/bin/python3`, or else the first `python3` in our `PATH`; the Node.js that
+    /// [`find_node`] finds.
     pub fn new(
         state_dir: impl Into<PathBuf>,
         worker_mark: impl Into<String>,
@@ -100,6 +104,7 @@ impl ProcessConfig {
             state_dir,
             worker_mark: worker_mark.into(),
             python: python.unwrap_or_else(|| "python3".into()),
+            node: find_node(),
             spawner,
             clock,
         }
@@ -129,11 +134,16 @@ impl ProcessFactory {
         config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
         let private = |path: PathBuf| DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(config.state_dir.join("sandboxes"))?;
-        let runtime = config.state_dir.join("runtimes/python");
-        private(runtime.clone())?;
-        // By renaming: a function may be reading the file of an earlier version.
-        fs::write(runtime.join(".new"), PYTHON_BOOTSTRAP)?;
-        fs::rename(runtime.join(".new"), runtime.join("bootstrap.py"))?;
+        let runtimes = config.state_dir.join("runtimes");
+        for (path, bootstrap) in
+            [("python/bootstrap.py", PYTHON_BOOTSTRAP), (NODE_BOOTSTRAP_PATH, NODE_BOOTSTRAP)]
+        {
+            let path = runtimes.join(path);
+            private(path.with_file_name(""))?;
+            // By renaming: a function may be reading the file of an earlier version.
+            fs::write(path.with_extension("new"), bootstrap)?;
+            fs::rename(path.with_extension("new"), path)?;
+        }
         Ok(ProcessFactory {
             shared: Arc::new(Shared {
                 config,
@@ -231,6 +241,14 @@ impl Shared {
                 }
                 command.arg(bootstrap)
             }
+            Program::Node => {
+                let node = self.config.node.as_ref().ok_or_else(node::missing)?;
+                let mut command = CommandSpec::new(node);
+                for argument in node::arguments(&spec.manifest) {
+                    command = command.arg(argument);
+                }
+                command.arg(self.config.state_dir.join("runtimes").join(NODE_BOOTSTRAP_PATH))
+            }
             Program::Own => {
                 let program = std::path::absolute(spec.code.join("bootstrap"));
                 CommandSpec::new(
@@ -283,11 +301,11 @@ impl Shared {
                     listener.map_err(|error| resources("no port can be opened", error))?;
                 let address = listener.local_addr();
                 let address = address.map_err(|error| resources("no port can be opened", error))?;
-                command = command.env("AWS_LAMBDA_RUNTIME_API", address.to_string());
+                command = command.env(program.variable(), address.to_string());
                 Listener::Tcp(listener)
             }
-            Program::Python => {
-                command = command.env("OPENLAMBDA_RUNTIME_SOCKET", folder.path.join("api.sock"));
+            Program::Python | Program::Node => {
+                command = command.env(program.variable(), folder.path.join("api.sock"));
                 let listener = bind_in(&folder.path, "api.sock");
                 let listener =
                     listener.map_err(|error| resources("no socket can be opened", error))?;
@@ -405,8 +423,9 @@ fn spawn_failed(error: SpawnError, program: Program) -> SandboxError {
     // ENOENT: its interpreter is missing; EACCES, ENOEXEC: it is no program.
     let faulty = [libc::ENOENT, libc::EACCES, libc::ENOEXEC];
     let its_fault = error.io().raw_os_error().is_some_and(|code| faulty.contains(&code));
-    if program == Program::Own && its_fault {
-        return bad_bootstrap(error.io()).with_source(error);
+    if its_fault {
+        let next = "install it and start the worker again";
+        return program.cannot_run(error.io(), next).with_source(error);
     }
     SandboxError::new(SandboxErrorKind::Resources, "the process cannot be started")
         .with_source(error)

@@ -87,9 +87,10 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
-    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, bad_bootstrap,
-    check_mark, environment, own_volume, remove_sandboxes, resources, text, unsupported, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
+    own_volume, remove_sandboxes, resources, text, unsupported, volumes,
 };
+use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::nursery::{
@@ -110,6 +111,8 @@ const RUNTIMES: &str = "/var/runtime";
 const TASK: &str = "/var/task";
 /// Where one without a network namespace of its own finds the Runtime API's socket.
 const SOCKET_FOLDER: &str = "/run/openlambda";
+/// Where it finds a Node.js that is not in the machine's `/usr`.
+const NODE_FOLDER: &str = "/opt/node";
 
 /// Makes sandboxes that are lean containers. See the module's documentation.
 #[derive(Debug)]
@@ -128,6 +131,9 @@ pub struct SockConfig {
     pub worker_mark: String,
     /// The Python interpreter, as sandboxes see it.
     pub python: String,
+    /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
+    /// folder when it is none of `/usr`.
+    pub node: Option<PathBuf>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it.
     pub volumes_dir: PathBuf,
     /// Cells that are made ahead.
@@ -139,7 +145,7 @@ pub struct SockConfig {
 }
 
 impl SockConfig {
-    /// The usual: `/usr/bin/python3`, 16 cells.
+    /// The usual: `/usr/bin/python3`, the Node.js that [`find_node`] finds, 16 cells.
     pub fn new(
         state_dir: impl Into<PathBuf>,
         worker_mark: impl Into<String>,
@@ -152,6 +158,7 @@ impl SockConfig {
             state_dir,
             worker_mark: worker_mark.into(),
             python: "/usr/bin/python3".to_owned(),
+            node: find_node(),
             ready_cells: 16,
             spawner,
             clock,
@@ -327,7 +334,10 @@ impl Shared {
         let (name, content) = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
         let setup = NurserySetup {
             rootless: self.rootless,
-            runtime_files: vec![(format!("python/{name}"), 0o644, content.clone())],
+            runtime_files: vec![
+                (format!("python/{name}"), 0o644, content.clone()),
+                (NODE_BOOTSTRAP_PATH.to_owned(), 0o644, NODE_BOOTSTRAP.into()),
+            ],
             filter: self.filter.clone(),
         };
         let launched = Nursery::launch(&self.config.spawner, &self.config.worker_mark, setup).await;
@@ -363,6 +373,22 @@ impl Shared {
         match fs::read(&compiled) {
             Ok(content) if done => ("bootstrap.pyc".to_owned(), content),
             _ => as_it_is(),
+        }
+    }
+
+    /// Node.js as a sandbox with these mounts sees it; one more, where it needs one to see it.
+    ///
+    /// # Errors
+    ///
+    /// There is none; its path is not UTF-8.
+    fn node(&self, mounts: &mut Vec<(String, String, bool)>) -> Result<String, SandboxError> {
+        let node = self.config.node.as_ref().ok_or_else(node::missing)?;
+        match (node.parent(), node.file_name()) {
+            (Some(folder), Some(name)) if !node.starts_with("/usr") => {
+                mounts.push((text(folder)?, NODE_FOLDER.to_owned(), false));
+                text(&Path::new(NODE_FOLDER).join(name))
+            }
+            _ => text(node),
         }
     }
 
@@ -433,24 +459,25 @@ impl Shared {
         let mut env = environment(&spec, &places, &mark, &volume_places)?;
         let mut folder = None;
         let listener = match (&network, program) {
-            (Some(network), Program::Own) => {
+            // Not every Node.js knows abstract Unix sockets.
+            (Some(network), Program::Own | Program::Node) => {
                 let address = format!("127.0.0.1:{API_PORT}");
-                env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), address);
+                env.insert(program.variable().to_owned(), address);
                 network.tcp().map(Listener::Tcp)
             }
             (Some(network), Program::Python) => {
-                env.insert("OPENLAMBDA_RUNTIME_SOCKET".to_owned(), API_SOCKET.to_owned());
+                env.insert(program.variable().to_owned(), API_SOCKET.to_owned());
                 network.unix().map(Listener::Unix)
             }
             (None, Program::Own) => {
                 let listener = TcpListener::bind(("127.0.0.1", 0)).await;
                 listener.and_then(|listener| {
                     let address = listener.local_addr()?.to_string();
-                    env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), address);
+                    env.insert(program.variable().to_owned(), address);
                     Ok(Listener::Tcp(listener))
                 })
             }
-            (None, Program::Python) => {
+            (None, Program::Python | Program::Node) => {
                 // A folder that it alone can see: on the machine's network, others could find an
                 // abstract socket.
                 let own = self.config.state_dir.join("sandboxes").join(id.to_string());
@@ -458,12 +485,12 @@ impl Shared {
                 folder = Some(Folder(own.clone()));
                 mounts.push((text(&own)?, SOCKET_FOLDER.to_owned(), false));
                 let place = format!("{SOCKET_FOLDER}/api.sock");
-                env.insert("OPENLAMBDA_RUNTIME_SOCKET".to_owned(), place);
+                env.insert(program.variable().to_owned(), place);
                 socket.map(Listener::Unix)
             }
         };
         let listener = listener.map_err(|error| resources("no socket can be opened", error))?;
-        let (program, arguments) = match program {
+        let (path, arguments) = match program {
             Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
             Program::Python => {
                 let (name, _) = self.bootstrap.get().cloned().unwrap_or_default();
@@ -471,6 +498,13 @@ impl Shared {
                 arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 arguments.push(format!("{RUNTIMES}/python/{name}"));
                 (self.config.python.clone(), arguments)
+            }
+            Program::Node => {
+                let path = self.node(&mut mounts)?;
+                let mut arguments = vec!["node".to_owned()];
+                arguments.extend(node::arguments(&spec.manifest));
+                arguments.push(format!("{RUNTIMES}/{NODE_BOOTSTRAP_PATH}"));
+                (path, arguments)
             }
         };
         let recipe = Recipe {
@@ -491,7 +525,7 @@ impl Shared {
                 (libc::RLIMIT_RTPRIO, 0),
             ],
             folder: TASK.to_owned(),
-            program,
+            program: path,
             arguments,
             environment: env.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
         };
@@ -533,6 +567,7 @@ impl Shared {
         let serving = api.serve(listener);
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
+            program,
             newborn,
             output,
             failed: Mutex::new(Some(failed)),
@@ -589,6 +624,7 @@ struct Cell {
 /// An instance as a container.
 #[derive(Debug)]
 struct Container {
+    program: Program,
     newborn: Newborn,
     output: Arc<FunctionOutput>,
     /// Where it said which step failed.
@@ -728,7 +764,8 @@ impl Vessel for Container {
             return None;
         }
         if let Some(why) = why.strip_prefix("execute: ") {
-            return Some(bad_bootstrap(&io::Error::other(why.to_owned())));
+            let next = "install it so that every user may run it, and start the worker again";
+            return Some(self.program.cannot_run(&io::Error::other(why.to_owned()), next));
         }
         let message = format!("the sandbox cannot be made: {why}");
         Some(SandboxError::new(SandboxErrorKind::Resources, message))

@@ -794,7 +794,6 @@ async fn what_this_kind_cannot_do_is_refused_with_the_next_step() {
     for (manifest, hint) in [
         ("network = \"bridge\"", "network = \"host\""),
         ("style = \"wsgi\"", "style = \"lambda\""),
-        ("runtime = \"node\"\nhandler = \"f.f\"", "use python or bootstrap"),
         (
             "[[volumes]]\nname = \"a-b\"\npath = \"/a\"\n[[volumes]]\nname = \"a.b\"\npath = \"/b\"",
             "rename one",

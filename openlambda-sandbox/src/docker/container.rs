@@ -20,7 +20,7 @@ use super::deaths::{Death, Deaths};
 use super::engine::Engine;
 use super::handshake::why_failed;
 use crate::instance::Vessel;
-use crate::launch::{Folder, bad_bootstrap, resources};
+use crate::launch::{Folder, Program, resources};
 use crate::output::FunctionOutput;
 use crate::sys::Signal;
 
@@ -28,6 +28,9 @@ use crate::sys::Signal;
 #[derive(Debug)]
 pub(super) struct Container {
     pub(super) id: String,
+    pub(super) program: Program,
+    /// What it was made of.
+    pub(super) image: String,
     pub(super) engine: Engine,
     pub(super) deaths: Arc<Deaths>,
     pub(super) death: Death,
@@ -112,7 +115,12 @@ impl Vessel for Container {
     fn explain_failed_start(&self) -> Option<SandboxError> {
         let why = why_failed(self.failed.as_ref()?)?;
         let why = why.strip_prefix("execute: ").unwrap_or(&why);
-        Some(bad_bootstrap(&io::Error::other(why.to_owned())))
+        let next = format!(
+            "the image {} has to hold it: set OPENLAMBDA_DOCKER_IMAGE to one that does, or add this \
+             machine's own with ol image build --with PATH",
+            self.image
+        );
+        Some(self.program.cannot_run(&io::Error::other(why.to_owned()), &next))
     }
 
     async fn pause(&self) -> Result<(), SandboxError> {
