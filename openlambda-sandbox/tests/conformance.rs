@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
 use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
 use openlambda_sandbox::process::ProcessFactory;
 
-use common::{Setup, config, setup};
+use common::{Setup, config, files_below, setup};
 
 const COMMANDS: &str = r#"
 import os, time
@@ -47,6 +48,14 @@ impl Fixture for Processes {
 
     fn leftovers(&self) -> Vec<String> {
         self.0.leftovers()
+    }
+
+    fn holdings(&self) -> BTreeMap<String, usize> {
+        BTreeMap::from([("files".to_owned(), files_below(&self.0.dir.path().join("state")))])
+    }
+
+    fn rounds(&self) -> u64 {
+        500
     }
 }
 

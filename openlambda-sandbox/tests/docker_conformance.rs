@@ -6,6 +6,7 @@ mod common;
 #[path = "common/engine.rs"]
 mod engine;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use openlambda_sandbox::docker::DockerFactory;
 use openlambda_sandbox::sys::processes_with_mark;
 use tokio::runtime::Handle;
 
-use common::{Setup, setup};
+use common::{Setup, files_below, setup};
 use engine::Engine;
 
 const COMMANDS: &str = r#"
@@ -63,6 +64,15 @@ impl Fixture for Containers {
         let folders = std::fs::read_dir(self.setup.dir.path().join("docker/sandboxes")).unwrap();
         let folders = folders.map(|f| f.unwrap().path().display().to_string());
         containers.chain(processes).chain(folders).collect()
+    }
+
+    fn holdings(&self) -> BTreeMap<String, usize> {
+        let files = files_below(&self.setup.dir.path().join("docker"));
+        BTreeMap::from([("files".to_owned(), files)])
+    }
+
+    fn rounds(&self) -> u64 {
+        60
     }
 }
 

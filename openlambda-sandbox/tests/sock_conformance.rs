@@ -1,19 +1,22 @@
-//! The sock kind honours the sandbox contract. One test, since the suite counts this process's
-//! descriptors and threads.
+//! The sock kind honours the sandbox contract, as root and as an ordinary user. The suite counts its
+//! process's descriptors and threads, so it has one of its own.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/containers.rs"]
+mod containers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
 use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
-use openlambda_core::time::SystemClock;
-use openlambda_sandbox::sock::{SockConfig, SockFactory};
-use openlambda_sandbox::sys::{Spawner, marked_processes};
+use openlambda_sandbox::sock::SockFactory;
+use openlambda_sandbox::sys::marked_processes;
 
 use common::{Setup, setup};
+use containers::{again_as_an_ordinary_user, alone, config, inventory};
 
 const COMMANDS: &str = r#"
 import os, time
@@ -29,10 +32,7 @@ struct Containers(Setup);
 
 impl Fixture for Containers {
     fn factory(&self) -> Arc<dyn SandboxFactory> {
-        let clock = Arc::new(SystemClock::new());
-        let state = self.0.dir.path().join("state");
-        let config = SockConfig::new(state, &self.0.mark, Spawner::start().unwrap(), clock);
-        Arc::new(SockFactory::new(config).unwrap())
+        Arc::new(SockFactory::new(config(&self.0)).unwrap())
     }
 
     fn spec(&self, scenario: Scenario) -> SandboxSpec {
@@ -55,12 +55,27 @@ impl Fixture for Containers {
         // The nursery lives as long as its factory.
         let born = processes.iter().filter(|process| !process.mark.ends_with("/nursery"));
         let processes = born.map(|process| format!("process {:?}", process.pid));
-        let folders = std::fs::read_dir(self.0.dir.path().join("state/sandboxes")).unwrap();
+        let folders = std::fs::read_dir(self.0.dir.path().join("sock/sandboxes")).unwrap();
         processes.chain(folders.map(|f| f.unwrap().path().display().to_string())).collect()
+    }
+
+    fn holdings(&self) -> BTreeMap<String, usize> {
+        inventory(&self.0)
+    }
+
+    fn rounds(&self) -> u64 {
+        500
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_pass_the_suite() {
-    suite(&Containers(setup())).await;
+    if alone("containers_pass_the_suite") {
+        suite(&Containers(setup())).await;
+    }
+}
+
+#[test]
+fn everything_again_as_an_ordinary_user() {
+    again_as_an_ordinary_user("everything_again_as_an_ordinary_user");
 }

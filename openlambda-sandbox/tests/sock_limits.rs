@@ -6,7 +6,6 @@ mod common;
 #[path = "common/containers.rs"]
 mod containers;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +22,8 @@ use serde_json::{Value, json};
 
 use common::{Setup, call, eventually, setup, start_worker};
 use containers::{
-    Containers, again_as_an_ordinary_user, alone, ask, cgroups, config, containers, is_root,
+    Containers, again_as_an_ordinary_user, alone, ask, cgroups, config, containers, inventory,
+    is_root,
 };
 
 /// Runs what it is told, and says how it ended.
@@ -301,56 +301,6 @@ async fn what_is_paused_does_not_run_and_can_be_ended() {
     assert_eq!(cgroups(&containers.setup.mark), [""; 0].map(std::path::PathBuf::from));
 }
 
-/// What is there that sandboxes are made of.
-#[derive(Debug, PartialEq)]
-struct Inventory {
-    mounts: usize,
-    cgroups: usize,
-    namespaces: usize,
-    processes: usize,
-    descriptors: Vec<usize>,
-    threads: usize,
-    files: usize,
-}
-
-fn inventory(containers: &Containers) -> Inventory {
-    let own = processes_with_mark(&containers.setup.mark);
-    let own: Vec<String> = own.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
-    let with_us: Vec<&str> = own.iter().map(String::as_str).chain(["self"]).collect();
-    let count = |path: String| fs::read_dir(path).map_or(0, Iterator::count);
-    // Of ours: the machine's own come and go.
-    let folder = containers.setup.dir.path().display().to_string();
-    let mounts = |pid: &&str| {
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        mounts.lines().filter(|line| line.contains(&folder)).count()
-    };
-    let mut namespaces = BTreeSet::new();
-    for pid in &with_us {
-        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
-            namespaces.insert(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
-        }
-    }
-    let mut files = 0;
-    let mut folders = vec![containers.setup.dir.path().join("sock")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().flatten() {
-            files += 1;
-            if entry.file_type().unwrap().is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    Inventory {
-        mounts: with_us.iter().map(mounts).sum(),
-        cgroups: cgroups(&containers.setup.mark).len(),
-        namespaces: namespaces.len(),
-        processes: own.len(),
-        descriptors: with_us.iter().map(|pid| count(format!("/proc/{pid}/fd"))).collect(),
-        threads: count("/proc/self/task".to_owned()),
-        files,
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_rounds_leave_everything_as_it_was() {
     if !alone("hundreds_of_rounds_leave_everything_as_it_was") {
@@ -390,28 +340,29 @@ async fn hundreds_of_rounds_leave_everything_as_it_was() {
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        inventory(containers)
+        let mut now = inventory(&containers.setup);
+        for (name, place) in [("own descriptors", "/proc/self/fd"), ("threads", "/proc/self/task")]
+        {
+            now.insert(name.to_owned(), fs::read_dir(place).unwrap().count());
+        }
+        now
     };
     let before = settled().await;
     rounds(if is_root() { 500 } else { 200 }).await;
     let after = settled().await;
     // The pool holds at most as many more as were used at once.
-    assert_eq!(
-        after.descriptors[1..after.descriptors.len() - 1],
-        before.descriptors[1..before.descriptors.len() - 1]
-    );
-    assert_eq!(
-        (after.mounts, after.namespaces, after.processes),
-        (before.mounts, before.namespaces, before.processes)
-    );
-    assert_eq!(after.files, before.files);
-    assert!(after.cgroups <= before.cgroups + 4 * 4, "{before:?} {after:?}");
-    assert!(after.threads <= before.threads + 2, "{before:?} {after:?}");
-    let (now, then) = (after.descriptors.last().unwrap(), before.descriptors.last().unwrap());
-    assert!(*now <= then + 4 * 8, "{before:?} {after:?}");
+    for (name, count) in &after {
+        let room = match &**name {
+            "cgroups" => 4 * 4,
+            "threads" => 2,
+            "own descriptors" => 4 * 8,
+            _ => 0,
+        };
+        assert!(*count <= before[name] + room, "{name}: {before:?} {after:?}");
+    }
     containers.factory.shutdown().await;
-    let left = inventory(containers);
-    assert_eq!((left.processes, left.cgroups), (0, 0));
+    let left = inventory(&containers.setup);
+    assert_eq!((left["processes"], left["cgroups"]), (0, 0));
 }
 
 fn nursery(mark: &str) -> Vec<Pid> {

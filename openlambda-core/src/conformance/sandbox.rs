@@ -13,6 +13,7 @@
 //!
 //! Run the suite in a test binary of its own: it counts the process's descriptors and threads.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::sync::Arc;
@@ -43,6 +44,17 @@ pub trait Fixture: Send + Sync {
     /// that only this kind can find. Empty when all is clean.
     fn leftovers(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// What the factory holds on the machine, counted by kind (mounts, cgroups, files …), beside this
+    /// process's own children, descriptors and threads. Rounds of create and destroy must not add.
+    fn holdings(&self) -> BTreeMap<String, usize> {
+        BTreeMap::new()
+    }
+
+    /// How many rounds of create and destroy [`nothing_is_left`] does.
+    fn rounds(&self) -> u64 {
+        50
     }
 }
 
@@ -302,9 +314,14 @@ pub async fn shutdown_ends_everything(fixture: &dyn Fixture) {
 }
 
 /// Rounds of create and destroy, create and Drop, and creates that are cancelled, leave processes,
-/// descriptors, threads and files as they were.
+/// descriptors, threads, files, and whatever else the kind holds, as they were.
+///
+/// A factory may keep things for the next instance. Such a pool grows to what was in use at once and
+/// then no more, so it is filled first, by more instances at once than any round has; and what grows
+/// must do so in each of three batches of rounds to be called a leak.
 pub async fn nothing_is_left(fixture: &dyn Fixture) {
     let factory = fixture.factory();
+    let clean = || async { fixture.leftovers().is_empty() };
     let round = |n: u64| {
         let factory = &factory;
         async move {
@@ -317,55 +334,77 @@ pub async fn nothing_is_left(fixture: &dyn Fixture) {
             // Cancelled at a different moment in each round.
             let create = factory.create(fixture.spec(Scenario::Commands));
             let _ = tokio::time::timeout(Duration::from_millis(n % 25), create).await;
+            eventually("a round is cleaned up", clean).await;
         }
     };
-    // Lazily made things (threads of a pool, a compiled bootstrap) are no leak.
+    let at_once = (0..8).map(|_| create(&*factory, fixture.spec(Scenario::Commands)));
+    join_all(join_all(at_once).await.iter().map(|sandbox| sandbox.destroy())).await;
+    // Lazily made things (threads of a pool, a compiled bootstrap) are no leak either.
     for n in 0..5 {
         round(n).await;
     }
-    let clean = || async { fixture.leftovers().is_empty() };
-    eventually("the first rounds are cleaned up", clean).await;
-    let before = Resources::now();
-    for n in 0..50 {
-        round(n).await;
+    let rounds = fixture.rounds();
+    let mut grown = String::new();
+    for _ in 0..3 {
+        let before = Resources::now(fixture);
+        for n in 0..rounds {
+            round(n).await;
+        }
+        let settled = || async { Resources::now(fixture).within(&before) };
+        if holds_in_time(settled).await {
+            factory.shutdown().await;
+            return;
+        }
+        grown = Resources::now(fixture).growth(&before);
     }
-    eventually("the rounds are cleaned up", clean).await;
-    let settled = || async { Resources::now().within(&before) };
-    if !holds_in_time(settled).await {
-        panic!("50 rounds changed {before:?} into {:?}", Resources::now());
-    }
-    factory.shutdown().await;
+    panic!("each of 3 times {rounds} rounds leaves more than there was, the last one: {grown}");
 }
 
-/// What this process holds.
-#[derive(Debug)]
+/// What this process and the factory hold, counted: children, threads, descriptors by what they are
+/// of, and the kind's own.
 struct Resources {
-    children: usize,
-    descriptors: usize,
-    threads: usize,
+    counts: BTreeMap<String, usize>,
+    /// By what they lead to; a table of its own, for what is told of growth.
+    descriptors: BTreeMap<String, usize>,
 }
 
 impl Resources {
-    fn now() -> Self {
-        let count = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-        let children: usize = fs::read_dir("/proc/self/task")
-            .into_iter()
-            .flatten()
-            .flatten()
+    fn now(fixture: &dyn Fixture) -> Self {
+        let entries = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
+        let children = entries("/proc/self/task")
             .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
             .map(|children| children.split_whitespace().count())
             .sum();
-        Resources {
-            children,
-            descriptors: count("/proc/self/fd"),
-            threads: count("/proc/self/task"),
+        let mut descriptors = BTreeMap::new();
+        for descriptor in entries("/proc/self/fd") {
+            let Ok(leads_to) = fs::read_link(descriptor.path()) else { continue };
+            // Without the number of a pipe, a socket, a namespace, a process.
+            let leads_to = leads_to.display().to_string();
+            let digits = |c: char| c.is_ascii_digit();
+            let name: String = leads_to.split(digits).filter(|part| !part.is_empty()).collect();
+            *descriptors.entry(name).or_default() += 1;
         }
+        let mut counts = fixture.holdings();
+        counts.insert("children".to_owned(), children);
+        counts.insert("threads".to_owned(), entries("/proc/self/task").count());
+        counts.insert("descriptors".to_owned(), descriptors.values().sum());
+        Resources { counts, descriptors }
     }
 
-    fn within(&self, other: &Resources) -> bool {
-        self.children <= other.children
-            && self.descriptors <= other.descriptors
-            && self.threads <= other.threads
+    fn within(&self, before: &Resources) -> bool {
+        let had = |name: &String| before.counts.get(name).copied().unwrap_or(0);
+        self.counts.iter().all(|(name, count)| *count <= had(name))
+    }
+
+    fn growth(&self, before: &Resources) -> String {
+        let grown = |now: &BTreeMap<String, usize>, then: &BTreeMap<String, usize>| {
+            let had = |name: &String| then.get(name).copied().unwrap_or(0);
+            let more = now.iter().filter(|(name, count)| **count > had(name));
+            more.map(|(name, count)| format!("{name} {} → {count}", had(name))).collect::<Vec<_>>()
+        };
+        let counts = grown(&self.counts, &before.counts).join(", ");
+        let descriptors = grown(&self.descriptors, &before.descriptors).join(", ");
+        format!("{counts} (descriptors: {descriptors})")
     }
 }
 

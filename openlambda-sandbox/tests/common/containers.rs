@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "it is a module of several binaries")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -10,10 +11,10 @@ use std::sync::Arc;
 use openlambda_core::sandbox::{Sandbox, SandboxError, SandboxFactory, SandboxSpec};
 use openlambda_core::time::SystemClock;
 use openlambda_sandbox::sock::{SockConfig, SockFactory};
-use openlambda_sandbox::sys::Spawner;
+use openlambda_sandbox::sys::{Spawner, processes_with_mark};
 use serde_json::Value;
 
-use crate::common::{Setup, call, setup};
+use crate::common::{Setup, call, files_below, setup};
 
 /// A factory with its state in a temporary folder.
 pub struct Containers {
@@ -110,6 +111,36 @@ pub fn cgroups(mark: &str) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// What of sandboxes is on the machine, counted by kind, beside this process's own descriptors and
+/// threads.
+pub fn inventory(setup: &Setup) -> BTreeMap<String, usize> {
+    let own = processes_with_mark(&setup.mark);
+    let own: Vec<String> = own.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+    let with_us: Vec<&str> = own.iter().map(String::as_str).chain(["self"]).collect();
+    let count = |path: String| fs::read_dir(path).map_or(0, Iterator::count);
+    // Of ours: the machine's own come and go.
+    let folder = setup.dir.path().display().to_string();
+    let mounts = |pid: &&str| {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        mounts.lines().filter(|line| line.contains(&folder)).count()
+    };
+    let mut namespaces = BTreeSet::new();
+    for pid in &with_us {
+        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+            namespaces.insert(fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok());
+        }
+    }
+    let counts = [
+        ("mounts", with_us.iter().map(mounts).sum()),
+        ("cgroups", cgroups(&setup.mark).len()),
+        ("namespaces", namespaces.len()),
+        ("processes", own.len()),
+        ("their descriptors", own.iter().map(|pid| count(format!("/proc/{pid}/fd"))).sum()),
+        ("files", files_below(&setup.dir.path().join("sock"))),
+    ];
+    counts.map(|(name, count)| (name.to_owned(), count)).into()
 }
 
 pub fn is_root() -> bool {

@@ -134,6 +134,22 @@ impl Setup {
     }
 }
 
+/// How many files and folders are below this one.
+pub fn files_below(folder: &Path) -> usize {
+    let mut files = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // One of an instance may go while we look.
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            files += 1;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+        }
+    }
+    files
+}
+
 pub fn invocation(id: &str, body: impl Into<Bytes>) -> Invocation {
     Invocation {
         id: id.parse().unwrap(),
