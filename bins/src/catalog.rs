@@ -108,7 +108,7 @@ impl Catalog {
                         context.clock,
                     );
                     config.volumes_dir = context.volumes_dir;
-                    Ok(Arc::new(SockFactory::new(config)?))
+                    Ok(Arc::new(SockFactory::new(sock_options(config)?)?))
                 }),
             })
             .sandbox(SandboxEntry {
@@ -233,6 +233,19 @@ fn check_sock() -> Result<Vec<String>, BoxError> {
         factory.shutdown().await;
         works.map(|()| withheld).map_err(BoxError::from)
     })
+}
+
+/// What the environment says on lean containers: `OPENLAMBDA_BRIDGE_RANGE`, as `10.213.0.0/16`.
+fn sock_options(mut config: SockConfig) -> Result<SockConfig, BoxError> {
+    if let Ok(range) = std::env::var("OPENLAMBDA_BRIDGE_RANGE") {
+        let parsed = range
+            .split_once('/')
+            .and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
+        config.bridge_range = parsed.ok_or_else(|| {
+            format!("OPENLAMBDA_BRIDGE_RANGE=\"{range}\" is no network; write 10.213.0.0/16")
+        })?;
+    }
+    Ok(config)
 }
 
 /// Asks the engine whether it is there and has the image.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
 use openlambda_sandbox::docker::remove_containers;
-use openlambda_sandbox::sock::remove_cgroups;
+use openlambda_sandbox::sock::{remove_cgroups, remove_network_rules};
 use openlambda_sandbox::sys::kill_marked;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -174,14 +174,16 @@ impl DataDir {
         self.read_state().filter(|state| state.ready).ok_or_else(none)
     }
 
-    /// Removes what a cluster that is down has left: processes, cgroups, containers, sandboxes' folders,
+    /// Removes what a cluster that is down has left: processes, cgroups, rules for bridged networks,
+    /// containers, sandboxes' folders,
     /// its state. Keeps functions, volumes and logs. The caller holds the lock.
     pub(crate) fn clean(&self) -> Report {
         let mut report = remove_cgroups(&self.mark());
         report.processes += kill_marked(&self.mark());
-        let containers = remove_containers(&self.mark());
-        report.removed.extend(containers.removed);
-        report.failed.extend(containers.failed);
+        for more in [remove_network_rules(&self.mark()), remove_containers(&self.mark())] {
+            report.removed.extend(more.removed);
+            report.failed.extend(more.failed);
+        }
         let mut leftovers = vec![self.join("cluster.json"), self.join("cluster.json.new")];
         let workers = std::fs::read_dir(self.join("workers")).into_iter().flatten().flatten();
         for worker in workers {

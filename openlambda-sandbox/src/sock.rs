@@ -12,7 +12,7 @@
 //! | mount namespace, root of its own | every file of the machine but `/usr`, read-only, its bundle, its volumes |
 //! | process namespace | seeing and signalling others; everything in it dies with its first process |
 //! | IPC and host-name namespaces | shared memory, queues, the machine's name |
-//! | network namespace, from the pool | every network but a loopback of its own |
+//! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
 //! | `/tmp` of bounded size and number of files | memory that no process is charged for |
 //! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's, knowing of others |
@@ -38,7 +38,7 @@
 //! Addresses, routes, filters and sysctls belong to the nursery's user namespace,
 //! where no tenant has power. The cgroup's limits are written anew; its counters are read as
 //! differences; pages of files that both read stay charged to it, and one with much of that is not
-//! used again.
+//! used again. A bridged network, which the world can send to, is not used twice.
 //!
 //! # Without root
 //!
@@ -58,6 +58,7 @@
 //! machine has set some aside. Disk bandwidth. Its first process is nobody's child in there: it has to
 //! wait for orphans itself, or they count as processes until the instance ends.
 
+mod bridge;
 mod cell;
 mod cgroup;
 mod seccomp;
@@ -65,11 +66,12 @@ mod seccomp;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
@@ -83,18 +85,20 @@ use openlambda_core::time::Clock;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
+use self::bridge::Bridge;
 use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
-    own_volume, remove_sandboxes, resources, text, unsupported, volumes,
+    own_volume, remove_sandboxes, resources, shutting_down, text, unsupported, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::nursery::{
-    API_PORT, API_SOCKET, Belongings, Newborn, Nursery, NurseryError, NurserySetup, Recipe,
+    API_PORT, API_SOCKET, Belongings, Newborn, Nursery, NurseryError, NurserySetup, RESOLVER,
+    Recipe,
 };
 use crate::sys::{CommandSpec, MARK, Pid, Signal, Spawner, kill_marked};
 
@@ -138,6 +142,9 @@ pub struct SockConfig {
     pub volumes_dir: PathBuf,
     /// Cells that are made ahead.
     pub ready_cells: usize,
+    /// The addresses for bridged networks: a network and the length of its prefix, 8 to 20 bits. Each
+    /// worker of the machine takes a /20 of it for 2,048 sandboxes.
+    pub bridge_range: (Ipv4Addr, u8),
     /// Starts the nursery.
     pub spawner: Arc<Spawner>,
     /// Measures the phases of a start.
@@ -145,7 +152,8 @@ pub struct SockConfig {
 }
 
 impl SockConfig {
-    /// The usual: `/usr/bin/python3`, the Node.js that [`find_node`] finds, 16 cells.
+    /// The usual: `/usr/bin/python3`, the Node.js that [`find_node`] finds, 16 cells, 10.213.0.0/16 for
+    /// bridged networks.
     pub fn new(
         state_dir: impl Into<PathBuf>,
         worker_mark: impl Into<String>,
@@ -160,6 +168,7 @@ impl SockConfig {
             python: "/usr/bin/python3".to_owned(),
             node: find_node(),
             ready_cells: 16,
+            bridge_range: (Ipv4Addr::new(10, 213, 0, 0), 16),
             spawner,
             clock,
         }
@@ -177,6 +186,10 @@ struct Shared {
     bootstrap: OnceCell<(String, Vec<u8>)>,
     nursery: tokio::sync::Mutex<Option<Arc<Nursery>>>,
     cells: Arc<Cells>,
+    /// Why there are no bridged networks, if there are none.
+    can_bridge: OnceLock<Result<(), String>>,
+    /// Made when it is needed first.
+    bridge: tokio::sync::Mutex<Option<Arc<Bridge>>>,
     next_id: AtomicU64,
     instances: Instances<Container>,
 }
@@ -187,9 +200,17 @@ impl SockFactory {
     ///
     /// # Errors
     ///
-    /// The folder cannot be written; the mark is not valid.
+    /// The folder cannot be written; the mark or the range of bridged networks is not valid.
     pub fn new(mut config: SockConfig) -> io::Result<Self> {
         check_mark(&config.worker_mark)?;
+        let (network, prefix) = config.bridge_range;
+        if !(8..=20).contains(&prefix) || network.to_bits() << prefix != 0 {
+            let message = format!(
+                "{network}/{prefix} is no range for bridged networks; name a network with a prefix \
+                 of 8 to 20 bits, like 10.213.0.0/16"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         config.state_dir = std::path::absolute(&config.state_dir)?;
         config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
         fs::DirBuilder::new()
@@ -207,6 +228,8 @@ impl SockFactory {
                 config,
                 bootstrap: OnceCell::new(),
                 nursery: tokio::sync::Mutex::default(),
+                can_bridge: OnceLock::new(),
+                bridge: tokio::sync::Mutex::default(),
                 next_id: AtomicU64::new(1),
                 instances: Instances::new(),
             }),
@@ -237,8 +260,19 @@ impl SockFactory {
                     .to_owned(),
             );
         }
+        if let Err(why) = self.shared.can_bridge() {
+            withheld.push(format!("functions with network = \"bridge\": {why}"));
+        }
         withheld
     }
+}
+
+/// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`:
+/// for whoever cleans up after workers that are gone.
+pub fn remove_network_rules(mark: &str) -> Report {
+    let mut report = Report::default();
+    bridge::remove_rules(mark, &mut report);
+    report
 }
 
 /// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends what is in
@@ -264,6 +298,9 @@ impl SandboxFactory for SockFactory {
         capabilities.process_limit = true;
         capabilities.pause = true;
         capabilities.networks = vec![Network::None, Network::Host];
+        if self.shared.can_bridge().is_ok() {
+            capabilities.networks.push(Network::Bridge);
+        }
         capabilities
     }
 
@@ -284,6 +321,7 @@ impl SandboxFactory for SockFactory {
                 }
             }
             report.processes += kill_marked(&shared.config.worker_mark);
+            bridge::remove_rules(&shared.config.worker_mark, &mut report);
             remove_sandboxes(&shared.config.state_dir, &mut report);
             report
         });
@@ -296,9 +334,11 @@ impl SandboxFactory for SockFactory {
         if let Some(nursery) = self.shared.nursery.lock().await.take() {
             nursery.end().await;
         }
+        let bridge = self.shared.bridge.lock().await.take();
         let shared = Arc::clone(&self.shared);
         let remove = tokio::task::spawn_blocking(move || {
             shared.cells.clear();
+            drop(bridge);
             if let Ok(cgroups) = &shared.cgroups {
                 let mut report = Report::default();
                 cgroups.remove_all(&mut report);
@@ -344,6 +384,39 @@ impl Shared {
         let nursery = launched.map_err(|error| not_allowed(error, self.rootless))?;
         *place = Some(Arc::clone(&nursery));
         Ok(nursery)
+    }
+
+    fn can_bridge(&self) -> &Result<(), String> {
+        self.can_bridge.get_or_init(Bridge::check)
+    }
+
+    /// A network namespace that reaches the world.
+    async fn bridged(
+        self: &Arc<Self>,
+        nursery: &Arc<Nursery>,
+    ) -> Result<CellNetwork, SandboxError> {
+        let bridge = {
+            let mut place = self.bridge.lock().await;
+            match place.as_ref() {
+                Some(bridge) => Arc::clone(bridge),
+                None => {
+                    let shared = Arc::clone(self);
+                    let open = tokio::task::spawn_blocking(move || {
+                        if let Err(why) = shared.can_bridge() {
+                            return Err(unsupported(format!(
+                                "this worker has no bridged networks: {why}; or set network = \
+                                 \"none\" or \"host\" in ol.toml"
+                            )));
+                        }
+                        Bridge::open(&shared.config.worker_mark, shared.config.bridge_range)
+                    });
+                    let opened = open.await.unwrap_or_else(|_| Err(shutting_down()))?;
+                    Arc::clone(place.insert(Arc::new(opened)))
+                }
+            }
+        };
+        let network = self.cells.bridged(nursery, &bridge).await;
+        network.map_err(|error| not_allowed(error, self.rootless))
     }
 
     /// Our bootstrap for Python as a name and its bytes; compiled, which saves a few milliseconds of
@@ -404,16 +477,6 @@ impl Shared {
     /// Starts a container and what watches it.
     async fn start(self: Arc<Self>, spec: SandboxSpec) -> Result<Handle<Container>, SandboxError> {
         let permit = self.instances.permit().await?;
-        let own_network = match spec.manifest.network {
-            Network::None => true,
-            Network::Host => false,
-            Network::Bridge => {
-                return Err(unsupported(
-                    "sock sandboxes have no bridged network yet; set network = \"none\" or \"host\" \
-                     in ol.toml",
-                ));
-            }
-        };
         let program = Program::of(&spec)?;
         let nursery = self.nursery().await?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -433,15 +496,21 @@ impl Shared {
             ),
             Err(_) => None,
         };
-        let network = match own_network {
-            true => {
+        let network = match spec.manifest.network {
+            Network::None => {
                 let network = self.cells.network(&nursery).await;
                 Some(network.map_err(|error| not_allowed(error, self.rootless))?)
             }
-            false => None,
+            Network::Bridge => Some(self.bridged(&nursery).await?),
+            Network::Host => None,
         };
 
         let mut mounts = vec![(text(&absolute(&spec.code)?)?, TASK.to_owned(), false)];
+        if spec.manifest.network == Network::Bridge
+            && let Some(resolver) = bridge::resolver()
+        {
+            mounts.push((text(&resolver)?, RESOLVER.to_owned(), false));
+        }
         let mut volume_places = BTreeMap::new();
         let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
         for volume in &spec.manifest.volumes {

@@ -16,7 +16,7 @@ use openlambda_sandbox::sock::SockFactory;
 use openlambda_sandbox::sys::marked_processes;
 
 use common::{Setup, setup};
-use containers::{again_as_an_ordinary_user, alone, config, inventory};
+use containers::{again_as_an_ordinary_user, alone_in, config, inventory, is_root};
 
 const COMMANDS: &str = r#"
 import os, time
@@ -70,7 +70,9 @@ impl Fixture for Containers {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_pass_the_suite() {
-    if alone("containers_pass_the_suite") {
+    // Bridged networks are made of a machine's; this one is not to notice.
+    let by = ["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""];
+    if alone_in("containers_pass_the_suite", if is_root() { &by } else { &[] }) {
         suite(&Containers(setup())).await;
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
 
+use super::bridge::{Bridge, Lease};
 use super::cgroup::{Cgroup, Cgroups, Limits};
 use crate::sys::nursery::{NetworkNamespace, Nursery, NurseryError};
 
@@ -28,6 +29,7 @@ pub(super) struct Cells {
     /// How many networks are made ahead.
     ahead: usize,
     filling: AtomicBool,
+    filling_bridged: AtomicBool,
     closed: AtomicBool,
     next_cgroup: AtomicU64,
     ready: Mutex<Ready>,
@@ -36,6 +38,7 @@ pub(super) struct Cells {
 #[derive(Debug, Default)]
 struct Ready {
     networks: VecDeque<Network>,
+    bridged: VecDeque<Network>,
     cgroups: Vec<Cgroup>,
 }
 
@@ -45,6 +48,8 @@ pub(super) struct Network {
     made: NetworkNamespace,
     /// Where: without root, another nursery has no power over it.
     nursery: u64,
+    /// The addresses of one that is connected with the machine's; free when the rest is closed.
+    lease: Option<Lease>,
 }
 
 impl Network {
@@ -80,8 +85,28 @@ impl Network {
 }
 
 async fn make(nursery: &Nursery) -> Result<Network, NurseryError> {
-    let made = nursery.network().await?;
-    Ok(Network { made, nursery: nursery.id() })
+    let made = nursery.network(None).await?;
+    Ok(Network { made, nursery: nursery.id(), lease: None })
+}
+
+async fn make_bridged(nursery: &Nursery, bridge: &Arc<Bridge>) -> Result<Network, NurseryError> {
+    loop {
+        let Some(lease) = bridge.lease() else {
+            let step = "find an address for a network device".to_owned();
+            return Err(NurseryError::Refused { step, errno: libc::EADDRNOTAVAIL });
+        };
+        match nursery.network(Some(&lease.link())).await {
+            Ok(made) => {
+                lease.protect();
+                return Ok(Network { made, nursery: nursery.id(), lease: Some(lease) });
+            }
+            // The device of a worker that was killed, of which the kernel still has to think.
+            Err(NurseryError::Refused { errno: libc::EEXIST, .. }) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 impl Cells {
@@ -89,6 +114,7 @@ impl Cells {
         Arc::new(Cells {
             ahead,
             filling: AtomicBool::new(false),
+            filling_bridged: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             next_cgroup: AtomicU64::new(0),
             ready: Mutex::default(),
@@ -129,8 +155,45 @@ impl Cells {
         self.filling.store(false, Ordering::SeqCst);
     }
 
+    /// A network namespace that reaches the world and has not been used. From the first one on, a few
+    /// are made ahead.
+    pub(super) async fn bridged(
+        self: &Arc<Self>,
+        nursery: &Arc<Nursery>,
+        bridge: &Arc<Bridge>,
+    ) -> Result<Network, NurseryError> {
+        let ahead = self.ahead / 4;
+        let (ready, left) = {
+            let mut ready = self.lock();
+            ready.bridged.retain(|network| network.nursery == nursery.id());
+            (ready.bridged.pop_front(), ready.bridged.len())
+        };
+        if left < ahead && !self.filling_bridged.swap(true, Ordering::SeqCst) {
+            let (cells, nursery, bridge) =
+                (Arc::clone(self), Arc::clone(nursery), Arc::clone(bridge));
+            tokio::spawn(async move {
+                while !cells.closed.load(Ordering::SeqCst) && cells.lock().bridged.len() < ahead {
+                    match make_bridged(&nursery, &bridge).await {
+                        Ok(network) => cells.lock().bridged.push_back(network),
+                        Err(error) => {
+                            let error = openlambda_core::failure::chain(&error);
+                            tracing::warn!(error, "no bridged network");
+                            break;
+                        }
+                    }
+                }
+                cells.filling_bridged.store(false, Ordering::SeqCst);
+            });
+        }
+        match ready {
+            Some(network) => Ok(network),
+            None => make_bridged(nursery, bridge).await,
+        }
+    }
+
+    /// Those that reach the world are not used again.
     pub(super) fn give_back_network(&self, network: Network) {
-        if !network.clean() || self.closed.load(Ordering::SeqCst) {
+        if network.lease.is_some() || !network.clean() || self.closed.load(Ordering::SeqCst) {
             return;
         }
         let mut ready = self.lock();
@@ -198,8 +261,11 @@ impl Cells {
     }
 
     pub(super) fn clear_networks(&self) {
-        let networks = std::mem::take(&mut self.lock().networks);
-        drop(networks);
+        let (networks, bridged) = {
+            let mut ready = self.lock();
+            (std::mem::take(&mut ready.networks), std::mem::take(&mut ready.bridged))
+        };
+        drop((networks, bridged));
     }
 
     /// Removes everything that is ready. Blocks.

@@ -74,7 +74,7 @@ pub fn kill_all_marked(marks: &[&str]) -> u32 {
 }
 
 /// `a` covers `a` and `a/b`, not `ab`.
-fn covers(wanted: &str, mark: &str) -> bool {
+pub(crate) fn covers(wanted: &str, mark: &str) -> bool {
     mark.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

@@ -44,6 +44,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+#[cfg(feature = "sock")]
+pub(crate) use mark::covers;
 pub use mark::{
     MARK, MarkedProcess, kill_all_marked, kill_marked, marked_processes, processes_with_mark,
 };

@@ -11,6 +11,7 @@ mod message;
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -45,6 +46,9 @@ const MOST_BYTES: usize = 4 << 20;
 pub const API_PORT: u16 = 9001;
 /// The abstract Unix socket of the same, as a bootstrap's variable names it.
 pub const API_SOCKET: &str = "@openlambda-runtime";
+
+/// Where programs look for their name servers; a mount's target may be this file.
+pub const RESOLVER: &str = "/etc/resolv.conf";
 
 /// A nursery that runs. Shared by all sandboxes of a factory.
 #[derive(Debug)]
@@ -85,7 +89,8 @@ pub struct NurserySetup {
 /// One sandbox: data that says what it is born with.
 #[derive(Clone, Debug, Default)]
 pub struct Recipe {
-    /// Folders of the machine that it sees: source, absolute target, whether it may write.
+    /// Folders of the machine that it sees: source, absolute target, whether it may write. The target
+    /// may be the file [`RESOLVER`], if the machine has it, and then the source is a file.
     pub mounts: Vec<(String, String, bool)>,
     /// The size of its `/tmp`, bytes.
     pub tmp_bytes: u64,
@@ -141,6 +146,18 @@ pub struct NetworkNamespace {
     pub tcp: OwnedFd,
     /// At the abstract address [`API_SOCKET`] in it; does not block.
     pub unix: OwnedFd,
+}
+
+/// How a network namespace is connected with the machine's: a pair of devices, and the machine as the
+/// router between the sandbox and the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// What the machine's end is called there; 15 bytes at most.
+    pub name: String,
+    /// The address of the machine's end.
+    pub machine: Ipv4Addr,
+    /// The address of the sandbox's end, `eth0`: the other one of the two in their /31.
+    pub sandbox: Ipv4Addr,
 }
 
 /// What went wrong in a nursery.
@@ -262,7 +279,13 @@ impl Nursery {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let start = message::Start {
             id,
-            folders: recipe.mounts.iter().map(|(_, target, _)| target.clone()).collect(),
+            // What stands in /etc is a file, and is there.
+            folders: recipe
+                .mounts
+                .iter()
+                .map(|(_, target, _)| target.clone())
+                .filter(|target| target != RESOLVER)
+                .collect(),
             mounts: recipe.mounts,
             tmp_bytes: recipe.tmp_bytes,
             outside_id: recipe.outside_id,
@@ -301,14 +324,21 @@ impl Nursery {
         born.await.unwrap_or_else(|_| Err(gone(io::ErrorKind::BrokenPipe)))
     }
 
-    /// Makes a network namespace; one after another.
+    /// Makes a network namespace; one after another. A link takes the right to administer the machine's
+    /// network, which an ordinary user has not.
     ///
     /// # Errors
     ///
     /// [`NurseryError`].
-    pub async fn network(&self) -> Result<NetworkNamespace, NurseryError> {
+    pub async fn network(&self, link: Option<&Link>) -> Result<NetworkNamespace, NurseryError> {
         let networks = self.networks.lock().await;
-        send(&networks, &[1], &[]).await.map_err(gone)?;
+        let link = link.map(|link| message::Link {
+            name: link.name.clone(),
+            machine: link.machine.octets(),
+            sandbox: link.sandbox.octets(),
+        });
+        let request = message::NetworkRequest { link };
+        send(&networks, &request.write(), &[]).await.map_err(gone)?;
         let (answer, descriptors) = receive(&networks).await.map_err(gone)?;
         let Answer::Network(made) = answer else { return Err(gone(io::ErrorKind::InvalidData)) };
         made.map_err(refused)?;

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "it is a module of several binaries")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -78,15 +79,20 @@ pub async fn ask(sandbox: &dyn Sandbox, event: Value) -> Value {
 
 /// Runs this test in a process of its own, beside which no other test runs. Whether we are there.
 pub fn alone(test: &str) -> bool {
+    alone_in(test, &[])
+}
+
+/// The same by way of a program that is to run it.
+pub fn alone_in(test: &str, by: &[&str]) -> bool {
     const ALONE: &str = "OPENLAMBDA_ALONE";
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
+    let own = std::env::current_exe().unwrap();
+    let words = by.iter().map(|word| OsString::from(*word)).chain([own.into()]);
+    let words: Vec<OsString> = words.chain(["--exact", test].map(OsString::from)).collect();
+    let output =
+        std::process::Command::new(&words[0]).args(&words[1..]).env(ALONE, "1").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     false

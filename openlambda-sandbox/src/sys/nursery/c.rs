@@ -142,6 +142,7 @@ pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
 pub(crate) const EINVAL: i32 = 22;
+pub(crate) const EAFNOSUPPORT: i32 = 97;
 
 /// `struct clone_args`.
 #[repr(C)]
@@ -606,6 +607,14 @@ pub(crate) fn loopback_up() -> Result<(), i32> {
         request[16] |= UP;
         check(ioctl(any.as_raw_fd(), SIOCSIFFLAGS, request.as_mut_ptr())).map(drop)
     }
+}
+
+/// A socket for questions about the network that we are in now, wherever we go.
+pub(crate) fn route_socket() -> Result<OwnedFd, i32> {
+    const AF_NETLINK: c_int = 16;
+    const SOCK_RAW: c_int = 3;
+    // SAFETY: it takes numbers.
+    owned(check(unsafe { socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC, 0) }))
 }
 
 pub(crate) fn listen_on_loopback(port: u16) -> Result<OwnedFd, i32> {

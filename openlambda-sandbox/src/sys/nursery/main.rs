@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step ─▶ exec
-//!                              └─ fork: the network maker: a byte each ──▶ namespace + 2 listeners
+//!                              └─ fork: the network maker: a NetworkRequest each ──▶ namespace,
+//!                                       2 listeners, a pair of devices if it is for a bridged one
 //! ```
 //!
 //! A start is *one* clone. Everything that is the same for many is made before it: the mount
@@ -18,6 +19,8 @@
 
 #[path = "c.rs"]
 mod c;
+#[path = "links.rs"]
+mod links;
 #[path = "message.rs"]
 #[allow(dead_code, reason = "each of the two programs writes what the other reads")]
 mod message;
@@ -31,7 +34,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::ptr;
 
-use message::{Answer, Setup, Start};
+use message::{Answer, Link, NetworkRequest, Setup, Start};
 
 /// The address of the Runtime API inside of each network namespace.
 const API_PORT: u16 = 9001;
@@ -631,12 +634,13 @@ fn execute(plan: &Plan<'_>) -> Result<Never, Failed> {
 
 // Networks.
 
-/// Makes a network namespace for each byte that comes, until the worker is gone.
+/// Makes a network namespace for each request that comes, until the worker is gone.
 fn make_networks(worker: RawFd) {
-    let mut buffer = [0; 1];
-    while let Ok((1, _)) = c::receive(worker, &mut buffer) {
-        // It stays in the one that it made last: an ordinary user could not come back to the machine's.
-        let sent = match network() {
+    let machine = machine_network();
+    let mut buffer = [0; 1024];
+    while let Ok((length, _)) = c::receive(worker, &mut buffer) {
+        let Ok(request) = NetworkRequest::read(&buffer[..length]) else { return };
+        let sent = match network(request.link.as_ref().map(|link| (link, &machine))) {
             Ok(made) => {
                 let fds = made.each_ref().map(AsRawFd::as_raw_fd);
                 c::send(worker, &Answer::Network(Ok(())).write(), &fds)
@@ -645,22 +649,47 @@ fn make_networks(worker: RawFd) {
                 c::send(worker, &Answer::Network(Err((step.to_owned(), errno))).write(), &[])
             }
         };
+        if let (Some(_), Ok((home, _))) = (&request.link, &machine) {
+            // Whoever is in a namespace keeps its devices. From one without any, an ordinary user
+            // could not come back to the machine's, so there it stays in the one that it made last.
+            let _ = c::setns(home.as_raw_fd(), c::CLONE_NEWNET);
+        }
         if sent.is_err() {
             return;
         }
     }
 }
 
-/// A network namespace with nothing but loopback, and two listeners in it: TCP and abstract Unix.
-fn network() -> Result<[OwnedFd; 3], Failed> {
+/// The machine's network namespace, and a socket that stays in it.
+fn machine_network() -> Result<(OwnedFd, OwnedFd), Failed> {
+    let namespace = open_namespace("net").map_err(|e| ("open the machine's network", e))?;
+    let socket = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+    Ok((namespace, socket))
+}
+
+/// A network namespace with nothing but loopback, and two listeners in it: TCP and abstract Unix. With
+/// a link it is connected with the machine's.
+fn network(
+    link: Option<(&Link, &Result<(OwnedFd, OwnedFd), Failed>)>,
+) -> Result<[OwnedFd; 3], Failed> {
     c::unshare(c::CLONE_NEWNET).map_err(|e| ("unshare network namespace", e))?;
     c::loopback_up().map_err(|e| ("bring loopback up", e))?;
-    // On a loopback no late packet has to be waited for, and the next tenant shall not find the
-    // connections of the last one. Where /proc is read-only it finds their ports for a minute.
-    let _ = write_file(c"/proc/sys/net/ipv4/tcp_max_tw_buckets", b"0");
+    let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;
+    match link {
+        Some((link, machine)) => {
+            let (_, machine) = machine.as_ref().map_err(|failed| *failed)?;
+            let own = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+            links::connect(machine, &own, &namespace, link)?;
+        }
+        None => {
+            // On a loopback no late packet has to be waited for, and the next tenant shall not find
+            // the connections of the last one. Where /proc is read-only it finds their ports for a
+            // minute.
+            let _ = write_file(c"/proc/sys/net/ipv4/tcp_max_tw_buckets", b"0");
+        }
+    }
     let tcp = c::listen_on_loopback(API_PORT).map_err(|e| ("listen on TCP", e))?;
     let unix = c::listen_on_abstract(API_SOCKET).map_err(|e| ("listen on a Unix socket", e))?;
-    let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;
     Ok([namespace, tcp, unix])
 }
 

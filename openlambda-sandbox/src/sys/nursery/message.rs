@@ -48,6 +48,24 @@ pub(super) struct Start {
     pub(super) environment: Vec<String>,
 }
 
+/// Asks for a network namespace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct NetworkRequest {
+    /// How it is connected with the machine's, if it is.
+    pub(super) link: Option<Link>,
+}
+
+/// A pair of network devices between a sandbox and the machine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Link {
+    /// What the machine's end is called there.
+    pub(super) name: String,
+    /// The address of the machine's end.
+    pub(super) machine: [u8; 4],
+    /// The address of the sandbox's end.
+    pub(super) sandbox: [u8; 4],
+}
+
 /// From the nursery.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
@@ -178,6 +196,31 @@ impl Start {
             arguments: r.list(Reader::text)?,
             environment: r.list(Reader::text)?,
         })
+    }
+}
+
+impl NetworkRequest {
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.number(self.link.is_some().into());
+        if let Some(link) = &self.link {
+            w.bytes(link.name.as_bytes());
+            w.bytes(&link.machine);
+            w.bytes(&link.sandbox);
+        }
+        w.0
+    }
+
+    pub(super) fn read(bytes: &[u8]) -> io::Result<Self> {
+        let mut r = Reader(bytes);
+        if r.number()? == 0 {
+            return Ok(NetworkRequest { link: None });
+        }
+        let name = r.text()?;
+        let mut address =
+            || r.bytes()?.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
+        let (machine, sandbox) = (address()?, address()?);
+        Ok(NetworkRequest { link: Some(Link { name, machine, sandbox }) })
     }
 }
 
