@@ -12,11 +12,11 @@ const STUDENT: f64 = 2.776;
 fn main() -> Result<(), OrderingError> {
     let mut reasons = Vec::new();
     println!(
-        "| better, by the source | worse | measure | authors | here, worse → better | ratio | |"
+        "| better, by the source | worse | workload | measure | authors | here, worse → better | ratio | |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for comparison in COMPARISONS {
-        let Comparison { better, worse, authors, source, .. } = comparison;
+        let Comparison { better, worse, authors, workload, source, .. } = comparison;
         let (good, bad) = (runs(comparison, better)?, runs(comparison, worse)?);
         let ratios: Vec<f64> = bad.iter().zip(&good).map(|(bad, good)| bad / good).collect();
         let shown = match comparison.otherwise {
@@ -28,7 +28,7 @@ fn main() -> Result<(), OrderingError> {
             }
         };
         println!(
-            "| `{better}` ({source}) | `{worse}` | {} | {authors} | {} → {} | {} | {shown} |",
+            "| `{better}` ({source}) | `{worse}` | {workload} | {} | {authors} | {} → {} | {} | {shown} |",
             comparison.measure.name(),
             interval(&bad),
             interval(&good),

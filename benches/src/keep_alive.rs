@@ -28,6 +28,7 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
             invocations: (rate * 86_400.0) as u64,
             mix: FunctionMix::azure(),
         },
+        users: None,
         workers: 1,
         processors: None,
         scheduler: SchedulerConfig { memory: memory_gb << 30, ..SchedulerConfig::default() },

@@ -24,6 +24,7 @@ use openlambda_core::function::{Digest, FunctionName};
 use openlambda_core::hash::{mix, stable_hash};
 use openlambda_core::invocation::{InvocationRecord, RequestId, StartKind};
 use openlambda_core::manifest::Manifest;
+use openlambda_core::random::Rng;
 use openlambda_core::scheduler::{
     Action, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, SchedulerConfig,
     VersionId,
@@ -39,6 +40,9 @@ use crate::workload::{Arrival, Profile, Workload, WorkloadConfig};
 pub struct SimConfig {
     /// The calls.
     pub workload: WorkloadConfig,
+    /// Who makes them, in a closed loop: then the workload's rate, timers and bursts say nothing.
+    /// `None`: an open system, where calls come at the workload's rate whatever becomes of them.
+    pub users: Option<Users>,
     /// How many workers there are, all alike, all there from the start.
     pub workers: u32,
     /// How many processors each worker has, which all that runs there shares equally (see
@@ -71,11 +75,22 @@ pub struct SimConfig {
     pub seed: u64,
 }
 
+/// Users in a closed loop: each makes a call, waits until it is over, answered or not, thinks for an
+/// exponential time, and makes the next. They begin with a thought.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Users {
+    /// How many, at least 1.
+    pub count: u32,
+    /// The mean time that one thinks.
+    pub think: Duration,
+}
+
 impl Default for SimConfig {
     /// Ten workers with room for 16 instances each: none of them can keep all functions warm.
     fn default() -> Self {
         SimConfig {
             workload: WorkloadConfig::default(),
+            users: None,
             workers: 10,
             processors: None,
             scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
@@ -108,11 +123,20 @@ pub enum SimError {
     /// The keep-alive policy is not known, or a parameter of it is not valid.
     #[error(transparent)]
     KeepAlive(#[from] ConfigError),
+    /// A closed loop without anybody in it.
+    #[error("a closed loop without users makes no call; use 1 or more")]
+    NoUsers,
+    /// A closed loop in which timers call every function.
+    #[error("users call no function that a timer calls, and a timer calls each; use fewer timers")]
+    OnlyTimers,
 }
 
-/// What the workers held all the time together.
+/// What the experiment took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
+    /// From the beginning until the last call was over. In a closed loop, calls by seconds are the
+    /// throughput.
+    pub seconds: f64,
     /// Bytes that all workers' instances took from the pools: the mean over time, until the last
     /// call was over.
     pub mean_memory: f64,
@@ -129,7 +153,10 @@ pub fn simulate(
     record: impl FnMut(&InvocationRecord),
 ) -> Result<Usage, SimError> {
     let mut sim = Simulation::new(config, policy, record)?;
-    sim.schedule_arrival();
+    match config.users {
+        None => sim.schedule_arrival(),
+        Some(users) => sim.let_users_in(users)?,
+    }
     while let Some(Reverse(next)) = sim.events.pop() {
         debug_assert!(next.at >= sim.now, "time went backwards");
         sim.now = next.at;
@@ -138,14 +165,14 @@ pub fn simulate(
     let byte_seconds: f64 = sim.workers.iter().map(|worker| worker.byte_seconds).sum();
     // An experiment without calls takes no time, and holds nothing.
     let seconds = sim.ended.as_secs_f64();
-    Ok(Usage { mean_memory: if seconds > 0.0 { byte_seconds / seconds } else { 0.0 } })
+    Ok(Usage { seconds, mean_memory: if seconds > 0.0 { byte_seconds / seconds } else { 0.0 } })
 }
 
 /// What can happen. The order of the variants is the order at equal times after `seq`, which is
 /// unique, so it never decides.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
-    Arrive,
+    Arrive { arrival: Arrival },
     AtWorker { ticket: Ticket, worker: usize },
     Reserved { ticket: Ticket, worker: usize, function: u32 },
     ReservationCancelled { ticket: Ticket, worker: usize },
@@ -219,7 +246,7 @@ struct Simulation<'a, R> {
     seq: u64,
     events: BinaryHeap<Reverse<Next>>,
     workload: Workload,
-    upcoming: Option<Arrival>,
+    thoughts: Rng,
     arrived: u64,
     over: u64,
     /// When the last call was over.
@@ -291,7 +318,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
             seq: 0,
             events: BinaryHeap::new(),
             workload: Workload::new(config.workload, config.seed),
-            upcoming: None,
+            thoughts: Rng::from_seed_and_label(config.seed, "thoughts"),
             arrived: 0,
             over: 0,
             ended: Time::ZERO,
@@ -313,9 +340,10 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
 
     fn happen(&mut self, what: What) {
         match what {
-            What::Arrive => {
-                let arrival = self.upcoming.take().expect("an arrival was scheduled");
-                self.schedule_arrival();
+            What::Arrive { arrival } => {
+                if self.config.users.is_none() {
+                    self.schedule_arrival();
+                }
                 let ticket = self.balancer.arrived(self.functions[arrival.function as usize]);
                 let number = self.arrived;
                 self.arrived += 1;
@@ -518,6 +546,9 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         }
         let record = self.record_of(&call);
         (self.record)(&record);
+        if let Some(users) = self.config.users {
+            self.think(users);
+        }
     }
 
     // The workers' shell.
@@ -726,9 +757,27 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
     }
 
     fn schedule_arrival(&mut self) {
-        self.upcoming = self.workload.next();
-        if let Some(arrival) = self.upcoming {
-            self.at(arrival.at, What::Arrive);
+        if let Some(arrival) = self.workload.next() {
+            self.at(arrival.at, What::Arrive { arrival });
+        }
+    }
+
+    fn let_users_in(&mut self, users: Users) -> Result<(), SimError> {
+        if users.count == 0 {
+            return Err(SimError::NoUsers);
+        }
+        if self.profiles.iter().all(|profile| profile.timer) {
+            return Err(SimError::OnlyTimers);
+        }
+        (0..users.count).for_each(|_| self.think(users));
+        Ok(())
+    }
+
+    /// A user thinks, then makes a call, if any is left to make.
+    fn think(&mut self, users: Users) {
+        let at = self.now + self.thoughts.exponential(users.think);
+        if let Some(arrival) = self.workload.call_at(at) {
+            self.at(at, What::Arrive { arrival });
         }
     }
 

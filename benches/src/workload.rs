@@ -114,6 +114,25 @@ pub struct FunctionMix {
     /// exponent 1. What a worker pulls is the package, and functions that need the same share it.
     /// `None`: none, and each function's bundle is its own.
     pub packages: Option<u32>,
+    /// Calls by chance come in bursts. `None`: each by itself.
+    pub bursts: Option<Bursts>,
+}
+
+/// Calls by chance that come in bursts of one function: a burst begins by chance (Poisson), and its
+/// calls follow each other at exponential intervals. How many calls a second there are does not change.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bursts {
+    /// How many calls a burst has: the mean of a geometric distribution, at least 1.
+    pub size: f64,
+    /// The mean time between a burst's calls.
+    pub gap: Duration,
+}
+
+impl Bursts {
+    /// Whether the burst has one more call. Asked after each.
+    fn goes_on(self, rng: &mut Rng) -> bool {
+        rng.chance(1.0 - 1.0 / self.size.max(1.0))
+    }
 }
 
 impl FunctionMix {
@@ -140,6 +159,7 @@ impl FunctionMix {
                 most: 20_000.0,
             }),
             packages: None,
+            bursts: None,
         }
     }
 }
@@ -161,8 +181,8 @@ pub struct Profile {
     pub package: Option<u32>,
 }
 
-/// The calls of an experiment: arrivals by chance (Poisson) and by timers over functions of unequal
-/// popularity.
+/// The calls of an experiment: arrivals by chance (Poisson, or in bursts) and by timers over functions
+/// of unequal popularity.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WorkloadConfig {
     /// Calls a second, over all functions.
@@ -249,7 +269,7 @@ fn draw_by_rank(count: u32, rng: &mut Rng) -> u32 {
 }
 
 /// One call.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival {
     /// When.
     pub at: Time,
@@ -260,18 +280,25 @@ pub struct Arrival {
 }
 
 /// The calls, in order of time. An iterator, so that a long experiment needs no memory for them.
+///
+/// That is an *open* system: calls come whatever becomes of those before them. In a *closed* one a
+/// user waits for the answer before the next call; then the caller says when, with
+/// [`Workload::call_at`].
 #[derive(Debug)]
 pub struct Workload {
     profiles: Vec<Profile>,
     /// The share of functions `0..=i` in the calls by chance, up to 1.
     cumulative: Vec<f64>,
     left: u64,
-    /// The mean time between calls by chance, and when the next one is; `None` without such calls.
+    /// The mean time between calls by chance (of bursts: between their beginnings), and when the next
+    /// one is; `None` without such calls.
     gap: Duration,
     chance: Option<Time>,
-    /// When each timer goes off next.
-    timers: BinaryHeap<Reverse<(Time, u32)>>,
+    bursts: Option<Bursts>,
+    /// The next call of each timer, and of each burst that goes on.
+    known: BinaryHeap<Reverse<(Time, u32)>>,
     arrivals: Rng,
+    within_bursts: Rng,
     functions: Rng,
     services: Rng,
 }
@@ -300,26 +327,41 @@ impl Workload {
             Reverse((first, function))
         });
         let mut workload = Workload {
-            timers: timers.collect(),
+            known: timers.collect(),
             profiles,
             cumulative,
             left: config.invocations,
             gap: Duration::ZERO,
             chance: None,
+            bursts: config.mix.bursts,
+            within_bursts: Rng::from_seed_and_label(seed, "bursts"),
             arrivals: Rng::from_seed_and_label(seed, "arrivals"),
             functions: Rng::from_seed_and_label(seed, "functions"),
             services: Rng::from_seed_and_label(seed, "services"),
         };
         if total > 0.0 {
-            workload.gap = Duration::from_secs_f64(1.0 / total);
+            let size = workload.bursts.map_or(1.0, |bursts| bursts.size.max(1.0));
+            workload.gap = Duration::from_secs_f64(size / total);
             workload.chance = Some(Time::ZERO + workload.arrivals.exponential(workload.gap));
         }
         workload
     }
 
-    /// The next call by chance at `at`, and when the one after it is.
-    fn by_chance(&mut self, at: Time) -> u32 {
-        self.chance = Some(at + self.arrivals.exponential(self.gap));
+    /// The next call when somebody decides to make one at `at`, whatever the rate: a function that is
+    /// called by chance, by popularity. `None`: all calls were made, or timers alone call.
+    pub fn call_at(&mut self, at: Time) -> Option<Arrival> {
+        self.chance?;
+        self.left = self.left.checked_sub(1)?;
+        let function = self.by_popularity();
+        Some(self.call(at, function))
+    }
+
+    fn call(&mut self, at: Time, function: u32) -> Arrival {
+        let service = self.profiles[function as usize].service.draw(&mut self.services);
+        Arrival { at, function, service }
+    }
+
+    fn by_popularity(&mut self) -> u32 {
         let draw = self.functions.unit();
         let mut function = self.cumulative.partition_point(|sum| *sum <= draw);
         // Sums round: the draw may be beyond the last of them.
@@ -327,6 +369,16 @@ impl Workload {
             function -= 1;
         }
         function as u32
+    }
+
+    /// After a call by chance of `function` at `at`: the next of its burst, if there is one.
+    fn go_on(&mut self, at: Time, function: u32) {
+        if let Some(bursts) = self.bursts
+            && bursts.goes_on(&mut self.within_bursts)
+        {
+            let next = at + self.within_bursts.exponential(bursts.gap);
+            self.known.push(Reverse((next, function)));
+        }
     }
 }
 
@@ -340,20 +392,26 @@ impl Iterator for Workload {
 
     fn next(&mut self) -> Option<Arrival> {
         self.left = self.left.checked_sub(1)?;
-        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        let (at, function) = match (self.chance, timer) {
-            (Some(chance), timer) if timer.is_none_or(|timer| chance <= timer) => {
-                (chance, self.by_chance(chance))
+        let known = self.known.peek().map(|Reverse((at, _))| *at);
+        let (at, function) = match (self.chance, known) {
+            (Some(chance), known) if known.is_none_or(|known| chance <= known) => {
+                self.chance = Some(chance + self.arrivals.exponential(self.gap));
+                let function = self.by_popularity();
+                self.go_on(chance, function);
+                (chance, function)
             }
             _ => {
-                let Reverse((at, function)) = self.timers.pop()?;
-                let next = at + period(&self.profiles[function as usize]);
-                self.timers.push(Reverse((next, function)));
+                let Reverse((at, function)) = self.known.pop()?;
+                let profile = &self.profiles[function as usize];
+                if profile.timer {
+                    self.known.push(Reverse((at + period(profile), function)));
+                } else {
+                    self.go_on(at, function);
+                }
                 (at, function)
             }
         };
-        let service = self.profiles[function as usize].service.draw(&mut self.services);
-        Some(Arrival { at, function, service })
+        Some(self.call(at, function))
     }
 }
 
@@ -476,5 +534,44 @@ mod tests {
         assert!(timers > 2, "{timers}");
         let seconds = calls.last().unwrap().at.as_secs_f64();
         assert!((seconds / 4000.0 - 1.0).abs() < 0.05, "{seconds}");
+    }
+
+    #[test]
+    fn bursts_change_when_calls_come_and_not_how_many() {
+        let mut config = azure(20, 100_000);
+        config.mix = FunctionMix::default();
+        let gap = Duration::from_millis(1);
+        config.mix.bursts = Some(Bursts { size: 8.0, gap });
+        let calls: Vec<Arrival> = Workload::new(config, 4).collect();
+        assert!(calls.is_sorted_by_key(|call| call.at));
+        // 12,500 bursts at 0.625 a second.
+        let seconds = calls.last().unwrap().at.as_secs_f64();
+        assert!((seconds / 20_000.0 - 1.0).abs() < 0.05, "{seconds}");
+        // Seven of eight calls follow another of their function at once; without bursts, nearly none.
+        let following = |calls: &[Arrival]| {
+            let pairs = calls.windows(2).filter(|pair| {
+                let [before, after] = pair else { unreachable!() };
+                before.function == after.function && after.at.since(before.at) < 20 * gap
+            });
+            pairs.count() as f64 / calls.len() as f64
+        };
+        assert!((following(&calls) - 0.875).abs() < 0.02, "{}", following(&calls));
+        config.mix.bursts = None;
+        let alone: Vec<Arrival> = Workload::new(config, 4).collect();
+        assert!(following(&alone) < 0.03, "{}", following(&alone));
+    }
+
+    #[test]
+    fn a_user_calls_when_it_likes_and_never_a_timers_function() {
+        let config = azure(50, 1_000);
+        let profiles = config.profiles(2);
+        let mut workload = Workload::new(config, 2);
+        let at = |n: u64| Time(n * 1_000);
+        let calls: Vec<Arrival> = (0..2_000).map_while(|n| workload.call_at(at(n))).collect();
+        assert_eq!(calls.len(), 1_000);
+        for (n, call) in (0..).zip(&calls) {
+            assert_eq!(call.at, at(n));
+            assert!(!profiles[call.function as usize].timer);
+        }
     }
 }

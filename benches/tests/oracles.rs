@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use openlambda_core::invocation::InvocationRecord;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
-use openlambda_lab::sim::{SimConfig, simulate};
+use openlambda_lab::sim::{SimConfig, SimError, Users, simulate};
 use openlambda_lab::summary::{Summary, Tally};
 use openlambda_lab::workload::{Service, WorkloadConfig};
 use openlambda_lb::policies::PolicyCatalog;
@@ -30,6 +30,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
             invocations,
             ..WorkloadConfig::default()
         },
+        users: None,
         workers,
         processors: None,
         scheduler: SchedulerConfig::default(),
@@ -329,4 +330,48 @@ fn a_first_come_first_served_worker_pays_for_the_services_variance() {
         let theory = 10.0 * load / (1.0 - load) * (1.0 + scv) / 2.0;
         agree(&format!("{service:?}"), &waits, theory, 0.02);
     }
+}
+
+/// N users who think for Z on average share a server that takes S: the machine repairman's problem,
+/// M/M/1//N (Kleinrock 1975). The server idles with the probability p₀ = 1 / Σ N! / (N − n)! (S / Z)ⁿ,
+/// and the throughput is (1 − p₀) / S.
+#[test]
+fn a_closed_loop_has_the_throughput_of_the_repairmans_problem() {
+    for (users, think_ms) in [(1, 10), (5, 30), (20, 100)] {
+        let runs: Vec<f64> = (0..20)
+            .map(|seed| {
+                let mut config = queueing(1, 0.5, 20_000, seed);
+                config.users = Some(Users { count: users, think: Duration::from_millis(think_ms) });
+                let built = PolicyCatalog::standard().build(&"random".parse().unwrap()).unwrap();
+                let mut calls = 0.0;
+                let usage = simulate(&config, built, |record| {
+                    assert_eq!(record.outcome, "ok");
+                    calls += 1.0;
+                });
+                calls / usage.unwrap().seconds
+            })
+            .collect();
+        let ratio = 10.0 / think_ms as f64;
+        let (mut term, mut sum) = (1.0, 1.0);
+        for n in 0..users {
+            term *= f64::from(users - n) * ratio;
+            sum += term;
+        }
+        let theory = (1.0 - 1.0 / sum) * 100.0;
+        agree(&format!("{users} users"), &runs, theory, 0.005);
+    }
+}
+
+#[test]
+fn a_closed_loop_that_nobody_can_call_in_is_refused() {
+    let refusal = |config: &SimConfig| {
+        let built = PolicyCatalog::standard().build(&"random".parse().unwrap()).unwrap();
+        simulate(config, built, |_| panic!("nobody calls")).unwrap_err()
+    };
+    let mut config = queueing(1, 0.5, 10, 1);
+    config.users = Some(Users { count: 0, think: Duration::from_millis(1) });
+    assert!(matches!(refusal(&config), SimError::NoUsers));
+    config.users = Some(Users { count: 1, think: Duration::from_millis(1) });
+    config.workload.mix.timers = 1.0;
+    assert!(matches!(refusal(&config), SimError::OnlyTimers));
 }

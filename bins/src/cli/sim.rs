@@ -8,9 +8,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use openlambda_core::keep_alive::KeepAliveConfig;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
-use openlambda_lab::sim::{SimConfig, simulate};
+use openlambda_lab::sim::{SimConfig, Users, simulate};
 use openlambda_lab::summary::Tally;
-use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
+use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::PolicyConfig;
 
 use super::{print, print_json, table};
@@ -48,6 +48,25 @@ pub(super) struct SimArgs {
     /// Their mean, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 50.0)]
     mean_ms: f64,
+    /// With --service log-normal: the standard deviation of the logarithm; larger is more unequal
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    sigma: f64,
+    /// Calls come in bursts of one function: how many calls one has, in the mean
+    #[arg(long, value_name = "CALLS", default_value_t = 1.0)]
+    burst: f64,
+    /// The mean time between a burst's calls, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 10.0)]
+    burst_gap_ms: f64,
+    /// A closed loop: so many users, each of whom waits for an answer before the next call; then
+    /// --rate and --burst say nothing
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    users: Option<u32>,
+    /// How long a user thinks between an answer and the next call, milliseconds in the mean
+    #[arg(long, value_name = "MS", default_value_t = 1000.0)]
+    think_ms: f64,
+    /// How many processors a worker has, which its calls share [default: one for each call]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    processors: Option<u32>,
     /// Making a sandbox and starting its runtime, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 100.0)]
     cold_ms: f64,
@@ -81,6 +100,7 @@ pub(super) struct SimArgs {
 enum Distribution {
     Exponential,
     Fixed,
+    LogNormal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -103,6 +123,18 @@ impl SimArgs {
         if !(0.0..=10.0).contains(&self.zipf) {
             return Err(CliError::new(format!("--zipf {} is not usable; use 0 to 10", self.zipf)));
         }
+        if !(0.0..=10.0).contains(&self.sigma) {
+            return Err(CliError::new(format!(
+                "--sigma {} is not usable; use 0 to 10",
+                self.sigma
+            )));
+        }
+        if !(1.0..=1e6).contains(&self.burst) {
+            let message = format!("--burst {} is not a number of calls; use 1 or more", self.burst);
+            return Err(CliError::new(message));
+        }
+        let bursts = Bursts { size: self.burst, gap: ms("burst-gap-ms", self.burst_gap_ms)? };
+        let think = ms("think-ms", self.think_ms)?;
         let keep_alive: KeepAliveConfig = self.keep_alive.parse()?;
         let memory = 128 << 20;
         if self.memory_mb << 20 < memory {
@@ -117,15 +149,20 @@ impl SimArgs {
                 service: match self.service {
                     Distribution::Exponential => Service::Exponential(mean),
                     Distribution::Fixed => Service::Fixed(mean),
+                    Distribution::LogNormal => Service::LogNormal { mean, sigma: self.sigma },
                 },
                 invocations: self.invocations,
-                mix: match self.mix {
-                    Mix::Alike => FunctionMix::default(),
-                    Mix::Azure => FunctionMix::azure(),
+                mix: FunctionMix {
+                    bursts: (self.burst > 1.0).then_some(bursts),
+                    ..match self.mix {
+                        Mix::Alike => FunctionMix::default(),
+                        Mix::Azure => FunctionMix::azure(),
+                    }
                 },
             },
+            users: self.users.map(|count| Users { count, think }),
             workers: self.workers,
-            processors: None,
+            processors: self.processors,
             scheduler: SchedulerConfig {
                 memory: self.memory_mb << 20,
                 ..SchedulerConfig::default()
