@@ -144,7 +144,8 @@ impl CodeCache {
         let discarded = self.discarded.iter().find(|it| self.is_free(it) && !wanted(it)).copied();
         let digest = match discarded {
             Some(digest) => digest,
-            None => self.least_recently_used(wanted).filter(|_| self.used > self.budget)?,
+            None if self.used > self.budget => self.least_recently_used(wanted)?,
+            None => return None,
         };
         self.discarded.remove(&digest);
         let entry = self.entries.get_mut(&digest)?;
