@@ -11,6 +11,7 @@
 //! | `examples` | what the README of each example says |
 //! | `page` | the chat page, in a real browser |
 //! | `removal` | what is left of functions that were removed |
+//! | `hostile` | functions that misbehave |
 //! | `chaos` | kill −9 of everything, at any time |
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
@@ -21,6 +22,7 @@ mod author;
 mod chaos;
 mod common;
 mod examples;
+mod hostile;
 mod http;
 mod input;
 mod page;

@@ -569,9 +569,11 @@ impl Dispatcher {
             Rejection::WaitedTooLong => Failure::new(
                 FailureKind::QueueFull,
                 format!(
-                    "no instance of {} became free within {} s; try again later",
+                    "no instance of {} became free or ready within {} s; try again later, and see \
+                     its log (`ol logs {}`) if none ever does",
                     version.function,
-                    self.max_wait.as_secs_f64()
+                    self.max_wait.as_secs_f64(),
+                    version.function
                 ),
             ),
             Rejection::Cancelled => Failure::new(FailureKind::Internal, "the client has left"),

@@ -1,7 +1,8 @@
 //! Functions' output and invocation records, as JSON lines in files.
 //!
 //! A thread of its own writes, so a slow disk never holds up the runtime; when more comes than it
-//! can write, lines are dropped and counted. A function's log is `logs/<namespace>/<name>.jsonl` in
+//! can write, lines are dropped and counted: what waits is bounded in lines and in bytes, so a
+//! function that prints without end cannot fill the memory either. A function's log is `logs/<namespace>/<name>.jsonl` in
 //! the worker's folder; when it has reached its bound it becomes `….1`, replacing an older one, so
 //! a function that prints without end cannot fill the disk.
 
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 
 use serde::Serialize;
@@ -27,11 +28,15 @@ const MOST_BYTES: u64 = 16 << 20;
 const MOST_FILES: usize = 64;
 /// Lines between the runtime and the writing thread.
 const BACKLOG: usize = 8192;
+/// Bytes of the lines among them. A line of raw bytes can be some hundred KiB of JSON.
+const BACKLOG_BYTES: usize = 8 << 20;
 
 /// Hands lines and records to the writing thread.
 #[derive(Debug)]
 pub(super) struct LogWriter {
     entries: SyncSender<Entry>,
+    /// Bytes of lines that wait.
+    waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
     /// Of all that were dropped, those that were told of in the log too.
     dropped_in_all: AtomicU64,
@@ -48,6 +53,16 @@ enum Entry {
     Record(Box<InvocationRecord>),
     /// Tell when everything before this is written.
     Flush(oneshot::Sender<()>),
+}
+
+impl Entry {
+    /// What it adds to the backlog. A record is small, and their number is bounded.
+    fn bytes(&self) -> usize {
+        match self {
+            Entry::Line { line, .. } => line.len(),
+            Entry::Record(_) | Entry::Flush(_) => 0,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -70,9 +85,11 @@ impl LogWriter {
         let open = |path| File::options().create(true).append(true).open(path);
         let records = records.map(open).transpose()?;
         let (entries, receiver) = sync_channel(BACKLOG);
+        let waiting = Arc::new(AtomicUsize::new(0));
         let dropped = Arc::new(AtomicU64::new(0));
         let log = LogWriter {
             entries,
+            waiting: Arc::clone(&waiting),
             dropped: dropped.clone(),
             dropped_in_all: AtomicU64::new(0),
             clock,
@@ -81,7 +98,7 @@ impl LogWriter {
         let mut files = Files { root, open: BTreeMap::new(), records: records.map(BufWriter::new) };
         std::thread::Builder::new()
             .name("function-log".to_owned())
-            .spawn(move || files.write_all(&receiver, &dropped))?;
+            .spawn(move || files.write_all(&receiver, &waiting, &dropped))?;
         Ok(Arc::new(log))
     }
 
@@ -104,10 +121,18 @@ impl LogWriter {
     }
 
     fn send(&self, entry: Entry) {
-        if let Err(TrySendError::Full(_)) = self.entries.try_send(entry) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            self.dropped_in_all.fetch_add(1, Ordering::Relaxed);
+        let bytes = entry.bytes();
+        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before + bytes <= BACKLOG_BYTES;
+        if !fits || matches!(self.entries.try_send(entry), Err(TrySendError::Full(_))) {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            self.lost();
         }
+    }
+
+    fn lost(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.dropped_in_all.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lines and records that were never written, since the start.
@@ -118,6 +143,10 @@ impl LogWriter {
 
 impl LogSink for LogWriter {
     fn line(&self, line: LogLine<'_>) {
+        // Its JSON would only be thrown away.
+        if self.waiting.load(Ordering::Relaxed) + line.text.len() > BACKLOG_BYTES {
+            return self.lost();
+        }
         let mut text = serde_json::to_vec(&Line {
             time_ms: self.clock.unix_millis(),
             request_id: line.request_id,
@@ -143,7 +172,7 @@ struct LogFile {
 }
 
 impl Files {
-    fn write_all(&mut self, entries: &Receiver<Entry>, dropped: &AtomicU64) {
+    fn write_all(&mut self, entries: &Receiver<Entry>, waiting: &AtomicUsize, dropped: &AtomicU64) {
         loop {
             let entry = match entries.try_recv() {
                 Ok(entry) => entry,
@@ -159,9 +188,11 @@ impl Files {
                     entry
                 }
             };
+            let bytes = entry.bytes();
             if let Err(error) = self.write(entry) {
                 tracing::warn!(%error, "could not write a log line");
             }
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
         }
         self.flush();
     }
@@ -220,5 +251,46 @@ impl LogFile {
         let file = File::options().create(true).append(true).open(&path)?;
         let bytes = file.metadata()?.len();
         Ok(LogFile { path, file: BufWriter::new(file), bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A disk that takes nothing for a while: a pipe that nobody reads.
+    #[test]
+    fn what_waits_for_a_slow_disk_is_bounded_and_the_rest_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("logs/default/f.jsonl");
+        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let log = LogWriter::start(dir.path(), None, Arc::new(SystemClock::new())).unwrap();
+        let function = "f".parse().unwrap();
+        let print = |text: &str| log.line(LogLine::new(&function, None, LogStream::Stdout, text));
+        // What JSON makes six bytes of each.
+        let long = "\u{1}".repeat(64 << 10);
+        for _ in 0..100 {
+            print(&long);
+        }
+        let waiting = log.waiting.load(Ordering::Relaxed);
+        assert!(waiting > BACKLOG_BYTES / 2 && waiting <= BACKLOG_BYTES, "{waiting} bytes wait");
+        let written = 100 - log.dropped();
+        assert_eq!(written, waiting as u64 / (6 * long.len() as u64), "each is counted");
+
+        let mut lines = BufReader::new(File::open(&pipe).unwrap()).lines();
+        for _ in 0..written {
+            assert!(lines.next().unwrap().unwrap().len() > 6 * long.len());
+        }
+        while log.waiting.load(Ordering::Relaxed) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        print("again");
+        assert!(lines.next().unwrap().unwrap().ends_with(r#""text":"again"}"#));
+        assert_eq!(log.dropped(), 100 - written);
     }
 }
