@@ -37,7 +37,7 @@ use tar::{EntryType, Header};
 use thiserror::Error;
 
 use crate::function::Digest;
-use crate::manifest::{MANIFEST_FILE, Manifest, ManifestError};
+use crate::manifest::{MANIFEST_FILES, Manifest, ManifestError};
 use crate::registry::{BundleStream, RegistryError};
 
 /// Names that [`pack_dir`] leaves out wherever they are: what tools leave behind, and what is not
@@ -79,8 +79,12 @@ impl Default for Limits {
     }
 }
 
-/// The largest `ol.toml`, bytes.
+/// The largest manifest, bytes.
 const MANIFEST_LIMIT: u64 = 1 << 20;
+
+fn is_manifest(path: &str) -> bool {
+    MANIFEST_FILES.contains(&path)
+}
 
 /// A bundle that was packed.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,7 +185,7 @@ pub fn canonicalise(
     let mut spool = BufWriter::new(tempfile::tempfile().map_err(BundleError::Write)?);
     let mut places = BTreeMap::<String, u64>::new();
     let mut spooled = 0;
-    let mut manifest_text = None;
+    let mut manifests = BTreeMap::<String, Vec<u8>>::new();
     let mut tar = tar::Archive::new(plain(&mut archive, limits)?);
     for entry in tar.entries().map_err(BundleError::Read)? {
         let mut entry = entry.map_err(read_error)?;
@@ -196,7 +200,7 @@ pub fn canonicalise(
                 checker.add(path, Kind::Link { target })?;
             }
             EntryType::Link => {
-                if path == MANIFEST_FILE {
+                if is_manifest(&path) {
                     return Err(refuse(&path, "is a hard link; put the manifest itself there"));
                 }
                 // A second name of a file that came before: the bundle holds it twice.
@@ -218,7 +222,7 @@ pub fn canonicalise(
                 let executable = entry.header().mode().is_ok_and(|mode| mode & 0o111 != 0);
                 places.insert(path.clone(), spooled);
                 checker.add(path.clone(), Kind::File { bytes, executable })?;
-                let copied = if path == MANIFEST_FILE {
+                let copied = if is_manifest(&path) {
                     let mut text = Vec::new();
                     (&mut entry)
                         .take(MANIFEST_LIMIT + 1)
@@ -229,7 +233,7 @@ pub fn canonicalise(
                     }
                     spool.write_all(&text).map_err(BundleError::Write)?;
                     let length = text.len() as u64;
-                    manifest_text = Some(text);
+                    manifests.insert(path.clone(), text);
                     length
                 } else {
                     copy(&mut entry, &mut spool)?
@@ -256,13 +260,14 @@ pub fn canonicalise(
     if rest.map_err(read_error)? > limits.bytes {
         return Err(too_large(limits));
     }
-    let text = match manifest_text {
-        Some(text) => String::from_utf8(text)
-            .map_err(|_| refuse(MANIFEST_FILE, "is not UTF-8; save it as UTF-8"))?,
-        None => String::new(),
+    let text = |file: &str| match manifests.get(file) {
+        Some(text) => std::str::from_utf8(text)
+            .map(|text| Some(text.to_owned()))
+            .map_err(|_| refuse(file, "is not UTF-8; save it as UTF-8")),
+        None => Ok(None),
     };
     let has = |file: &str| matches!(checker.entries.get(file), Some(Kind::File { .. }));
-    let manifest = Manifest::parse(&text)?.complete(has)?;
+    let manifest = Manifest::of_files(text, has)?;
     let mut spool = spool.into_inner().map_err(|error| BundleError::Write(error.into_error()))?;
     let mut writer = Writer::new(out);
     for (path, kind) in &checker.entries {
@@ -380,7 +385,7 @@ impl Checker {
         if let Kind::Link { target } = &kind {
             check_target(&path, target)?;
         }
-        if path == MANIFEST_FILE && !matches!(kind, Kind::File { .. }) {
+        if is_manifest(&path) && !matches!(kind, Kind::File { .. }) {
             return Err(refuse(&path, "is no regular file; put the manifest itself there"));
         }
         if let Kind::File { bytes, .. } = kind {

@@ -34,6 +34,23 @@ pub fn parse_toml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, Co
     })
 }
 
+/// Reads a `T` from YAML: [`parse_toml`] for the other form.
+///
+/// # Errors
+///
+/// Those of [`parse_toml`].
+#[cfg(feature = "yaml")]
+pub fn parse_yaml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, ConfigError> {
+    yaml_serde::from_str(text).map_err(|error| {
+        let line = error.location().map(|place| place.line());
+        let message = error.to_string();
+        // The place is told by our own words, and the path to it is where the line says.
+        let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+        let start = message.find("unknown ").unwrap_or(0);
+        ConfigError { origin: origin.to_owned(), line, message: explain(&message[start..]) }
+    })
+}
+
 /// serde says "unknown field `x`, expected one of `a`, `b`": name the nearest instead of all.
 fn explain(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
@@ -88,6 +105,16 @@ mod tests {
     fn a_key_like_no_other_lists_the_known_ones() {
         let error = parse_toml::<Sample>("zzz = 1", "ol.toml").unwrap_err();
         assert_eq!(error.message, "unknown key \"zzz\"; known are memory_mb, timeout_seconds");
+    }
+
+    #[cfg(feature = "yaml")]
+    #[test]
+    fn yaml_is_told_about_like_toml() {
+        let error = parse_yaml::<Sample>("timeout_seconds: 3\nmemory: 3\n", "a.yaml").unwrap_err();
+        let expected = "a.yaml, line 2: unknown key \"memory\"; did you mean \"memory_mb\"?";
+        assert_eq!(error.to_string(), expected);
+        let error = parse_yaml::<Sample>("\nmemory_mb: [", "a.yaml").unwrap_err();
+        assert!(error.line.is_some() && !error.message.contains(" at line"), "{error}");
     }
 
     #[test]

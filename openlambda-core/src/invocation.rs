@@ -149,6 +149,9 @@ impl fmt::Debug for Invocation {
 pub struct RequestHead {
     /// The method.
     pub method: Method,
+    /// The path to the function, as `/run/blog`, without a `/` at its end: what a web application
+    /// has to put before the paths of its links. Not decoded.
+    pub root: String,
     /// The path below the function, with a leading `/`.
     pub path: String,
     /// The query string without `?`.

@@ -1,4 +1,5 @@
-//! The manifest of a function: `ol.toml` in its folder, or what its files tell when there is none.
+//! The manifest of a function: `ol.toml` in its folder, or `ol.yaml` as the Go project has it, or what
+//! its files tell when there is neither.
 //!
 //! A [`Manifest`] is always complete: [`Manifest::load`] fills in what the text leaves out, so no
 //! later layer has defaults of its own.
@@ -16,8 +17,16 @@ use thiserror::Error;
 use crate::config::{ConfigError, parse_toml};
 use crate::failure::{Failure, FailureKind};
 
+mod yaml;
+
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";
+
+/// The same for OpenLambda's own form; see [`Manifest::parse_yaml`]. A function has one or none of both.
+pub const YAML_FILE: &str = "ol.yaml";
+
+/// Both names.
+pub const MANIFEST_FILES: [&str; 2] = [MANIFEST_FILE, YAML_FILE];
 
 /// What a function is and what it may use. Every field has its meaning in the README's table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +34,8 @@ pub const MANIFEST_FILE: &str = "ol.toml";
 pub struct Manifest {
     /// Which bootstrap runs it. `None` until [`Manifest::load`] has looked at the files.
     pub runtime: Option<Runtime>,
-    /// `module.function`, in Node.js `path/file.function`. Empty for [`Runtime::Bootstrap`].
+    /// `module.function`, in Node.js `path/file.function`; or `module:function` as web servers write it,
+    /// which is read as the same. Empty for [`Runtime::Bootstrap`].
     pub handler: Option<String>,
     /// How the handler is called.
     pub style: Option<Style>,
@@ -117,10 +127,23 @@ pub enum Style {
     Legacy,
     /// `handler(event, context)`, as AWS Lambda.
     Lambda,
-    /// A WSGI application.
+    /// A WSGI application (PEP 3333): it gets the HTTP request as it came.
     Wsgi,
-    /// An ASGI application.
+    /// An ASGI application, version 3: it gets the HTTP request as it came.
     Asgi,
+}
+
+impl Style {
+    /// As it stands in a manifest.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Style::Event => "event",
+            Style::Legacy => "legacy",
+            Style::Lambda => "lambda",
+            Style::Wsgi => "wsgi",
+            Style::Asgi => "asgi",
+        }
+    }
 }
 
 /// What the event and lambda styles get as their event.
@@ -225,16 +248,41 @@ impl Manifest {
     /// | `bootstrap` | bootstrap |
     /// | `index.js`, `index.mjs`, `index.cjs` | node, `index.handler`, lambda |
     ///
+    /// With `style = "wsgi"` or `"asgi"` they tell the handler: `wsgi.application` or
+    /// `asgi.application`, or `app` in `f.py`, `app.py` or `main.py`.
+    ///
     /// # Errors
     ///
     /// [`ManifestError`], also when the files do not tell what the function is.
     pub fn load(dir: &Path) -> Result<Self, ManifestError> {
-        let manifest = match std::fs::read_to_string(dir.join(MANIFEST_FILE)) {
-            Ok(text) => Manifest::parse(&text)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Manifest::default(),
-            Err(error) => return Err(error.into()),
+        let text = |file: &str| match std::fs::read_to_string(dir.join(file)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ManifestError::from(error)),
         };
-        manifest.complete(|file| dir.join(file).is_file())
+        Manifest::of_files(text, |file| dir.join(file).is_file())
+    }
+
+    /// The manifest of a function whose files say `text` and `has`: what one file's text is, if there
+    /// is one, and whether there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Manifest::load`], and of `text`.
+    pub fn of_files<E: From<ManifestError>>(
+        text: impl Fn(&str) -> Result<Option<String>, E>,
+        has: impl Fn(&str) -> bool,
+    ) -> Result<Self, E> {
+        let manifest = match (text(MANIFEST_FILE)?, text(YAML_FILE)?) {
+            (Some(_), Some(_)) => Err(ManifestError::Unclear(format!(
+                "there are both {MANIFEST_FILE} and {YAML_FILE}; keep one of them ({MANIFEST_FILE} \
+                 has more settings)"
+            ))),
+            (Some(toml), None) => Manifest::parse(&toml),
+            (None, Some(yaml)) => Manifest::parse_yaml(&yaml, &has),
+            (None, None) => Ok(Manifest::default()),
+        };
+        Ok(manifest.and_then(|manifest| manifest.complete(has))?)
     }
 
     /// Fills in runtime, handler and style from the files that `has` says are there.
@@ -253,6 +301,12 @@ impl Manifest {
             ("index.mjs", Node, "index.handler", Style::Lambda),
             ("index.cjs", Node, "index.handler", Style::Lambda),
         ];
+        if let Some((module, object)) = self.handler.as_deref().and_then(|h| h.split_once(':')) {
+            self.handler = Some(format!("{module}.{object}"));
+        }
+        if matches!(self.style, Some(Style::Wsgi | Style::Asgi)) {
+            self.complete_web(&has)?;
+        }
         if let Some(handler) = &self.handler {
             // A handler names its file, so it tells the runtime and, for known names, the style.
             let module = handler.rsplit_once('.').map_or("", |(module, _)| module);
@@ -304,6 +358,32 @@ impl Manifest {
             ));
         }
         Ok(self)
+    }
+
+    /// Fills in where a web application is, if its style alone is known.
+    fn complete_web(&mut self, has: impl Fn(&str) -> bool) -> Result<(), ManifestError> {
+        let style = self.style.map_or("", Style::as_str);
+        if let Some(other) = self.runtime.filter(|runtime| *runtime != Runtime::Python) {
+            let other = format!("{other:?}").to_lowercase();
+            return Err(ManifestError::Value(format!(
+                "style = \"{style}\" is for Python, and the runtime is {other}; remove one of them"
+            )));
+        }
+        self.runtime = Some(Runtime::Python);
+        if self.handler.is_none() {
+            let own = format!("{style}.application");
+            let known = [own.as_str(), "f.app", "app.app", "main.app"];
+            let module = |handler: &str| handler.split('.').next().map(|name| format!("{name}.py"));
+            let found = known.iter().find(|handler| module(handler).is_some_and(|file| has(&file)));
+            let handler = found.ok_or_else(|| {
+                ManifestError::Unclear(format!(
+                    "cannot tell where the application is: there is no {style}.py, f.py, app.py or \
+                     main.py here; set handler = \"module:application\" in {MANIFEST_FILE}"
+                ))
+            })?;
+            self.handler = Some((*handler).to_owned());
+        }
+        Ok(())
     }
 
     /// The time limit of one invocation.
@@ -643,5 +723,30 @@ mod tests {
         assert_eq!(runtime, Runtime::Bootstrap);
         assert!(told("", &["main.go"]).is_err());
         assert!(told("runtime = \"bootstrap\"", &["f.py"]).is_err());
+    }
+
+    #[test]
+    fn a_web_application_is_where_it_is_said_or_where_it_usually_is() {
+        let told = |manifest: &str, files: &[&str]| {
+            let manifest = Manifest::parse(manifest).unwrap();
+            let manifest = manifest.complete(|file| files.contains(&file));
+            manifest.map(|m| (m.runtime.unwrap(), m.handler.unwrap(), m.style.unwrap()))
+        };
+        for (manifest, files, handler) in [
+            ("style = \"wsgi\"", &["f.py", "app.py"][..], "f.app"),
+            ("style = \"asgi\"", &["main.py"], "main.app"),
+            ("style = \"wsgi\"", &["wsgi.py", "app.py"], "wsgi.application"),
+            ("style = \"asgi\"", &["wsgi.py", "app.py"], "app.app"),
+            ("style = \"wsgi\"\nhandler = \"blog.site:app\"", &["blog/site.py"], "blog.site.app"),
+        ] {
+            let (runtime, told, _) = told(manifest, files).unwrap();
+            assert_eq!((runtime, &*told), (Runtime::Python, handler), "{manifest}");
+        }
+        let nowhere = told("style = \"asgi\"", &["site.py"]).unwrap_err().to_string();
+        assert!(nowhere.contains("no asgi.py") && nowhere.contains("set handler"), "{nowhere}");
+        let other = told("style = \"wsgi\"\nruntime = \"bootstrap\"", &["bootstrap"]).unwrap_err();
+        assert!(other.to_string().contains("is for Python"), "{other}");
+        let wrong = Manifest::parse("\nstyle = \"wsgy\"").unwrap_err().to_string();
+        assert_eq!(wrong, "ol.toml, line 2: unknown value \"wsgy\"; did you mean \"wsgi\"?");
     }
 }

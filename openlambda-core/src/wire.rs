@@ -115,6 +115,8 @@ pub fn remove_own(headers: &mut HeaderMap) {
 pub struct Target {
     /// The function and version.
     pub function: FunctionRef,
+    /// The path to the function, without a `/` at its end; not decoded.
+    pub root: String,
     /// The path below the function, with a leading `/`; not decoded.
     pub path: String,
 }
@@ -133,16 +135,19 @@ pub fn parse_target(path: &str) -> Option<Result<Target, Failure>> {
         None if rest == "run" || rest == "runLambda" => "",
         _ => return None,
     };
-    let (function, path) = match rest.find('/') {
-        Some(slash) => (&rest[..slash], &rest[slash..]),
-        None => (rest, "/"),
+    let (function, below) = match rest.find('/') {
+        Some(slash) => rest.split_at(slash),
+        None => (rest, ""),
     };
+    let root = path.strip_suffix(below).unwrap_or(path);
     let parse = || {
         if function.is_empty() {
             let message = "no function is named; call /run/<function>";
             return Err(Failure::new(FailureKind::BadRequest, message));
         }
-        Ok(Target { function: reference(namespace, function)?, path: path.to_owned() })
+        let function = reference(namespace, function)?;
+        let below = if below.is_empty() { "/" } else { below };
+        Ok(Target { function, root: root.to_owned(), path: below.to_owned() })
     };
     Some(parse())
 }
@@ -606,6 +611,13 @@ mod tests {
         assert!(parse("/run/").unwrap().is_err());
         assert!(parse("/run/a%20b").unwrap().is_err());
         assert!(parse("/ns/../run/a").unwrap().is_err());
+        for (path, root) in [
+            ("/run/echo", "/run/echo"),
+            ("/run/echo/", "/run/echo"),
+            ("/ns/team/run/echo%3Alive/run/echo", "/ns/team/run/echo%3Alive"),
+        ] {
+            assert_eq!(parse_target(path).unwrap().unwrap().root, root);
+        }
         for name in ["echo", "team/echo:live", "echo:3"] {
             let target = parse_target(&run_path(&name.parse().unwrap())).unwrap().unwrap();
             assert_eq!(target.function.to_string(), name);

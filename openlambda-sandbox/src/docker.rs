@@ -82,7 +82,7 @@ use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of}
 pub use self::image::{BASE_IMAGE, build_base_image};
 use crate::instance::{self, Handle, Instances};
 use crate::launch::{
-    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
+    Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark, environment,
     own_volume, remove_sandboxes, resources, text, unsupported, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
@@ -254,11 +254,13 @@ fn prepare(state_dir: &Path) -> io::Result<()> {
         fs::create_dir_all(&folder)?;
         readable(&folder)?;
     }
-    for (name, content, mode) in [
-        ("python/bootstrap.py", PYTHON_BOOTSTRAP.as_bytes(), 0o644),
-        (NODE_BOOTSTRAP_PATH, NODE_BOOTSTRAP.as_bytes(), 0o644),
-        ("ol-init", INIT, 0o755),
-    ] {
+    let python =
+        PYTHON_FILES.map(|(name, text)| (format!("python/{name}"), text.as_bytes(), 0o644));
+    let others = [
+        (NODE_BOOTSTRAP_PATH.to_owned(), NODE_BOOTSTRAP.as_bytes(), 0o644),
+        ("ol-init".to_owned(), INIT, 0o755),
+    ];
+    for (name, content, mode) in python.into_iter().chain(others) {
         // By renaming: a container of an earlier worker may be running the file.
         let new = runtimes.join("new");
         fs::write(&new, content)?;

@@ -25,8 +25,18 @@ use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
 use crate::node;
 use crate::sys::MARK;
 
-/// Our bootstrap for Python.
-pub(crate) const PYTHON_BOOTSTRAP: &str = include_str!("../runtimes/python/bootstrap.py");
+/// Our bootstrap for Python, which runs the first of these files; the others are beside it.
+pub(crate) const PYTHON_FILES: [(&str, &str); 2] = [
+    ("bootstrap.py", include_str!("../runtimes/python/bootstrap.py")),
+    ("web.py", include_str!("../runtimes/python/web.py")),
+];
+
+/// What compiles [`PYTHON_FILES`], which saves a few milliseconds of every start. Its arguments: for
+/// each file where it is, where the result goes, and as what it will show in stack traces.
+pub(crate) const COMPILE_PYTHON: &str = "import py_compile, sys
+for n in range(1, len(sys.argv), 3):
+    source, compiled, shown = sys.argv[n : n + 3]
+    py_compile.compile(source, cfile=compiled, dfile=shown, doraise=True)";
 
 /// What functions find in `PATH`, whatever ours is.
 const FUNCTION_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -89,12 +99,6 @@ impl Program {
     pub(crate) fn of(spec: &SandboxSpec) -> Result<Program, SandboxError> {
         let manifest = &*spec.manifest;
         match manifest.runtime {
-            Some(Runtime::Python) if matches!(manifest.style, Some(Style::Wsgi | Style::Asgi)) => {
-                Err(unsupported(
-                    "the styles wsgi and asgi do not run yet; set style = \"lambda\" and \
-                     event = \"http\" in ol.toml",
-                ))
-            }
             Some(Runtime::Python) => Ok(Program::Python),
             Some(Runtime::Node) => node::check(manifest).map(|()| Program::Node),
             Some(Runtime::Bootstrap) => {
@@ -162,11 +166,7 @@ pub(crate) fn environment(
     }
     let name = spec.function.name();
     let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
-    let style = match manifest.style {
-        Some(Style::Event) => "event",
-        Some(Style::Legacy) => "legacy",
-        _ => "lambda",
-    };
+    let style = manifest.style.unwrap_or(Style::Lambda).as_str();
     set("_HANDLER", manifest.handler.as_deref().unwrap_or_default());
     set("AWS_EXECUTION_ENV", "OpenLambda");
     set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &manifest.memory_mb.to_string());

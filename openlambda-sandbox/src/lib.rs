@@ -5,7 +5,8 @@
 //! * [`docker`]: a container per instance, made by Docker's engine.
 //! * [`sock`]: lean Linux containers, with root and without.
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
-//!   inside it, and [`event`]: what a handler gets and what its reply means.
+//!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests as they
+//!   came, for web applications.
 //! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
 //!
 //! A new kind implements [`SandboxFactory`](openlambda_core::sandbox::SandboxFactory), hands its
@@ -21,6 +22,7 @@ mod node;
 pub mod output;
 #[cfg(feature = "process")]
 pub mod process;
+pub mod raw;
 pub mod runtime_api;
 #[cfg(feature = "sock")]
 pub mod sock;

@@ -44,8 +44,8 @@ use tokio::sync::OnceCell;
 
 use crate::instance::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
-    PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, check_mark, environment, resources,
-    unsupported, volumes,
+    COMPILE_PYTHON, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, check_mark, environment,
+    resources, unsupported, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
@@ -55,6 +55,9 @@ use crate::sys::{
     marked_processes, processes_with_mark,
 };
 use sweeper::Sweeper;
+
+/// Where our bootstrap is compiled to, in the state folder.
+const COMPILED: &str = "runtimes/compiled";
 
 /// Makes sandboxes that are plain child processes.
 #[derive(Debug)]
@@ -115,7 +118,7 @@ impl ProcessConfig {
 struct Shared {
     config: ProcessConfig,
     next_id: AtomicU64,
-    /// `bootstrap.pyc`, or the source when it cannot be compiled.
+    /// Compiled, or the source when it cannot be compiled.
     bootstrap: OnceCell<PathBuf>,
     sweeper: Arc<Sweeper>,
     instances: Instances<ChildProcess>,
@@ -135,13 +138,13 @@ impl ProcessFactory {
         let private = |path: PathBuf| DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(config.state_dir.join("sandboxes"))?;
         let runtimes = config.state_dir.join("runtimes");
-        for (path, bootstrap) in
-            [("python/bootstrap.py", PYTHON_BOOTSTRAP), (NODE_BOOTSTRAP_PATH, NODE_BOOTSTRAP)]
-        {
+        let python = PYTHON_FILES.map(|(name, text)| (format!("python/{name}"), text));
+        let node = (NODE_BOOTSTRAP_PATH.to_owned(), NODE_BOOTSTRAP);
+        for (path, text) in python.into_iter().chain([node]) {
             let path = runtimes.join(path);
             private(path.with_file_name(""))?;
             // By renaming: a function may be reading the file of an earlier version.
-            fs::write(path.with_extension("new"), bootstrap)?;
+            fs::write(path.with_extension("new"), text)?;
             fs::rename(path.with_extension("new"), path)?;
         }
         Ok(ProcessFactory {
@@ -189,11 +192,10 @@ impl SandboxFactory for ProcessFactory {
                 remove(path, removed);
             }
             // What was compiled, or half-way so: the first `create` does it again.
-            for path in paths_in(&state.join("runtimes/python")) {
-                if !path.ends_with("bootstrap.py") {
-                    let removed = fs::remove_file(&path);
-                    remove(path, removed);
-                }
+            let compiled = state.join(COMPILED);
+            if compiled.exists() {
+                let removed = fs::remove_dir_all(&compiled);
+                remove(compiled, removed);
             }
             report
         });
@@ -206,19 +208,23 @@ impl SandboxFactory for ProcessFactory {
 }
 
 impl Shared {
-    /// Compiles our bootstrap once, which saves a few milliseconds of every start.
+    /// Compiles our bootstrap once, into a folder of its own: beside its source, Python would take a
+    /// module's source.
     async fn compile_bootstrap(&self) -> PathBuf {
-        const COMPILE: &str = "import py_compile, sys; \
-            py_compile.compile(sys.argv[1], cfile=sys.argv[2], doraise=True)";
-        let source = self.config.state_dir.join("runtimes/python/bootstrap.py");
-        let compiled = source.with_extension("pyc");
-        let command = CommandSpec::new(&self.config.python)
+        let sources = self.config.state_dir.join("runtimes/python");
+        let compiled = self.config.state_dir.join(COMPILED);
+        let mut command = CommandSpec::new(&self.config.python)
             .env(MARK, &self.config.worker_mark)
             .arg("-S")
             .arg("-c")
-            .arg(COMPILE)
-            .arg(&source)
-            .arg(&compiled);
+            .arg(COMPILE_PYTHON);
+        for (name, _) in PYTHON_FILES {
+            let source = sources.join(name);
+            command =
+                command.arg(&source).arg(compiled.join(name).with_extension("pyc")).arg(&source);
+        }
+        let [(first, _), ..] = PYTHON_FILES;
+        let (source, compiled) = (sources.join(first), compiled.join(first).with_extension("pyc"));
         let done = match self.config.spawner.spawn(command).await {
             Ok(child) => child.wait().await.success(),
             Err(_) => false,

@@ -19,6 +19,7 @@ use std::convert::Infallible;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -50,6 +51,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::event;
 use crate::output::{FunctionOutput, Running};
+use crate::raw;
 
 /// The largest buffered reply: Lambda's 6 MiB and 100 bytes. Streamed ones have no limit.
 pub const REPLY_LIMIT: usize = (6 << 20) + 100;
@@ -127,6 +129,8 @@ impl Drop for Serving {
 struct Shared {
     config: RuntimeApiConfig,
     arn: HeaderValue,
+    /// The code takes requests as they came: said with its first `next`, before any call.
+    takes_raw: AtomicBool,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
 }
@@ -193,7 +197,8 @@ impl RuntimeApi {
         let arn = arn(&config.function, config.version);
         let arn = HeaderValue::from_str(&arn).expect("names have only header characters");
         let (stage, _) = watch::channel(Stage::Init);
-        let shared = Shared { config, arn, state: Mutex::default(), stage };
+        let takes_raw = AtomicBool::new(false);
+        let shared = Shared { config, arn, takes_raw, state: Mutex::default(), stage };
         RuntimeApi { shared: Arc::new(shared) }
     }
 
@@ -230,10 +235,14 @@ impl RuntimeApi {
         let config = &self.shared.config;
         let slot = self.shared.reserve()?;
         let Invocation { id, function, deadline_unix_ms, head, body, .. } = invocation;
-        let body = collect_body(body).await?;
-        let now = config.clock.unix_millis();
-        let body = event::encode(config.event, &id, &function, &head, body, now)?;
-        let headers = self.shared.next_headers(&head, deadline_unix_ms);
+        let mut body = collect_body(body).await?;
+        let mut headers = self.shared.next_headers(&head, deadline_unix_ms);
+        if self.shared.takes_raw.load(Ordering::SeqCst) {
+            headers.insert(raw::HEAD, raw::encode(&head));
+        } else {
+            let now = config.clock.unix_millis();
+            body = event::encode(config.event, &id, &function, &head, body, now)?;
+        }
         // What was printed since the last invocation is not this one's.
         if let Some(output) = &config.output {
             output.settle();
@@ -484,6 +493,9 @@ async fn route(
     };
     if path == "invocation/next" {
         only(Method::GET, "GET")?;
+        if head.headers.contains_key(raw::RAW) {
+            shared.takes_raw.store(true, Ordering::SeqCst);
+        }
         let Event { headers, body, .. } = shared.next(peer).await?;
         let mut response = Response::new(Full::new(body));
         *response.headers_mut() = headers;
@@ -508,7 +520,11 @@ async fn route(
         return claim.error(&head.headers, body).await;
     }
     let streams = head.headers.get(MODE).is_some_and(|mode| mode.as_bytes() == b"streaming");
-    if streams { claim.stream(&head.headers, body).await } else { claim.response(body).await }
+    if streams {
+        claim.stream(&head.headers, body).await
+    } else {
+        claim.response(&head.headers, body).await
+    }
 }
 
 impl Shared {
@@ -813,7 +829,11 @@ impl Claim {
         self.shared.end(&self.wire_id, reusable, outcome, failure);
     }
 
-    async fn response(self, body: Incoming) -> Result<Response<Full<Bytes>>, Refusal> {
+    async fn response(
+        self,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
         let body = match read_whole(body).await {
             Ok(body) => body,
             Err(Refusal::TooLarge) => {
@@ -824,12 +844,13 @@ impl Claim {
             }
             Err(refusal) => return Err(refusal),
         };
-        let head = event::decode(self.shared.config.event, body);
-        let head = head.map(|answer| Head {
-            status: answer.status,
-            headers: answer.headers,
-            body: full_body(answer.body),
-        });
+        let head = match headers.get(raw::HEAD) {
+            Some(head) => raw::decode(head).map(|(status, headers)| (status, headers, body)),
+            None => event::decode(self.shared.config.event, body)
+                .map(|answer| (answer.status, answer.headers, answer.body)),
+        };
+        let head =
+            head.map(|(status, headers, body)| Head { status, headers, body: full_body(body) });
         self.end(true, Some(head), None);
         Ok(accepted())
     }
@@ -859,6 +880,13 @@ impl Claim {
         Ok(accepted())
     }
 
+    /// A streamed reply with which no client can do anything.
+    async fn bad_head(self, error: SandboxError, body: &mut Incoming) -> Response<Full<Bytes>> {
+        drain(body).await;
+        self.end(true, Some(Err(error)), None);
+        accepted()
+    }
+
     async fn stream(
         self,
         headers: &HeaderMap,
@@ -869,7 +897,12 @@ impl Claim {
             media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
         let mut first = BytesMut::new();
         let mut head = (StatusCode::OK, HeaderMap::new());
-        if framed {
+        if let Some(raw) = headers.get(raw::HEAD) {
+            match raw::decode(raw) {
+                Ok(decoded) => head = decoded,
+                Err(error) => return Ok(self.bad_head(error, &mut body).await),
+            }
+        } else if framed {
             let end = loop {
                 if let Some(end) = first.windows(8).position(|window| window == [0; 8]) {
                     break Some(end);
@@ -900,11 +933,7 @@ impl Claim {
             };
             match decoded {
                 Ok(decoded) => head = decoded,
-                Err(error) => {
-                    drain(&mut body).await;
-                    self.end(true, Some(Err(error)), None);
-                    return Ok(accepted());
-                }
+                Err(error) => return Ok(self.bad_head(error, &mut body).await),
             }
         } else {
             let any = HeaderValue::from_static("application/octet-stream");
@@ -947,7 +976,7 @@ impl Claim {
             .with_function_error(error)
             .into();
         let _ = end.set(Err(message));
-        self.end(true, None, Some(failure));
+        self.end(!trailers.contains_key(EXITING), None, Some(failure));
         Ok(accepted())
     }
 }

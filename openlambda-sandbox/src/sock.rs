@@ -90,8 +90,9 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroup, Cgroups, Limits};
 use crate::instance::{self, Handle, Instances, Vessel, exit_of};
 use crate::launch::{
-    Folder, PYTHON_ARGUMENTS, PYTHON_BOOTSTRAP, Places, Program, absolute, check_mark, environment,
-    own_volume, remove_sandboxes, resources, shutting_down, text, unsupported, volumes,
+    COMPILE_PYTHON, Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark,
+    environment, own_volume, remove_sandboxes, resources, shutting_down, text, unsupported,
+    volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
@@ -182,8 +183,8 @@ struct Shared {
     /// Why there are none.
     cgroups: Result<Cgroups, String>,
     filter: Vec<u8>,
-    /// Our bootstrap for Python, compiled if it can be.
-    bootstrap: OnceCell<(String, Vec<u8>)>,
+    /// Our bootstrap for Python as files, the one to run first; compiled if it can be.
+    bootstrap: OnceCell<Vec<(String, Vec<u8>)>>,
     nursery: tokio::sync::Mutex<Option<Arc<Nursery>>>,
     cells: Arc<Cells>,
     /// Why there are no bridged networks, if there are none.
@@ -371,13 +372,14 @@ impl Shared {
         }
         // Networks of an earlier nursery are as good, but its listeners' owner is gone: start afresh.
         self.cells.clear_networks();
-        let (name, content) = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
+        let bootstrap = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
+        let file = |(name, content): &(String, Vec<u8>)| {
+            (format!("python/{name}"), 0o644, content.clone())
+        };
+        let node = (NODE_BOOTSTRAP_PATH.to_owned(), 0o644, NODE_BOOTSTRAP.into());
         let setup = NurserySetup {
             rootless: self.rootless,
-            runtime_files: vec![
-                (format!("python/{name}"), 0o644, content.clone()),
-                (NODE_BOOTSTRAP_PATH.to_owned(), 0o644, NODE_BOOTSTRAP.into()),
-            ],
+            runtime_files: bootstrap.iter().map(file).chain([node]).collect(),
             filter: self.filter.clone(),
         };
         let launched = Nursery::launch(&self.config.spawner, &self.config.worker_mark, setup).await;
@@ -419,33 +421,32 @@ impl Shared {
         network.map_err(|error| not_allowed(error, self.rootless))
     }
 
-    /// Our bootstrap for Python as a name and its bytes; compiled, which saves a few milliseconds of
-    /// every start.
-    async fn compile_bootstrap(&self) -> (String, Vec<u8>) {
-        const COMPILE: &str = "import py_compile, sys; \
-            py_compile.compile(sys.argv[1], cfile=sys.argv[2], dfile=sys.argv[3], doraise=True)";
+    /// Our bootstrap for Python as names and bytes; compiled, if that is possible.
+    async fn compile_bootstrap(&self) -> Vec<(String, Vec<u8>)> {
         let folder = self.config.state_dir.join("runtimes");
-        let (source, compiled) = (folder.join("bootstrap.py"), folder.join("bootstrap.pyc"));
-        let as_it_is = || ("bootstrap.py".to_owned(), PYTHON_BOOTSTRAP.as_bytes().to_vec());
-        if fs::create_dir_all(&folder).and_then(|()| fs::write(&source, PYTHON_BOOTSTRAP)).is_err()
-        {
-            return as_it_is();
-        }
-        let command = CommandSpec::new(&self.config.python)
+        let mut command = CommandSpec::new(&self.config.python)
             .env(MARK, &self.config.worker_mark)
             .arg("-S")
             .arg("-c")
-            .arg(COMPILE)
-            .arg(&source)
-            .arg(&compiled)
-            .arg(format!("{RUNTIMES}/python/bootstrap.py"));
+            .arg(COMPILE_PYTHON);
+        let mut written = fs::create_dir_all(&folder);
+        for (name, text) in PYTHON_FILES {
+            let source = folder.join(name);
+            written = written.and_then(|()| fs::write(&source, text));
+            let shown = format!("{RUNTIMES}/python/{name}");
+            command = command.arg(&source).arg(source.with_extension("pyc")).arg(shown);
+        }
         let done = match self.config.spawner.spawn(command).await {
-            Ok(child) => child.wait().await.success(),
-            Err(_) => false,
+            Ok(child) if written.is_ok() => child.wait().await.success(),
+            _ => false,
         };
-        match fs::read(&compiled) {
-            Ok(content) if done => ("bootstrap.pyc".to_owned(), content),
-            _ => as_it_is(),
+        let compiled = PYTHON_FILES.map(|(name, _)| {
+            let name = Path::new(name).with_extension("pyc").display().to_string();
+            fs::read(folder.join(&name)).map(|content| (name, content))
+        });
+        match compiled.into_iter().collect() {
+            Ok(files) if done => files,
+            _ => PYTHON_FILES.map(|(name, text)| (name.to_owned(), text.into())).to_vec(),
         }
     }
 
@@ -562,7 +563,8 @@ impl Shared {
         let (path, arguments) = match program {
             Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
             Program::Python => {
-                let (name, _) = self.bootstrap.get().cloned().unwrap_or_default();
+                let files = self.bootstrap.get().map(Vec::as_slice).unwrap_or_default();
+                let name = files.first().map_or("bootstrap.py", |(name, _)| name);
                 let mut arguments = vec!["python3".to_owned()];
                 arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 arguments.push(format!("{RUNTIMES}/python/{name}"));

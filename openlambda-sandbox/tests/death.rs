@@ -153,8 +153,11 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
         let state = folder.join("state");
         let kept = [
             "runtimes",
+            "runtimes/node",
+            "runtimes/node/bootstrap.cjs",
             "runtimes/python",
             "runtimes/python/bootstrap.py",
+            "runtimes/python/web.py",
             "sandboxes",
             "volumes",
             "volumes/default",

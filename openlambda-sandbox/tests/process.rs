@@ -793,7 +793,6 @@ async fn what_this_kind_cannot_do_is_refused_with_the_next_step() {
     let setup = setup();
     for (manifest, hint) in [
         ("network = \"bridge\"", "network = \"host\""),
-        ("style = \"wsgi\"", "style = \"lambda\""),
         (
             "[[volumes]]\nname = \"a-b\"\npath = \"/a\"\n[[volumes]]\nname = \"a.b\"\npath = \"/b\"",
             "rename one",

@@ -36,6 +36,8 @@ enum Template {
     Python,
     /// Python: the whole HTTP request in, a whole HTTP response out
     PythonHttp,
+    /// Python: a WSGI application, as of Flask or Django
+    PythonWsgi,
     /// A shell script that speaks the Lambda Runtime API with curl
     BootstrapSh,
     /// A Rust program without dependencies that speaks the Lambda Runtime API
@@ -61,6 +63,9 @@ impl Template {
             Template::PythonHttp => {
                 &[file!("python-http", "f.py"), file!("python-http", "ol.toml")]
             }
+            Template::PythonWsgi => {
+                &[file!("python-wsgi", "app.py"), file!("python-wsgi", "ol.toml")]
+            }
             Template::BootstrapSh => {
                 &[file!("bootstrap-sh", "bootstrap", executable), file!("bootstrap-sh", "ol.toml")]
             }
@@ -82,7 +87,7 @@ impl Template {
     /// How `ol invoke` calls it, after the function's name.
     fn call(self) -> &'static str {
         match self {
-            Template::PythonHttp => "-X GET --path '/?name=you'",
+            Template::PythonHttp | Template::PythonWsgi => "-X GET --path '/?name=you'",
             _ => r#"-d '{"name": "you"}'"#,
         }
     }

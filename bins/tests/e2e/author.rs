@@ -27,6 +27,7 @@ fn every_template_deploys_and_answers() {
         ("python", &["-d", r#"{"name": "you"}"#][..], r#""Hello, you!""#),
         ("python", &[], r#""Hello, world!""#),
         ("python-http", &["-X", "GET", "--path", "/a?name=you"], r#""Hello, you!", "path": "/a""#),
+        ("python-wsgi", &["-X", "GET", "--path", "/a?name=you"], r#""Hello, you!", "path": "/a""#),
         ("bootstrap-sh", &["-d", "[1]"], r#""Hello from a shell!", "event": [1]"#),
         ("bootstrap-rust", &["-d", "[1]"], r#""Hello from Rust!", "event": [1]"#),
     ] {
@@ -52,7 +53,7 @@ fn every_template_deploys_and_answers() {
             let reply = place.ol(&args);
             assert!(reply.contains(expected), "{template}: {reply}");
         }
-        if template == "python-http" {
+        if template.starts_with("python-") {
             let refused = place.run(&["invoke", &name, "-X", "DELETE"]);
             assert!(texts(&refused).1.contains("405"), "{:?}", texts(&refused));
         }

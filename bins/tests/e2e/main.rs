@@ -9,6 +9,7 @@
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `examples` | what the README of each example says |
+//! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `page` | the chat page, in a real browser |
 //! | `removal` | what is left of functions that were removed |
 //! | `hostile` | functions that misbehave |
@@ -29,3 +30,4 @@ mod page;
 mod removal;
 mod story;
 mod table;
+mod web;

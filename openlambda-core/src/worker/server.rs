@@ -112,6 +112,7 @@ async fn decode(
         digest,
         head: RequestHead {
             method: parts.method,
+            root: target.root,
             path: target.path,
             query: parts.uri.query().map(str::to_owned),
             headers: parts.headers,

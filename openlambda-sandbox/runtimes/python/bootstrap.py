@@ -1,11 +1,13 @@
 """Runs a Python handler: asks the worker for events and posts what the handler returns.
 
 It speaks the Lambda Runtime API over the Unix socket (or to the host:port) in
-OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file, so it imports built-in modules only: `json` alone would cost as much as the
-rest of the interpreter's start, and is used only when its C parts are not where they were.
+OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file, so it imports built-in modules only:
+`json` alone would cost as much as the rest of the interpreter's start, and is used only when its C
+parts are not where they were. Web applications are run by web.py beside it.
 
 The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,
-lambda), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (threads, one connection each).
+lambda, wsgi, asgi), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (slots: a thread and a
+connection each; with ASGI, a task each).
 """
 
 import _socket
@@ -14,7 +16,10 @@ import sys
 import time
 
 API = "/2018-06-01/runtime/"
+# With an error after which this process ends.
+EXITING = "OpenLambda-Exiting: 1\r\n"
 environ = {k.decode(): v.decode("utf-8", "surrogateescape") for k, v in posix.environ.items()}
+SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
 
 
 def json_functions():
@@ -82,23 +87,32 @@ class Connection:
 
     def request(self, method, path, body=b"", headers=""):
         """Returns the reply's status, its headers (lower case) and its body."""
-        head = f"{method} {API}{path} HTTP/1.1\r\nHost: worker\r\n{headers}"
-        if method == "POST":
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        head = head.encode() + b"\r\n"
+        head = request_head(method, path, len(body), headers)
         if len(body) < 65536:
             self.socket.sendall(head + body)
         else:
             self.socket.sendall(head)
             self.socket.sendall(body)
+        return self.reply()
+
+    def begin(self, path, headers):
+        """Begins to post a body that comes in pieces, each of which goes to `send`."""
+        self.socket.sendall(stream_head(path, headers))
+
+    def send(self, data):
+        for part in chunk(data):
+            self.socket.sendall(part)
+
+    def end(self, trailers=""):
+        """Ends such a body, and returns what `request` does."""
+        self.socket.sendall(stream_end(trailers))
+        return self.reply()
+
+    def reply(self):
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self.receive(65536)
-        first, *lines = data[:end].decode("latin-1").split("\r\n")
-        replied = {}
-        for line in lines:
-            name, _, value = line.partition(":")
-            replied[name.lower()] = value.strip()
+        status, replied = parse_head(data[:end])
         body = data[end + 4 :]
         length = int(replied.get("content-length", 0))
         if len(body) < length:
@@ -111,13 +125,46 @@ class Connection:
                     raise ConnectionError("the worker closed the connection")
                 at += count
             body = whole
-        return int(first.split(" ")[1]), replied, body
+        return status, replied, body
 
     def receive(self, size):
         data = self.socket.recv(size)
         if not data:
             raise ConnectionError("the worker closed the connection")
         return data
+
+
+def request_head(method, path, length, headers=""):
+    head = f"{method} {API}{path} HTTP/1.1\r\nHost: worker\r\n{headers}"
+    if method == "POST":
+        head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n"
+    return head.encode() + b"\r\n"
+
+
+def parse_head(head):
+    """The status of a reply, and its headers (lower case)."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    return int(first.split(" ")[1]), headers
+
+
+def stream_head(path, headers):
+    mode = "Transfer-Encoding: chunked\r\nLambda-Runtime-Function-Response-Mode: streaming\r\n"
+    return f"POST {API}{path} HTTP/1.1\r\nHost: worker\r\n{mode}{headers}\r\n".encode()
+
+
+def chunk(data):
+    """The pieces of a chunk of such a body; none for no data, which would be its end."""
+    if len(data) < 65536:
+        return [b"%x\r\n%b\r\n" % (len(data), data)] if data else []
+    return [b"%x\r\n" % len(data), data, b"\r\n"]
+
+
+def stream_end(trailers=""):
+    return f"0\r\n{trailers}\r\n".encode()
 
 
 class Context:
@@ -212,31 +259,64 @@ def encode(value):
         return json.dumps(value, allow_nan=False).encode()
 
 
-def load(name):
-    """The handler `module.function`, and why there is none."""
+def trailers(failure, extra=""):
+    """What ends a streamed reply that breaks off, with the JSON of `describe`."""
+    import binascii
+
+    error = loads(str(failure, "utf-8"))
+    if len(failure) > 8000:
+        # There is not much room in trailers.
+        error["errorMessage"] = error["errorMessage"][:2000]
+        error["stackTrace"] = [line[:500] for line in error["stackTrace"][-8:]]
+        failure = encode(error)
+    kind = error["errorType"].encode("ascii", "replace").decode()
+    body = binascii.b2a_base64(failure, newline=False).decode()
+    names = ("Type", kind), ("Body", body)
+    return "".join(f"Lambda-Runtime-Function-Error-{name}: {value}\r\n" for name, value in names) + extra
+
+
+def load(name, style):
+    """The handler `module.function` with its style, and why there is none."""
     module_name, dot, function = name.rpartition(".")
     if not dot:
         error = ValueError(f"Handler '{name}' names no function; write it as module.function")
-        return None, describe(error, "Runtime.MalformedHandlerName")
+        return None, style, describe(error, "Runtime.MalformedHandlerName")
     module_name = module_name.replace("/", ".")
     file = module_name.replace(".", "/") + ".py"
     try:
         __import__(module_name)
         module = sys.modules[module_name]
     except SyntaxError as error:
-        return None, describe(error, "Runtime.UserCodeSyntaxError", f"Syntax error in module '{module_name}': {error}")
+        message = f"Syntax error in module '{module_name}': {error}"
+        return None, style, describe(error, "Runtime.UserCodeSyntaxError", message)
     except ImportError as error:
-        return None, describe(error, "Runtime.ImportModuleError", f"Unable to import module '{module_name}': {error}")
+        message = f"Unable to import module '{module_name}': {error}"
+        return None, style, describe(error, "Runtime.ImportModuleError", message)
     except SystemExit as error:
-        return None, describe(error, "Runtime.ExitError", f"{file} exited with {error.code!r} when it was imported")
+        message = f"{file} exited with {error.code!r} when it was imported"
+        return None, style, describe(error, "Runtime.ExitError", message)
     except BaseException as error:
-        return None, describe(error)
+        return None, style, describe(error)
     handler = getattr(module, function, None)
     if callable(handler):
-        return handler, None
+        return handler, style, None
+    if style == "event" and function == "f" and callable(getattr(module, "app", None)):
+        # As in the Go project: a module without `f` is its web application `app`.
+        return module.app, "asgi" if is_coroutine(module.app) else "wsgi", None
     what = "is not callable" if function in vars(module) else "is missing"
     error = AttributeError(f"Handler '{function}' {what} in module '{module_name}'; define it in {file}")
-    return None, describe(error, "Runtime.HandlerNotFound")
+    return None, style, describe(error, "Runtime.HandlerNotFound")
+
+
+def is_coroutine(handler):
+    """Whether calling it makes a coroutine: an `async def`, or an object with such a `__call__`."""
+    for function in (handler, type(handler).__call__):
+        # Methods and partial functions wrap another.
+        function = getattr(function, "func", function)
+        code = getattr(getattr(function, "__func__", function), "__code__", None)
+        if code is not None:
+            return bool(code.co_flags & 0x80)
+    return False
 
 
 def flush():
@@ -247,13 +327,19 @@ def flush():
             pass
 
 
+def next_event(connection, headers=""):
+    """The headers and the body of the next event."""
+    status, headers, body = connection.request("GET", "invocation/next", headers=headers)
+    if status != 200:
+        raise RuntimeError(f"the worker refused next: {status} {bytes(body)!r}")
+    return headers, body
+
+
 def serve(connection, handler, style):
     """One slot: event after event, until the worker ends the process."""
     own_pid = posix.getpid()
     while True:
-        status, headers, body = connection.request("GET", "invocation/next")
-        if status != 200:
-            raise RuntimeError(f"the worker refused next: {status} {bytes(body)!r}")
+        headers, body = next_event(connection)
         request = "invocation/" + headers["lambda-runtime-aws-request-id"]
         extra, leave, reply = "", None, None
         try:
@@ -271,7 +357,7 @@ def serve(connection, handler, style):
                 failure = describe(error.with_traceback(None), "Runtime.MarshalError", message)
             del event, result
         except SystemExit as error:
-            leave, extra = error, "OpenLambda-Exiting: 1\r\n"
+            leave, extra = error, EXITING
             failure = describe(error, "Runtime.ExitError", f"The handler exited with {error.code!r}")
         except BaseException as error:
             failure = describe(error)
@@ -296,30 +382,50 @@ def exit_code(leave):
 def main():
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
-    sys.path[0] = environ["LAMBDA_TASK_ROOT"]
+    style = environ.get("OPENLAMBDA_STYLE", "lambda")
+    runtimes, sys.path[0] = sys.path[0], environ["LAMBDA_TASK_ROOT"]
     sys.meta_path.append(LateSite)
     # What `site` would have put there, and code relies on.
     builtins = sys.modules["builtins"]
     builtins.exit = builtins.quit = sys.exit
     connection = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
-    handler, failure = load(environ["_HANDLER"])
+    handler, style, failure = load(environ["_HANDLER"], style)
     if handler is None:
         flush()
         connection.request("POST", "init/error", failure)
         posix._exit(1)
-    style = environ.get("OPENLAMBDA_STYLE", "lambda")
-    for _ in range(int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1")) - 1):
+    run, threads = serve, SLOTS
+    if style == "wsgi":
+        run = load_web(runtimes).serve_wsgi
+    elif style == "asgi":
+        run, threads = load_web(runtimes).serve_asgi, 1
+    for _ in range(threads - 1):
         import _thread
 
         another = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
-        _thread.start_new_thread(guarded, (another, handler, style))
-    guarded(connection, handler, style)
+        _thread.start_new_thread(guarded, (run, another, handler, style))
+    guarded(run, connection, handler, style)
 
 
-def guarded(connection, handler, style):
+def load_web(folder):
+    """web.py, which lies beside this file. A module of the function's may have the same name."""
+    others = sys.modules.pop("web", None)
+    sys.path.insert(0, folder)
+    try:
+        import web
+    finally:
+        sys.path.remove(folder)
+        del sys.modules["web"]
+        if others is not None:
+            sys.modules["web"] = others
+    OWN_FILES.add(web.serve_wsgi.__code__.co_filename)
+    return web
+
+
+def guarded(run, connection, handler, style):
     """A slot that fails ends the process: the worker sees that, and not a slot that hangs."""
     try:
-        serve(connection, handler, style)
+        run(connection, handler, style)
     except ConnectionError:
         posix._exit(1)
     except BaseException:

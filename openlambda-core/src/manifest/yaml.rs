@@ -1,0 +1,252 @@
+//! `ol.yaml`, the manifest of OpenLambda's Go project, read as it is.
+//!
+//! | in `ol.yaml` | in `ol.toml` |
+//! |---|---|
+//! | `triggers.http`, a list of `method` | `methods`; any method when it is empty or has `*` |
+//! | `triggers.cron`, `triggers.kafka` | nothing yet: refused, since nobody would call the function |
+//! | `environment` | `[environment]` |
+//! | `OL_ENTRY_FILE` in it, `f.py` by default | the module of `handler` |
+//! | `OL_WSGI_ENTRY`, `OL_ASGI_ENTRY` in it | `handler` and `style = "wsgi"`, `style = "asgi"` |
+//! | `reuse-sandbox` | `reuse` |
+//! | `limits`: `mem_mb`, `procs`, `cpu_percent`, `runtime_sec` | `memory_mb`, `processes`, `cpus`, `timeout_seconds` |
+//!
+//! Where neither entry is named, the module's `f` is the handler, or else its `app` the application:
+//! the bootstrap finds out which (`runtimes/python/bootstrap.py`), since only the module knows.
+
+#[cfg(not(feature = "yaml"))]
+use super::{Manifest, ManifestError};
+
+#[cfg(not(feature = "yaml"))]
+impl Manifest {
+    pub(super) fn parse_yaml(_: &str, _: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
+        Err(ManifestError::Unclear(format!(
+            "this program is built without {}; write {} instead, or build openlambda-core with its \
+             feature yaml",
+            super::YAML_FILE,
+            super::MANIFEST_FILE
+        )))
+    }
+}
+
+#[cfg(feature = "yaml")]
+mod with_feature {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+    use serde::de::IgnoredAny;
+
+    use crate::config::parse_yaml;
+    use crate::manifest::{Manifest, ManifestError, Runtime, Style, YAML_FILE};
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Yaml {
+        #[serde(alias = "Triggers")]
+        triggers: Option<Triggers>,
+        environment: Option<BTreeMap<String, String>>,
+        #[serde(rename = "reuse-sandbox")]
+        reuse_sandbox: Option<bool>,
+        #[serde(alias = "Limits")]
+        limits: Option<Limits>,
+        max_runtime_sec: Option<f64>,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Triggers {
+        http: Option<Vec<HttpTrigger>>,
+        cron: Option<Vec<IgnoredAny>>,
+        kafka: Option<Vec<IgnoredAny>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct HttpTrigger {
+        method: String,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Limits {
+        mem_mb: Option<u64>,
+        procs: Option<u32>,
+        cpu_percent: Option<f64>,
+        runtime_sec: Option<f64>,
+    }
+
+    impl Manifest {
+        /// Parses the text of an `ol.yaml`, of a function that has the files that `has` says.
+        ///
+        /// # Errors
+        ///
+        /// [`ManifestError::Config`] names the key and its line; [`ManifestError::Unclear`] what else
+        /// is wrong.
+        pub fn parse_yaml(text: &str, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
+            let yaml: Option<Yaml> = parse_yaml(text, YAML_FILE)?;
+            let yaml = yaml.unwrap_or_default();
+            let mut manifest = Manifest::default();
+            let wrong = |why: String| ManifestError::Unclear(format!("{YAML_FILE}: {why}"));
+            let triggers = yaml.triggers.unwrap_or_default();
+            for (name, others) in [("cron", &triggers.cron), ("kafka", &triggers.kafka)] {
+                if others.as_ref().is_some_and(|others| !others.is_empty()) {
+                    return Err(wrong(format!(
+                        "triggers.{name} is not served yet, so nobody would call the function; remove \
+                         it, and call the function over HTTP"
+                    )));
+                }
+            }
+            let methods = triggers.http.unwrap_or_default().into_iter();
+            let methods: Vec<_> = methods.map(|http| http.method.trim().to_uppercase()).collect();
+            if !methods.is_empty() && !methods.iter().any(|method| method == "*") {
+                manifest.methods = Some(methods);
+            }
+            if let Some(reuse) = yaml.reuse_sandbox {
+                manifest.reuse = reuse;
+            }
+            let limits = yaml.limits.unwrap_or_default();
+            manifest.memory_mb = limits.mem_mb.unwrap_or(manifest.memory_mb);
+            manifest.processes = limits.procs.unwrap_or(manifest.processes);
+            manifest.cpus = limits.cpu_percent.map_or(manifest.cpus, |percent| percent / 100.0);
+            let seconds = limits.runtime_sec.or(yaml.max_runtime_sec);
+            manifest.timeout_seconds = seconds.unwrap_or(manifest.timeout_seconds);
+            manifest.environment = yaml.environment.unwrap_or_default();
+            manifest.enter(&has).map_err(wrong)?;
+            match manifest.check() {
+                Err(ManifestError::Value(why)) => Err(wrong(why)),
+                checked => checked.map(|()| manifest),
+            }
+        }
+
+        /// What the entries `OL_…` of the environment say is run.
+        fn enter(&mut self, has: impl Fn(&str) -> bool) -> Result<(), String> {
+            let said = |key: &str| self.environment.get(key).filter(|value| !value.is_empty());
+            let file = said("OL_ENTRY_FILE");
+            let (object, style) = match (said("OL_WSGI_ENTRY"), said("OL_ASGI_ENTRY")) {
+                (Some(_), Some(_)) => {
+                    let why = "OL_WSGI_ENTRY and OL_ASGI_ENTRY are both set; keep one of them";
+                    return Err(why.to_owned());
+                }
+                (Some(object), None) => (object.as_str(), Style::Wsgi),
+                (None, Some(object)) => (object.as_str(), Style::Asgi),
+                (None, None) if file.is_some() => ("f", Style::Event),
+                (None, None) => return Ok(()),
+            };
+            let file = file.map_or("f.py", String::as_str);
+            let Some(module) = file.strip_suffix(".py") else {
+                return Err(format!(
+                    "OL_ENTRY_FILE names {file}; name a Python file, like main.py"
+                ));
+            };
+            if !has(file) {
+                return Err(format!(
+                    "OL_ENTRY_FILE is {file}, and there is no such file; add it, or name another"
+                ));
+            }
+            self.handler = Some(format!("{}.{object}", module.replace('/', ".")));
+            self.runtime = Some(Runtime::Python);
+            self.style = Some(style);
+            Ok(())
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        fn parse(text: &str) -> Result<Manifest, String> {
+            let has = |file: &str| ["f.py", "main.py", "web/site.py"].contains(&file);
+            let manifest = Manifest::parse_yaml(text, has).and_then(|m| m.complete(has));
+            manifest.map_err(|error| error.to_string())
+        }
+
+        #[test]
+        fn what_it_says_is_what_a_toml_would_say() {
+            let yaml = r#"
+triggers:
+  http:
+    - method: GET
+    - method: post
+
+reuse-sandbox: false
+
+environment:
+  OL_ENTRY_FILE: "main.py"
+  OL_WSGI_ENTRY: "my_wsgi_app"
+  FAIL_PROBABILITY: 0.30
+  DEBUG: true
+limits:
+  mem_mb: 64
+  procs: 10
+  cpu_percent: 50
+  runtime_sec: 2
+"#;
+            let toml = r#"
+                methods = ["GET", "POST"]
+                reuse = false
+                runtime = "python"
+                handler = "main.my_wsgi_app"
+                style = "wsgi"
+                memory_mb = 64
+                processes = 10
+                cpus = 0.5
+                timeout_seconds = 2
+                [environment]
+                OL_ENTRY_FILE = "main.py"
+                OL_WSGI_ENTRY = "my_wsgi_app"
+                FAIL_PROBABILITY = "0.30"
+                DEBUG = "true"
+            "#;
+            assert_eq!(parse(yaml).unwrap(), Manifest::parse(toml).unwrap());
+        }
+
+        #[test]
+        fn the_entries_say_what_is_run() {
+            for (environment, handler, style) in [
+                ("{}", "f.f", Style::Event),
+                ("{OL_ENTRY_FILE: main.py}", "main.f", Style::Event),
+                ("{OL_WSGI_ENTRY: application}", "f.application", Style::Wsgi),
+                ("{OL_ENTRY_FILE: web/site.py, OL_ASGI_ENTRY: app}", "web.site.app", Style::Asgi),
+            ] {
+                let manifest = parse(&format!("environment: {environment}")).unwrap();
+                assert_eq!(manifest.handler.as_deref(), Some(handler), "{environment}");
+                assert_eq!(manifest.style, Some(style), "{environment}");
+            }
+            for any in ["", "triggers:", "triggers: {http: []}", "triggers: {http: [method: '*']}"]
+            {
+                assert_eq!(parse(any).unwrap().methods, None, "{any}");
+            }
+        }
+
+        #[test]
+        fn what_cannot_be_is_refused_with_the_reason() {
+            for (text, why) in [
+                ("a: [", "ol.yaml, line "),
+                (
+                    "environment: {}\ntrigers: {}",
+                    "line 2: unknown key \"trigers\"; did you mean \"triggers\"?",
+                ),
+                ("triggers:\n  htp: []", "line 2: unknown key \"htp\"; did you mean \"http\"?"),
+                ("triggers: {http: [{methods: GET}]}", "did you mean \"method\"?"),
+                ("triggers: {http: [method: 'G T']}", "write it as \"GET\""),
+                ("triggers: {cron: [schedule: '* * * * *']}", "triggers.cron is not served yet"),
+                ("triggers: {kafka: [topics: [a]]}", "triggers.kafka is not served yet"),
+                ("reuse-sandbox: maybe", "ol.yaml, line 1: "),
+                ("limits: {mem_mb: 0}", "ol.yaml: memory_mb = 0 is out of range"),
+                ("environment: {OL_ENTRY_FILE: none.py}", "there is no such file"),
+                ("environment: {OL_ENTRY_FILE: f.go}", "name a Python file"),
+                ("environment: {OL_WSGI_ENTRY: a, OL_ASGI_ENTRY: b}", "keep one"),
+                ("environment: {'A=B': c}", "use letters, digits and _"),
+            ] {
+                let error = parse(text).unwrap_err();
+                assert!(error.contains(why), "{text}: {error}");
+            }
+        }
+
+        #[test]
+        fn one_form_at_a_time() {
+            let text = |file: &str| Ok::<_, ManifestError>((file != "f.py").then(String::new));
+            let error = Manifest::of_files(text, |_| true).unwrap_err().to_string();
+            assert!(error.starts_with("there are both ol.toml and ol.yaml; keep one"), "{error}");
+        }
+    }
+}

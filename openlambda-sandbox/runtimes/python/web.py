@@ -1,0 +1,488 @@
+"""Runs a web application for bootstrap.py: a WSGI callable (PEP 3333), or an ASGI 3 application.
+
+Both get the HTTP request as it came, and what they send goes to the client as they send it. The
+worker is asked for requests with `OpenLambda-Raw`; `OpenLambda-Head` carries the JSON of a head, the
+request's from the worker (method, root, path, query, headers) and the reply's to it (status, headers).
+
+A reply that is whole when it begins is posted at once; any other is streamed, piece by piece.
+"""
+
+import io
+import posix
+import sys
+from _contextvars import copy_context
+from binascii import unhexlify
+
+import __main__ as bootstrap
+
+RAW = "OpenLambda-Raw: 1\r\n"
+# The worker reads the head of a reply from one header.
+MOST_HEAD = 65536
+# A whole reply up to this size is posted at once.
+MOST_AT_ONCE = 1 << 20
+# Statuses whose replies have no body, and those to HEAD (RFC 9110, section 6.4.1).
+WITHOUT_BODY = (204, 304)
+
+
+class Request:
+    """What both kinds of applications are told about, from a head of the worker's."""
+
+    def __init__(self, headers):
+        head = bootstrap.loads(headers["openlambda-head"].encode("latin-1").decode())
+        self.path_of_reply = "invocation/" + headers["lambda-runtime-aws-request-id"]
+        self.context = bootstrap.Context(headers)
+        self.method, self.root, self.path = head["method"], head["root"], head["path"]
+        self.query = head["query"] or ""
+        self.headers = head["headers"]
+        self.first = first = {}
+        for name, value in self.headers:
+            first.setdefault(name, value)
+        # Who terminates TLS before the balancer says so; who calls it is told by the balancer.
+        self.scheme = "https" if first.get("x-forwarded-proto", "").lower() == "https" else "http"
+        self.client = first.get("x-forwarded-for", "").split(",")[0].strip() or "127.0.0.1"
+        host, port = first.get("host", "localhost"), "443" if self.scheme == "https" else "80"
+        before, colon, after = host.rpartition(":")
+        if colon and after.isdecimal():
+            host, port = before, after
+        self.host, self.port = host, port
+
+
+def unquote(text):
+    """The bytes that a part of a URL stands for."""
+    first, *parts = text.encode().split(b"%")
+    decoded = [first]
+    for part in parts:
+        try:
+            decoded.append((unhexlify(part[:2]) or b"%") + part[2:])
+        except ValueError:
+            decoded.append(b"%" + part)
+    return b"".join(decoded)
+
+
+def head_of(status, headers):
+    """The header that carries a reply's head."""
+    head = bootstrap.encode({"status": status, "headers": headers})
+    if len(head) > MOST_HEAD:
+        raise ValueError("the head of the reply is over 64 KiB; send less in headers")
+    return "OpenLambda-Head: " + head.decode("utf-8") + "\r\n"
+
+
+def checked(name, value):
+    """A header that cannot end before its end, or begin another."""
+    if not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
+        if not name or any(c <= " " or c >= "\x7f" or c in '"(),/:;<=>?@[\\]{}' for c in name):
+            raise ValueError(f"{name!r} is no name of a header")
+    if not value.isprintable() and any((c < " " and c != "\t") or c == "\x7f" for c in value):
+        raise ValueError(f"the header {name} holds control characters: {value!r}")
+    value.encode("latin-1")
+    return [name, value]
+
+
+# WSGI
+
+
+def serve_wsgi(connection, application, style):
+    """One slot: request after request, until the worker ends the process."""
+    own_pid = posix.getpid()
+    while True:
+        headers, body = bootstrap.next_event(connection, RAW)
+        request = Request(headers)
+        reply = WsgiReply(connection, request)
+        leave = failure = None
+        try:
+            environ = environ_of(request, body)
+            copy_context().run(call_wsgi, application, environ, reply)
+            del environ
+        except SystemExit as error:
+            leave = error
+            message = f"The application exited with {error.code!r}"
+            failure = bootstrap.describe(error, "Runtime.ExitError", message)
+        except BaseException as error:
+            failure = bootstrap.describe(error)
+        bootstrap.flush()
+        if posix.getpid() != own_pid:
+            # A child that the application forked: its parent answers, and goes on.
+            posix._exit(bootstrap.exit_code(leave) if leave else 1 if failure else 0)
+        reply.end(failure, bootstrap.EXITING if leave else "")
+        if leave is not None:
+            posix._exit(bootstrap.exit_code(leave))
+
+
+def environ_of(request, body):
+    """PEP 3333's environ: text of which each character is a byte."""
+    target = request.root + request.path + ("?" + request.query if request.query else "")
+    environ = {
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": unquote(request.root).decode("latin-1"),
+        "PATH_INFO": unquote(request.path).decode("latin-1"),
+        "QUERY_STRING": request.query.encode().decode("latin-1"),
+        "REQUEST_URI": target.encode().decode("latin-1"),
+        "REMOTE_ADDR": request.client,
+        "SERVER_NAME": request.host,
+        "SERVER_PORT": request.port,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "OpenLambda",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": request.scheme,
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": bootstrap.SLOTS > 1,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "openlambda.context": request.context,
+    }
+    if body or "content-length" in request.first:
+        environ["CONTENT_LENGTH"] = str(len(body))
+    for name, value in request.headers:
+        if name == "content-type":
+            environ["CONTENT_TYPE"] = value
+        elif name != "content-length" and "_" not in name:
+            # (`x_a` and `x-a` would be one variable: only one of them can be meant.)
+            key = "HTTP_" + name.upper().replace("-", "_")
+            if key in environ:
+                value = environ[key] + ("; " if name == "cookie" else ",") + value
+            environ[key] = value
+    return environ
+
+
+def call_wsgi(application, environ, reply):
+    result = application(environ, reply.start_response)
+    try:
+        # What has one piece is whole with it; of anything else only its end shows that.
+        reply.only_piece = hasattr(result, "__len__") and len(result) == 1
+        for piece in result:
+            reply.write(piece)
+            if reply.without_body:
+                break
+        if reply.head is None:
+            raise RuntimeError("the application returned without a call of start_response")
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+
+
+class WsgiReply:
+    """One reply on its way to the worker."""
+
+    def __init__(self, connection, request):
+        self.connection, self.request = connection, request
+        self.head = None
+        self.begun = False
+        self.without_body = request.method == "HEAD"
+        self.only_piece = False
+        self.length = None
+        self.whole = None
+
+    def start_response(self, status, headers, exc_info=None):
+        if exc_info:
+            try:
+                if self.begun:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self.head is not None:
+            raise AssertionError("start_response is called a second time, without exc_info")
+        code = status.split(" ", 1)[0]
+        if not (len(code) == 3 and code.isdecimal()):
+            raise ValueError(f"the status {status!r} begins with no number; write it as '200 OK'")
+        self.without_body = self.request.method == "HEAD" or int(code) in WITHOUT_BODY
+        self.length = self.whole = None
+        checked_headers = []
+        for name, value in headers:
+            checked_headers.append(checked(name, value))
+            if name.lower() == "content-length" and value.isdecimal():
+                self.length = int(value)
+        self.head = head_of(int(code), checked_headers)
+        return self.write
+
+    def write(self, data):
+        if self.head is None:
+            raise AssertionError("there is data before a call of start_response")
+        if not isinstance(data, bytes):
+            raise TypeError(f"the application's data is {type(data).__name__}, not bytes")
+        if not data or self.without_body:
+            return
+        if self.whole is None and not self.begun:
+            if len(data) <= MOST_AT_ONCE and (self.only_piece or len(data) == self.length):
+                self.whole = data
+                return
+            self.begin()
+        elif not self.begun:
+            self.begin()
+            self.connection.send(self.whole)
+        self.connection.send(data)
+
+    def begin(self):
+        self.begun = True
+        # What was printed so far comes before what the client sees.
+        bootstrap.flush()
+        self.connection.begin(self.request.path_of_reply + "/response", self.head)
+
+    def end(self, failure, exiting):
+        path = self.request.path_of_reply
+        if self.begun:
+            self.connection.end(bootstrap.trailers(failure, exiting) if failure else "")
+        elif failure:
+            self.connection.request("POST", path + "/error", failure, exiting)
+        else:
+            self.connection.request("POST", path + "/response", self.whole or b"", self.head)
+
+
+# ASGI
+
+
+def serve_asgi(connection, application, style):
+    """All slots, each a task of one event loop, until the worker ends the process."""
+    import asyncio
+
+    asyncio.run(AsgiServer(application).serve(connection))
+
+
+class AsgiServer:
+    VERSIONS = {"version": "3.0", "spec_version": "2.3"}
+
+    def __init__(self, application):
+        self.application = application
+        self.state = {}
+        self.own_pid = posix.getpid()
+
+    async def serve(self, connection):
+        import asyncio
+
+        lifespan = Lifespan(self)
+        failure = await lifespan.start()
+        if failure is not None:
+            bootstrap.flush()
+            connection.request("POST", "init/error", failure)
+            posix._exit(1)
+        place = bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"]
+        connections = [connection]
+        connections += [bootstrap.Connection(place) for _ in range(bootstrap.SLOTS - 1)]
+        slots = [self.slot(await AsyncConnection.of(connection)) for connection in connections]
+        await asyncio.gather(*slots)
+
+    async def slot(self, connection):
+        """Request after request. Each has a task of its own, and with it context variables."""
+        from asyncio import create_task
+
+        while True:
+            headers, body = await connection.next_event()
+            exchange = Exchange(connection, Request(headers), body)
+            leave = await create_task(exchange.run(self))
+            if posix.getpid() != self.own_pid:
+                # A child that the application forked: its parent answers, and goes on.
+                posix._exit(bootstrap.exit_code(leave) if leave else 0)
+            exchange.end(leave)
+            await connection.reply()
+            if leave is not None:
+                posix._exit(bootstrap.exit_code(leave))
+
+
+class Lifespan:
+    """The application's startup, where it has one."""
+
+    def __init__(self, server):
+        import asyncio
+
+        self.server = server
+        self.inbox = asyncio.Queue()
+        # None when it has started, or why it has not.
+        self.started = asyncio.get_running_loop().create_future()
+        self.task = None
+
+    async def start(self):
+        from asyncio import create_task
+
+        self.inbox.put_nowait({"type": "lifespan.startup"})
+        self.task = create_task(self.run())
+        return await self.started
+
+    async def run(self):
+        scope = {"type": "lifespan", "asgi": AsgiServer.VERSIONS, "state": self.server.state}
+        failure = None
+        try:
+            await self.server.application(scope, self.inbox.get, self.send)
+        except SystemExit as error:
+            message = f"The application exited with {error.code!r} when it started"
+            failure = bootstrap.describe(error, "Runtime.ExitError", message)
+        except BaseException:
+            # It knows no lifespan, which is its right.
+            pass
+        self.tell(failure)
+
+    async def send(self, message):
+        if message["type"] == "lifespan.startup.complete":
+            self.tell(None)
+        elif message["type"] == "lifespan.startup.failed":
+            error = RuntimeError(message.get("message") or "the application said no more")
+            self.tell(bootstrap.describe(error, "Runtime.StartupFailed"))
+
+    def tell(self, failure):
+        if not self.started.done():
+            self.started.set_result(failure)
+
+
+class Exchange:
+    """One request and its reply."""
+
+    def __init__(self, connection, request, body):
+        import asyncio
+
+        self.connection, self.request, self.body = connection, request, body
+        self.path = request.path_of_reply
+        self.head = self.length = self.failure = None
+        self.begun = False
+        # The reply has been sent as a whole.
+        self.complete = asyncio.Event()
+        self.without_body = request.method == "HEAD"
+
+    async def run(self, server):
+        """Returns the SystemExit by which the application wants to end the process."""
+        leave = None
+        try:
+            await server.application(self.scope(server), self.receive, self.send)
+            if not self.complete.is_set():
+                raise RuntimeError("the application returned before its reply was complete")
+        except SystemExit as error:
+            leave = error
+            message = f"The application exited with {error.code!r}"
+            self.failure = bootstrap.describe(error, "Runtime.ExitError", message)
+        except BaseException as error:
+            self.failure = bootstrap.describe(error)
+            if self.complete.is_set():
+                # The client has its reply; the log is who can be told.
+                import traceback
+
+                traceback.print_exc()
+        return leave
+
+    def scope(self, server):
+        request = self.request
+        # With the path to the function before it, as servers do since the specification says so.
+        path = request.root + request.path
+        return {
+            "type": "http",
+            "asgi": server.VERSIONS,
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": request.scheme,
+            "path": unquote(path).decode("utf-8", "replace"),
+            "raw_path": path.encode(),
+            "query_string": request.query.encode(),
+            "root_path": unquote(request.root).decode("utf-8", "replace"),
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in request.headers],
+            "client": (request.client, 0),
+            "server": (request.host, int(request.port)),
+            "state": server.state.copy(),
+            "extensions": {},
+            "openlambda.context": request.context,
+        }
+
+    async def receive(self):
+        if self.body is not None:
+            body, self.body = bytes(self.body), None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        kind = message["type"]
+        if kind == "http.response.start" and self.head is None:
+            return self.start(message["status"], message.get("headers", ()))
+        if kind != "http.response.body" or self.head is None:
+            raise RuntimeError(f"the application sends {kind} where it has no place")
+        data, more = bytes(message.get("body", b"")), message.get("more_body", False)
+        if self.complete.is_set():
+            if data and not self.without_body:
+                raise RuntimeError("the application sends data after the end of its reply")
+            return
+        if self.without_body:
+            data, more = b"", False
+        if not self.begun:
+            bootstrap.flush()
+            if len(data) <= MOST_AT_ONCE and (not more or len(data) == self.length):
+                self.complete.set()
+                self.connection.post(self.path + "/response", data, self.head)
+                return
+            self.begun = True
+            self.connection.begin(self.path + "/response", self.head)
+        self.connection.send(data)
+        if not more:
+            bootstrap.flush()
+            self.complete.set()
+            self.connection.end()
+        await self.connection.drain()
+
+    def start(self, status, headers):
+        checked_headers = []
+        for name, value in headers:
+            name, value = name.decode("latin-1"), value.decode("latin-1")
+            checked_headers.append(checked(name, value))
+            if name == "content-length" and value.isdecimal():
+                self.length = int(value)
+        self.without_body = self.request.method == "HEAD" or status in WITHOUT_BODY
+        self.head = head_of(status, checked_headers)
+
+    def end(self, leave):
+        """What the application has left open."""
+        bootstrap.flush()
+        if self.complete.is_set():
+            return
+        self.complete.set()
+        exiting = bootstrap.EXITING if leave else ""
+        if self.begun:
+            self.connection.end(bootstrap.trailers(self.failure, exiting))
+        else:
+            self.connection.post(self.path + "/error", self.failure, exiting)
+
+
+class AsyncConnection:
+    """A connection to the worker in an event loop. What is written goes in order, and as a whole
+    whoever is cancelled; only `reply` and `next_event` read."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def of(cls, connection):
+        import asyncio
+        import socket
+
+        opened = socket.socket(fileno=connection.socket.detach())
+        opened.setblocking(False)
+        # A head of the worker's has up to 90 headers of the client's in one line.
+        return cls(*await asyncio.open_connection(sock=opened, limit=4 << 20))
+
+    async def next_event(self):
+        self.writer.write(bootstrap.request_head("GET", "invocation/next", 0, RAW))
+        status, headers, body = await self.reply()
+        if status != 200:
+            raise RuntimeError(f"the worker refused next: {status} {body!r}")
+        return headers, body
+
+    def post(self, path, body, headers):
+        self.writer.write(bootstrap.request_head("POST", path, len(body), headers))
+        self.writer.write(body)
+
+    def begin(self, path, headers):
+        self.writer.write(bootstrap.stream_head(path, headers))
+
+    def send(self, data):
+        self.writer.writelines(bootstrap.chunk(data))
+
+    def end(self, trailers=""):
+        self.writer.write(bootstrap.stream_end(trailers))
+
+    async def drain(self):
+        await self.writer.drain()
+
+    async def reply(self):
+        from asyncio import IncompleteReadError
+
+        try:
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            status, headers = bootstrap.parse_head(head[:-4])
+            return status, headers, await self.reader.readexactly(int(headers["content-length"]))
+        except IncompleteReadError:
+            raise ConnectionError("the worker closed the connection") from None

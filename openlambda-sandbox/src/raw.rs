@@ -1,0 +1,148 @@
+//! Requests as they came, for code that asks for them: our bootstraps of web applications do.
+//!
+//! Code that sends [`RAW`] with its `next` gets the request's body as it is, and the rest of it in
+//! [`HEAD`], as JSON in which each byte of a header is the character of that number:
+//!
+//! ```json
+//! {"method": "GET", "root": "/run/blog", "path": "/a%20b", "query": "x=1",
+//!  "headers": [["accept", "*/*"], ["x-a", "1"], ["x-a", "2"]]}
+//! ```
+//!
+//! It posts its reply, buffered or streamed, with a [`HEAD`] too, of `status` and `headers`; the body
+//! is the client's. A header alone carries both heads, since bodies need no envelope then: what is
+//! streamed stays what it is, and nothing is copied.
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use openlambda_core::invocation::RequestHead;
+use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
+use openlambda_core::wire;
+use serde::{Deserialize, Serialize};
+
+/// With a `next`: requests as they came, please.
+pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
+
+/// With what `next` answers and with a `response`: the head of the client's request or reply.
+pub const HEAD: HeaderName = HeaderName::from_static("openlambda-head");
+
+#[derive(Serialize)]
+struct Request<'a> {
+    method: &'a str,
+    root: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+    headers: Vec<(&'a str, String)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+}
+
+/// The head of a request as a [`HEAD`].
+pub fn encode(head: &RequestHead) -> HeaderValue {
+    let latin1 = |value: &HeaderValue| value.as_bytes().iter().copied().map(char::from).collect();
+    let request = Request {
+        method: head.method.as_str(),
+        root: &head.root,
+        path: &head.path,
+        query: head.query.as_deref(),
+        headers: head.headers.iter().map(|(name, value)| (name.as_str(), latin1(value))).collect(),
+    };
+    let json = serde_json::to_string(&request).expect("it has nothing but text");
+    // JSON leaves this one control character as it is, and headers do not.
+    let json = json.replace('\x7f', "\\u007f");
+    HeaderValue::try_from(json).expect("JSON in one line has no control characters")
+}
+
+/// The head of a reply, from its [`HEAD`].
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::BadReply`] says what is wrong with it.
+pub fn decode(head: &HeaderValue) -> Result<(StatusCode, HeaderMap), SandboxError> {
+    let reply: Reply = serde_json::from_slice(head.as_bytes())
+        .map_err(|error| bad(format!("the reply's head is not valid: {error}")))?;
+    let status = StatusCode::from_u16(reply.status).ok().filter(|status| status.as_u16() >= 200);
+    let status =
+        status.ok_or_else(|| bad(format!("{} is no HTTP status; use 200 to 999", reply.status)))?;
+    let mut headers = HeaderMap::with_capacity(reply.headers.len());
+    for (name, value) in reply.headers {
+        let bytes: Result<Vec<u8>, _> = value.chars().map(u8::try_from).collect();
+        let value = bytes.ok().and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
+        match (name.parse::<HeaderName>(), value) {
+            (Ok(name), Some(value)) => headers.append(name, value),
+            _ => return Err(bad(format!("the reply's header \"{name}\" is not valid"))),
+        };
+    }
+    // How the reply is framed on its way is not the function's business.
+    wire::remove_hop_by_hop(&mut headers);
+    headers.remove(header::CONTENT_LENGTH);
+    Ok((status, headers))
+}
+
+fn bad(message: String) -> SandboxError {
+    SandboxError::new(SandboxErrorKind::BadReply, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_request_s_head_has_every_byte_of_every_header() {
+        let mut head = RequestHead {
+            method: http::Method::PATCH,
+            root: "/run/blog:live".to_owned(),
+            path: "/a%20b/ü\x7f".to_owned(),
+            query: Some("x=1&y".to_owned()),
+            ..RequestHead::default()
+        };
+        for (name, value) in [("x-a", &b"1"[..]), ("cookie", b"a=\"b\\\""), ("x-a", b"\xff\tz")] {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            head.headers.append(HeaderName::from_static(name), value);
+        }
+        let encoded = encode(&head);
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(encoded.as_bytes()).unwrap(),
+            json!({
+                "method": "PATCH", "root": "/run/blog:live", "path": "/a%20b/ü\u{7f}",
+                "query": "x=1&y",
+                "headers": [["x-a", "1"], ["x-a", "ÿ\tz"], ["cookie", "a=\"b\\\""]],
+            })
+        );
+    }
+
+    #[test]
+    fn a_reply_s_head_keeps_repeated_headers_and_loses_how_it_is_framed() {
+        let head = r#"{"status": 404, "headers": [["Set-Cookie", "a=1"], ["set-cookie", "b=ÿ"],
+            ["Content-Length", "7"], ["connection", "x-b"], ["x-b", "1"], ["x-c", ""]]}"#;
+        let head = HeaderValue::try_from(head.replace('\n', "")).unwrap();
+        let (status, headers) = decode(&head).unwrap();
+        assert_eq!(status, 404);
+        let cookies: Vec<_> =
+            headers.get_all("set-cookie").iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(cookies, [&b"a=1"[..], b"b=\xff"]);
+        assert!(headers.len() == 3 && headers["x-c"].is_empty(), "{headers:?}");
+    }
+
+    #[test]
+    fn a_head_that_is_none_is_refused_with_the_reason() {
+        for (head, why) in [
+            ("", "head is not valid"),
+            (r#"{"status": 200}"#, "headers"),
+            (r#"{"status": 101, "headers": []}"#, "101 is no HTTP status"),
+            (r#"{"status": 2000, "headers": []}"#, "2000 is no HTTP status"),
+            (r#"{"status": 200, "headers": [["a b", "c"]]}"#, "\"a b\" is not valid"),
+            (r#"{"status": 200, "headers": [["a", "b\nc"]]}"#, "\"a\" is not valid"),
+            (r#"{"status": 200, "headers": [["a", "€"]]}"#, "\"a\" is not valid"),
+        ] {
+            let error = decode(&HeaderValue::try_from(head).unwrap()).unwrap_err();
+            assert_eq!(error.kind, SandboxErrorKind::BadReply);
+            assert!(error.message.contains(why), "{head}: {error}");
+        }
+    }
+}
