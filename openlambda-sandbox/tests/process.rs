@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use openlambda_core::failure::{FunctionError, Started};
 use openlambda_core::manifest::Manifest;
 use openlambda_core::sandbox::{
@@ -107,6 +108,95 @@ def lambda_handler(event, context):
     assert_eq!((reply.status.as_u16(), &reply.headers["x-path"]), (418, &"/".parse().unwrap()));
     assert_eq!(read(reply).await.0, "any body, ü");
     setup.factory.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_generator_yields_is_streamed() {
+    let setup = setup();
+    let code = r#"
+import threading
+
+both = threading.Barrier(2, timeout=30)
+
+def f(event):
+    path = event["rawPath"]
+    if path == "/go":
+        both.wait()
+        return {"statusCode": 204}
+    return pieces(path)
+
+def pieces(path):
+    if path == "/raises":
+        raise KeyError("before the first piece")
+    if path == "/nothing":
+        return
+    if path == "/head":
+        yield {"statusCode": 201, "headers": {"content-type": "text/x-a"}, "cookies": ["a=1", "b=2"]}
+    if path == "/bad-head":
+        yield {"statusCode": 7}
+    if path == "/bytes":
+        yield b"\xff"
+        return
+    if path == "/number":
+        yield "first"
+        yield 2
+    yield "first ü "
+    if path == "/breaks":
+        raise LookupError("in the middle " + "ä" * 20000)
+    if path == "/exits":
+        raise SystemExit(3)
+    if path == "/gate":
+        both.wait()
+    yield b"second"
+"#;
+    let files = [("f.py", code), ("ol.toml", "event = \"http\"\nconcurrency = 2")];
+    let sandbox = setup.create(setup.spec(&files)).await;
+    let send = async |path: &str| {
+        let mut call = invocation("r", "");
+        call.head.path = path.to_owned();
+        sandbox.invoke(call).await
+    };
+    for (path, status, kind, text) in [
+        ("/text", 200, "text/plain; charset=utf-8", "first ü second"),
+        ("/head", 201, "text/x-a", "first ü second"),
+        ("/nothing", 200, "application/octet-stream", ""),
+    ] {
+        let reply = send(path).await.unwrap();
+        assert_eq!(reply.status.as_u16(), status);
+        assert_eq!(reply.headers["content-type"], kind);
+        let cookies = reply.headers.get_all("set-cookie").iter().count();
+        assert_eq!(cookies, if path == "/head" { 2 } else { 0 });
+        assert_eq!(read(reply).await.0, text);
+    }
+    let bytes = send("/bytes").await.unwrap().body.collect().await.unwrap().to_bytes();
+    assert_eq!(&*bytes, b"\xff");
+
+    // The second piece is made only when the other call has come.
+    let mut gate = send("/gate").await.unwrap();
+    let first = gate.body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, "first ü ");
+    assert_eq!(send("/go").await.unwrap().status, 204);
+    assert_eq!(read(gate).await.0, "second");
+
+    let error = send("/raises").await.unwrap_err();
+    assert_eq!(error.function_error.unwrap().kind, "KeyError");
+    assert_eq!(send("/bad-head").await.unwrap_err().kind, SandboxErrorKind::BadReply);
+    for (path, kind, reusable) in [
+        ("/breaks", "LookupError", true),
+        ("/number", "TypeError", true),
+        ("/exits", "Runtime.ExitError", false),
+    ] {
+        let reply = send(path).await.unwrap();
+        assert!(reply.body.collect().await.is_err(), "{path}");
+        let completion = reply.done.await;
+        assert_eq!(completion.reusable, reusable, "{completion:?}");
+        let told = completion.failure.unwrap().function_error.unwrap();
+        assert_eq!(told.kind, kind);
+        // A piece of the wrong type is found outside of the handler.
+        assert_eq!(told.stack_trace.is_empty(), path == "/number", "{told:?}");
+    }
+    setup.factory.shutdown().await;
+    clean(&setup).await;
 }
 
 /// As one that was written for AWS: TCP, nothing but the documented variables.

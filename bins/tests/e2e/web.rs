@@ -105,6 +105,36 @@ async fn a_client_gets_each_piece_when_it_is_sent() {
     assert_eq!(get(&client(), &format!("{url}/open")).await.status, 200);
 }
 
+/// In the Go project's form, and in ours: each call finds the instance's variables as they were at first.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_reuse_each_call_has_a_fresh_sandbox() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let client = client();
+    let code = "calls = 0\ndef f(event):\n    global calls\n    calls += 1\n    return calls\n";
+    let app = "calls = 0\ndef app(environ, start_response):\n    global calls\n    calls += 1\n    \
+               start_response('200 OK', [])\n    for piece in 'calls: ', str(calls):\n        \
+               yield piece.encode()\n";
+    let yaml = ("ol.yaml", "triggers:\n  http:\n    - method: post\nreuse-sandbox: false\n");
+    for (name, files, expected) in [
+        ("yaml", [("f.py", code), yaml], "1"),
+        ("toml", [("f.py", code), ("ol.toml", "reuse = false")], "1"),
+        ("streamed", [("f.py", app), ("ol.toml", "style = \"wsgi\"\nreuse = false")], "calls: 1"),
+    ] {
+        let url = cluster.deploy(name, &files);
+        for _ in 0..3 {
+            let answer = crate::common::post(&client, &url, "").await;
+            assert_eq!((answer.status, &*answer.body), (200, expected), "{name}");
+            assert_eq!(answer.header("x-openlambda-start"), "cold");
+        }
+    }
+    let refused = get(&client, &format!("{}/run/yaml", cluster.url)).await;
+    assert_eq!((refused.status, refused.header("allow")), (405, "POST"));
+    let folder = cluster.place.function("yaml", &[("ol.yaml", "triggers:\n  htp: []\n")]);
+    let error = cluster.place.fails(&["deploy", folder.to_str().unwrap()]);
+    let expected = "ol.yaml, line 2: unknown key \"htp\"; did you mean \"http\"?";
+    assert!(error.contains(expected), "{error}");
+}
+
 /// Installs packages of PyPI's beside a function's code.
 fn install(folder: &Path, packages: &[&str]) {
     let installed = Command::new("/usr/bin/python3")

@@ -204,7 +204,14 @@ fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
         trailers.insert(wire::SERVER_TIMING, HeaderValue::from_str(&text)?);
         Ok(Frame::trailers(trailers))
     });
-    StreamBody::new(data.chain(last)).boxed_unsync()
+    // A connection is cut at once when its body breaks off: what came before has to be sent first.
+    let frames = data.chain(last).then(|frame| async {
+        if frame.is_err() {
+            tokio::task::yield_now().await;
+        }
+        frame
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// The largest body of a request between the project's own processes.

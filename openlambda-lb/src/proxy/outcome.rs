@@ -39,6 +39,7 @@ pub(crate) fn stream(
     let body = ReplyBody {
         body,
         start,
+        broken: None,
         ok: !parts.headers.contains_key(wire::ERROR),
         limit: limit + function.timeout,
         silence: None,
@@ -87,6 +88,9 @@ pub(crate) struct ReplyBody {
     body: Body,
     start: Option<StartKind>,
     ok: bool,
+    /// Why it broke off, which the server is told when it has sent what came before: it cuts the
+    /// connection at once.
+    broken: Option<BoxError>,
     /// How long the worker may be silent in the middle.
     limit: Duration,
     /// Runs while the next frame is awaited.
@@ -99,8 +103,8 @@ pub(crate) struct ReplyBody {
 impl ReplyBody {
     /// One that no worker sends.
     pub(crate) fn of(body: Body) -> Self {
-        let (start, silence, route, record) = (None, None, None, None);
-        ReplyBody { body, start, ok: true, limit: Duration::MAX, silence, route, record }
+        let (start, broken, silence, route, record) = (None, None, None, None, None);
+        ReplyBody { body, start, ok: true, broken, limit: Duration::MAX, silence, route, record }
     }
 
     fn end(&mut self, how: Outcome) {
@@ -122,12 +126,20 @@ impl http_body::Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            this.end(Outcome::BrokenOff);
+            return Poll::Ready(Some(Err(error)));
+        }
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 this.silence = None;
                 match &frame {
                     None => this.end(Outcome::Ok),
-                    Some(Err(_)) => this.end(Outcome::BrokenOff),
+                    Some(Err(_)) => {
+                        this.broken = frame.and_then(Result::err);
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     Some(Ok(frame)) => {
                         if let Some(record) = &mut this.record {
                             record.sent(frame.data_ref().map_or(0, Bytes::len));

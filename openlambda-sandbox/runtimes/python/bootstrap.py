@@ -266,8 +266,8 @@ def trailers(failure, extra=""):
     error = loads(str(failure, "utf-8"))
     if len(failure) > 8000:
         # There is not much room in trailers.
-        error["errorMessage"] = error["errorMessage"][:2000]
-        error["stackTrace"] = [line[:500] for line in error["stackTrace"][-8:]]
+        error["errorMessage"] = error["errorMessage"][:1000]
+        error["stackTrace"] = [line[:300] for line in error["stackTrace"][-6:]]
         failure = encode(error)
     kind = error["errorType"].encode("ascii", "replace").decode()
     body = binascii.b2a_base64(failure, newline=False).decode()
@@ -341,7 +341,7 @@ def serve(connection, handler, style):
     while True:
         headers, body = next_event(connection)
         request = "invocation/" + headers["lambda-runtime-aws-request-id"]
-        extra, leave, reply = "", None, None
+        extra, leave, reply, begun = "", None, None, False
         try:
             event = loads(str(body, "utf-8"))
             if style == "lambda":
@@ -350,11 +350,21 @@ def serve(connection, handler, style):
                 result = handler(None, event)
             else:
                 result = handler(event)
-            try:
-                reply = encode(result)
-            except (TypeError, ValueError, RecursionError, OverflowError) as error:
-                message = f"Unable to marshal response: {error}"
-                failure = describe(error.with_traceback(None), "Runtime.MarshalError", message)
+            if type(result) is Generator:
+                # It runs to its first piece before anything is sent.
+                kind, first = begin_stream(result)
+                begun = True
+                connection.begin(request + "/response", f"Content-Type: {kind}\r\n")
+                connection.send(first)
+                for piece in result:
+                    connection.send(as_bytes(piece))
+                reply = b""
+            else:
+                try:
+                    reply = encode(result)
+                except (TypeError, ValueError, RecursionError, OverflowError) as error:
+                    message = f"Unable to marshal response: {error}"
+                    failure = describe(error.with_traceback(None), "Runtime.MarshalError", message)
             del event, result
         except SystemExit as error:
             leave, extra = error, EXITING
@@ -365,13 +375,36 @@ def serve(connection, handler, style):
         if posix.getpid() != own_pid:
             # A child that the handler forked: its parent answers, and goes on.
             posix._exit(exit_code(leave) if leave is not None else 0 if reply is not None else 1)
-        if reply is not None:
+        if begun:
+            connection.end(trailers(failure, extra) if reply is None else "")
+        elif reply is not None:
             connection.request("POST", request + "/response", reply)
-            continue
-        connection.request("POST", request + "/error", failure, extra)
+        else:
+            connection.request("POST", request + "/error", failure, extra)
         if leave is not None:
             # From a thread, SystemExit would end that thread alone.
             posix._exit(exit_code(leave))
+
+
+Generator = type(_ for _ in ())
+
+
+def begin_stream(pieces):
+    """The media type of a reply that comes in pieces, and its first piece. A first one that is a dict
+    is the reply's head: statusCode, headers, cookies."""
+    first = next(pieces, b"")
+    if isinstance(first, dict):
+        return "application/vnd.awslambda.http-integration-response", encode(first) + bytes(8)
+    kind = "text/plain; charset=utf-8" if isinstance(first, str) else "application/octet-stream"
+    return kind, as_bytes(first)
+
+
+def as_bytes(piece):
+    if isinstance(piece, str):
+        return piece.encode()
+    if isinstance(piece, (bytes, bytearray, memoryview)):
+        return bytes(piece)
+    raise TypeError(f"a piece of the reply is {type(piece).__name__}; yield text or bytes")
 
 
 def exit_code(leave):
