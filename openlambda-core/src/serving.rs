@@ -1,4 +1,5 @@
-//! A server in a task of this process: [`Serving`].
+//! A server in a task of this process: [`Serving`]; and what every server has at its [`Door`]: a
+//! bound of connections, and only so much patience for [each](Patient).
 //!
 //! Whatever serves here takes a listener and a future that says when to stop: the worker, the
 //! balancer, the native registry. A program that embeds a cluster runs several of them beside each
@@ -14,6 +15,9 @@
 //! # }
 //! ```
 
+mod door;
+mod patient;
+
 use std::future::Future;
 use std::io;
 use std::net::Ipv4Addr;
@@ -22,6 +26,9 @@ use futures_core::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+pub use self::door::{Door, Patience};
+pub use self::patient::Patient;
 
 /// A server that runs until it is told to stop; `T` is what it returns then.
 ///

@@ -485,6 +485,25 @@ pub struct Reservation {
     pub deadline_ms: u64,
 }
 
+/// Whether a request has come through a proxy, which then stands for somebody else.
+pub fn is_relayed(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
+}
+
+/// Refuses what a browser asks on behalf of a page.
+///
+/// # Errors
+///
+/// [`FailureKind::Forbidden`]. Browsers say that a page asks in `Origin` or `Sec-Fetch-Site`.
+pub fn refuse_pages(headers: &HeaderMap) -> Result<(), Failure> {
+    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "none");
+    if site && !headers.contains_key(http::header::ORIGIN) {
+        return Ok(());
+    }
+    let message = "a page in a browser cannot do this; use curl, or `ol` from a terminal";
+    Err(Failure::new(FailureKind::Forbidden, message))
+}
+
 /// Whether a balancer may be called so towards workers.
 pub fn is_balancer_name(name: &str) -> bool {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);

@@ -24,8 +24,8 @@
 //!
 //! # Limits
 //!
-//! Paths below `/internal/` are answered to clients on this machine only; for others they do not
-//! exist. Workers on other machines are named in [`ProxyConfig::workers`].
+//! Paths below `/internal/` are answered to clients on this machine only, and not to what has come
+//! through another proxy or is asked by a page in a browser; for others they do not exist. Workers on other machines are named in [`ProxyConfig::workers`].
 
 mod access_log;
 mod admin;
@@ -33,7 +33,6 @@ mod cors;
 mod decode;
 mod forward;
 mod outcome;
-mod patience;
 mod resolver;
 mod select;
 mod server;
@@ -54,6 +53,7 @@ use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::registry::Registry;
+use openlambda_core::serving::Patience;
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
 use serde::Deserialize;
@@ -229,6 +229,8 @@ pub struct ProxyConfig {
     pub write_seconds: f64,
     /// The largest head of a request, in bytes; then 431.
     pub header_limit: usize,
+    /// Connections at once; one more waits, not accepted, until another ends.
+    pub most_connections: usize,
     /// Calls that are answered at once; one more gets 503.
     pub most_calls: usize,
     /// Who may read and change the registry over HTTP.
@@ -252,6 +254,7 @@ impl Default for ProxyConfig {
             header_seconds: 30.0,
             write_seconds: 60.0,
             header_limit: 64 << 10,
+            most_connections: 10_000,
             most_calls: 50_000,
             admin: Admin::Loopback,
             bundle_limit: 512 << 20,
@@ -261,6 +264,14 @@ impl Default for ProxyConfig {
 }
 
 impl ProxyConfig {
+    fn patience(&self) -> Patience {
+        let mut patience = Patience::default();
+        patience.most_connections = self.most_connections;
+        patience.head = Duration::try_from_secs_f64(self.header_seconds).unwrap_or_default();
+        patience.write = Duration::try_from_secs_f64(self.write_seconds).unwrap_or_default();
+        patience
+    }
+
     /// How long a worker may be silent during a call, beside the function's own time limit.
     fn silence_limit(&self) -> Duration {
         let seconds = self.timeout_grace_seconds + self.start_allowance_seconds;

@@ -1123,7 +1123,8 @@ async fn a_worker_leaves_the_rotation_when_its_stream_breaks_and_may_come_back_e
 /// would get half of the idle notices, and only one of them would count.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configured_worker_that_announces_itself_is_followed_once() {
-    let hello = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+    // It closes its connections, and says so: a call over one that is about to close may be lost.
+    let hello = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
     let mut fake = Fake::start("a", 1, Act::Answer(hello)).await;
     let workers = vec![format!("http://{}", fake.address)];
     let lb = Lb::with(ProxyConfig { workers, ..ProxyConfig::default() }).await;

@@ -44,6 +44,12 @@ pub(crate) struct Options {
     /// log].
     #[arg(long, value_name = "FILE|-", env = "OPENLAMBDA_ACCESS_LOG")]
     access_log: Option<PathBuf>,
+    /// Connections at once; one more waits until another ends [default: 10000].
+    #[arg(long, value_name = "COUNT")]
+    most_connections: Option<usize>,
+    /// How long a client may take for the head of a request, or be silent between two [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    head_seconds: Option<f64>,
     /// Seed of the policy's choices [default: another one in each run].
     #[arg(long)]
     seed: Option<u64>,
@@ -55,6 +61,8 @@ impl Settings for Options {
         listen = "127.0.0.1:8080"
         policy = "least-outstanding"
         admin = "loopback"
+        most_connections = 10000
+        head_seconds = 30
     "#;
 
     fn or(self, file: Options) -> Options {
@@ -66,6 +74,8 @@ impl Settings for Options {
             workers: if self.workers.is_empty() { file.workers } else { self.workers },
             admin: self.admin.or(file.admin),
             access_log: self.access_log.or(file.access_log),
+            most_connections: self.most_connections.or(file.most_connections),
+            head_seconds: self.head_seconds.or(file.head_seconds),
             seed: self.seed.or(file.seed),
         }
     }
@@ -83,11 +93,19 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     let built = catalog.policies().build(&policy)?;
     let address = options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
     let listener = listen(address).await?;
+    let default = ProxyConfig::default();
+    let header_seconds = options.head_seconds.unwrap_or(default.header_seconds);
+    if !(header_seconds > 0.0 && header_seconds < 1e9) {
+        let message = format!("--head-seconds {header_seconds} is not a time; use seconds above 0");
+        return Err(CliError::new(message));
+    }
     let config = ProxyConfig {
         workers: options.workers,
         admin: options.admin.unwrap_or_default(),
         seed: options.seed,
-        ..ProxyConfig::default()
+        most_connections: options.most_connections.unwrap_or(default.most_connections),
+        header_seconds,
+        ..default
     };
     let proxy = Proxy::new(config, policy.name, built, registry, Arc::new(SystemClock::new()));
     if let Some(place) = &options.access_log {

@@ -69,6 +69,12 @@ pub(crate) struct Options {
     /// Share of the load beside other workers [default: 1].
     #[arg(long)]
     weight: Option<f64>,
+    /// Connections at once; one more waits until another ends [default: 10000].
+    #[arg(long, value_name = "COUNT")]
+    most_connections: Option<usize>,
+    /// How long a client may take for the head of a request, or be silent between two [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    head_seconds: Option<f64>,
     /// Write a record of every call to this file, as JSON lines.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
@@ -83,6 +89,8 @@ impl Settings for Options {
         ttl_seconds = 600
         max_wait_seconds = 30
         weight = 1
+        most_connections = 10000
+        head_seconds = 30
     "#;
 
     fn or(self, file: Options) -> Options {
@@ -102,6 +110,8 @@ impl Settings for Options {
             pause_after_seconds: self.pause_after_seconds.or(file.pause_after_seconds),
             max_wait_seconds: self.max_wait_seconds.or(file.max_wait_seconds),
             weight: self.weight.or(file.weight),
+            most_connections: self.most_connections.or(file.most_connections),
+            head_seconds: self.head_seconds.or(file.head_seconds),
             records: self.records.or(file.records),
         }
     }
@@ -132,6 +142,18 @@ impl Options {
         }
         if let Some(wait) = self.max_wait_seconds {
             config.max_wait = seconds("max-wait-seconds", wait)?;
+        }
+        if let Some(most) = self.most_connections {
+            config.patience.most_connections = most;
+        }
+        if let Some(head) = self.head_seconds {
+            // A balancer keeps a connection without use for 5 s, and would send a call over one that
+            // is being closed.
+            if head < 6.0 {
+                let message = format!("--head-seconds {head} is too short; use 6 or more");
+                return Err(CliError::new(message));
+            }
+            config.patience.head = seconds("head-seconds", head)?;
         }
         if let Some(weight) = self.weight {
             if !(weight > 0.0 && weight.is_finite()) {

@@ -1,10 +1,10 @@
 //! A cluster of real processes in a temporary folder, and ways to talk to it.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -162,6 +162,53 @@ impl Drop for Place {
             assert!(down.status.success(), "{:?}", texts(&down));
             self.assert_nothing_left();
         }
+    }
+}
+
+/// One daemon alone. Drop ends it, and sees that it ends as it should.
+pub struct Daemon {
+    child: Child,
+    pub url: String,
+}
+
+impl Daemon {
+    /// Runs `ol-lb`, `ol-worker` or `ol-registry`, by its path, on a free port.
+    pub fn start(program: &str, args: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        Daemon { child, url: ready["ready"].as_str().unwrap().to_owned() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// Tells it to end.
+    pub fn terminate(&self) {
+        kill(self.child.id() as i32, rustix::process::Signal::TERM);
+    }
+
+    /// Waits until it has ended.
+    pub fn ended(&mut self) -> ExitStatus {
+        wait_for(|| self.child.try_wait().unwrap()).expect("it stops when it is told to")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.try_wait().unwrap().is_none() {
+            self.terminate();
+        }
+        let status = self.ended();
+        assert!(std::thread::panicking() || status.success(), "{status}");
     }
 }
 

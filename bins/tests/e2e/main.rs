@@ -12,6 +12,8 @@
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `page` | the chat page, in a real browser |
 //! | `removal` | what is left of functions that were removed |
+//! | `attack` | requests that no honest client sends, to every port |
+//! | `drain` | ends and limits under load |
 //! | `hostile` | functions that misbehave |
 //! | `chaos` | kill −9 of everything, at any time |
 
@@ -19,9 +21,11 @@
 #![allow(unreachable_pub, reason = "it is one binary of several modules")]
 
 mod admin;
+mod attack;
 mod author;
 mod chaos;
 mod common;
+mod drain;
 mod examples;
 mod hostile;
 mod http;

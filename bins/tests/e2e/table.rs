@@ -1,12 +1,11 @@
 //! The table of errors, row by row, through the balancer.
 
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Answer, Cluster, HttpClient, Place, client, kill, post, raw, send, wait_for};
+use crate::common::{Answer, Cluster, Daemon, HttpClient, Place, client, kill, post, raw, send};
 
 /// The parts that every failure has.
 fn check(answer: &Answer, status: u16, code: &str, culprit: &str, started: &str) -> Value {
@@ -222,7 +221,7 @@ async fn without_a_worker_or_a_registry_there_is_503() {
     let functions = place.function("echo", &[("f.py", "def f(event):\n    return event\n")]);
     let functions = functions.parent().unwrap().display().to_string();
     let client = client();
-    let lb = Balancer::start(&format!("dir={functions}"));
+    let lb = balancer(&format!("dir={functions}"));
     let answer = post(&client, &format!("{}/run/echo", lb.url), "1").await;
     check(&answer, 503, "no_worker", "balancer", "no");
     let request = http::Request::get(format!("{}/readyz", lb.url)).body("").unwrap();
@@ -232,7 +231,7 @@ async fn without_a_worker_or_a_registry_there_is_503() {
 
     // A port that nobody listens on.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let lb = Balancer::start(&format!("native=http://{port}"));
+    let lb = balancer(&format!("native=http://{port}"));
     let answer = post(&client, &format!("{}/run/echo", lb.url), "1").await;
     let body = check(&answer, 503, "registry_unavailable", "balancer", "no");
     assert!(body["message"].as_str().unwrap().contains("cannot be reached"), "{body}");
@@ -294,32 +293,6 @@ pub async fn wait_for_call(client: &HttpClient, url: &str, body: &str) -> Answer
     panic!("{url} never answered");
 }
 
-/// `ol-lb` alone.
-struct Balancer {
-    child: Child,
-    url: String,
-}
-
-impl Balancer {
-    fn start(registry: &str) -> Self {
-        use std::io::{BufRead, BufReader};
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ol-lb"))
-            .args(["--listen", "127.0.0.1:0", "--registry", registry])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap();
-        Balancer { child, url: ready["ready"].as_str().unwrap().to_owned() }
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        kill(self.child.id() as i32, Signal::TERM);
-        let ended = wait_for(|| self.child.try_wait().unwrap());
-        assert!(ended.is_some_and(|status| status.success()), "it stops when it is told to");
-    }
+fn balancer(registry: &str) -> Daemon {
+    Daemon::start(env!("CARGO_BIN_EXE_ol-lb"), &["--registry", registry])
 }

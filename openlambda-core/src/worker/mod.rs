@@ -37,6 +37,7 @@ use crate::keep_alive::DEFAULT_TTL;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
+use crate::serving::Patience;
 use crate::time::{Clock, SystemClock};
 use crate::{keep_alive, queue, wire};
 
@@ -67,6 +68,8 @@ pub struct WorkerConfig {
     pub code_budget: u64,
     /// The largest request body, bytes.
     pub body_limit: u64,
+    /// How it treats clients that are many or slow.
+    pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
     pub heartbeat: Duration,
     /// How long a drain may take before what still runs is ended.
@@ -91,6 +94,7 @@ impl WorkerConfig {
             max_wait: Duration::from_secs(30),
             code_budget: 1 << 30,
             body_limit: wire::DEFAULT_BODY_LIMIT,
+            patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),
             records: None,

@@ -35,10 +35,14 @@ use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
 use crate::scheduler::Counts;
+use crate::serving::Door;
 use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
 
 /// Answers one request. These are the hops of a call through the worker.
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    if let Err(failure) = refuse_strangers(&request) {
+        return wire::failure_response(&failure, None);
+    }
     let target = match wire::parse_target(request.uri().path()) {
         Some(target) => target,
         None if request.uri().path().starts_with(wire::RESERVATIONS_PATH) => {
@@ -71,6 +75,19 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         headers.insert(wire::WORKER, name);
     }
     response
+}
+
+/// What is between balancers and workers is not for clients that come through a proxy, and not for
+/// pages in a browser on this machine.
+fn refuse_strangers(request: &Request<Incoming>) -> Result<(), Failure> {
+    let path = request.uri().path();
+    if !path.starts_with(wire::INTERNAL) {
+        return Ok(());
+    }
+    if wire::is_relayed(request.headers()) {
+        return Err(no_such_path(path));
+    }
+    wire::refuse_pages(request.headers())
 }
 
 /// Decode: the headers say which bundle, or the registry does; the body is collected before the
@@ -213,6 +230,9 @@ fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
     });
     StreamBody::new(frames).boxed_unsync()
 }
+
+/// The largest head of a request, bytes: what a balancer lets through, and what it adds.
+const HEADER_LIMIT: usize = 80 << 10;
 
 /// The largest body of a request between the project's own processes.
 const INTERNAL_BODY: usize = 64 << 10;
@@ -365,21 +385,14 @@ pub(super) async fn serve(
 ) {
     let mut over = std::pin::pin!(over);
     let connections = GracefulShutdown::new();
+    let head = shared.config.patience.head;
+    let door = Door::new(listener, shared.config.patience.clone());
     loop {
+        let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
         let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Most likely out of descriptors: some will come back.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-            },
+            stream = door.accept(failed) => stream,
             () = &mut over => break,
         };
-        // Replies are small and clients wait for them.
-        let _ = stream.set_nodelay(true);
         let shared = shared.clone();
         let service = hyper::service::service_fn(move |request| {
             let shared = shared.clone();
@@ -387,7 +400,8 @@ pub(super) async fn serve(
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(30))
+            .header_read_timeout(head)
+            .max_buf_size(HEADER_LIMIT)
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -396,7 +410,7 @@ pub(super) async fn serve(
             }
         });
     }
-    drop(listener);
+    drop(door);
     let closed = tokio::time::timeout(Duration::from_secs(5), connections.shutdown()).await;
     if closed.is_err() {
         tracing::warn!("connections were still open at the end and were cut");

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
-use http::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use http::header::{HOST, HeaderMap};
 use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -85,7 +85,6 @@ impl Admin {
     /// Whether a request may pass.
     fn admit(self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
         let forbidden = |message: &str| Err(Failure::new(FailureKind::Forbidden, message));
-        let relayed = [HeaderName::from_static("x-forwarded-for"), http::header::FORWARDED];
         match self {
             Admin::Off => {
                 return forbidden(
@@ -94,8 +93,7 @@ impl Admin {
                 );
             }
             Admin::Loopback => {
-                let direct = relayed.iter().all(|name| !headers.contains_key(name));
-                if !peer.to_canonical().is_loopback() || !direct {
+                if !peer.to_canonical().is_loopback() || wire::is_relayed(headers) {
                     return forbidden(
                         "the registry is open to clients on the balancer's own \
                                       machine; start it with --admin any to open it to all",
@@ -111,18 +109,8 @@ impl Admin {
             }
             Admin::Any => {}
         }
-        refuse_pages(headers)
+        wire::refuse_pages(headers)
     }
-}
-
-/// Refuses what a browser asks on behalf of a page.
-pub(super) fn refuse_pages(headers: &HeaderMap) -> Result<(), Failure> {
-    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "none");
-    if site && !headers.contains_key(ORIGIN) {
-        return Ok(());
-    }
-    let message = "a page in a browser cannot do this; use curl, or `ol` from a terminal";
-    Err(Failure::new(FailureKind::Forbidden, message))
 }
 
 /// Whether the client got here by an address: no name server had a say in who this is. One that does

@@ -20,6 +20,7 @@ use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::{Body, BoxError, full_body};
 use openlambda_core::metrics::{Kind, Text};
+use openlambda_core::serving::Door;
 use openlambda_core::wire::{self, Announcement, RegistryPath};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -30,9 +31,8 @@ use tower::{ServiceBuilder, ServiceExt};
 
 use super::cors::Caller;
 use super::outcome::{self, ReplyBody};
-use super::patience::Patient;
 use super::telemetry::{Record, Subject};
-use super::{AccessLog, Proxy, admin};
+use super::{AccessLog, Proxy};
 use crate::membership::HEARTBEAT;
 
 /// The largest body of a request between the project's own processes.
@@ -60,36 +60,27 @@ impl Proxy {
             // The buffer alone is no exact bound.
             .max_header_size(self.config.header_limit)
             .max_buf_size(self.config.header_limit.max(8 << 10));
-        let write_limit = Duration::from_secs_f64(self.config.write_seconds);
+        let door = Door::new(listener, self.config.patience());
         let invocations = self.invocations();
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
+            let stream = tokio::select! {
+                stream = door.accept(failed) => stream,
                 () = &mut shutdown => break,
                 // Reaps, so that the set does not grow.
                 Some(_) = connections.join_next() => continue,
             };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // For example out of descriptors: calls that end give some back.
-                    tracing::warn!(%error, "cannot accept a connection; trying again");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            // Replies are written in whole pieces; waiting for more only delays them.
-            let _ = stream.set_nodelay(true);
+            let peer = stream.peer();
             let (proxy, invocations) = (Arc::clone(&self), invocations.clone());
             let service = service_fn(move |request: Request<Incoming>| {
                 let (proxy, invocations) = (Arc::clone(&proxy), invocations.clone());
                 async move { Ok::<_, Infallible>(proxy.route(request, peer, invocations).await) }
             });
-            let stream = TokioIo::new(Patient::new(stream, write_limit));
-            let connection = graceful.watch(http.serve_connection(stream, service));
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            let connection = graceful.watch(connection);
             connections.spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%peer, %error, "connection ended");
@@ -97,7 +88,7 @@ impl Proxy {
             });
         }
 
-        drop(listener);
+        drop(door);
         let patience = Duration::from_secs_f64(self.config.drain_seconds);
         if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
             tracing::warn!(calls = connections.len(), "calls were still running at the end");
@@ -288,11 +279,11 @@ impl Proxy {
             let message = "there is nothing here; call /run/<function>";
             wire::failure_response(&Failure::new(FailureKind::NotFound, message), None)
         };
-        if !peer.ip().to_canonical().is_loopback() {
+        let (parts, body) = request.into_parts();
+        if !peer.ip().to_canonical().is_loopback() || wire::is_relayed(&parts.headers) {
             return nothing();
         }
-        let (parts, body) = request.into_parts();
-        if let Err(failure) = admin::refuse_pages(&parts.headers) {
+        if let Err(failure) = wire::refuse_pages(&parts.headers) {
             return wire::failure_response(&failure, None);
         }
         let path = parts.uri.path();

@@ -1,20 +1,32 @@
 //! gRPC for a [`NativeRegistry`].
 
-use std::io::Read;
+use std::io::{IoSlice, Read};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use futures_util::{StreamExt, TryStreamExt};
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
-use tokio::net::TcpListener;
+use openlambda_core::serving::{Door, Patience, Patient};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::NativeRegistry;
 use super::protocol::{to_status, v1};
+
+/// How often a connection is asked whether anybody is there, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The most that the headers of one request may take.
+const HEADER_LIMIT: u32 = 16 << 10;
 
 /// How much of a bundle one message carries.
 pub(super) const PIECE: usize = 256 << 10;
@@ -33,19 +45,74 @@ pub async fn serve(
     let (stopping, stopped) = tokio::sync::watch::channel(false);
     let service = Service { registry, stopped };
     let service = v1::registry_server::RegistryServer::new(service);
-    let incoming = TcpListenerStream::new(listener).map_ok(|stream| {
-        let _ = stream.set_nodelay(true);
-        stream
+    let door = Door::new(listener, Patience::default());
+    let incoming = stream::unfold(door, |door| async move {
+        let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
+        let connection = door.accept(failed).await;
+        Some((Ok::<_, std::io::Error>(Caller(connection)), door))
     });
     let stop = async move {
         stop.await;
         stopping.send_replace(true);
     };
     tonic::transport::Server::builder()
+        // Who does not answer is gone, or pretends to speak the protocol.
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_max_header_list_size(HEADER_LIMIT)
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;
     Ok(())
+}
+
+/// A client's connection.
+struct Caller(Patient<TcpStream>);
+
+impl Connected for Caller {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Caller {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Caller {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 #[derive(Debug)]

@@ -1,0 +1,140 @@
+//! Where a server's connections come in: [`Door`].
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::Patient;
+
+/// How long a server waits when the system gives it no connection, most likely for want of
+/// descriptors: calls that end give some back.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// How a server treats clients that are many or slow. Every field has a default.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Patience {
+    /// Connections at once. One more waits, not accepted, until another ends.
+    pub most_connections: usize,
+    /// How long a client may take for the head of a request, and say nothing between two.
+    pub head: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub write: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            most_connections: 10_000,
+            head: Duration::from_secs(30),
+            write: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A listener that counts what it lets in.
+#[derive(Debug)]
+pub struct Door {
+    listener: TcpListener,
+    patience: Patience,
+    places: Arc<Semaphore>,
+}
+
+impl Door {
+    /// Lets clients in from `listener`.
+    pub fn new(listener: TcpListener, patience: Patience) -> Self {
+        let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
+        Door { listener, patience, places: Arc::new(Semaphore::new(most)) }
+    }
+
+    /// The next connection, when there is a place for it. A failure of the system's is passed to
+    /// `failed`, and it goes on after a moment.
+    ///
+    /// Dropping the future loses no connection.
+    pub async fn accept(&self, failed: impl Fn(io::Error)) -> Patient<TcpStream> {
+        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    // Replies are written in whole pieces; waiting for more only delays them.
+                    let _ = stream.set_nodelay(true);
+                    let Patience { head, write, .. } = self.patience;
+                    return Patient::new(stream, peer, head, write, place);
+                }
+                Err(error) => {
+                    failed(error);
+                    tokio::time::sleep(BREATH).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    async fn door(patience: Patience) -> (Door, std::net::SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (Door::new(listener, patience), address)
+    }
+
+    #[tokio::test]
+    async fn one_more_waits_until_another_ends() {
+        let (door, address) = door(Patience { most_connections: 2, head: LONG, write: LONG }).await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let enter = async || door.accept(|error| panic!("{error}")).await;
+        let (one, two) = (enter().await, enter().await);
+        assert_eq!(one.peer(), clients[0].local_addr().unwrap());
+        let mut third = std::pin::pin!(enter());
+        tokio::select! {
+            biased;
+            _ = &mut third => panic!("there was no place"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(two);
+        assert_eq!(third.await.peer(), clients[2].local_addr().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_or_takes_nothing_is_given_up() {
+        let (silent, active) = (Duration::from_secs(3), Duration::from_secs(5));
+        let (door, address) =
+            door(Patience { most_connections: 2, head: silent, write: active }).await;
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let begin = tokio::time::Instant::now();
+        let mut served = door.accept(|error| panic!("{error}")).await;
+        let error = served.read_u8().await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 3));
+
+        let mut served = door.accept(|error| panic!("{error}")).await;
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(served.read_u8().await.unwrap(), b'x');
+        let begin = tokio::time::Instant::now();
+        let piece = vec![0; 1 << 20];
+        let error = loop {
+            // As much as the two sockets hold; then nobody takes more.
+            if let Err(error) = served.write_all(&piece).await {
+                break error;
+            }
+        };
+        assert_eq!((error.kind(), begin.elapsed().as_secs()), (io::ErrorKind::TimedOut, 5));
+        // One that has spoken may be silent for as long as its protocol lets it.
+        let read = tokio::time::timeout(LONG, served.read_u8()).await;
+        assert!(read.is_err(), "{read:?}");
+    }
+}

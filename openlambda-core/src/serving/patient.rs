@@ -1,0 +1,118 @@
+//! One connection of a server's, whose client may be slow, but not for ever: [`Patient`].
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+
+/// A connection that is counted while it lives. A read fails when the client has said nothing at all
+/// for too long after it connected, a write when the client takes nothing for too long.
+///
+/// While a client reads nothing, a server asks for no more of its reply, so no time-out of the
+/// reply's own is ever looked at, and the call would count as in flight for as long as the client
+/// likes. What comes after the first byte is bounded by the protocol's own time-outs.
+#[derive(Debug)]
+pub struct Patient<T> {
+    stream: T,
+    peer: SocketAddr,
+    /// Runs until the first byte.
+    greeting: Option<Pin<Box<Sleep>>>,
+    limit: Duration,
+    /// Runs while a write waits.
+    waits: Option<Pin<Box<Sleep>>>,
+    /// Given back by Drop.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl<T> Patient<T> {
+    /// `greeting`: how long the client may say nothing at first; `write`: how long it may take
+    /// nothing. Must be called within a tokio runtime with time.
+    pub(super) fn new(
+        stream: T,
+        peer: SocketAddr,
+        greeting: Duration,
+        write: Duration,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let greeting = Some(Box::pin(tokio::time::sleep(greeting)));
+        Patient { stream, peer, greeting, limit: write, waits: None, _place: place }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    fn bounded<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if written.is_ready() {
+            self.waits = None;
+            return written;
+        }
+        let limit = self.limit;
+        let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(waits.as_mut().poll(cx));
+        Poll::Ready(Err(timed_out(format!("the client took nothing for {limit:?}"))))
+    }
+}
+
+fn timed_out(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, message)
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let Some(greeting) = &mut self.greeting else { return read };
+        if read.is_ready() {
+            self.greeting = None;
+            return read;
+        }
+        ready!(greeting.as_mut().poll(cx));
+        Poll::Ready(Err(timed_out("the client connected and said nothing".to_owned())))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.bounded(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.bounded(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
