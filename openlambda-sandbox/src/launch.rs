@@ -175,13 +175,19 @@ pub(crate) fn environment(
     set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
     set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}"));
     set("AWS_LAMBDA_LOG_STREAM_NAME", mark);
-    set("AWS_LAMBDA_MAX_CONCURRENCY", &manifest.concurrency.to_string());
     set("AWS_REGION", "local");
     set("AWS_DEFAULT_REGION", "local");
     set("LAMBDA_RUNTIME_DIR", &places.runtimes);
     set("LAMBDA_TASK_ROOT", &places.code);
     set("OPENLAMBDA_STYLE", style);
     set(MARK, mark);
+    // With one slot it is not there, as on AWS: clients take it, whatever it says, for the wish to have
+    // a process of its own for each slot.
+    let slots = "AWS_LAMBDA_MAX_CONCURRENCY";
+    match manifest.concurrency {
+        1 => drop(env.remove(slots)),
+        several => drop(env.insert(slots.to_owned(), several.to_string())),
+    }
     for (volume, place) in volumes {
         let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         let variable: String = volume.chars().map(sign).collect();

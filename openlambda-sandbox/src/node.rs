@@ -72,7 +72,8 @@ pub(crate) fn check(manifest: &Manifest) -> Result<(), SandboxError> {
 }
 
 /// What Node.js is told before the bootstrap's path: to collect garbage before the manifest's memory
-/// is used up. By itself it goes by the machine's memory.
+/// is used up. By itself it goes by the machine's memory, and is killed with its garbage. Worth the few
+/// milliseconds for which V8 does not take compiled code from a build with other settings.
 pub(crate) fn arguments(manifest: &Manifest) -> Vec<String> {
     let options = manifest.environment.get("NODE_OPTIONS").map(|options| options.replace('_', "-"));
     if options.is_some_and(|options| options.contains("--max-old-space-size")) {

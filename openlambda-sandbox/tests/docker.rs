@@ -312,6 +312,46 @@ async fn bootstraps_of_ones_own_find_the_runtime_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn functions_in_node_need_an_image_that_has_it() {
+    let docker = docker().await;
+    const CODE: &str = "
+exports.handler = async (event) => {
+    console.log('printed');
+    if (event === 'throw') throw new TypeError('as asked');
+    return [event, process.cwd(), process.getuid(), require('os').tmpdir()];
+};
+";
+    let files = [("index.js", CODE), ("ol.toml", "processes = 16")];
+    let error = docker.refused(docker.setup.spec(&files)).await;
+    assert_eq!((error.kind, error.started), (SandboxErrorKind::Resources, Started::No));
+    for next in [BASE_IMAGE, "OPENLAMBDA_DOCKER_IMAGE", "ol image build --with"] {
+        assert!(error.message.contains(next), "{error}");
+    }
+    // Another that has this machine's own.
+    let image = "openlambda-node:latest";
+    let node = openlambda_sandbox::find_node().expect("there is a Node.js; .ci/deps installs it");
+    build_base_image(&docker.engine.socket(), image, &[node]).await.unwrap();
+    let setup = setup();
+    let mut config = docker.engine.config(&state(&setup), &setup.mark);
+    config.image = image.to_owned();
+    let factory = DockerFactory::connect(config).await.unwrap();
+    for network in ["none", "host"] {
+        let manifest = format!("processes = 16\nnetwork = \"{network}\"");
+        let spec = setup.spec(&[("index.js", CODE), ("ol.toml", &manifest)]);
+        let sandbox = create(&factory, spec).await.unwrap();
+        for n in 0..3 {
+            assert_eq!(ask(&*sandbox, json!(n)).await, json!([n, "/var/task", 1000, "/tmp"]));
+        }
+        let told = call(&*sandbox, "\"throw\"").await.unwrap_err().function_error.unwrap();
+        assert_eq!((&*told.kind, &*told.message), ("TypeError", "as asked"));
+        assert!(setup.lines.texts().contains(&"printed".to_owned()));
+        sandbox.destroy().await;
+    }
+    factory.shutdown().await;
+    docker.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_others_remove_is_told() {
     let docker = docker().await;
     let sandbox = docker.create(&[("f.py", "import time\ndef f(event): time.sleep(event)")]).await;

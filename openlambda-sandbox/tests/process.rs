@@ -300,6 +300,7 @@ def f(event):
 GREETING = "hellö"
 TZ = "Europe/Vienna"
 AWS_LAMBDA_FUNCTION_NAME = "another"
+AWS_LAMBDA_MAX_CONCURRENCY = "9"
 OPENLAMBDA_MARK = "none"
 [[volumes]]
 name = "my-data.1"
@@ -319,7 +320,6 @@ path = "/data"
         "AWS_LAMBDA_INITIALIZATION_TYPE",
         "AWS_LAMBDA_LOG_GROUP_NAME",
         "AWS_LAMBDA_LOG_STREAM_NAME",
-        "AWS_LAMBDA_MAX_CONCURRENCY",
         "AWS_REGION",
         "GREETING",
         "HOME",

@@ -5,12 +5,9 @@ mod common;
 #[path = "common/containers.rs"]
 mod containers;
 
-use std::process::Command;
-
 use openlambda_core::sandbox::SandboxFactory;
 use serde_json::json;
 
-use common::call;
 use containers::{again_as_an_ordinary_user, ask, containers};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,35 +44,6 @@ done
     for n in 0..3 {
         assert_eq!(ask(&*sandbox, json!(n)).await, json!({"echo": n, "in": "/var/task"}));
     }
-    containers.factory.shutdown().await;
-}
-
-/// The runtime that AWS publishes for Python, as it comes, asked for by name.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_runtime_client_of_aws_runs_unchanged() {
-    let containers = containers();
-    let code = "
-def handler(event, context):
-    if event == 'raise': raise ValueError('no luck')
-    return {'event': event, 'id': context.aws_request_id, 'name': context.function_name}
-";
-    let script = "#!/bin/sh\nexec /usr/bin/python3 -m awslambdaric app.handler\n";
-    let files = [("app.py", code), ("bootstrap", script), ("ol.toml", "timeout_seconds = 60")];
-    let spec = containers.spec(&files);
-    let install = Command::new("/usr/bin/python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--target"])
-        .arg(&spec.code)
-        .arg("awslambdaric")
-        .output()
-        .unwrap();
-    assert!(install.status.success(), "{install:?}");
-    let sandbox = containers.create(spec).await;
-    let expected = json!({"event": {"a": "ü"}, "id": "r", "name": "tested"});
-    assert_eq!(ask(&*sandbox, json!({"a": "ü"})).await, expected);
-    let mut error = call(&*sandbox, "\"raise\"").await.unwrap_err();
-    let told = error.function_error.take().unwrap();
-    assert_eq!((&*told.kind, &*told.message, error.reusable), ("ValueError", "no luck", true));
-    assert_eq!(ask(&*sandbox, json!(2)).await["event"], 2);
     containers.factory.shutdown().await;
 }
 

@@ -1,9 +1,10 @@
 //! `ol doctor`: what this machine has of what OpenLambda needs, and how to get the rest.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Args;
+use openlambda_sandbox::find_node;
 use openlambda_sandbox::sys::processes_with_mark;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
@@ -42,6 +43,7 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let mut checks = vec![
         python(),
+        node(),
         curl(),
         loopback(),
         port(&dir)?,
@@ -103,7 +105,7 @@ fn check(
 }
 
 fn python() -> Check {
-    let version = std::process::Command::new("python3")
+    let version = Command::new("python3")
         .args(["-c", "import sys, sqlite3; print('%d.%d.%d' % sys.version_info[:3])"])
         .output();
     let result = match version {
@@ -120,8 +122,26 @@ fn python() -> Check {
     check("python", true, why, result, "apt-get install python3")
 }
 
+fn node() -> Check {
+    const OLDEST: u32 = 18;
+    let asked = || {
+        let path = find_node().ok_or("there is no Node.js")?;
+        let output = Command::new(&path).arg("--version").output();
+        let output = output.map_err(|error| format!("{} does not run: {error}", path.display()))?;
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let major = version.trim_start_matches('v').split('.').next();
+        let found = format!("Node.js {version} ({})", path.display());
+        match major.and_then(|major| major.parse::<u32>().ok()) {
+            Some(major) if major >= OLDEST => Ok(found),
+            _ => Err(format!("{found} is older than {OLDEST}")),
+        }
+    };
+    let next = "apt-get install nodejs; containers of Docker take the one of their image";
+    check("node", false, "it runs functions in Node.js", asked(), next)
+}
+
 fn curl() -> Check {
-    let result = match std::process::Command::new("curl").arg("--version").output() {
+    let result = match Command::new("curl").arg("--version").output() {
         Ok(output) if output.status.success() => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))

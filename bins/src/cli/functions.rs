@@ -97,7 +97,7 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
         .context(|| format!("cannot deploy {}", args.folder.display()))?;
     // Its warnings are lines of their own.
     drop(progress);
-    super::python::check(&args.folder, &packed.manifest)?;
+    super::syntax::check(&args.folder, &packed.manifest)?;
     let progress = Progress::start(format!("deploying {name}"));
     let state = args.common.dir()?.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;

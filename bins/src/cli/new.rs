@@ -38,6 +38,8 @@ enum Template {
     PythonHttp,
     /// Python: a WSGI application, as of Flask or Django
     PythonWsgi,
+    /// Node.js: the JSON body in, a JSON value out
+    Node,
     /// A shell script that speaks the Lambda Runtime API with curl
     BootstrapSh,
     /// A Rust program without dependencies that speaks the Lambda Runtime API
@@ -66,6 +68,7 @@ impl Template {
             Template::PythonWsgi => {
                 &[file!("python-wsgi", "app.py"), file!("python-wsgi", "ol.toml")]
             }
+            Template::Node => &[file!("node", "index.mjs"), file!("node", "ol.toml")],
             Template::BootstrapSh => {
                 &[file!("bootstrap-sh", "bootstrap", executable), file!("bootstrap-sh", "ol.toml")]
             }

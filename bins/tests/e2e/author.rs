@@ -28,6 +28,8 @@ fn every_template_deploys_and_answers() {
         ("python", &[], r#""Hello, world!""#),
         ("python-http", &["-X", "GET", "--path", "/a?name=you"], r#""Hello, you!", "path": "/a""#),
         ("python-wsgi", &["-X", "GET", "--path", "/a?name=you"], r#""Hello, you!", "path": "/a""#),
+        ("node", &["-d", r#"{"name": "you"}"#], r#"{"message":"Hello, you!"}"#),
+        ("node", &[], r#"{"message":"Hello, world!"}"#),
         ("bootstrap-sh", &["-d", "[1]"], r#""Hello from a shell!", "event": [1]"#),
         ("bootstrap-rust", &["-d", "[1]"], r#""Hello from Rust!", "event": [1]"#),
     ] {
@@ -39,6 +41,7 @@ fn every_template_deploys_and_answers() {
             let built = Command::new("sh")
                 .arg(folder.join("build.sh"))
                 .env("CARGO_TARGET_DIR", target)
+                .env("CARGO_NET_OFFLINE", "true")
                 .stdin(Stdio::null())
                 .output()
                 .unwrap();
@@ -360,6 +363,62 @@ fn a_syntax_error_is_told_with_file_and_line_and_nothing_runs() {
     assert_eq!(place.ol(&["invoke", "f"]), "1");
 }
 
+#[test]
+fn a_syntax_error_of_node_is_told_with_file_and_line_and_nothing_runs() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let place = &cluster.place;
+    let mark = place.data_dir().join("ran");
+    let folder = place.function("f", &[]);
+    let deploy = || place.run(&["deploy", folder.to_str().unwrap()]);
+    let runs = format!("require('fs').writeFileSync({mark:?}, '');\n");
+    let module = "export const handler = async (event) => event +;\n";
+    for (file, text, told) in [
+        (
+            "index.js",
+            format!("{runs}exports.handler = async (event) => {{\n  retrun 1;\n}};\n"),
+            "ol: index.js, line 3: Unexpected number: retrun 1;",
+        ),
+        (
+            "index.mjs",
+            format!("\n{module}"),
+            "ol: index.mjs, line 2: Unexpected token ';': export const",
+        ),
+        (
+            "other.cjs",
+            "\n\nlet a = 1;\nlet a = 2;\n".to_owned(),
+            "ol: other.cjs, line 4: Identifier 'a' has already been declared: let a = 2;",
+        ),
+    ] {
+        place.function("f", &[("index.js", "exports.handler = async () => 1;\n"), (file, &text)]);
+        let message = texts(&deploy()).1;
+        assert!(message.contains(told), "{message}");
+        fs::remove_file(folder.join(file)).unwrap();
+    }
+    assert_eq!(place.json(&["ls", "--json"])["functions"], json!([]));
+    // What is right in one kind of module is wrong in the other; what the page's browser runs, and
+    // packages of others, are no business of ours.
+    let good = format!("#!/usr/bin/env node\n{runs}exports.handler = async () => 1;\nreturn;\n");
+    place.function("f", &[("index.js", &good)]);
+    place.function(
+        "f/lib",
+        &[
+            ("package.json", r#"{"type": "module"}"#),
+            ("a.js", "import fs from 'fs'; await 1; export default import.meta.url;\n"),
+            ("b.js", "with ({}) {}\n"),
+        ],
+    );
+    place.function("f/node_modules/x", &[("x.js", "not JavaScript\n")]);
+    place.function("f/static", &[("x.js", "not JavaScript\n")]);
+    let output = deploy();
+    let (_, err) = texts(&output);
+    assert!(output.status.success(), "{err}");
+    let warnings: Vec<_> = err.lines().filter(|line| line.contains("warning")).collect();
+    assert!(warnings.len() == 1 && warnings[0].contains("warning: lib/b.js, line 1: "), "{err}");
+    assert!(!mark.exists(), "deploying has run the code");
+    assert_eq!(place.ol(&["invoke", "f"]), "1");
+    assert!(mark.exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watching_deploys_every_save_and_no_call_fails() {
     let cluster = Cluster::start(&[]);
@@ -676,7 +735,14 @@ fn doctor_says_what_each_thing_is_for() {
         assert_eq!(check["ok"] == false, check["next"].is_string(), "{check}");
     }
     let text = cluster.place.ol(&["doctor"]);
-    for part in ["python: Python 3", "curl: curl", "loopback", "the demo", "go on with `ol up"] {
+    for part in [
+        "python: Python 3",
+        "node: Node.js v",
+        "curl: curl",
+        "loopback",
+        "the demo",
+        "go on with `ol up",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     // Without the tools of a usual machine.

@@ -2,12 +2,13 @@
 // Runs a Node.js handler: asks the worker for events and posts what the handler returns.
 //
 // It speaks the Lambda Runtime API over the Unix socket (or to the host:port) in
-// OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file: so it is a CommonJS module, since a
-// first ES module costs half of the interpreter's own start again, and speaks HTTP over a plain
-// socket, which is loaded anyway, where `node:http` would be one more module.
+// OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file: so it is a CommonJS module, since the
+// first ES module takes several milliseconds more, and speaks HTTP over a plain socket, which
+// `node:http` would be loaded on top of.
 //
 // The environment says what to run: _HANDLER (path/file.function), LAMBDA_TASK_ROOT (the code),
-// AWS_LAMBDA_MAX_CONCURRENCY (slots: connections that ask for events, all on the one event loop).
+// AWS_LAMBDA_MAX_CONCURRENCY (slots: connections that ask for events, all on the one event loop;
+// absent: one).
 
 const fs = require('fs');
 const net = require('net');

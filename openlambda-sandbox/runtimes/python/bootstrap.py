@@ -7,7 +7,7 @@ parts are not where they were. Web applications are run by web.py beside it.
 
 The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,
 lambda, wsgi, asgi), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (slots: a thread and a
-connection each; with ASGI, a task each).
+connection each; with ASGI, a task each; absent: one).
 """
 
 import _socket

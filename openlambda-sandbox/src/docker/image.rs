@@ -16,6 +16,18 @@ use tar::{Builder, EntryType, Header};
 use super::engine::Engine;
 use crate::launch::resources;
 
+/// Libraries that compiled packages, of PyPI for example, take for granted, where they are beside the C
+/// library. Some are empty ones that programs of before glibc 2.34 ask for.
+const EXPECTED: [&str; 7] = [
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+    "libutil.so.1",
+];
+
 /// The name of the image that [`build_base_image`] makes, unless it is told another.
 pub const BASE_IMAGE: &str = "openlambda-base:latest";
 
@@ -135,7 +147,11 @@ fn pack(more: &[PathBuf]) -> io::Result<File> {
     }
     let mut linked = programs.clone();
     linked.extend(packer.seen.iter().filter(|path| is_library(path)).cloned());
-    programs.extend(libraries(&linked)?);
+    let libraries = libraries(&linked)?;
+    let beside = libraries.iter().filter(|path| path.ends_with("libc.so.6"));
+    let beside = beside.flat_map(|libc| EXPECTED.map(|name| libc.with_file_name(name)));
+    programs.extend(beside.filter(|path| path.exists()));
+    programs.extend(libraries);
     for program in &programs {
         packer.add(program)?;
     }
