@@ -7,17 +7,19 @@
 //! | `worker, closure` | client → worker → a Rust closure: the worker without a process behind it |
 //! | `worker` | client → worker → Python in a process sandbox |
 //! | `balancer, worker` | client → balancer → worker → Python in a process sandbox |
+//! | `balancer, worker, 32 clients` | the same from 32 at once: the time between two answers |
 //!
 //! One client sends one call after the other over one kept-alive connection, without a runtime of
-//! its own. Balancer and workers share a runtime of this process, as many threads as there are
-//! cores; each Python is a process, with the same interpreter and flags.
+//! its own; 32 are as many threads. Balancer and workers share a runtime of this process, of as many
+//! threads as there are cores (`TOKIO_WORKER_THREADS=1` shows what the daemons have on two of them);
+//! each Python is a process, with the same interpreter and flags.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
@@ -30,6 +32,9 @@ use openlambda_lb::proxy::{Proxy, ProxyConfig};
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
 use openlambda_sandbox::sys::{Child, CommandSpec, Spawner};
 use tokio::runtime::Runtime;
+
+/// Clients at once.
+const CLIENTS: usize = 32;
 
 const EVENT: &str = r#"{"one": 1}"#;
 
@@ -68,13 +73,32 @@ fn warm(c: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let (servers, scenarios) = runtime.block_on(Servers::start());
     let mut group = c.benchmark_group("warm");
-    for (scenario, address) in scenarios {
+    for (scenario, address) in &scenarios {
         // Now, since a server closes a connection that is idle for long.
-        let mut client = Client::connect(&address);
-        group.bench_function(scenario, |b| b.iter(|| client.call()));
+        let mut client = Client::connect(address);
+        group.bench_function(*scenario, |b| b.iter(|| client.call()));
     }
+    let (scenario, address) = scenarios.last().expect("there are some");
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(address)).collect();
+    group.bench_function(format!("{scenario}, {CLIENTS} clients"), |b| {
+        b.iter_custom(|calls| at_once(&mut clients, calls));
+    });
     group.finish();
     runtime.block_on(servers.stop());
+}
+
+/// The time that so many calls take, spread over the clients.
+#[allow(clippy::disallowed_methods, reason = "a bench measures real time")]
+fn at_once(clients: &mut [Client], calls: u64) -> Duration {
+    let (all, begin) = (clients.len() as u64, Instant::now());
+    std::thread::scope(|scope| {
+        for (n, client) in (0..).zip(clients) {
+            scope.spawn(move || {
+                (0..calls / all + u64::from(n < calls % all)).for_each(|_| client.call())
+            });
+        }
+    });
+    begin.elapsed()
 }
 
 /// Everything that the clients talk to. Children die with this process, however it ends.
@@ -175,9 +199,9 @@ struct Client {
     reply: Vec<u8>,
 }
 
-trait Connection: Read + Write {}
+trait Connection: Read + Write + Send {}
 
-impl<T: Read + Write> Connection for T {}
+impl<T: Read + Write + Send> Connection for T {}
 
 impl Client {
     fn connect(address: &Address) -> Client {

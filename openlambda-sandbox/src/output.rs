@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use openlambda_core::function::FunctionName;
 use openlambda_core::invocation::RequestId;
 use openlambda_core::sandbox::{LogLine, LogSink, LogStream};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
@@ -118,16 +119,27 @@ impl FunctionOutput {
 
     /// Reads what the pipes hold now, without waiting, and ends lines that have no end yet.
     pub fn settle(&self) {
-        for pipe in &self.pipes {
+        let readable = self.readable();
+        for (pipe, readable) in self.pipes.iter().zip(readable) {
             let mut reader = pipe.lock();
             // Not more: what else comes while we read may never end.
-            let mut held = rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0);
+            let held = readable.then(|| rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0));
+            let mut held = held.unwrap_or(0);
             while held > 0
                 && let Read::Data(count) = pipe.read(&mut reader)
             {
                 held = held.saturating_sub(count as u64);
             }
             pipe.end_line(&mut reader);
+        }
+    }
+
+    /// Which pipes hold something: mostly none does, and one question is enough for both.
+    fn readable(&self) -> [bool; 2] {
+        let mut asked = [0, 1].map(|n| PollFd::new(self.pipes[n].fd.get_ref(), PollFlags::IN));
+        match rustix::event::poll(&mut asked, Some(&Timespec::default())) {
+            Ok(_) => asked.map(|pipe| pipe.revents().contains(PollFlags::IN)),
+            Err(_) => [true; 2],
         }
     }
 

@@ -83,8 +83,18 @@ pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
 /// Runs a future on a runtime of its own, with logs to standard error.
 fn block_on<F: Future>(future: F) -> Result<F::Output> {
     start_log();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads(serving_threads());
+    }
+    let runtime = runtime.enable_all().build();
     Ok(runtime.context(|| "cannot start the runtime".to_owned())?.block_on(future))
+}
+
+/// Half of the processors: functions run on the others, and a thread that wakes another for each
+/// step of a call costs more than it helps. `TOKIO_WORKER_THREADS` says otherwise.
+fn serving_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).max(1))
 }
 
 /// Sends log lines to standard error; `OPENLAMBDA_LOG` filters them.

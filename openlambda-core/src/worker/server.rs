@@ -11,7 +11,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -355,7 +355,7 @@ fn events(shared: Arc<Shared>, balancer: Option<String>) -> Response<Body> {
     let subscription = Subscription { shared, balancer, told };
     let lines = stream::unfold((subscription, beats), |(mut subscription, mut beats)| async move {
         let line = tokio::select! {
-            line = subscription.told.recv() => line?,
+            line = subscription.told.recv() => gathered(line?, &mut subscription.told),
             _ = beats.tick() => snapshot(&subscription.shared),
         };
         Some((Ok(Frame::data(line)), (subscription, beats)))
@@ -364,6 +364,17 @@ fn events(shared: Arc<Shared>, balancer: Option<String>) -> Response<Body> {
     let json_lines = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(CONTENT_TYPE, json_lines);
     response
+}
+
+/// What else there is to tell by now goes with the line: under load, one write tells of many calls.
+fn gathered(line: Bytes, told: &mut mpsc::Receiver<Bytes>) -> Bytes {
+    let Ok(second) = told.try_recv() else { return line };
+    let mut lines = BytesMut::from(line);
+    lines.extend_from_slice(&second);
+    while let Ok(line) = told.try_recv() {
+        lines.extend_from_slice(&line);
+    }
+    lines.freeze()
 }
 
 fn snapshot(shared: &Shared) -> Bytes {

@@ -18,6 +18,7 @@ import time
 API = "/2018-06-01/runtime/"
 # With an error after which this process ends.
 EXITING = "OpenLambda-Exiting: 1\r\n"
+NEXT = f"GET {API}invocation/next HTTP/1.1\r\nHost: worker\r\n\r\n".encode()
 environ = {k.decode(): v.decode("utf-8", "surrogateescape") for k, v in posix.environ.items()}
 SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
 
@@ -64,6 +65,9 @@ def json_functions():
 class Connection:
     """One HTTP/1.1 connection to the worker, kept alive."""
 
+    # What has been received beyond the last reply.
+    rest = b""
+
     def __init__(self, path):
         if "/" not in path and ":" in path:
             # A port, where no Unix socket reaches into the sandbox.
@@ -85,14 +89,21 @@ class Connection:
             self.socket.connect(f"/proc/self/fd/{fd}/{name}")
             posix.close(fd)
 
-    def request(self, method, path, body=b"", headers=""):
+    def request(self, method, path, body=b"", headers="", then=b""):
         """Returns the reply's status, its headers (lower case) and its body."""
         head = request_head(method, path, len(body), headers)
         if len(body) < 65536:
-            self.socket.sendall(head + body)
+            self.socket.sendall(head + body + then)
         else:
             self.socket.sendall(head)
             self.socket.sendall(body)
+            self.socket.sendall(then)
+        return self.reply()
+
+    def answer(self, path, reply):
+        """Posts a reply and asks for the next event in one go: for what comes back, which is what
+        `request` returns, the worker need not be woken twice."""
+        self.request("POST", path, reply, then=NEXT)
         return self.reply()
 
     def begin(self, path, headers):
@@ -109,13 +120,15 @@ class Connection:
         return self.reply()
 
     def reply(self):
-        data = b""
+        data, self.rest = self.rest, b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self.receive(65536)
         status, replied = parse_head(data[:end])
         body = data[end + 4 :]
         length = int(replied.get("content-length", 0))
-        if len(body) < length:
+        if len(body) > length:
+            body, self.rest = body[:length], body[length:]
+        elif len(body) < length:
             whole = bytearray(length)
             whole[: len(body)] = body
             view, at = memoryview(whole), len(body)
@@ -327,9 +340,9 @@ def flush():
             pass
 
 
-def next_event(connection, headers=""):
-    """The headers and the body of the next event."""
-    status, headers, body = connection.request("GET", "invocation/next", headers=headers)
+def next_event(connection, headers="", told=None):
+    """The headers and the body of the next event; `told` is the reply, if it was asked for before."""
+    status, headers, body = told or connection.request("GET", "invocation/next", headers=headers)
     if status != 200:
         raise RuntimeError(f"the worker refused next: {status} {bytes(body)!r}")
     return headers, body
@@ -338,8 +351,10 @@ def next_event(connection, headers=""):
 def serve(connection, handler, style):
     """One slot: event after event, until the worker ends the process."""
     own_pid = posix.getpid()
+    upcoming = None
     while True:
-        headers, body = next_event(connection)
+        headers, body = next_event(connection, told=upcoming)
+        upcoming = None
         request = "invocation/" + headers["lambda-runtime-aws-request-id"]
         extra, leave, reply, begun = "", None, None, False
         try:
@@ -378,7 +393,7 @@ def serve(connection, handler, style):
         if begun:
             connection.end(trailers(failure, extra) if reply is None else "")
         elif reply is not None:
-            connection.request("POST", request + "/response", reply)
+            upcoming = connection.answer(request + "/response", reply)
         else:
             connection.request("POST", request + "/error", failure, extra)
         if leave is not None:

@@ -916,6 +916,28 @@ async fn connections_may_come_and_go() {
     assert_eq!(outcome(invoked).await.unwrap().0.body, "2");
 }
 
+/// Our own bootstraps post a reply and ask for the next event in one write.
+#[tokio::test]
+async fn a_reply_and_the_next_question_may_come_in_one_piece() {
+    let setup = Setup::new(Over::Unix, 1).await;
+    let mut client = setup.client().await;
+    client.ask().await;
+    for n in 0..20 {
+        let invoked = setup.invoke("r", &n.to_string());
+        let event = client.read().await.unwrap();
+        assert_eq!((event.id(), event.body), ("r".to_owned(), Bytes::from(n.to_string())));
+        let base = "/2018-06-01/runtime/invocation";
+        let both = format!(
+            "POST {base}/r/response HTTP/1.1\r\nHost: w\r\nContent-Length: 1\r\n\r\n7\
+             GET {base}/next HTTP/1.1\r\nHost: w\r\n\r\n"
+        );
+        client.write(both).await.unwrap();
+        assert_eq!(outcome(invoked).await.unwrap().0.body, "7");
+        assert_eq!(client.read().await.unwrap().status, 202);
+        setup.polls_wait(1).await;
+    }
+}
+
 /// A clock that takes its time, as a thread does that has lost its processor.
 #[derive(Debug)]
 struct Dawdling(SystemClock);
