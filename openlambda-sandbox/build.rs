@@ -1,6 +1,6 @@
 //! Compiles the programs that the crate carries inside of itself: the nursery, in which `sock`
-//! sandboxes are born; `ol-init`, the first program of a `docker` one; and the function that does
-//! nothing, with which starts are measured.
+//! sandboxes are born; `ol-init`, the first program of a `docker` one; the function that does nothing,
+//! with which starts are measured, and the least that a start can be, beside which they are.
 //!
 //! Cargo cannot make one of a crate's programs a part of its library, so the compiler is called here.
 //! They use nothing but std and the C library, which they are linked with statically: they must not
@@ -13,10 +13,12 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/sys/nursery");
+    println!("cargo:rerun-if-changed=src/sys/minimal");
     println!("cargo:rerun-if-changed=src/sys/init");
     println!("cargo:rerun-if-changed=src/noop");
     if env::var_os("CARGO_FEATURE_SOCK").is_some() {
         compile("nursery", "src/sys/nursery/main.rs");
+        compile("minimal", "src/sys/minimal/main.rs");
     }
     if env::var_os("CARGO_FEATURE_DOCKER").is_some() {
         compile("ol-init", "src/sys/init/main.rs");

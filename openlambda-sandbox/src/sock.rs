@@ -61,6 +61,7 @@
 mod bridge;
 mod cell;
 mod cgroup;
+pub mod minimal;
 mod seccomp;
 
 use std::collections::BTreeMap;
@@ -274,6 +275,12 @@ pub fn remove_network_rules(mark: &str) -> Report {
     let mut report = Report::default();
     bridge::remove_rules(mark, &mut report);
     report
+}
+
+/// The cgroups of factories whose marks are `mark` or begin with `mark/`, and of their sandboxes: for
+/// whoever looks at what is there.
+pub fn cgroups_of(mark: &str) -> Vec<PathBuf> {
+    cgroup::all_marked(mark)
 }
 
 /// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends what is in

@@ -1,6 +1,8 @@
 //! `ol doctor`: what this machine has of what OpenLambda needs, and how to get the rest.
 
-use std::path::{Path, PathBuf};
+mod kernel;
+
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::Args;
@@ -50,8 +52,12 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
         data_dir(&dir),
         proc_readable(),
         descriptors(),
-        user_namespaces(),
-        cgroups(),
+        kernel::namespaces(),
+        kernel::user_namespaces(),
+        kernel::cgroups(),
+        kernel::overlay(),
+        kernel::kvm(),
+        runtimes(),
     ];
     checks.extend(catalog.sandboxes().iter().map(sandbox));
     checks.push(leftovers(&dir, args.clean)?);
@@ -209,29 +215,24 @@ fn port(dir: &DataDir) -> Result<Check> {
     Ok(check("port", false, why, result, "`ol up --listen 127.0.0.1:0` takes a free one"))
 }
 
-fn user_namespaces() -> Check {
-    let most = read("/proc/sys/user/max_user_namespaces").and_then(|text| text.parse().ok());
-    let allowed = read("/proc/sys/kernel/unprivileged_userns_clone").is_none_or(|text| text != "0");
-    let result = if allowed && most.is_some_and(|most: u64| most > 0) {
-        Ok("allowed without root".to_owned())
-    } else {
-        Err("not allowed without root".to_owned())
+/// OCI runtimes in `PATH`. Which of them an engine knows, it says itself.
+fn runtimes() -> Check {
+    let found: Vec<String> = ["runc", "crun", "runsc"]
+        .into_iter()
+        .filter_map(|name| {
+            let output = std::process::Command::new(name).arg("--version").output().ok()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // "runc version 1.1.5+ds1", "runsc version release-20221219.0"
+            let version = text.lines().next()?.split_whitespace().nth(2).unwrap_or_default();
+            output.status.success().then(|| format!("{name} {version}").trim().to_owned())
+        })
+        .collect();
+    let result = match found.is_empty() {
+        false => Ok(found.join(", ")),
+        true => Err("none of runc, crun and runsc is in PATH".to_owned()),
     };
-    let why = "isolated sandboxes without root will need them; the demo does not";
-    let next = "sysctl user.max_user_namespaces=10000";
-    check("user namespaces", false, why, result, next)
-}
-
-fn cgroups() -> Check {
-    let unified = PathBuf::from("/sys/fs/cgroup/cgroup.controllers");
-    let v1 = Path::new("/sys/fs/cgroup/memory").exists();
-    let result = match (unified.exists(), v1) {
-        (true, _) => Ok("v2".to_owned()),
-        (false, true) => Ok("v1".to_owned()),
-        (false, false) => Err("no cgroup tree at /sys/fs/cgroup".to_owned()),
-    };
-    let why = "limits of isolated sandboxes will need them; the demo does not";
-    check("cgroups", false, why, result, "mount -t cgroup2 none /sys/fs/cgroup")
+    let why = "docker sandboxes are run by one of them (OPENLAMBDA_DOCKER_RUNTIME)";
+    check("runtimes", false, why, result, "apt-get install runc, or runsc for gVisor's kernel")
 }
 
 fn leftovers(dir: &DataDir, clean: bool) -> Result<Check> {
@@ -256,8 +257,4 @@ fn leftovers(dir: &DataDir, clean: bool) -> Result<Check> {
         _ => Err(format!("{left} processes of a cluster that crashed")),
     };
     Ok(check("leftovers", false, why, result, "`ol doctor --clean` or `ol down` removes them"))
-}
-
-fn read(path: &str) -> Option<String> {
-    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
 }

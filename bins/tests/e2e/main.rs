@@ -6,6 +6,7 @@
 //! | `table` | each row of the table of errors |
 //! | `http` | headers, bodies and timings on their way through |
 //! | `input` | bad input to the command line |
+//! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `examples` | what the README of each example says |
@@ -23,6 +24,7 @@
 mod admin;
 mod attack;
 mod author;
+mod bench;
 mod chaos;
 mod common;
 mod drain;

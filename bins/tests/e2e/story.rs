@@ -248,7 +248,18 @@ fn doctor_checks_and_says_so() {
     assert_eq!(checks["ok"], true, "{checks}");
     let names: Vec<_> =
         checks["checks"].as_array().unwrap().iter().map(|c| c["check"].as_str().unwrap()).collect();
-    assert!(names.contains(&"python") && names.contains(&"leftovers"), "{names:?}");
+    for name in [
+        "python",
+        "namespaces",
+        "user namespaces",
+        "cgroups",
+        "overlay",
+        "runtimes",
+        "kvm",
+        "leftovers",
+    ] {
+        assert!(names.contains(&name), "{name}: {names:?}");
+    }
 }
 
 #[test]

@@ -13,8 +13,9 @@
 //! Where a machine has both (a hybrid), the one that has the memory controller is used. Groups are
 //! made below the worker's own, so whatever bounds the worker bounds them too. In version 2 a group
 //! with processes cannot have groups with controllers below it; there the worker moves itself into a
-//! group `worker` of its own first, which a delegated unit of systemd allows, and at the very root
-//! that is not needed.
+//! group `openlambda.worker` of its own first, which a delegated unit of systemd allows, and at the
+//! very root that is not needed. Whatever it starts later begins in there, other workers too: they make
+//! their groups beside it, where the first one did.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -29,6 +30,9 @@ use openlambda_core::sandbox::Report;
 
 /// The controllers of version 1 that are used.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
+
+/// Version 2: the group that workers move themselves to. No factory's is called like it.
+const ASIDE: &str = "openlambda.worker";
 
 /// Where a factory's groups are.
 #[derive(Clone, Debug)]
@@ -151,13 +155,24 @@ impl Cgroups {
 
 /// Ends everything in groups of factories whose marks begin with `mark`, and removes them.
 pub(super) fn remove_marked(mark: &str, report: &mut Report) {
+    remove_groups(&marked(mark), report);
+}
+
+/// The groups of factories whose marks begin with `mark`, and those of sandboxes in them.
+pub(super) fn all_marked(mark: &str) -> Vec<PathBuf> {
+    let factories = marked(mark);
+    let sandboxes: Vec<_> = factories.iter().flat_map(|folder| folders_in(folder)).collect();
+    factories.into_iter().chain(sandboxes).collect()
+}
+
+fn marked(mark: &str) -> Vec<PathBuf> {
     let prefix = name_of(mark);
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mut places: Vec<PathBuf> = find_v1(&own, &mounts).into_values().collect();
     if let Some(mount) = mount_of_v2(&mounts) {
         let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-        places.push(mount.join(path.trim_start_matches('/')));
+        places.push(own_v2(&mount, path));
         places.push(mount);
     }
     places.sort();
@@ -167,7 +182,7 @@ pub(super) fn remove_marked(mark: &str, report: &mut Report) {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.strip_prefix(&prefix).is_some_and(|r| r.is_empty() || r.starts_with(':'))
     });
-    remove_groups(&folders, report);
+    folders
 }
 
 /// The folder's name of a factory with this mark. No mark holds a colon, so no two share a name.
@@ -233,8 +248,7 @@ fn find_v1(own: &str, mounts: &str) -> BTreeMap<&'static str, PathBuf> {
 }
 
 fn find_v2(mount: &Path, path: &str, name: &str) -> Result<Cgroups, String> {
-    let own = mount.join(path.trim_start_matches('/'));
-    let own = if own.is_dir() { own } else { mount.to_owned() };
+    let own = own_v2(mount, path);
     let read = |file: &str| fs::read_to_string(own.join(file)).unwrap_or_default();
     let controllers: Vec<String> =
         read("cgroup.controllers").split_whitespace().map(str::to_owned).collect();
@@ -248,7 +262,7 @@ fn find_v2(mount: &Path, path: &str, name: &str) -> Result<Cgroups, String> {
     // At the root, processes may stay where they are. The root has no such file.
     let at_root = !own.join("cgroup.type").exists();
     if !at_root {
-        let aside = own.join("worker");
+        let aside = own.join(ASIDE);
         make(&aside)?;
         for pid in pids_of(&own) {
             let _ = fs::write(aside.join("cgroup.procs"), pid.to_string());
@@ -269,6 +283,18 @@ fn find_v2(mount: &Path, path: &str, name: &str) -> Result<Cgroups, String> {
         ));
     }
     Ok(Cgroups::V2(folder, enabled))
+}
+
+/// The group that groups are made in: that of this process, or the one around it if it, or whoever
+/// started it, has stepped aside already.
+fn own_v2(mount: &Path, path: &str) -> PathBuf {
+    let own = mount.join(path.trim_start_matches('/'));
+    // In a container the path may be that of the machine, which is not seen here.
+    let own = if own.is_dir() { own } else { mount.to_owned() };
+    match own.parent() {
+        Some(around) if own.ends_with(ASIDE) => around.to_owned(),
+        _ => own,
+    }
 }
 
 fn enable(folder: &Path, controllers: &[String]) {
@@ -563,7 +589,12 @@ mod tests {
         fs::write(unit.join("cgroup.type"), "domain").unwrap();
         fs::write(unit.join("cgroup.procs"), "4194305\n").unwrap();
         assert!(find().unwrap_err().contains("Delegate=yes"));
-        assert_eq!(fs::read_to_string(unit.join("worker/cgroup.procs")).unwrap(), "4194305");
+        assert_eq!(fs::read_to_string(unit.join(ASIDE).join("cgroup.procs")).unwrap(), "4194305");
+        // Whoever is there already makes groups where the first one did.
+        let inside = format!("/system.slice/worker.service/{ASIDE}");
+        assert_eq!(own_v2(dir.path(), &inside), unit);
+        assert_eq!(own_v2(dir.path(), "/system.slice/worker.service"), unit);
+        assert_eq!(own_v2(dir.path(), "/not/seen/here"), dir.path());
     }
 
     #[test]

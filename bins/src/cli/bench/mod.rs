@@ -1,0 +1,60 @@
+//! `ol bench`: what sandboxes cost on this machine.
+//!
+//! | command | measures |
+//! |---|---|
+//! | `start` | create → first answer of a function that does nothing → destroy |
+//! | `memory` | what one more idle instance takes of the machine's memory, the kernel's part included |
+//! | `resume` | resume of a paused instance, and its next answer |
+//! | `soak` | thousands of starts: what is left of them, and whether they get slower |
+//!
+//! What is compared takes turns within each round, since a machine's speed changes from minute to minute;
+//! a ratio is the median of the rounds' ratios.
+
+mod figures;
+mod lab;
+mod memory;
+mod resume;
+mod rootless;
+mod runc;
+mod side;
+mod soak;
+mod start;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{block_on, print, print_json, table};
+use crate::Catalog;
+use crate::error::Result;
+
+#[derive(Args, Debug)]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    what: Bench,
+}
+
+#[derive(Subcommand, Debug)]
+enum Bench {
+    /// Create a sandbox, get its first answer, destroy it
+    Start(start::StartArgs),
+    /// Memory that one more idle instance takes, the kernel's included
+    Memory(memory::MemoryArgs),
+    /// Resume a paused instance and get its answer
+    Resume(resume::ResumeArgs),
+    /// Start and destroy thousands, and look for what is left
+    Soak(soak::SoakArgs),
+    /// Take turns for a bench that asks over standard input
+    #[command(hide = true)]
+    Turns(rootless::TurnsArgs),
+}
+
+pub(super) fn bench(args: &BenchArgs, catalog: &Catalog) -> Result<ExitCode> {
+    match &args.what {
+        Bench::Start(args) => block_on(start::start(args, catalog)),
+        Bench::Memory(args) => block_on(memory::memory(args, catalog)),
+        Bench::Resume(args) => block_on(resume::resume(args, catalog)),
+        Bench::Soak(args) => block_on(soak::soak(args, catalog)),
+        Bench::Turns(args) => block_on(rootless::turns(args, catalog)),
+    }
+}

@@ -1,0 +1,198 @@
+//! What starts are measured of: a kind of sandbox, or what it is compared with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use openlambda_core::sandbox::Sandbox;
+use openlambda_core::time::{Duration, Time};
+use openlambda_sandbox::sock::minimal::Minimal;
+use serde::{Deserialize, Serialize};
+
+use super::figures::ms;
+use super::lab::{Kind, Lab, destroy};
+use super::rootless::Rootless;
+use super::runc;
+use crate::Catalog;
+use crate::error::{CliError, Context, Result};
+
+/// One side of a comparison.
+pub(super) struct Side {
+    pub(super) name: String,
+    pub(super) isolation: String,
+    what: What,
+}
+
+enum What {
+    /// With so many paused instances alive meanwhile.
+    Kind(Kind, usize),
+    Runc(PathBuf),
+    Minimal,
+    Rootless(tokio::sync::Mutex<Rootless>),
+}
+
+/// One turn: how long each start took, and how many there were in a second.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Turn {
+    pub(super) times_ms: Vec<f64>,
+    pub(super) per_second: f64,
+}
+
+impl Side {
+    /// The side that a name means: a kind of sandbox, `runc`, `minimal` or `rootless`.
+    pub(super) async fn named(
+        lab: &Lab,
+        catalog: &Catalog,
+        name: &str,
+        function: &str,
+    ) -> Result<Side> {
+        let (isolation, what) = match name {
+            "runc" => {
+                let bundle = runc::bundle(lab.folder(), &lab.code, function)?;
+                ("namespaces, limits".to_owned(), What::Runc(bundle))
+            }
+            "minimal" => {
+                if function != "noop" {
+                    return Err(CliError::new(
+                        "minimal starts a static program; leave out --function, or --against minimal",
+                    ));
+                }
+                let minimal = minimal(lab).await?;
+                let limits = if minimal.has_cgroup() { ", limits" } else { "" };
+                minimal.end().await;
+                (format!("namespaces, seccomp{limits}"), What::Minimal)
+            }
+            "rootless" => {
+                let rootless = Rootless::start(function).await?;
+                (rootless.isolation.clone(), What::Rootless(tokio::sync::Mutex::new(rootless)))
+            }
+            _ => {
+                let kind = lab.kind(catalog, name).await?;
+                let (name, isolation) = (kind.name.to_owned(), kind.isolation.clone());
+                return Ok(Side { name, isolation, what: What::Kind(kind, 0) });
+            }
+        };
+        Ok(Side { name: name.to_owned(), isolation, what })
+    }
+
+    /// The same kind with so many paused instances alive during its turns.
+    pub(super) async fn paused(
+        lab: &Lab,
+        catalog: &Catalog,
+        name: &str,
+        paused: usize,
+    ) -> Result<Side> {
+        let kind = lab.kind(catalog, name).await?;
+        let name = format!("{} beside {paused} paused", kind.name);
+        Ok(Side { name, isolation: kind.isolation.clone(), what: What::Kind(kind, paused) })
+    }
+
+    /// Starts one after another, so many at once, for a time.
+    pub(super) async fn turn(
+        &self,
+        lab: &Arc<Lab>,
+        concurrency: usize,
+        time: Duration,
+    ) -> Result<Turn> {
+        match &self.what {
+            What::Kind(kind, paused) => {
+                let idle = lab.idle(&*kind.factory, *paused, true).await?;
+                let lanes = (0..concurrency).map(|_| Arc::clone(&kind.factory));
+                let turn = turn(lab, time, lanes, |lab, factory| async move {
+                    let started = lab.start(&*factory).await;
+                    started.map(|()| factory)
+                });
+                let turn = turn.await;
+                finish(&idle).await;
+                turn.map(|(turn, _)| turn)
+            }
+            What::Runc(bundle) => {
+                let lanes = (0..concurrency).map(|_| bundle.clone());
+                let one = |lab: Arc<Lab>, bundle: PathBuf| async move {
+                    runc::run(&bundle, &lab.name()).await.map(|()| bundle)
+                };
+                turn(lab, time, lanes, one).await.map(|(turn, _)| turn)
+            }
+            What::Minimal => {
+                let mut lanes = Vec::new();
+                for _ in 0..concurrency {
+                    lanes.push(minimal(lab).await?);
+                }
+                let one = |_: Arc<Lab>, mut minimal: Minimal| async move {
+                    minimal.start().await.context(|| "minimal failed".to_owned())?;
+                    Ok::<_, CliError>(minimal)
+                };
+                let (turn, lanes) = turn(lab, time, lanes, one).await?;
+                for minimal in lanes {
+                    minimal.end().await;
+                }
+                Ok(turn)
+            }
+            What::Rootless(rootless) => rootless.lock().await.turn(concurrency, time).await,
+        }
+    }
+
+    /// Ends what it has.
+    pub(super) async fn end(self) {
+        match self.what {
+            What::Kind(kind, _) => kind.factory.shutdown().await,
+            What::Rootless(rootless) => rootless.into_inner().end().await,
+            What::Runc(_) | What::Minimal => {}
+        }
+    }
+}
+
+async fn minimal(lab: &Lab) -> Result<Minimal> {
+    let (state_dir, mark) = lab.place("minimal")?;
+    let minimal = Minimal::launch(&lab.spawner, &mark, &state_dir, &lab.code).await;
+    minimal.context(|| "the minimal program does not work here".to_owned())
+}
+
+async fn finish(idle: &[Arc<dyn Sandbox>]) {
+    for sandbox in idle {
+        // What was paused ends as others do.
+        let _ = sandbox.resume().await;
+    }
+    destroy(idle).await;
+}
+
+/// Runs lanes beside each other, each one start after another until the time is over. The lanes come back.
+async fn turn<L, F>(
+    lab: &Arc<Lab>,
+    time: Duration,
+    lanes: impl IntoIterator<Item = L>,
+    one: impl Fn(Arc<Lab>, L) -> F + Clone + Send + 'static,
+) -> Result<(Turn, Vec<L>)>
+where
+    L: Send + 'static,
+    F: Future<Output = Result<L>> + Send + 'static,
+{
+    let begin = lab.now();
+    let end = begin + time;
+    let mut tasks = Vec::new();
+    for mut lane in lanes {
+        let (lab, one) = (Arc::clone(lab), one.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut times: Vec<(Time, f64)> = Vec::new();
+            loop {
+                let begin = lab.now();
+                lane = one(Arc::clone(&lab), lane).await?;
+                let now = lab.now();
+                times.push((now, ms(now.since(begin))));
+                if now >= end {
+                    return Ok::<_, CliError>((times, lane));
+                }
+            }
+        }));
+    }
+    let mut turn = Turn::default();
+    let mut last = begin;
+    let mut lanes: Vec<L> = Vec::new();
+    for task in tasks {
+        let (times, lane) = task.await.context(|| "a task of the bench failed".to_owned())??;
+        last = times.last().map_or(last, |(at, _)| last.max(*at));
+        turn.times_ms.extend(times.into_iter().map(|(_, time)| time));
+        lanes.push(lane);
+    }
+    turn.per_second = turn.times_ms.len() as f64 / last.since(begin).as_secs_f64();
+    Ok((turn, lanes))
+}
