@@ -27,7 +27,7 @@ enum What {
     Kind(Kind, usize),
     Runc(PathBuf),
     Minimal,
-    Rootless(tokio::sync::Mutex<Rootless>),
+    Rootless(Box<tokio::sync::Mutex<Rootless>>),
 }
 
 /// One turn: how long each start took, and how many there were in a second.
@@ -63,7 +63,10 @@ impl Side {
             }
             "rootless" => {
                 let rootless = Rootless::start(function).await?;
-                (rootless.isolation.clone(), What::Rootless(tokio::sync::Mutex::new(rootless)))
+                (
+                    rootless.isolation.clone(),
+                    What::Rootless(Box::new(tokio::sync::Mutex::new(rootless))),
+                )
             }
             _ => {
                 let kind = lab.kind(catalog, name).await?;
