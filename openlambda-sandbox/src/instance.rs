@@ -176,8 +176,10 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
     let exit = tokio::select! {
         exit = vessel.ended() => exit,
         () = instance.stop.notified() => {
-            vessel.kill();
-            vessel.ended().await;
+            if !farewell(&instance).await {
+                vessel.kill();
+                vessel.ended().await;
+            }
             Exit::Destroyed
         }
     };
@@ -191,6 +193,17 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
     settle();
     shared.lock().instances.remove(&instance.id);
     instance.life.send_replace(Life::Gone(exit));
+}
+
+/// How long code may take for what it does before its end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Lets code that asked for it end by itself, if it has nothing else to do. Returns whether it has.
+async fn farewell<V: Vessel>(instance: &Instance<V>) -> bool {
+    let vessel = &instance.vessel;
+    instance.api.farewell()
+        && vessel.resume().await.is_ok()
+        && tokio::time::timeout(FAREWELL, vessel.ended()).await.is_ok()
 }
 
 /// What the system says of a process that ended.

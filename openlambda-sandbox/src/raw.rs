@@ -8,6 +8,13 @@
 //!  "headers": [["accept", "*/*"], ["x-a", "1"], ["x-a", "2"]]}
 //! ```
 //!
+//! It may ask for more than Lambda's runtimes know, on a connection of its own or before its end:
+//!
+//! * `GET …/invocation/departed` is a long poll. It answers with the id of an invocation whose client
+//!   has left in the middle of its streamed reply ([`DEPARTED`]), which the code may then give up.
+//! * Code that says [`FAREWELL`] with its `next` gets, when its instance is to end and has nothing to
+//!   do, 410 in answer to a `next`, and a moment to end by itself.
+//!
 //! It posts its reply, buffered or streamed, with a [`HEAD`] too, of `status` and `headers`; the body
 //! is the client's. A header alone carries both heads, since bodies need no envelope then: what is
 //! streamed stays what it is, and nothing is copied.
@@ -20,6 +27,12 @@ use serde::{Deserialize, Serialize};
 
 /// With a `next`: requests as they came, please.
 pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
+
+/// With a `next`: this code has something to do before its end.
+pub const FAREWELL: HeaderName = HeaderName::from_static("openlambda-farewell");
+
+/// The path of the poll that tells whose client has left, below `invocation/`.
+pub const DEPARTED: &str = "departed";
 
 /// With what `next` answers and with a `response`: the head of the client's request or reply.
 pub const HEAD: HeaderName = HeaderName::from_static("openlambda-head");

@@ -46,7 +46,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::event;
@@ -131,6 +131,10 @@ struct Shared {
     arn: HeaderValue,
     /// The code takes requests as they came: said with its first `next`, before any call.
     takes_raw: AtomicBool,
+    /// The code has something to do before its end.
+    says_farewell: AtomicBool,
+    /// There is news in `State::departed`.
+    departures: Notify,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
 }
@@ -157,6 +161,10 @@ struct State {
     polls: Vec<oneshot::Sender<Event>>,
     /// The last that are over, to tell "again" from "unknown".
     over: VecDeque<String>,
+    /// Calls whose clients have left, until the code is told or the call over.
+    departed: VecDeque<String>,
+    /// No more events: the code is to end by itself.
+    ending: bool,
 }
 
 #[derive(Debug)]
@@ -197,8 +205,15 @@ impl RuntimeApi {
         let arn = arn(&config.function, config.version);
         let arn = HeaderValue::from_str(&arn).expect("names have only header characters");
         let (stage, _) = watch::channel(Stage::Init);
-        let takes_raw = AtomicBool::new(false);
-        let shared = Shared { config, arn, takes_raw, state: Mutex::default(), stage };
+        let shared = Shared {
+            config,
+            arn,
+            takes_raw: AtomicBool::new(false),
+            says_farewell: AtomicBool::new(false),
+            departures: Notify::new(),
+            state: Mutex::default(),
+            stage,
+        };
         RuntimeApi { shared: Arc::new(shared) }
     }
 
@@ -290,6 +305,20 @@ impl RuntimeApi {
         self.shared.alive()?;
         state.paused = false;
         Ok(())
+    }
+
+    /// The instance is to end: asks the code to end by itself. Returns whether it will, if it is given
+    /// a moment; not when it has not said [`raw::FAREWELL`], or is busy.
+    pub fn farewell(&self) -> bool {
+        let mut state = self.shared.lock();
+        let will = self.shared.says_farewell.load(Ordering::SeqCst)
+            && state.busy == 0
+            && self.shared.alive().is_ok();
+        state.ending |= will;
+        if will {
+            state.polls.clear();
+        }
+        will
     }
 
     /// The code is gone: what it had not answered fails, and nothing more is taken.
@@ -429,6 +458,7 @@ enum Refusal {
     InvalidState(&'static str),
     TooLarge,
     BodyLost,
+    Ending,
     NotFound,
     NotAllowed(&'static str),
 }
@@ -451,6 +481,9 @@ impl Refusal {
             ),
             Refusal::BodyLost => {
                 (StatusCode::BAD_REQUEST, "InvalidRequest", "the request's body broke off")
+            }
+            Refusal::Ending => {
+                (StatusCode::GONE, "InstanceEnding", "there are no more invocations; end now")
             }
             Refusal::NotFound => {
                 (StatusCode::NOT_FOUND, "NotFound", "the Runtime API 2018-06-01 has no such path")
@@ -496,10 +529,18 @@ async fn route(
         if head.headers.contains_key(raw::RAW) {
             shared.takes_raw.store(true, Ordering::SeqCst);
         }
+        if head.headers.contains_key(raw::FAREWELL) {
+            shared.says_farewell.store(true, Ordering::SeqCst);
+        }
         let Event { headers, body, .. } = shared.next(peer).await?;
         let mut response = Response::new(Full::new(body));
         *response.headers_mut() = headers;
         return Ok(response);
+    }
+    if path.strip_prefix("invocation/") == Some(raw::DEPARTED) {
+        only(Method::GET, "GET")?;
+        let id = serde_json::json!({ "id": shared.departed().await });
+        return Ok(json_response(StatusCode::OK, id.to_string()));
     }
     if path == "init/error" {
         only(Method::POST, "POST")?;
@@ -546,6 +587,9 @@ impl Shared {
     fn reserve(self: &Arc<Self>) -> Result<Slot, SandboxError> {
         let mut state = self.lock();
         self.alive()?;
+        if state.ending {
+            return Err(ended(&Exit::Destroyed, Started::No));
+        }
         if state.paused {
             let message = "the instance is paused; resume it first";
             return Err(SandboxError::new(SandboxErrorKind::Paused, message));
@@ -612,6 +656,9 @@ impl Shared {
     async fn next(self: &Arc<Self>, peer: &Peer) -> Result<Event, Refusal> {
         let receiver = {
             let mut state = self.lock();
+            if state.ending {
+                return Err(Refusal::Ending);
+            }
             let stage = self.stage.borrow().clone();
             match stage {
                 Stage::Init => {
@@ -633,8 +680,12 @@ impl Shared {
             receiver
         };
         let mut poll = NextPoll { shared: Arc::clone(self), receiver };
-        let ending = |_| Refusal::InvalidState("the instance is ending");
-        let event = (&mut poll.receiver).await.map_err(ending)?;
+        let Ok(event) = (&mut poll.receiver).await else {
+            return Err(match self.lock().ending {
+                true => Refusal::Ending,
+                false => Refusal::InvalidState("the instance is ending"),
+            });
+        };
         // What is written to a connection that was closed a moment ago is lost without a word. Over
         // TCP the news may still be on its way; then the invocation runs into its deadline.
         if peer.is_gone() {
@@ -642,6 +693,23 @@ impl Shared {
             return Err(Refusal::InvalidState("the connection is closed"));
         }
         Ok(event)
+    }
+
+    /// The call's client has left in the middle of the reply.
+    fn depart(&self, wire_id: &str) {
+        self.lock().departed.push_back(wire_id.to_owned());
+        self.departures.notify_one();
+    }
+
+    /// The next call whose client has left.
+    async fn departed(&self) -> String {
+        loop {
+            let news = self.departures.notified();
+            if let Some(id) = self.lock().departed.pop_front() {
+                return id;
+            }
+            news.await;
+        }
     }
 
     /// Queues an event again that no code has seen.
@@ -705,6 +773,7 @@ impl Shared {
             let mut state = self.lock();
             let Some(call) = state.calls.remove(wire_id) else { return };
             state.busy = state.busy.saturating_sub(1);
+            state.departed.retain(|departed| departed != wire_id);
             if state.over.len() > self.config.slots as usize + 8 {
                 state.over.pop_front();
             }
@@ -952,8 +1021,17 @@ impl Claim {
         if !first.is_empty() {
             let _ = sender.send(first.freeze()).await;
         }
-        let mut trailers = None;
-        while let Some(frame) = body.frame().await {
+        let (mut trailers, mut departed) = (None, false);
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = sender.closed(), if !departed => {
+                    departed = true;
+                    self.shared.depart(&self.wire_id);
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { break };
             match frame.map(Frame::into_data) {
                 // When nobody reads any more, the handler still gets to its end.
                 Ok(Ok(data)) => drop(sender.send(data).await),

@@ -16,6 +16,7 @@ from binascii import unhexlify
 import __main__ as bootstrap
 
 RAW = "OpenLambda-Raw: 1\r\n"
+FAREWELL = "OpenLambda-Farewell: 1\r\n"
 # The worker reads the head of a reply from one header.
 MOST_HEAD = 65536
 # A whole reply up to this size is posted at once.
@@ -29,7 +30,8 @@ class Request:
 
     def __init__(self, headers):
         head = bootstrap.loads(headers["openlambda-head"].encode("latin-1").decode())
-        self.path_of_reply = "invocation/" + headers["lambda-runtime-aws-request-id"]
+        self.id = headers["lambda-runtime-aws-request-id"]
+        self.path_of_reply = "invocation/" + self.id
         self.context = bootstrap.Context(headers)
         self.method, self.root, self.path = head["method"], head["root"], head["path"]
         self.query = head["query"] or ""
@@ -246,6 +248,9 @@ class AsgiServer:
         self.application = application
         self.state = {}
         self.own_pid = posix.getpid()
+        # Requests that are answered now, by the ids that the worker knows.
+        self.exchanges = {}
+        self.listening = None
 
     async def serve(self, connection):
         import asyncio
@@ -259,17 +264,24 @@ class AsgiServer:
         place = bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"]
         connections = [connection]
         connections += [bootstrap.Connection(place) for _ in range(bootstrap.SLOTS - 1)]
-        slots = [self.slot(await AsyncConnection.of(connection)) for connection in connections]
+        asks = RAW + (FAREWELL if lifespan.known else "")
+        slots = [self.slot(await AsyncConnection.of(other), asks) for other in connections]
         await asyncio.gather(*slots)
+        # The worker has no more requests for any of them.
+        await lifespan.end()
+        bootstrap.flush()
+        posix._exit(0)
 
-    async def slot(self, connection):
+    async def slot(self, connection, asks):
         """Request after request. Each has a task of its own, and with it context variables."""
         from asyncio import create_task
 
-        while True:
-            headers, body = await connection.next_event()
-            exchange = Exchange(connection, Request(headers), body)
-            leave = await create_task(exchange.run(self))
+        while (event := await connection.next_event(asks)) is not None:
+            headers, body = event
+            exchange = Exchange(self, connection, Request(headers), body)
+            self.exchanges[exchange.request.id] = exchange
+            leave = await create_task(exchange.run())
+            del self.exchanges[exchange.request.id]
             if posix.getpid() != self.own_pid:
                 # A child that the application forked: its parent answers, and goes on.
                 posix._exit(bootstrap.exit_code(leave) if leave else 0)
@@ -278,9 +290,28 @@ class AsgiServer:
             if leave is not None:
                 posix._exit(bootstrap.exit_code(leave))
 
+    def listen(self):
+        """Sees to it that applications are told when clients leave; for the first that asks."""
+        from asyncio import create_task
+
+        if self.listening is None:
+            self.listening = create_task(self.tell_departures())
+
+    async def tell_departures(self):
+        connection = bootstrap.Connection(bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"])
+        connection = await AsyncConnection.of(connection)
+        while True:
+            connection.writer.write(bootstrap.request_head("GET", "invocation/departed", 0))
+            status, _, body = await connection.reply()
+            if status != 200:
+                return
+            exchange = self.exchanges.get(bootstrap.loads(body.decode())["id"])
+            if exchange is not None:
+                exchange.departed.set()
+
 
 class Lifespan:
-    """The application's startup, where it has one."""
+    """The application's startup and shutdown, where it has them."""
 
     def __init__(self, server):
         import asyncio
@@ -289,6 +320,7 @@ class Lifespan:
         self.inbox = asyncio.Queue()
         # None when it has started, or why it has not.
         self.started = asyncio.get_running_loop().create_future()
+        self.known = False
         self.task = None
 
     async def start(self):
@@ -297,6 +329,11 @@ class Lifespan:
         self.inbox.put_nowait({"type": "lifespan.startup"})
         self.task = create_task(self.run())
         return await self.started
+
+    async def end(self):
+        if not self.task.done():
+            self.inbox.put_nowait({"type": "lifespan.shutdown"})
+            await self.task
 
     async def run(self):
         scope = {"type": "lifespan", "asgi": AsgiServer.VERSIONS, "state": self.server.state}
@@ -307,12 +344,16 @@ class Lifespan:
             message = f"The application exited with {error.code!r} when it started"
             failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException:
-            # It knows no lifespan, which is its right.
-            pass
+            # It knows no lifespan, which is its right; unless it has said so.
+            if self.known:
+                import traceback
+
+                traceback.print_exc()
         self.tell(failure)
 
     async def send(self, message):
         if message["type"] == "lifespan.startup.complete":
+            self.known = True
             self.tell(None)
         elif message["type"] == "lifespan.startup.failed":
             error = RuntimeError(message.get("message") or "the application said no more")
@@ -326,23 +367,26 @@ class Lifespan:
 class Exchange:
     """One request and its reply."""
 
-    def __init__(self, connection, request, body):
+    def __init__(self, server, connection, request, body):
         import asyncio
 
+        self.server = server
         self.connection, self.request, self.body = connection, request, body
         self.path = request.path_of_reply
         self.head = self.length = self.failure = None
         self.begun = False
         # The reply has been sent as a whole.
-        self.complete = asyncio.Event()
+        self.complete = False
+        # So it has, or its client has left.
+        self.departed = asyncio.Event()
         self.without_body = request.method == "HEAD"
 
-    async def run(self, server):
+    async def run(self):
         """Returns the SystemExit by which the application wants to end the process."""
         leave = None
         try:
-            await server.application(self.scope(server), self.receive, self.send)
-            if not self.complete.is_set():
+            await self.server.application(self.scope(), self.receive, self.send)
+            if not self.complete:
                 raise RuntimeError("the application returned before its reply was complete")
         except SystemExit as error:
             leave = error
@@ -350,20 +394,20 @@ class Exchange:
             self.failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException as error:
             self.failure = bootstrap.describe(error)
-            if self.complete.is_set():
+            if self.complete:
                 # The client has its reply; the log is who can be told.
                 import traceback
 
                 traceback.print_exc()
         return leave
 
-    def scope(self, server):
+    def scope(self):
         request = self.request
         # With the path to the function before it, as servers do since the specification says so.
         path = request.root + request.path
         return {
             "type": "http",
-            "asgi": server.VERSIONS,
+            "asgi": AsgiServer.VERSIONS,
             "http_version": "1.1",
             "method": request.method,
             "scheme": request.scheme,
@@ -374,7 +418,7 @@ class Exchange:
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in request.headers],
             "client": (request.client, 0),
             "server": (request.host, int(request.port)),
-            "state": server.state.copy(),
+            "state": self.server.state.copy(),
             "extensions": {},
             "openlambda.context": request.context,
         }
@@ -383,7 +427,9 @@ class Exchange:
         if self.body is not None:
             body, self.body = bytes(self.body), None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self.complete.wait()
+        if not self.departed.is_set():
+            self.server.listen()
+        await self.departed.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message):
@@ -393,7 +439,7 @@ class Exchange:
         if kind != "http.response.body" or self.head is None:
             raise RuntimeError(f"the application sends {kind} where it has no place")
         data, more = bytes(message.get("body", b"")), message.get("more_body", False)
-        if self.complete.is_set():
+        if self.complete:
             if data and not self.without_body:
                 raise RuntimeError("the application sends data after the end of its reply")
             return
@@ -402,7 +448,7 @@ class Exchange:
         if not self.begun:
             bootstrap.flush()
             if len(data) <= MOST_AT_ONCE and (not more or len(data) == self.length):
-                self.complete.set()
+                self.finish()
                 self.connection.post(self.path + "/response", data, self.head)
                 return
             self.begun = True
@@ -410,7 +456,7 @@ class Exchange:
         self.connection.send(data)
         if not more:
             bootstrap.flush()
-            self.complete.set()
+            self.finish()
             self.connection.end()
         await self.connection.drain()
 
@@ -424,12 +470,16 @@ class Exchange:
         self.without_body = self.request.method == "HEAD" or status in WITHOUT_BODY
         self.head = head_of(status, checked_headers)
 
+    def finish(self):
+        self.complete = True
+        self.departed.set()
+
     def end(self, leave):
         """What the application has left open."""
         bootstrap.flush()
-        if self.complete.is_set():
+        if self.complete:
             return
-        self.complete.set()
+        self.finish()
         exiting = bootstrap.EXITING if leave else ""
         if self.begun:
             self.connection.end(bootstrap.trailers(self.failure, exiting))
@@ -454,9 +504,12 @@ class AsyncConnection:
         # A head of the worker's has up to 90 headers of the client's in one line.
         return cls(*await asyncio.open_connection(sock=opened, limit=4 << 20))
 
-    async def next_event(self):
-        self.writer.write(bootstrap.request_head("GET", "invocation/next", 0, RAW))
+    async def next_event(self, asks):
+        """None when there are no more."""
+        self.writer.write(bootstrap.request_head("GET", "invocation/next", 0, asks))
         status, headers, body = await self.reply()
+        if status == 410:
+            return None
         if status != 200:
             raise RuntimeError(f"the worker refused next: {status} {body!r}")
         return headers, body

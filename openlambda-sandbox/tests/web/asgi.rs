@@ -269,3 +269,71 @@ async def app(scope, receive, send):
     assert_eq!(exits.kind, "Runtime.ExitError");
     assert!(exits.message.contains("exited with 4 when it started"), "{exits:?}");
 }
+
+/// Prints what becomes of it, so that the log tells.
+const ENDLESS: &str = r#"
+import asyncio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        print("told:", (await receive())["type"])
+        await send({"type": "lifespan.shutdown.complete"})
+        print("closed")
+        return
+    await receive()
+    await send({"type": "http.response.start", "status": 200})
+    if scope["path"].endswith("/endless"):
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        print("told:", (await receive())["type"])
+    await send({"type": "http.response.body", "body": b"last"})
+"#;
+
+#[tokio::test]
+async fn an_application_is_told_when_its_client_leaves_and_when_it_has_to_end() {
+    for slots in [1, 3] {
+        let manifest = format!("{}\nconcurrency = {slots}", MANIFEST.1);
+        kinds(&[("app.py", ENDLESS), ("ol.toml", &manifest)])
+            .each(async |sandbox, kinds| {
+                let before = kinds.lines().len();
+                let lines = || kinds.lines().split_off(before);
+                let mut reply = sandbox.invoke(get("/endless")).await.unwrap();
+                assert_eq!(piece(&mut reply).await, "first");
+                drop(reply.body);
+                let completion = reply.done.await;
+                assert!(completion.reusable && completion.failure.is_none(), "{completion:?}");
+                assert_eq!(lines(), ["told: http.disconnect"]);
+                assert_eq!(send(sandbox, get("/")).await.text(), "last");
+
+                // Also one that is paused, as most are when their end comes.
+                sandbox.pause().await.unwrap();
+                sandbox.destroy().await;
+                let expected = ["told: http.disconnect", "told: lifespan.shutdown", "closed"];
+                assert_eq!(lines(), expected);
+                let late = sandbox.invoke(get("/")).await.map(|_| ()).unwrap_err();
+                assert_eq!(late.started, openlambda_core::failure::Started::No);
+            })
+            .await;
+    }
+}
+
+/// One that does not end by itself is ended.
+#[tokio::test]
+async fn an_application_that_does_not_want_to_end_does_not_live_on() {
+    let code = r#"
+import asyncio
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    print("never")
+    await asyncio.Event().wait()
+"#;
+    kinds(&[("app.py", code), MANIFEST])
+        .each(async |sandbox, _| {
+            sandbox.destroy().await;
+            assert_eq!(sandbox.exited().await, openlambda_core::sandbox::Exit::Destroyed);
+        })
+        .await;
+}
