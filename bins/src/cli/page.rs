@@ -75,7 +75,8 @@ impl Page {
 fn is_our_json(text: &[u8]) -> bool {
     let value = serde_json::from_slice::<serde_json::Value>(text).ok();
     let fields = value.as_ref().and_then(|value| value.as_object());
-    fields.is_some_and(|fields| fields.len() == 1 && fields["url"].is_string())
+    let Some(fields) = fields.filter(|fields| fields.len() == 1) else { return false };
+    fields.get("url").is_some_and(|url| url.is_string())
 }
 
 fn is_our_script(text: &[u8]) -> bool {
