@@ -168,6 +168,8 @@ struct Shell {
     /// Instances that lost slots which they held; their evictions follow.
     losing: BTreeSet<InstanceId>,
     instances: BTreeMap<InstanceId, (VersionId, Place)>,
+    /// What paused instances hold whose limit was lowered.
+    lowered: BTreeMap<InstanceId, u64>,
     duties: BTreeSet<Duty>,
     drained: bool,
 }
@@ -199,6 +201,7 @@ impl Shell {
             ends: Vec::new(),
             losing: BTreeSet::new(),
             instances: BTreeMap::new(),
+            lowered: BTreeMap::new(),
             duties: BTreeSet::new(),
             drained: false,
         }
@@ -252,6 +255,7 @@ impl Shell {
             }
             Action::Resume { instance } => {
                 self.step_instance(instance, &[Place::Paused], Place::Resuming);
+                self.lowered.remove(&instance);
                 self.duties.insert(Duty::Resume(instance));
             }
             Action::Evict { instance, why } => {
@@ -333,7 +337,7 @@ impl Shell {
         let mut alive: BTreeMap<VersionId, u32> = BTreeMap::new();
         for (id, (version, place)) in &self.instances {
             let limits = limits_of(*version);
-            memory += limits.memory;
+            memory += self.lowered.get(id).unwrap_or(&limits.memory);
             starting += u32::from(*place == Place::Starting);
             assert!(self.used(*id) <= limits.slots, "more invocations than slots");
             if !matches!(place, Place::Ending | Place::Cancelling) {
@@ -473,11 +477,21 @@ impl Shell {
             }
             Duty::Destroy(instance) => {
                 self.instances.remove(&instance);
+                self.lowered.remove(&instance);
                 self.handle(Event::Destroyed { instance });
             }
             Duty::Pause(instance) if well => {
                 self.instances.get_mut(&instance).unwrap().1 = Place::Paused;
                 self.handle(Event::Paused { instance });
+                // By a half, a quarter …, or not at all; it may be wanted again by then.
+                let place = self.instances.get(&instance);
+                if let (1.., Some((version, place))) = (choice % 4, place) {
+                    let bytes = limits_of(*version).memory >> (choice % 4);
+                    if *place == Place::Paused {
+                        self.lowered.insert(instance, bytes);
+                    }
+                    self.handle(Event::Lowered { instance, bytes });
+                }
             }
             Duty::Resume(instance) if well => {
                 self.instances.get_mut(&instance).unwrap().1 = Place::Up;
@@ -974,4 +988,70 @@ fn a_held_slot_is_neither_paused_nor_evicted_but_may_die() {
     shell.bind(reserved, 10_000);
     fulfil_all(&mut shell);
     assert!(matches!(shell.calls[&reserved], Call::Running { .. }));
+}
+
+/// Pauses whatever rests, and lowers it to this much.
+fn pause_all(shell: &mut Shell, bytes: u64) {
+    shell.advance(Duration::from_millis(60));
+    while let Some(Duty::Pause(instance)) = shell.duties.pop_first() {
+        shell.instances.get_mut(&instance).unwrap().1 = Place::Paused;
+        shell.handle(Event::Paused { instance });
+        shell.lowered.insert(instance, bytes);
+        shell.handle(Event::Lowered { instance, bytes });
+    }
+}
+
+#[test]
+fn a_paused_instance_gives_memory_back_until_it_is_resumed() {
+    let mut shell = Shell::new(true, "lru");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    let full = shell.scheduler.pool().used();
+    pause_all(&mut shell, MB);
+    assert_eq!(shell.scheduler.pool().used(), MB);
+    shell.arrive(0, 10_000);
+    assert_eq!(shell.scheduler.pool().used(), full, "it is taken before it is needed");
+    fulfil_all(&mut shell);
+    assert_eq!((shell.scheduler.counts().busy, shell.instances.len()), (1, 1));
+    finish_one(&mut shell);
+    shell.finish();
+}
+
+/// Where others have taken what it gave back, the call waits for memory in turn like one for which an
+/// instance has to be made.
+#[test]
+fn a_call_for_a_paused_instance_that_lacks_memory_waits_in_turn() {
+    let mut shell = Shell::new(true, "lru");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    pause_all(&mut shell, MB);
+    // It fits beside what is paused, not beside what runs.
+    shell.arrive(3, 10_000);
+    fulfil_all(&mut shell);
+    assert_eq!((shell.scheduler.counts().busy, shell.scheduler.counts().paused), (1, 1));
+    shell.arrive(0, 10_000);
+    assert_eq!((shell.scheduler.counts().waiting, shell.scheduler.counts().busy), (1, 1));
+    finish_one(&mut shell);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    assert!(shell.calls.values().all(|call| *call == Call::Over), "{:?}", shell.scheduler);
+    assert_eq!(shell.log.iter().filter(|(_, a)| matches!(a, Action::Reject { .. })).count(), 0);
+    shell.finish();
+}
+
+/// No place in the queue is needed for what a paused instance takes.
+#[test]
+fn a_paused_instance_takes_a_call_although_none_may_wait() {
+    let mut shell = Shell::new(true, "lru");
+    for _ in 0..3 {
+        // Of these one may run and none may wait.
+        shell.arrive(3, 10_000);
+        fulfil_all(&mut shell);
+        assert_eq!(shell.scheduler.counts().busy, 1, "it was rejected");
+        finish_one(&mut shell);
+        pause_all(&mut shell, MB);
+    }
+    shell.finish();
 }

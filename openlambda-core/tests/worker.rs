@@ -302,6 +302,8 @@ type Behaviour = Arc<
 struct Odd {
     behaviour: Behaviour,
     create: Arc<dyn Fn(&SandboxSpec) + Send + Sync>,
+    /// What was done with them, in order.
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 impl std::fmt::Debug for Odd {
@@ -316,7 +318,7 @@ impl Odd {
         F: Future<Output = Result<Reply, SandboxError>> + Send + 'static,
     {
         let behaviour: Behaviour = Arc::new(move |spec, event| behaviour(spec, event).boxed());
-        Odd { behaviour, create: Arc::new(|_| ()) }
+        Odd { behaviour, create: Arc::new(|_| ()), told: Arc::default() }
     }
 }
 
@@ -333,7 +335,8 @@ impl SandboxFactory for Odd {
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
         (self.create)(&spec);
         let behaviour = self.behaviour.clone();
-        let sandbox = Arc::new(OddSandbox { spec, behaviour, ended: watch::channel(false).0 });
+        let (ended, told) = (watch::channel(false).0, self.told.clone());
+        let sandbox = Arc::new(OddSandbox { spec, behaviour, ended, told });
         let none = Duration::ZERO;
         Ok(Created { sandbox, start: StartKind::Cold, create: none, init: none })
     }
@@ -349,6 +352,13 @@ struct OddSandbox {
     spec: SandboxSpec,
     behaviour: Behaviour,
     ended: watch::Sender<bool>,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+impl OddSandbox {
+    fn tell(&self, what: impl Into<String>) {
+        self.told.lock().unwrap().push(what.into());
+    }
 }
 
 impl std::fmt::Debug for OddSandbox {
@@ -374,19 +384,22 @@ impl Sandbox for OddSandbox {
     }
 
     async fn pause(&self) -> Result<(), SandboxError> {
+        self.tell("pause");
         Ok(())
     }
 
     async fn resume(&self) -> Result<(), SandboxError> {
+        self.tell("resume");
         Ok(())
     }
 
-    async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
+        self.tell(format!("limit {} MiB", bytes >> 20));
         Ok(())
     }
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
-        Ok(Usage::default())
+        Ok(Usage { memory_bytes: 40 << 20, processes: 1 })
     }
 
     async fn destroy(&self) {
@@ -647,6 +660,41 @@ async fn instances_are_told_the_version_that_they_are_called_by() {
         assert_eq!(rig.call("f", "").await.status, 200);
     }
     assert_eq!(*seen.lock().unwrap(), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_instance_holds_what_it_uses_and_has_its_limit_back_before_it_runs() {
+    let factory = Odd::new(|_, _| async { Ok(reply(200, &[], "")) });
+    let told = factory.told.clone();
+    let rig = Rig::with(MemorySandboxFactory::new(), Arc::new(factory), |config| {
+        config.scheduler.pause_after = Some(Duration::from_millis(1));
+    })
+    .await;
+    // The second has no more than it uses, so there is nothing to lower.
+    for (name, manifest, all) in [("f", "memory_mb = 100", 1), ("g", "memory_mb = 45", 2)] {
+        rig.publish(name, manifest, name).await;
+        for _ in 0..2 {
+            assert_eq!(rig.call(name, "").await.status, 200);
+            eventually("it is paused, and the rest is free", || {
+                let (paused, used) = (rig.worker.counts().paused, rig.worker.load().memory_used);
+                paused == all && used == u64::from(all) * (45 << 20)
+            })
+            .await;
+        }
+    }
+    eventually("the last one is paused", || told.lock().unwrap().len() == 9).await;
+    let expected = [
+        "pause",
+        "limit 45 MiB",
+        "limit 100 MiB",
+        "resume",
+        "pause",
+        "limit 45 MiB",
+        "pause",
+        "resume",
+        "pause",
+    ];
+    assert_eq!(*told.lock().unwrap(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,18 +33,29 @@
 //! # What a cell could carry from one tenant to the next
 //!
 //! A cell is a cgroup and a network namespace. Between two tenants no process is in either, so no
-//! socket is open in the network. The listeners of the Runtime API stay: what the last tenant left in
-//! their backlogs is accepted and closed, and none of its own connections waits in `TIME_WAIT`.
-//! Addresses, routes, filters and sysctls belong to the nursery's user namespace,
-//! where no tenant has power. The cgroup's limits are written anew; its counters are read as
-//! differences; pages of files that both read stay charged to it, and one with much of that is not
-//! used again. A bridged network, which the world can send to, is not used twice.
+//! socket is open in the network, abstract or not. `tests/sock_reuse.rs` has one tenant leave all that
+//! it can, and the next look around.
+//!
+//! | what | why the next tenant does not find it |
+//! |---|---|
+//! | connections to the Runtime API's listeners, which stay | what waits there is accepted and closed |
+//! | connections in `TIME_WAIT` | there are none on this loopback (`tcp_max_tw_buckets`) |
+//! | addresses, routes, filters, settings of the network | they belong to the nursery's user namespace, where no tenant has power |
+//! | limits of the cgroup | each tenant's are written before it starts |
+//! | counters of the cgroup: kills for want of memory | read as differences; it cannot see them itself |
+//! | pages of files that stay charged to the cgroup | the kernel takes them back first; a group with much of that is not used again |
+//! | what is frozen | thawed before it goes back |
+//! | the root's mounts, which all share | read-only; `/tmp`, `/proc` and IPC are made for each |
+//! | a bridged network, which the world can send to | it is not used twice |
+//!
+//! It does find what the kernel counts for the network since it was made (`/proc/net/dev`, `snmp`,
+//! `netstat`): how much those before it have spoken over their loopback, not with whom or what.
 //!
 //! # Without root
 //!
 //! With unprivileged user namespaces the same steps work, but for two: cgroups cannot be made unless
-//! some are delegated to the user, so memory and processor time are not bounded then and processes are
-//! by `RLIMIT_NPROC`; and every sandbox is the worker's own user on the machine, so what keeps it from
+//! some are delegated to the user, so processor time is not bounded then, processes are by
+//! `RLIMIT_NPROC`, and memory by somebody who looks (`sock/watchdog.rs`, which says how exactly); and every sandbox is the worker's own user on the machine, so what keeps it from
 //! that user's files is that it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so.
 //! What the kernel counts by user (inotify instances, memory of pipes, pending signals) all of them
 //! share with the worker, and the worker's supplementary groups stay with them.
@@ -55,32 +66,38 @@
 //! paths of the function's own mounts. With `network = "host"`, everything that listens there,
 //! abstract Unix sockets included; and a function with a `bootstrap` of its own then has its Runtime
 //! API at a port that others on the machine's network can speak with, too. Huge pages, where the
-//! machine has set some aside. Disk bandwidth. Its first process is nobody's child in there: it has to
-//! wait for orphans itself, or they count as processes until the instance ends.
+//! machine has set some aside. Disk bandwidth.
+//!
+//! Its first process is the program itself, not an init: what its descendants leave as orphans become
+//! its children, and count as processes, dead or alive, until it waits for them or the instance ends.
+//! An init in front of it has been tried, and cost 4 to 20 % of a start. A program that leaves many
+//! orphans can bring one as its `bootstrap`.
 
 mod bridge;
 mod cell;
 mod cgroup;
+mod container;
 pub mod minimal;
 mod seccomp;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::manifest::Network;
 use openlambda_core::sandbox::{
-    Capabilities, Created, Exit, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
-    SandboxSpec, Usage,
+    Capabilities, Created, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
+    SandboxSpec,
 };
 use openlambda_core::time::Clock;
 use tokio::net::{TcpListener, UnixListener};
@@ -88,8 +105,10 @@ use tokio::sync::OnceCell;
 
 use self::bridge::Bridge;
 use self::cell::{Cells, Network as CellNetwork};
-use self::cgroup::{Cgroup, Cgroups, Limits};
-use crate::instance::{self, Handle, Instances, Vessel, exit_of};
+use self::cgroup::{Cgroups, Limits};
+use self::container::{Cell, Container};
+use self::watchdog::Watchdog;
+use crate::instance::{self, Handle, Instances};
 use crate::launch::{
     COMPILE_PYTHON, Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark,
     environment, own_volume, remove_sandboxes, resources, shutting_down, text, unsupported,
@@ -99,10 +118,9 @@ use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};
 use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 use crate::sys::nursery::{
-    API_PORT, API_SOCKET, Belongings, Newborn, Nursery, NurseryError, NurserySetup, RESOLVER,
-    Recipe,
+    API_PORT, API_SOCKET, Belongings, Nursery, NurseryError, NurserySetup, RESOLVER, Recipe,
 };
-use crate::sys::{CommandSpec, MARK, Pid, Signal, Spawner, kill_marked};
+use crate::sys::{CommandSpec, MARK, Spawner, kill_marked};
 
 /// The first of the user ids that sandboxes have on the machine, when the worker is root. Each
 /// function has one of the million from here on, told by its name, so that its volumes stay its own.
@@ -252,8 +270,10 @@ impl SockFactory {
         let mut withheld = Vec::new();
         if let Err(why) = &self.shared.cgroups {
             withheld.push(format!(
-                "limits of memory and processor time, since no cgroup can be made ({why}); run the \
-                 worker as root, or as a unit of systemd with Delegate=yes"
+                "the kernel's limits of memory and processor time, since no cgroup can be made \
+                 ({why}); memory is looked at 20 times a second and more often near its limit, and \
+                 what is over is killed; for the kernel's run the worker as root, or as a unit of \
+                 systemd with Delegate=yes"
             ));
         }
         if self.shared.rootless {
@@ -301,7 +321,8 @@ impl SandboxFactory for SockFactory {
         let has = |controller| self.shared.cgroups.as_ref().is_ok_and(|c| c.has(controller));
         let mut capabilities = Capabilities::none();
         capabilities.isolation = Isolation::Namespaces;
-        capabilities.memory_limit = has("memory");
+        // By the kernel, or by the watchdog.
+        capabilities.memory_limit = true;
         capabilities.cpu_limit = has("cpu");
         capabilities.process_limit = true;
         capabilities.pause = true;
@@ -643,6 +664,9 @@ impl Shared {
             output: Some(Arc::clone(&output)),
         });
         let serving = api.serve(listener);
+        let by_kernel = self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
+        let watchdog =
+            (!by_kernel).then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
             program,
@@ -650,6 +674,7 @@ impl Shared {
             output,
             failed: Mutex::new(Some(failed)),
             oom_kills,
+            watchdog,
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             cells: Arc::clone(&self.cells),
@@ -689,200 +714,6 @@ fn not_allowed(error: NurseryError, rootless: bool) -> SandboxError {
         _ => "the sandbox cannot be made".to_owned(),
     };
     SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
-}
-
-/// What goes back to the pool.
-#[derive(Debug)]
-struct Cell {
-    cgroup: Option<Arc<Cgroup>>,
-    network: Option<CellNetwork>,
-    folder: Option<Folder>,
-}
-
-/// An instance as a container.
-#[derive(Debug)]
-struct Container {
-    program: Program,
-    newborn: Newborn,
-    output: Arc<FunctionOutput>,
-    /// Where it said which step failed.
-    failed: Mutex<Option<io::PipeReader>>,
-    /// What its cgroup's counter stood at before.
-    oom_kills: u64,
-    paused: AtomicBool,
-    killed: AtomicBool,
-    cells: Arc<Cells>,
-    cell: Mutex<Cell>,
-}
-
-impl Container {
-    fn cgroup(&self) -> Option<Arc<Cgroup>> {
-        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone()
-    }
-
-    fn with_cgroup<T>(&self, use_it: impl FnOnce(&Cgroup) -> T) -> Option<T> {
-        self.cgroup().map(|cgroup| use_it(&cgroup))
-    }
-
-    /// Stops everything in it and waits until it has stopped.
-    async fn freeze(&self) -> io::Result<()> {
-        // A kill may come at any moment. It says so before it thaws, and we look after freezing: one
-        // of the two thaws last.
-        let given_up = || self.killed.load(Ordering::SeqCst);
-        if let Some(cgroup) = self.cgroup() {
-            return cgroup.freeze(given_up).await;
-        }
-        // Without a cgroup: process by process, until all that there are have stopped.
-        for _ in 0..1000 {
-            let mut running = 0;
-            for (pid, pidfd) in self.newborn.processes() {
-                if !has_stopped(pid) {
-                    running += 1;
-                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::STOP);
-                }
-            }
-            if given_up() {
-                return Err(io::Error::other("it is being ended"));
-            }
-            if running == 0 {
-                return Ok(());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-        Err(io::Error::new(io::ErrorKind::TimedOut, "its processes do not stop"))
-    }
-
-    fn thaw(&self) -> io::Result<()> {
-        if let Some(cgroup) = self.cgroup() {
-            return cgroup.thaw();
-        }
-        for (_, pidfd) in self.newborn.processes() {
-            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::CONT);
-        }
-        Ok(())
-    }
-}
-
-/// Whether a process is stopped, or dead.
-fn has_stopped(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-    // The name, in parentheses, may hold anything.
-    let state =
-        stat.ok().and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim().to_owned()));
-    state.is_none_or(|state| state.starts_with(['T', 'Z', 'X']))
-}
-
-/// What of its memory is in the machine's, bytes.
-fn resident(pid: Pid) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", pid.as_raw_nonzero()));
-    let pages = statm.ok().and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
-}
-
-#[async_trait]
-impl Vessel for Container {
-    async fn ended(&self) -> Exit {
-        let exit = exit_of(match self.newborn.wait().await {
-            Some(status) => status,
-            None => {
-                // It may be frozen, which the kernel's own kill does not change.
-                self.kill();
-                self.newborn.gone().await
-            }
-        });
-        let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills);
-        if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
-    }
-
-    fn kill(&self) {
-        self.killed.store(true, Ordering::SeqCst);
-        self.newborn.kill();
-        // What is frozen does not die in version 1.
-        if self.paused.load(Ordering::SeqCst) {
-            self.with_cgroup(Cgroup::thaw);
-        }
-    }
-
-    async fn clean(&self) {
-        let cell = {
-            let mut cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-            Cell {
-                cgroup: cell.cgroup.take(),
-                network: cell.network.take(),
-                folder: cell.folder.take(),
-            }
-        };
-        let Cell { cgroup, network, folder } = cell;
-        if let Some(mut cgroup) = cgroup {
-            // Somebody who asks for its use, or pauses it, may have it for a moment still.
-            let alone = loop {
-                match Arc::try_unwrap(cgroup) {
-                    Ok(alone) => break alone,
-                    Err(shared) => cgroup = shared,
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            };
-            self.cells.give_back_cgroup(alone).await;
-        }
-        if let Some(network) = network {
-            self.cells.give_back_network(network);
-        }
-        drop(folder);
-    }
-
-    fn output(&self) -> Option<&FunctionOutput> {
-        Some(&self.output)
-    }
-
-    fn explain_failed_start(&self) -> Option<SandboxError> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let mut why = String::new();
-        failed.read_to_string(&mut why).ok()?;
-        if why.is_empty() {
-            return None;
-        }
-        if let Some(why) = why.strip_prefix("execute: ") {
-            let next = "install it so that every user may run it, and start the worker again";
-            return Some(self.program.cannot_run(&io::Error::other(why.to_owned()), next));
-        }
-        let message = format!("the sandbox cannot be made: {why}");
-        Some(SandboxError::new(SandboxErrorKind::Resources, message))
-    }
-
-    async fn pause(&self) -> Result<(), SandboxError> {
-        self.paused.store(true, Ordering::SeqCst);
-        self.freeze().await.map_err(|error| {
-            let _ = self.thaw();
-            self.paused.store(false, Ordering::SeqCst);
-            resources("it cannot be paused", error)
-        })
-    }
-
-    async fn resume(&self) -> Result<(), SandboxError> {
-        if !self.paused.swap(false, Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.thaw().map_err(|error| resources("it cannot be resumed", error))
-    }
-
-    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
-        match self.with_cgroup(|cgroup| cgroup.set_memory(bytes)) {
-            Some(set) => set.map_err(|error| {
-                let message = "the memory limit cannot be changed; it may be below what is in use";
-                SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
-            }),
-            None => Err(unsupported("there is no cgroup to bound memory with; see `ol doctor`")),
-        }
-    }
-
-    async fn usage(&self) -> Result<Usage, SandboxError> {
-        if let Some(Ok((memory_bytes, processes))) = self.with_cgroup(Cgroup::usage) {
-            return Ok(Usage { memory_bytes, processes });
-        }
-        let processes = self.newborn.processes();
-        let memory_bytes = processes.iter().map(|(pid, _)| resident(*pid)).sum();
-        Ok(Usage { memory_bytes, processes: processes.len() as u32 })
-    }
 }
 
 #[cfg(test)]

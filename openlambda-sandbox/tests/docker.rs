@@ -8,11 +8,13 @@ mod engine;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use openlambda_core::failure::Started;
 use openlambda_core::sandbox::{
-    Exit, Isolation, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
+    Exit, Isolation, LogLine, LogSink, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
+    SandboxSpec,
 };
 use openlambda_sandbox::docker::{BASE_IMAGE, DockerFactory, build_base_image};
 use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
@@ -181,6 +183,64 @@ def f(event):
         let error = call(&*sandbox, "1000").await.unwrap_err();
         assert_eq!((error.kind, error.started), (SandboxErrorKind::OutOfMemory, Started::Yes));
         assert_eq!(sandbox.exited().await, Exit::OutOfMemory);
+    }
+    docker.end().await;
+}
+
+/// Counts what is printed.
+#[derive(Debug, Default)]
+struct Counted(AtomicUsize);
+
+impl LogSink for Counted {
+    fn line(&self, line: LogLine<'_>) {
+        self.0.fetch_add(line.text.len() + 1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_a_fork_bomb_and_a_gigabyte_of_output_harm_their_own_container_alone() {
+    let docker = docker().await;
+    const CODE: &str = r#"
+import os, subprocess
+def f(event):
+    if event == "loop":
+        for n in range(3): subprocess.Popen(["/bin/sh", "-c", "while :; do :; done"])
+    if event == "throttled":
+        for place in ["cpu/cpu.stat", "cpu.stat"]:
+            if os.path.exists("/sys/fs/cgroup/" + place):
+                lines = open("/sys/fs/cgroup/" + place).read().splitlines()
+                return next(int(line.split()[1]) for line in lines if line.startswith("nr_throttled"))
+    if event == "bomb" and os.fork() == 0:
+        os.setsid()
+        while True:
+            try: os.fork()
+            except OSError: pass
+    if event == "print":
+        line = b"x" * 65535 + b"\n"
+        for n in range(1 << 13): os.write(1, line); os.write(2, line)
+    return event
+"#;
+    const MANIFEST: &str = "processes = 20\ncpus = 0.25";
+    let create = || docker.create(&[("f.py", CODE), ("ol.toml", MANIFEST)]);
+    let counted = Arc::new(Counted::default());
+    let mut spec = docker.setup.spec(&[("f.py", CODE)]);
+    spec.log = Arc::<Counted>::clone(&counted);
+    let (looping, bomb, other) = tokio::join!(create(), create(), create());
+    let printing = docker.factory.create(spec).await.unwrap().sandbox;
+    assert_eq!(ask(&*looping, json!("loop")).await, "loop");
+    assert_eq!(ask(&*bomb, json!("bomb")).await, "bomb");
+    assert_eq!(ask(&*printing, json!("print")).await, "print");
+    assert_eq!(counted.0.load(Ordering::Relaxed), 1 << 30);
+    for n in 0..5 {
+        assert_eq!(ask(&*other, json!(n)).await, n);
+        assert!(bomb.usage().await.unwrap().processes <= 20);
+    }
+    eventually("it is held back again and again", || async {
+        ask(&*looping, json!("throttled")).await.as_u64().unwrap() > 5
+    })
+    .await;
+    for sandbox in [looping, bomb, other, printing] {
+        sandbox.destroy().await;
     }
     docker.end().await;
 }

@@ -71,6 +71,51 @@ async fn a_thousand_calls_survive_the_death_of_a_worker() {
     assert_eq!(workers.len(), 2, "{workers:?}");
 }
 
+/// A worker of containers that is killed while 200 calls run and wait there: each call is answered, and
+/// the worker that is started in its place removes what is left of all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_200_calls_leaves_nothing_that_the_next_does_not_remove() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "sock"]);
+    let code = "import subprocess, time\ndef f(event):\n    if event is None: return 'here'\n    \
+                subprocess.Popen(['setsid', 'sleep', '1000'])\n    time.sleep(1000)\n";
+    let manifest = "memory_mb = 32\nmax_instances = 100\ntimeout_seconds = 600";
+    let url = cluster.deploy("sleeper", &[("f.py", code), ("ol.toml", manifest)]);
+    let client = client();
+    let calls: Vec<_> = (0..200)
+        .map(|n| {
+            let (client, url) = (client.clone(), url.clone());
+            tokio::spawn(async move { post(&client, &url, &n.to_string()).await })
+        })
+        .collect();
+    let left_by = |what: &str| {
+        let processes = cluster.place.processes();
+        processes.iter().filter(|process| process.contains(what)).count()
+    };
+    let in_the_middle = wait_for(|| (left_by("sleep 1000") >= 60).then_some(()));
+    assert!(in_the_middle.is_some(), "{:?}", cluster.place.processes());
+    let pid = cluster.worker_pid("worker-1").unwrap();
+    kill(pid, Signal::KILL);
+    for call in calls {
+        let answer = call.await.unwrap();
+        // Those that waited may be told by the balancer that there is no worker.
+        assert!(matches!(answer.status, 502 | 503), "{answer:?}");
+    }
+    let back = wait_for(|| {
+        let status = cluster.status();
+        let worker = &status["workers"][0];
+        (worker["state"] == "ready" && worker["pid"].as_i64() != Some(pid.into())).then_some(())
+    });
+    assert!(back.is_some(), "{}", cluster.status());
+    assert_eq!(wait_for_call(&client, &url, "null").await.body, "\"here\"");
+    let gone = wait_for(|| (left_by("sleep 1000") == 0).then_some(()));
+    assert!(gone.is_some(), "{:?}", cluster.place.processes());
+    // In each hierarchy the worker's folder, and the groups of the few instances that it has made.
+    let groups = cluster.place.cgroups();
+    assert!(groups.len() <= 4 * 4, "{groups:?}");
+    let sandboxes = cluster.place.data_dir().join("workers/worker-1/sandboxes");
+    assert_eq!(std::fs::read_dir(sandboxes).unwrap().count(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_balancer_comes_back_at_its_address() {
     let cluster = Cluster::start(&[]);

@@ -28,7 +28,8 @@
 //! Each invocation that arrives gets exactly one of [`Action::Reject`] and [`Action::Run`]. Memory
 //! is taken from the pool when an instance starts and given back when it is *gone*, not when its
 //! end begins. Wishes for instances are served first come, first served over all functions, so a
-//! large function is not starved by small ones.
+//! large function is not starved by small ones. A paused instance may be told to hold less
+//! ([`Event::Lowered`]); before it is resumed the rest is taken again, in turn with the wishes.
 //!
 //! # The life of a reservation
 //!
@@ -200,6 +201,15 @@ pub enum Event {
         /// Which.
         instance: InstanceId,
     },
+    /// The memory limit of an instance that is paused was lowered to what it uses, and some slack. The
+    /// rest comes back to the pool; with [`Action::Resume`] it is taken again, and the limit is to be
+    /// as before. Nothing happens when the instance is on its way back already.
+    Lowered {
+        /// Which.
+        instance: InstanceId,
+        /// What it holds now, bytes.
+        bytes: u64,
+    },
     /// [`Action::Resume`] is done.
     Resumed {
         /// Which.
@@ -282,7 +292,8 @@ pub enum Action {
         /// Which.
         instance: InstanceId,
     },
-    /// Resume the instance, then tell [`Event::Resumed`].
+    /// Resume the instance, with the memory limit that it had at its start, then tell
+    /// [`Event::Resumed`].
     Resume {
         /// Which.
         instance: InstanceId,
@@ -503,7 +514,10 @@ enum Code {
 
 struct Instance {
     version: VersionId,
+    /// What it takes from the pool now, bytes.
     memory: u64,
+    /// What it takes unless it is paused.
+    full: u64,
     slots: u32,
     /// Slots that are busy, the held ones among them.
     used: u32,
@@ -609,6 +623,7 @@ impl Scheduler {
                 self.on_finished(now, invocation, reusable);
             }
             Event::Paused { instance } => self.on_paused(instance),
+            Event::Lowered { instance, bytes } => self.on_lowered(instance, bytes),
             Event::Resumed { instance } => self.on_resumed(now, instance),
             Event::Died { instance } => self.evict(now, instance, EvictReason::Broken),
             Event::Destroyed { instance } => self.on_destroyed(instance),
@@ -1027,24 +1042,43 @@ impl Scheduler {
             Code::Ready(limits) | Code::Gone(limits) => limits,
         };
         // Paused instances first: waking one is cheaper than making one.
-        while (version.queue.len() as u32) > version.promised {
-            let Some(instance) = version.paused.pop() else { break };
-            version.promised += limits.slots;
-            let place = self.instances.get_mut(&instance).expect("a paused instance exists");
-            match &mut place.state {
-                State::Pausing { wanted } => *wanted = true,
-                state => {
-                    *state = State::Resuming;
-                    self.actions.push_back(Action::Resume { instance });
-                }
-            }
+        while (self.versions[id.0 as usize].queue.len() as u32)
+            > self.versions[id.0 as usize].promised
+        {
+            let paused = &self.versions[id.0 as usize].paused;
+            let missing = |id: &InstanceId| self.instances[id].missing();
+            let Some(place) = paused.iter().rposition(|id| missing(id) == 0).or_else(|| {
+                // What it gave back it needs again: at once if nobody waits for memory, else in turn.
+                let (last, id) = paused.iter().enumerate().next_back()?;
+                (self.wishes.is_empty() && self.pool.take(missing(id))).then_some(last)
+            }) else {
+                break;
+            };
+            self.resume(id, place, limits.slots);
         }
+        let version = &mut self.versions[id.0 as usize];
         while version.wishes.len() < version.wanted(limits) as usize {
             version.wishes.push_back(self.next_wish);
             self.wishes.insert(self.next_wish, (id, now));
             self.next_wish += 1;
         }
         self.drop_surplus_wishes(id);
+    }
+
+    /// Wakes the paused instance at this place in the version's list; its memory has been taken.
+    fn resume(&mut self, id: VersionId, place: usize, slots: u32) {
+        let version = &mut self.versions[id.0 as usize];
+        let instance = version.paused.remove(place);
+        version.promised += slots;
+        let place = self.instances.get_mut(&instance).expect("a paused instance exists");
+        place.memory = place.full;
+        match &mut place.state {
+            State::Pausing { wanted } => *wanted = true,
+            state => {
+                *state = State::Resuming;
+                self.actions.push_back(Action::Resume { instance });
+            }
+        }
     }
 
     /// What has waited gets a slot: an invocation runs, a reservation has it held.
@@ -1199,6 +1233,16 @@ impl Scheduler {
             State::Pausing { wanted: false } => State::Paused,
             other => other,
         };
+    }
+
+    fn on_lowered(&mut self, id: InstanceId, bytes: u64) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if instance.state != State::Paused {
+            return;
+        }
+        let less = instance.memory.saturating_sub(bytes);
+        instance.memory -= less;
+        self.pool.give_back(less);
     }
 
     fn on_resumed(&mut self, now: Time, id: InstanceId) {
@@ -1393,10 +1437,25 @@ impl Scheduler {
         }
     }
 
-    /// Starts instances in the order of the wishes while there is memory, and evicts idle ones
-    /// until the first wish fits.
+    /// Starts instances in the order of the wishes while there is memory, or resumes those that gave
+    /// some back, and evicts idle ones until the first wish fits.
     fn serve_wishes(&mut self, now: Time) {
         while let Some((_, &(id, _))) = self.wishes.first_key_value() {
+            let version = &self.versions[id.0 as usize];
+            if let (Some(limits), Some((place, paused))) =
+                (version.code.limits(), version.paused.iter().enumerate().next_back())
+                && version.queue.len() as u32 > version.promised
+            {
+                let missing = self.instances[paused].missing();
+                if !self.pool.take(missing) {
+                    self.make_room(now, missing);
+                    return;
+                }
+                self.resume(id, place, limits.slots);
+                self.versions[id.0 as usize].wishes.pop_front();
+                self.wishes.pop_first();
+                continue;
+            }
             if self.starting >= self.config.max_starting {
                 return;
             }
@@ -1431,6 +1490,7 @@ impl Scheduler {
                 Instance {
                     version: id,
                     memory: limits.memory,
+                    full: limits.memory,
                     slots: limits.slots,
                     used: 0,
                     held: 0,
@@ -1535,18 +1595,29 @@ impl Code {
     }
 }
 
+impl Instance {
+    /// What it has to take from the pool before it runs.
+    fn missing(&self) -> u64 {
+        self.full - self.memory
+    }
+}
+
 impl Version {
-    /// How many instances to wish for: enough slots for what waits, within the limit.
+    /// How many instances to wish for: enough slots for what waits, within the limit. A paused one
+    /// that has not been resumed for what waits lacks memory, and is wished for like a new one.
     fn wanted(&self, limits: Limits) -> u32 {
         let slots = (self.queue.len() as u32).saturating_sub(self.promised);
         let for_queue = slots.div_ceil(limits.slots);
         let for_prewarm = self.prewarm.saturating_sub(self.instances);
-        for_queue.max(for_prewarm).min(limits.max_instances.saturating_sub(self.instances))
+        let more = limits.max_instances.saturating_sub(self.instances);
+        for_queue.min(more + self.paused.len() as u32).max(for_prewarm.min(more))
     }
 
-    /// Slots that may still come: of instances that are coming or that the limit allows.
+    /// Slots that may still come: of instances that are coming, that are paused, or that the limit
+    /// allows.
     fn spare(&self, limits: Limits) -> u32 {
         let more = limits.max_instances.saturating_sub(self.instances);
+        let more = more.saturating_add(self.paused.len() as u32);
         self.promised.saturating_add(more.saturating_mul(limits.slots))
     }
 }

@@ -31,7 +31,9 @@ use crate::invocation::{
 };
 use crate::manifest::Manifest;
 use crate::metrics::{CallMetrics, FunctionCalls, Histogram, Kind, Outcome, Text};
-use crate::sandbox::{Created, LogLine, LogSink, LogStream, Sandbox, SandboxFactory, SandboxSpec};
+use crate::sandbox::{
+    Created, LogLine, LogSink, LogStream, Sandbox, SandboxError, SandboxFactory, SandboxSpec,
+};
 use crate::scheduler::{
     Action, Counts, Event, InstanceId, InvocationId, Limits, Rejection, Scheduler, VersionId,
 };
@@ -199,6 +201,8 @@ struct Reserved {
 struct InstanceState {
     version: VersionId,
     sandbox: Option<Arc<dyn Sandbox>>,
+    /// Its memory limit was lowered when it was paused.
+    lowered: bool,
     cancel: Option<oneshot::Sender<()>>,
     create: Duration,
     init: Duration,
@@ -781,6 +785,7 @@ impl Dispatcher {
             InstanceState {
                 version,
                 sandbox: None,
+                lowered: false,
                 cancel: Some(cancel),
                 create: Duration::ZERO,
                 init: Duration::ZERO,
@@ -842,15 +847,39 @@ impl Dispatcher {
     }
 
     fn pause(self: &Arc<Self>, state: &mut State, instance: InstanceId, pause: bool) {
-        let Some(sandbox) = state.instances[&instance].sandbox.clone() else { return };
+        let place = state.instances.get_mut(&instance).expect("it is there until it is destroyed");
+        let Some(sandbox) = place.sandbox.clone() else { return };
+        let full = state.versions[place.version.0 as usize].manifest.memory_bytes();
+        let raise = std::mem::take(&mut place.lowered);
         let dispatcher = self.clone();
         tokio::spawn(async move {
-            let done = async { if pause { sandbox.pause().await } else { sandbox.resume().await } };
-            dispatcher.handle(match guarded("a sandbox", done).await {
-                Ok(Ok(())) if pause => Event::Paused { instance },
-                Ok(Ok(())) => Event::Resumed { instance },
-                _ => Event::Died { instance },
-            });
+            let done = async {
+                if pause {
+                    sandbox.pause().await?;
+                    return Ok(lower(&*sandbox, full).await);
+                }
+                if raise {
+                    sandbox.set_memory_limit(full).await?;
+                }
+                sandbox.resume().await.map(|()| None)
+            };
+            let done: Result<Result<_, SandboxError>, _> = guarded("a sandbox", done).await;
+            let mut state = dispatcher.lock();
+            let lowered = matches!(done, Ok(Ok(Some(_))));
+            if let Some(place) = state.instances.get_mut(&instance) {
+                place.lowered = lowered;
+            }
+            dispatcher.step(
+                &mut state,
+                match done {
+                    Ok(Ok(_)) if pause => Event::Paused { instance },
+                    Ok(Ok(_)) => Event::Resumed { instance },
+                    _ => Event::Died { instance },
+                },
+            );
+            if let Ok(Ok(Some(bytes))) = done {
+                dispatcher.step(&mut state, Event::Lowered { instance, bytes });
+            }
         });
     }
 
@@ -1111,6 +1140,19 @@ impl CallState {
             let _ = sender.send(answer);
         }
     }
+}
+
+/// Lowers the memory limit of a sandbox that is paused to what it uses and some slack, where its kind
+/// can tell the one and change the other. What the limit is then, if it is lower.
+async fn lower(sandbox: &dyn Sandbox, full: u64) -> Option<u64> {
+    // An eighth, for what the kernel still charges to it while nothing of it runs; but some pages.
+    const LEAST_SLACK: u64 = 4 << 20;
+    let used = sandbox.usage().await.ok()?.memory_bytes;
+    let bytes = used + (used / 8).max(LEAST_SLACK);
+    if bytes >= full {
+        return None;
+    }
+    sandbox.set_memory_limit(bytes).await.ok().map(|()| bytes)
 }
 
 fn limits_of(manifest: &Manifest) -> Limits {

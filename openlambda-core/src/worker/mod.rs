@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use self::dispatch::Dispatcher;
 use self::events::Subscribers;
 use self::log::LogWriter;
+use crate::balancing::WorkerLoad;
 use crate::config::{ConfigError, nearest};
 use crate::invocation::RequestIds;
 use crate::keep_alive::DEFAULT_TTL;
@@ -262,6 +263,11 @@ impl Worker {
     /// How much there is of everything, for experiments and reports.
     pub fn counts(&self) -> Counts {
         self.shared.dispatcher.counts()
+    }
+
+    /// What it tells balancers of its load: calls, instances, bytes of the memory pool.
+    pub fn load(&self) -> WorkerLoad {
+        self.shared.dispatcher.load()
     }
 }
 

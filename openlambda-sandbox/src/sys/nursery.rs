@@ -393,7 +393,36 @@ impl Newborn {
         if self.lives() { found } else { Vec::new() }
     }
 
-    fn lives(&self) -> bool {
+    /// The process ids of it and its descendants, its orphans among them, who are its children. Reads
+    /// little where the kernel lists children; else all of `/proc`.
+    pub(crate) fn tree(&self) -> Vec<i32> {
+        let mut tree = vec![self.pid];
+        let mut next = 0;
+        while let Some(pid) = tree.get(next).copied() {
+            next += 1;
+            let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            for thread in threads.flatten() {
+                match std::fs::read_to_string(thread.path().join("children")) {
+                    Ok(children) => {
+                        tree.extend(
+                            children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()),
+                        );
+                    }
+                    Err(error)
+                        if error.kind() == io::ErrorKind::NotFound && thread.path().exists() =>
+                    {
+                        let all = self.processes();
+                        return all.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        tree
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn lives(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };

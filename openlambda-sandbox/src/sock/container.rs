@@ -1,0 +1,225 @@
+//! A sandbox as the worker holds it: a newborn of the nursery, its cell, and what it prints.
+
+use std::fs;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, Usage};
+
+use super::cell::{Cells, Network};
+use super::cgroup::Cgroup;
+use super::watchdog::{self, Watchdog};
+use crate::instance::{Vessel, exit_of};
+use crate::launch::{Folder, Program, resources, unsupported};
+use crate::output::FunctionOutput;
+use crate::sys::nursery::Newborn;
+use crate::sys::{Pid, Signal};
+
+/// An instance as a container.
+#[derive(Debug)]
+pub(super) struct Container {
+    pub(super) program: Program,
+    pub(super) newborn: Newborn,
+    pub(super) output: Arc<FunctionOutput>,
+    /// Where it said which step failed.
+    pub(super) failed: Mutex<Option<io::PipeReader>>,
+    /// What its cgroup's counter stood at before.
+    pub(super) oom_kills: u64,
+    /// Bounds memory where no cgroup does.
+    pub(super) watchdog: Option<Watchdog>,
+    pub(super) paused: AtomicBool,
+    pub(super) killed: AtomicBool,
+    pub(super) cells: Arc<Cells>,
+    pub(super) cell: Mutex<Cell>,
+}
+
+/// What goes back to the pool.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) cgroup: Option<Arc<Cgroup>>,
+    pub(super) network: Option<Network>,
+    pub(super) folder: Option<Folder>,
+}
+
+impl Container {
+    fn cgroup(&self) -> Option<Arc<Cgroup>> {
+        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone()
+    }
+
+    fn with_cgroup<T>(&self, use_it: impl FnOnce(&Cgroup) -> T) -> Option<T> {
+        self.cgroup().map(|cgroup| use_it(&cgroup))
+    }
+
+    /// Stops everything in it and waits until it has stopped.
+    async fn freeze(&self) -> io::Result<()> {
+        // A kill may come at any moment. It says so before it thaws, and we look after freezing: one
+        // of the two thaws last.
+        let given_up = || self.killed.load(Ordering::SeqCst);
+        if let Some(cgroup) = self.cgroup() {
+            return cgroup.freeze(given_up).await;
+        }
+        // Without a cgroup: process by process, until all that there are have stopped.
+        for _ in 0..1000 {
+            let mut running = 0;
+            for (pid, pidfd) in self.newborn.processes() {
+                if !has_stopped(pid) {
+                    running += 1;
+                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::STOP);
+                }
+            }
+            if given_up() {
+                return Err(io::Error::other("it is being ended"));
+            }
+            if running == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "its processes do not stop"))
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        if let Some(cgroup) = self.cgroup() {
+            return cgroup.thaw();
+        }
+        for (_, pidfd) in self.newborn.processes() {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::CONT);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a process is stopped, or dead.
+fn has_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    // The name, in parentheses, may hold anything.
+    let state =
+        stat.ok().and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim().to_owned()));
+    state.is_none_or(|state| state.starts_with(['T', 'Z', 'X']))
+}
+
+#[async_trait]
+impl Vessel for Container {
+    async fn ended(&self) -> Exit {
+        let over = async {
+            match &self.watchdog {
+                Some(watchdog) => watchdog.until_over(&self.newborn, &self.paused).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = self.newborn.wait() => ended,
+            () = over => {
+                self.kill();
+                self.newborn.wait().await
+            }
+        };
+        let exit = exit_of(match ended {
+            Some(status) => status,
+            None => {
+                // It may be frozen, which the kernel's own kill does not change.
+                self.kill();
+                self.newborn.gone().await
+            }
+        });
+        let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
+            || self.watchdog.as_ref().is_some_and(Watchdog::has_bitten);
+        if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
+    }
+
+    fn kill(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+        self.newborn.kill();
+        // What is frozen does not die in version 1.
+        if self.paused.load(Ordering::SeqCst) {
+            self.with_cgroup(Cgroup::thaw);
+        }
+    }
+
+    async fn clean(&self) {
+        let cell = {
+            let mut cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+            Cell {
+                cgroup: cell.cgroup.take(),
+                network: cell.network.take(),
+                folder: cell.folder.take(),
+            }
+        };
+        let Cell { cgroup, network, folder } = cell;
+        if let Some(mut cgroup) = cgroup {
+            // Somebody who asks for its use, or pauses it, may have it for a moment still.
+            let alone = loop {
+                match Arc::try_unwrap(cgroup) {
+                    Ok(alone) => break alone,
+                    Err(shared) => cgroup = shared,
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            };
+            self.cells.give_back_cgroup(alone).await;
+        }
+        if let Some(network) = network {
+            self.cells.give_back_network(network);
+        }
+        drop(folder);
+    }
+
+    fn output(&self) -> Option<&FunctionOutput> {
+        Some(&self.output)
+    }
+
+    fn explain_failed_start(&self) -> Option<SandboxError> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut why = String::new();
+        failed.read_to_string(&mut why).ok()?;
+        if why.is_empty() {
+            return None;
+        }
+        if let Some(why) = why.strip_prefix("execute: ") {
+            let next = "install it so that every user may run it, and start the worker again";
+            return Some(self.program.cannot_run(&io::Error::other(why.to_owned()), next));
+        }
+        let message = format!("the sandbox cannot be made: {why}");
+        Some(SandboxError::new(SandboxErrorKind::Resources, message))
+    }
+
+    async fn pause(&self) -> Result<(), SandboxError> {
+        self.paused.store(true, Ordering::SeqCst);
+        self.freeze().await.map_err(|error| {
+            let _ = self.thaw();
+            self.paused.store(false, Ordering::SeqCst);
+            resources("it cannot be paused", error)
+        })
+    }
+
+    async fn resume(&self) -> Result<(), SandboxError> {
+        if !self.paused.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.thaw().map_err(|error| resources("it cannot be resumed", error))
+    }
+
+    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError> {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.set_limit(bytes);
+            return Ok(());
+        }
+        match self.with_cgroup(|cgroup| cgroup.set_memory(bytes)) {
+            Some(set) => set.map_err(|error| {
+                let message = "the memory limit cannot be changed; it may be below what is in use";
+                SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
+            }),
+            None => Err(unsupported("there is no cgroup to bound memory with; see `ol doctor`")),
+        }
+    }
+
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        if let Some(Ok((memory_bytes, processes))) = self.with_cgroup(Cgroup::usage) {
+            return Ok(Usage { memory_bytes, processes });
+        }
+        let processes = self.newborn.tree().len() as u32;
+        Ok(Usage { memory_bytes: watchdog::measure(&self.newborn, 0), processes })
+    }
+}
