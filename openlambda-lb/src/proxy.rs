@@ -249,7 +249,7 @@ impl Default for ProxyConfig {
             retries: 2,
             timeout_grace_seconds: 5.0,
             start_allowance_seconds: 60.0,
-            silence_seconds: 1.5,
+            silence_seconds: 3.0,
             drain_seconds: 30.0,
             header_seconds: 30.0,
             write_seconds: 60.0,

@@ -265,7 +265,7 @@ def raw(data):
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65536): answer += part
-    except ConnectionError:
+    except OSError:
         pass  # It was cut off before it had said everything.
     return answer.decode().split("\r\n")[0]
 last = None
