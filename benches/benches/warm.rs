@@ -14,13 +14,14 @@
 //! threads as there are cores (`TOKIO_WORKER_THREADS=1` shows what the daemons have on two of them);
 //! each Python is a process, with the same interpreter and flags.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+mod client;
+
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use client::{Address, Client};
 use criterion::{Criterion, criterion_group, criterion_main};
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::sandbox::SandboxFactory;
@@ -35,11 +36,6 @@ use tokio::runtime::Runtime;
 
 /// Clients at once.
 const CLIENTS: usize = 32;
-
-const EVENT: &str = r#"{"one": 1}"#;
-
-/// A reply that takes longer ends the bench.
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
 
 const HANDLER: &str = "def f(event):\n    return event\n";
 
@@ -75,11 +71,11 @@ fn warm(c: &mut Criterion) {
     let mut group = c.benchmark_group("warm");
     for (scenario, address) in &scenarios {
         // Now, since a server closes a connection that is idle for long.
-        let mut client = Client::connect(address);
+        let mut client = Client::connect(address, "noop");
         group.bench_function(*scenario, |b| b.iter(|| client.call()));
     }
     let (scenario, address) = scenarios.last().expect("there are some");
-    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(address)).collect();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(address, "noop")).collect();
     group.bench_function(format!("{scenario}, {CLIENTS} clients"), |b| {
         b.iter_custom(|calls| at_once(&mut clients, calls));
     });
@@ -185,63 +181,6 @@ async fn start_python(spawner: &Spawner, python: &Path, code: &Path, folder: &Pa
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     child
-}
-
-enum Address {
-    Unix(PathBuf),
-    Tcp(String),
-}
-
-/// An HTTP client that blocks, over one connection: what it costs is the same in each scenario.
-struct Client {
-    connection: Box<dyn Connection>,
-    request: Vec<u8>,
-    reply: Vec<u8>,
-}
-
-trait Connection: Read + Write + Send {}
-
-impl<T: Read + Write + Send> Connection for T {}
-
-impl Client {
-    fn connect(address: &Address) -> Client {
-        match address {
-            Address::Unix(socket) => {
-                let connection = UnixStream::connect(socket).expect("the bare server listens");
-                connection.set_read_timeout(PATIENCE).expect("it is a time");
-                Client::over(Box::new(connection))
-            }
-            Address::Tcp(url) => {
-                let address = url.strip_prefix("http://").expect("it is an address");
-                let connection = TcpStream::connect(address).expect("it listens");
-                connection.set_nodelay(true).expect("it is a TCP connection");
-                connection.set_read_timeout(PATIENCE).expect("it is a time");
-                Client::over(Box::new(connection))
-            }
-        }
-    }
-
-    fn over(connection: Box<dyn Connection>) -> Client {
-        let length = EVENT.len();
-        let request = format!(
-            "POST /run/noop HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{EVENT}"
-        );
-        Client { connection, request: request.into_bytes(), reply: Vec::new() }
-    }
-
-    /// Sends the event and waits for it to come back.
-    fn call(&mut self) {
-        self.connection.write_all(&self.request).expect("the connection is kept");
-        self.reply.clear();
-        let mut buffer = [0; 4096];
-        while !self.reply.ends_with(EVENT.as_bytes()) {
-            let count = self.connection.read(&mut buffer).expect("the connection is kept");
-            let so_far = String::from_utf8_lossy(&self.reply);
-            assert!(count > 0, "the connection ended after {so_far:?}");
-            self.reply.extend_from_slice(&buffer[..count]);
-        }
-        assert!(self.reply.starts_with(b"HTTP/1.1 200 OK\r\n"), "the call failed");
-    }
 }
 
 criterion_group!(benches, warm);

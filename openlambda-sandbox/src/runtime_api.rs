@@ -191,6 +191,14 @@ struct Event {
     body: Bytes,
 }
 
+impl Event {
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body));
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
 /// A reply's head, with the body that follows it.
 #[derive(Debug)]
 struct Head {
@@ -432,6 +440,8 @@ where
     // No read limits: `next` is a long poll, and a handler may take its time to stream.
     let connection = http1::Builder::new()
         .header_read_timeout(None)
+        // Clients have a clock, and each line of a head is one to take apart.
+        .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is told by what it leaves unanswered.
     let _ = connection.await;
@@ -532,10 +542,7 @@ async fn route(
         if head.headers.contains_key(raw::FAREWELL) {
             shared.says_farewell.store(true, Ordering::SeqCst);
         }
-        let Event { headers, body, .. } = shared.next(peer).await?;
-        let mut response = Response::new(Full::new(body));
-        *response.headers_mut() = headers;
-        return Ok(response);
+        return Ok(shared.next(peer).await?.into_response());
     }
     if path.strip_prefix("invocation/") == Some(raw::DEPARTED) {
         only(Method::GET, "GET")?;
@@ -562,10 +569,13 @@ async fn route(
     }
     let streams = head.headers.get(MODE).is_some_and(|mode| mode.as_bytes() == b"streaming");
     if streams {
-        claim.stream(&head.headers, body).await
-    } else {
-        claim.response(&head.headers, body).await
+        return claim.stream(&head.headers, body).await;
     }
+    claim.response(&head.headers, body).await?;
+    if head.headers.contains_key(raw::NEXT) {
+        return Ok(shared.next(peer).await?.into_response());
+    }
+    Ok(accepted())
 }
 
 impl Shared {
@@ -898,11 +908,7 @@ impl Claim {
         self.shared.end(&self.wire_id, reusable, outcome, failure);
     }
 
-    async fn response(
-        self,
-        headers: &HeaderMap,
-        body: Incoming,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
+    async fn response(self, headers: &HeaderMap, body: Incoming) -> Result<(), Refusal> {
         let body = match read_whole(body).await {
             Ok(body) => body,
             Err(Refusal::TooLarge) => {
@@ -921,7 +927,7 @@ impl Claim {
         let head =
             head.map(|(status, headers, body)| Head { status, headers, body: full_body(body) });
         self.end(true, Some(head), None);
-        Ok(accepted())
+        Ok(())
     }
 
     async fn error(

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use openlambda_core::failure::Started;
 use openlambda_core::sandbox::{
     Exit, Isolation, LogLine, LogSink, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
@@ -367,6 +368,45 @@ async fn bootstraps_of_ones_own_find_the_runtime_api() {
         assert_eq!((error.kind, error.started), (SandboxErrorKind::Init, Started::No));
         assert!(error.message.contains(hint), "{error}");
         assert_eq!(error.function_error.unwrap().kind, kind);
+    }
+    docker.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn web_applications_answer_with_status_headers_and_pieces() {
+    let docker = docker().await;
+    const WSGI: &str = r#"
+def app(environ, start_response):
+    start_response("418 Teapot", [("x-query", environ["QUERY_STRING"]), ("x-kind", "wsgi")])
+    yield environ["PATH_INFO"].encode() + b" "
+    yield environ["wsgi.input"].read()
+"#;
+    const ASGI: &str = r#"
+async def app(scope, receive, send):
+    if scope["type"] != "http": return
+    body = (await receive())["body"]
+    headers = [(b"x-query", scope["query_string"]), (b"x-kind", b"asgi")]
+    await send({"type": "http.response.start", "status": 418, "headers": headers})
+    await send({"type": "http.response.body", "body": scope["path"].encode() + b" ", "more_body": True})
+    await send({"type": "http.response.body", "body": body})
+"#;
+    for (kind, code) in [("wsgi", WSGI), ("asgi", ASGI)] {
+        let manifest = format!("style = \"{kind}\"\nhandler = \"f:app\"");
+        let sandbox = docker.create(&[("f.py", code), ("ol.toml", &manifest)]).await;
+        for n in 0..3 {
+            let mut request = invocation(&format!("request-{n}"), format!("body {n}"));
+            request.head.path = "/sub/path".to_owned();
+            request.head.query = Some(format!("n={n}"));
+            let reply = sandbox.invoke(request).await.unwrap();
+            assert_eq!(reply.status, 418);
+            assert_eq!(reply.headers["x-query"], format!("n={n}"));
+            assert_eq!(reply.headers["x-kind"], kind);
+            let body = reply.body.collect().await.unwrap().to_bytes();
+            // An ASGI application's path is whole, what it is mounted at included.
+            assert!(body.ends_with(format!("/sub/path body {n}").as_bytes()), "{body:?}");
+            assert!(reply.done.await.reusable);
+        }
+        sandbox.destroy().await;
     }
     docker.end().await;
 }

@@ -21,11 +21,18 @@ pub const OL: &str = env!("CARGO_BIN_EXE_ol");
 /// A folder for one cluster. Drop stops the cluster and looks for what is left.
 pub struct Place {
     dir: TempDir,
+    environment: Vec<(String, String)>,
 }
 
 impl Place {
     pub fn new() -> Self {
-        Place { dir: tempfile::tempdir().unwrap() }
+        Place { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
+    }
+
+    /// The same, with one more variable for each `ol`.
+    pub fn with(mut self, variable: &str, value: &str) -> Self {
+        self.environment.push((variable.to_owned(), value.to_owned()));
+        self
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -36,6 +43,7 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(OL);
         command.args(args).env("OPENLAMBDA_DATA_DIR", self.data_dir()).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
     }
 
@@ -220,7 +228,10 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start(args: &[&str]) -> Self {
-        let place = Place::new();
+        Cluster::start_in(Place::new(), args)
+    }
+
+    pub fn start_in(place: Place, args: &[&str]) -> Self {
         let mut all = vec!["up", "--detach", "--listen", "127.0.0.1:0"];
         all.extend(args);
         let url = place.ol(&all).trim().to_owned();

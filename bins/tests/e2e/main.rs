@@ -11,6 +11,7 @@
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `examples` | what the README of each example says |
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
+//! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
@@ -26,8 +27,11 @@ mod attack;
 mod author;
 mod bench;
 mod chaos;
+mod chat;
 mod common;
 mod drain;
+#[path = "../../../openlambda-sandbox/tests/common/engine.rs"]
+mod engine;
 mod examples;
 mod hostile;
 mod http;

@@ -135,42 +135,6 @@ async fn with_the_dir_registry_a_changed_file_takes_effect_at_the_next_call() {
     assert_eq!(listed["functions"][0]["name"], "live");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pychat_s_second_call_waits_for_the_third() {
-    let cluster = Cluster::start(&[]);
-    let (client, url) = (client(), cluster.deploy_example("pychat"));
-    assert_eq!(post(&client, &url, r#"{"op": "init"}"#).await.json()["result"], "created");
-    // Many wait, on both workers; one message wakes them all.
-    let waiting: Vec<_> = (0..8)
-        .map(|_| {
-            let (client, url) = (client.clone(), url.clone());
-            let body = r#"{"op": "updates", "ts": "0"}"#;
-            tokio::spawn(async move { post(&client, &url, body).await })
-        })
-        .collect();
-    let all_wait = async {
-        loop {
-            let stats =
-                client.get(format!("{}/stats", cluster.url).parse().unwrap()).await.unwrap();
-            let stats = http_body_util::BodyExt::collect(stats.into_body()).await.unwrap();
-            let stats: Value = serde_json::from_slice(&stats.to_bytes()).unwrap();
-            if stats["in_flight"] == 8 {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), all_wait).await.unwrap();
-    assert!(waiting.iter().all(|call| !call.is_finished()));
-    let sent = post(&client, &url, r#"{"op": "msg", "msg": "hello"}"#).await.json();
-    assert!(sent["result"].as_str().unwrap().starts_with("insert "));
-    for call in waiting {
-        let rows = call.await.unwrap().json();
-        assert_eq!(rows["result"][0]["msg"], "hello");
-        assert_eq!(rows["result"].as_array().unwrap().len(), 1);
-    }
-}
-
 #[test]
 fn every_policy_serves() {
     let place = Place::new();

@@ -346,7 +346,7 @@ impl Dispatcher {
     ) {
         let began = self.clock.now();
         let invoked = guarded("a sandbox", async { sandbox.invoke(event).await }).await;
-        let completion = match invoked {
+        let (completion, last) = match invoked {
             Ok(Ok(reply)) => {
                 // A reply of known size is at hand: its head can say how long it took.
                 let at_hand = reply.body.size_hint().exact().is_some();
@@ -366,28 +366,27 @@ impl Dispatcher {
                 if at_hand {
                     let completion = done.await;
                     let answer = answer(CompletionOf::Known(completion.clone()));
-                    self.answer(invocation, Ok(answer));
-                    completion
+                    (completion, Some(Ok(answer)))
                 } else {
                     self.answer(invocation, Ok(answer(CompletionOf::Streaming(receiver))));
                     let completion = done.await;
                     let _ = sender.send(completion.clone());
-                    completion
+                    (completion, None)
                 }
             }
             Ok(Err(error)) => {
                 let run = self.clock.now().since(began);
                 let reusable = error.reusable;
                 let failure = self.blamed(error.into());
-                self.answer(invocation, Err(failure.clone()));
-                Completion { run, reusable, failure: Some(failure) }
+                let last = Some(Err(failure.clone()));
+                (Completion { run, reusable, failure: Some(failure) }, last)
             }
             Err(failure) => {
-                self.answer(invocation, Err(failure.clone()));
-                self.broke(began, failure)
+                let last = Some(Err(failure.clone()));
+                (self.broke(began, failure), last)
             }
         };
-        self.release(invocation, start, phases, &completion);
+        self.release(invocation, start, phases, &completion, last);
     }
 
     fn broke(&self, began: Time, failure: Failure) -> Completion {
@@ -404,16 +403,20 @@ impl Dispatcher {
         Failure::new(FailureKind::WorkerDied, message).started(failure.started)
     }
 
-    /// Release: the slot is free again, or the instance is broken.
+    /// Release: the slot is free again, or the instance is broken. Then the client gets its answer, if
+    /// it has none yet: of the tasks that this wakes the last is first, and the balancer may wait a
+    /// little longer for its events.
     fn release(
         self: &Arc<Self>,
         invocation: InvocationId,
         start: StartKind,
         phases: Phases,
         completion: &Completion,
+        answer: Option<Result<Answer, Failure>>,
     ) {
         let mut state = self.lock();
-        if let Some(call) = state.calls.remove(&invocation) {
+        let mut call = state.calls.remove(&invocation);
+        if let Some(call) = &call {
             state.forget_key(call.reservation.as_ref(), invocation);
             let outcome = match &completion.failure {
                 _ if call.expired => Outcome::Failed(FailureKind::Timeout),
@@ -421,13 +424,17 @@ impl Dispatcher {
                 None => Outcome::Ok,
             };
             let version = &mut state.versions[call.version.0 as usize];
-            self.count(version, &call, Some(start), outcome);
+            self.count(version, call, Some(start), outcome);
             self.log.record(|| {
                 let phases = Phases { run: completion.run, ..phases };
-                self.record_of(&call, version, Some(start), phases, outcome.as_str())
+                self.record_of(call, version, Some(start), phases, outcome.as_str())
             });
         }
         self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
+        drop(state);
+        if let (Some(call), Some(answer)) = (&mut call, answer) {
+            call.finish(answer);
+        }
     }
 
     /// From now on snapshots say that the worker takes no more calls.

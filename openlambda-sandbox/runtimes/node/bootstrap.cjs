@@ -24,6 +24,8 @@ const STREAMING = Symbol.for('aws.lambda.runtime.handler.streaming');
 const HTTP_INTEGRATION = 'application/vnd.awslambda.http-integration-response';
 /** After this error the process ends. */
 const EXITING = 'OpenLambda-Exiting: 1\r\n';
+// With a reply that the next event is to answer: both of us are woken once for a call, not twice.
+const NEXT = 'OpenLambda-Next: 1\r\n';
 
 /** The slots' connections. */
 const connections = [];
@@ -169,6 +171,8 @@ class Invocation {
     this.body = body;
     this.waitsForEmptyLoop = true;
     this.answered = false;
+    /** Whether the answer to its reply is the next event. */
+    this.asked = false;
     /** What is answered when the event loop has nothing left to do. */
     this.whenEmpty = null;
     this.stream = null;
@@ -275,6 +279,8 @@ class Invocation {
     this.answered = true;
     active.delete(this);
     hold();
+    this.asked = what === 'response';
+    if (this.asked) headers = NEXT;
     this.connection.request('POST', `invocation/${this.id}/${what}`, body, headers).then(this.end);
   }
 
@@ -567,12 +573,14 @@ function placeByChecking(own) {
 
 /** One slot: event after event, until the worker ends the process. */
 async function serve(connection, { handler, streaming }) {
+  let upcoming;
   for (;;) {
-    const reply = await connection.request('GET', 'invocation/next');
+    const reply = upcoming || (await connection.request('GET', 'invocation/next'));
     if (reply.status !== 200) throw new Error(`the worker refused next: ${reply.status} ${reply.body}`);
     const invocation = new Invocation(connection, reply);
     invocation.run(handler, streaming);
-    await invocation.over;
+    const told = await invocation.over;
+    upcoming = invocation.asked && told.status === 200 ? told : undefined;
   }
 }
 

@@ -18,7 +18,8 @@ import time
 API = "/2018-06-01/runtime/"
 # With an error after which this process ends.
 EXITING = "OpenLambda-Exiting: 1\r\n"
-NEXT = f"GET {API}invocation/next HTTP/1.1\r\nHost: worker\r\n\r\n".encode()
+# With a reply that the next event is to answer: both of us are woken once for a call, not twice.
+NEXT = "OpenLambda-Next: 1\r\n"
 environ = {k.decode(): v.decode("utf-8", "surrogateescape") for k, v in posix.environ.items()}
 SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
 
@@ -89,22 +90,21 @@ class Connection:
             self.socket.connect(f"/proc/self/fd/{fd}/{name}")
             posix.close(fd)
 
-    def request(self, method, path, body=b"", headers="", then=b""):
+    def request(self, method, path, body=b"", headers=""):
         """Returns the reply's status, its headers (lower case) and its body."""
         head = request_head(method, path, len(body), headers)
         if len(body) < 65536:
-            self.socket.sendall(head + body + then)
+            self.socket.sendall(head + body)
         else:
             self.socket.sendall(head)
             self.socket.sendall(body)
-            self.socket.sendall(then)
         return self.reply()
 
-    def answer(self, path, reply):
-        """Posts a reply and asks for the next event in one go: for what comes back, which is what
-        `request` returns, the worker need not be woken twice."""
-        self.request("POST", path, reply, then=NEXT)
-        return self.reply()
+    def answer(self, path, reply, headers=""):
+        """Posts a reply. Returns what `request` does for the next event, or None if it does not answer
+        the reply."""
+        told = self.request("POST", path, reply, NEXT + headers)
+        return told if told[0] == 200 else None
 
     def begin(self, path, headers):
         """Begins to post a body that comes in pieces, each of which goes to `send`."""

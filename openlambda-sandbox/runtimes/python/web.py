@@ -86,8 +86,9 @@ def checked(name, value):
 def serve_wsgi(connection, application, style):
     """One slot: request after request, until the worker ends the process."""
     own_pid = posix.getpid()
+    upcoming = None
     while True:
-        headers, body = bootstrap.next_event(connection, RAW)
+        headers, body = bootstrap.next_event(connection, RAW, told=upcoming)
         request = Request(headers)
         reply = WsgiReply(connection, request)
         leave = failure = None
@@ -105,7 +106,7 @@ def serve_wsgi(connection, application, style):
         if posix.getpid() != own_pid:
             # A child that the application forked: its parent answers, and goes on.
             posix._exit(bootstrap.exit_code(leave) if leave else 1 if failure else 0)
-        reply.end(failure, bootstrap.EXITING if leave else "")
+        upcoming = reply.end(failure, bootstrap.EXITING if leave else "")
         if leave is not None:
             posix._exit(bootstrap.exit_code(leave))
 
@@ -222,13 +223,14 @@ class WsgiReply:
         self.connection.begin(self.request.path_of_reply + "/response", self.head)
 
     def end(self, failure, exiting):
+        """Returns what `Connection.answer` does."""
         path = self.request.path_of_reply
         if self.begun:
             self.connection.end(bootstrap.trailers(failure, exiting) if failure else "")
         elif failure:
             self.connection.request("POST", path + "/error", failure, exiting)
         else:
-            self.connection.request("POST", path + "/response", self.whole or b"", self.head)
+            return self.connection.answer(path + "/response", self.whole or b"", self.head)
 
 
 # ASGI

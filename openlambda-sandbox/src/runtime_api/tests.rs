@@ -916,7 +916,7 @@ async fn connections_may_come_and_go() {
     assert_eq!(outcome(invoked).await.unwrap().0.body, "2");
 }
 
-/// Our own bootstraps post a reply and ask for the next event in one write.
+/// Other people's clients may pipeline.
 #[tokio::test]
 async fn a_reply_and_the_next_question_may_come_in_one_piece() {
     let setup = Setup::new(Over::Unix, 1).await;
@@ -936,6 +936,45 @@ async fn a_reply_and_the_next_question_may_come_in_one_piece() {
         assert_eq!(client.read().await.unwrap().status, 202);
         setup.polls_wait(1).await;
     }
+}
+
+/// Our own bootstraps get the next event in answer to their reply.
+#[tokio::test]
+async fn the_next_event_may_answer_a_reply() {
+    let setup = Setup::new(Over::Unix, 1).await;
+    let mut client = setup.client().await;
+    client.ask().await;
+    let then = "OpenLambda-Next: 1\r\n";
+    for n in 0..20 {
+        let invoked = setup.invoke("r", &n.to_string());
+        let event = client.read().await.unwrap();
+        assert_eq!((event.status, event.id()), (200, "r".to_owned()));
+        assert_eq!(event.body, n.to_string());
+        client.head("POST", "invocation/r/response", &format!("{then}Content-Length: 1\r\n")).await;
+        client.write("7").await.unwrap();
+        // The reply does not wait for the event.
+        assert_eq!(outcome(invoked).await.unwrap().0.body, "7");
+        setup.polls_wait(1).await;
+    }
+    // What cannot be taken is told at once, and the event waits for who asks for it.
+    let invoked = setup.invoke("r", "1");
+    client.read().await.unwrap();
+    let told = client.post("invocation/r/response", then, vec![b' '; REPLY_LIMIT + 1]).await;
+    assert_eq!(told.refusal(), (413, "RequestEntityTooLarge".to_owned()));
+    assert!(outcome(invoked).await.is_err());
+    let invoked = setup.invoke("r2", "2");
+    assert_eq!(client.next().await.id(), "r2");
+    // A client that goes away while it waits loses nothing.
+    client.head("POST", "invocation/r2/response", &format!("{then}Content-Length: 1\r\n")).await;
+    client.write("8").await.unwrap();
+    assert_eq!(outcome(invoked).await.unwrap().0.body, "8");
+    setup.polls_wait(1).await;
+    drop(client);
+    let invoked = setup.invoke("r3", "3");
+    let mut another = setup.client().await;
+    assert_eq!(another.next().await.id(), "r3");
+    another.respond("r3", "9").await;
+    assert_eq!(outcome(invoked).await.unwrap().0.body, "9");
 }
 
 /// A clock that takes its time, as a thread does that has lost its processor.
