@@ -49,6 +49,11 @@ pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
 /// The call's reservation, a [`ReservationKey`], from balancer to worker.
 pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reservation");
+/// The balancer's name, as it subscribed to events, from balancer to worker.
+pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer");
+/// From worker to balancer, on a reply that is whole: an instance of the function is idle now. It is
+/// the notice that would have come as [`WorkerEvent::Idle`], without a message of its own.
+pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// All our own headers start so; a balancer removes them from clients' requests.

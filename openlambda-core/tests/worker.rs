@@ -790,6 +790,52 @@ async fn what_still_runs_at_the_end_of_the_grace_is_ended_and_told_so() {
     assert_eq!(answer.header("x-openlambda-started"), "yes");
 }
 
+/// One message less for each warm call. The leases of idle instances still go to each balancer in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_tells_its_balancer_of_the_idle_instance() {
+    let rig = Rig::start(|config| config.heartbeat = Duration::from_secs(3600)).await;
+    rig.function("f", "", echo).await;
+    let call = async |balancer: &str| {
+        let request = Request::post(format!("{}/run/f", rig.url));
+        let answer = rig.send(request.header("x-openlambda-balancer", balancer), "1").await;
+        assert_eq!((answer.status, &*answer.body), (200, "1"));
+        answer.header("x-openlambda-idle") == "1"
+    };
+    let idle = Some(WorkerEvent::Idle { function: "f".parse().unwrap() });
+    let mut one = Events::of(&rig, "one").await;
+    for _ in 0..3 {
+        assert!(call("one").await);
+        // Nobody subscribes by that name.
+        assert!(!call("two").await);
+        assert_eq!(one.next().await, idle);
+    }
+    let mut two = Events::of(&rig, "two").await;
+    let mut told = 0;
+    for _ in 0..4 {
+        match call("one").await {
+            true => told += 1,
+            false => assert_eq!(two.next().await, idle),
+        }
+    }
+    assert_eq!(told, 2, "each has its turn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_hears_of_an_idle_instance_whose_client_has_left() {
+    let rig = Rig::start(|config| config.heartbeat = Duration::from_secs(3600)).await;
+    let mut one = Events::of(&rig, "one").await;
+    let gate = Gate::new();
+    rig.function("slow", "", gate.handler()).await;
+    let request = Request::post(format!("{}/run/slow", rig.url));
+    let left = tokio::spawn(rig.send(request.header("x-openlambda-balancer", "one"), "1"));
+    eventually("it runs", || gate.came() == 1).await;
+    left.abort();
+    let _ = left.await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gate.open();
+    assert_eq!(one.next().await, Some(WorkerEvent::Idle { function: "slow".parse().unwrap() }));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn balancers_are_told_what_the_worker_holds() {
     let mut rig = Rig::start(|config| {
@@ -1119,10 +1165,21 @@ impl Events {
         Events { lines }
     }
 
+    /// The next event; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<WorkerEvent> {
+        while let Some(line) = self.lines.next_line().await.unwrap() {
+            match serde_json::from_str(&line).unwrap() {
+                WorkerEvent::Snapshot { .. } => {}
+                event => return Some(event),
+            }
+        }
+        None
+    }
+
     /// The next offer's ticket; `None` at the end of the stream.
     async fn offer(&mut self) -> Option<u64> {
-        while let Some(line) = self.lines.next_line().await.unwrap() {
-            if let WorkerEvent::Offered { ticket } = serde_json::from_str(&line).unwrap() {
+        while let Some(event) = self.next().await {
+            if let WorkerEvent::Offered { ticket } = event {
                 return Some(ticket);
             }
         }

@@ -55,7 +55,7 @@ use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::registry::Registry;
 use openlambda_core::serving::Patience;
 use openlambda_core::time::{Clock, SystemClock};
-use openlambda_core::wire::DEFAULT_BODY_LIMIT;
+use openlambda_core::wire::{self, DEFAULT_BODY_LIMIT};
 use serde::Deserialize;
 
 pub use self::access_log::AccessLog;
@@ -118,11 +118,15 @@ impl Proxy {
             loop {
                 let chosen = worker.insert(route.select().await?);
                 record.tried(chosen);
+                let from = (&self.client, self.selector.header());
                 let place = route.reservation();
-                let reply =
-                    forward::forward(&self.client, &mut call, function, chosen, place, &id).await;
-                match reply {
-                    Ok(reply) => return Ok(outcome::stream(reply, route, call.limit, function)),
+                match forward::forward(from, &mut call, function, chosen, place, &id).await {
+                    Ok(mut reply) => {
+                        if reply.headers_mut().remove(wire::IDLE).is_some() {
+                            route.idle(chosen);
+                        }
+                        return Ok(outcome::stream(reply, route, call.limit, function));
+                    }
                     Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
                         record.retried();
                         tracing::debug!(request = %id, worker = %chosen.name, %failure, "retry");

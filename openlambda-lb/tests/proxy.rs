@@ -1226,7 +1226,9 @@ async fn policies_see_what_workers_hold() {
     eventually("three are idle", || idle() == is(3)).await;
     // A version in its place: the old one's instances go.
     lb.publish("slow", "", "new").await;
-    assert_eq!(lb.call("slow", "1").await.status, 200);
+    let answer = lb.call("slow", "1").await;
+    // The notice came with the reply, and is not the client's.
+    assert_eq!((answer.status, answer.header("x-openlambda-idle")), (200, ""));
     eventually("one is idle", || idle() == is(1)).await;
     assert_eq!(a.worker.counts().idle, 1);
     let events = lb.policy.events.lock().unwrap().clone();

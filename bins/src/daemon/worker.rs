@@ -87,7 +87,7 @@ impl Settings for Options {
         memory_mb = 4096
         keep_alive = "ttl"
         ttl_seconds = 600
-        max_wait_seconds = 30
+        max_wait_seconds = 35
         weight = 1
         most_connections = 10000
         head_seconds = 30

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body as _;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -51,6 +51,8 @@ pub(super) struct Call {
     pub(super) body: Body,
     /// The place that was kept for it, if its balancer asked for one.
     pub(super) reservation: Option<ReservationKey>,
+    /// Who sent it, if it subscribes to events.
+    pub(super) balancer: Option<HeaderValue>,
 }
 
 /// The answer to a call.
@@ -63,6 +65,8 @@ pub(super) struct Answer {
     /// All phases but `run`, which is known only when `completion` is.
     pub(super) phases: Phases,
     pub(super) completion: CompletionOf,
+    /// It tells the balancer of an idle instance.
+    pub(super) idle: bool,
 }
 
 /// When a reply is over, seen from the one who writes it.
@@ -149,6 +153,16 @@ struct State {
     start_failures: BTreeMap<InstanceId, Failure>,
     next_invocation: u64,
     timer: Option<Time>,
+    /// The reply that is about to be sent.
+    replying: Option<Replying>,
+}
+
+/// A reply that can tell its balancer of an idle instance, without a message of its own.
+#[derive(Debug)]
+struct Replying {
+    version: VersionId,
+    balancer: HeaderValue,
+    idle: bool,
 }
 
 /// What the worker counts beside what the scheduler knows.
@@ -185,6 +199,7 @@ struct CallState {
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
     id: RequestId,
     reservation: Option<ReservationKey>,
+    balancer: Option<HeaderValue>,
     /// It ran over its time limit. What its handler says of its end is a consequence.
     expired: bool,
 }
@@ -264,6 +279,7 @@ impl Dispatcher {
                 request: Some((call.id, call.head, call.body)),
                 answer: Some(answer),
                 reservation: call.reservation,
+                balancer: call.balancer,
                 expired: false,
             },
         );
@@ -358,6 +374,7 @@ impl Dispatcher {
                     start,
                     phases,
                     completion,
+                    idle: false,
                 };
                 let done = async {
                     let done = guarded("a sandbox", reply.done).await;
@@ -430,11 +447,28 @@ impl Dispatcher {
                 self.record_of(call, version, Some(start), phases, outcome.as_str())
             });
         }
-        self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
-        drop(state);
-        if let (Some(call), Some(answer)) = (&mut call, answer) {
-            call.finish(answer);
+        if let (Some(call), Some(Ok(_))) = (&mut call, &answer)
+            && let Some(balancer) = call.balancer.take()
+        {
+            state.replying = Some(Replying { version: call.version, balancer, idle: false });
         }
+        self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
+        let idle = state.replying.take().is_some_and(|replying| replying.idle);
+        drop(state);
+        let (Some(mut call), Some(mut answer)) = (call, answer) else { return };
+        if let Ok(answer) = &mut answer {
+            answer.idle = idle;
+        }
+        let sent = call.finish(answer);
+        if idle && !sent {
+            self.tell_idle(&self.lock(), call.version);
+        }
+    }
+
+    /// Tells one balancer of an idle instance.
+    fn tell_idle(&self, state: &State, version: VersionId) {
+        let function = &state.versions[version.0 as usize].function;
+        self.subscribers.tell_one(|| WorkerEvent::Idle { function: function.clone() });
     }
 
     /// From now on snapshots say that the worker takes no more calls.
@@ -503,7 +537,7 @@ impl Dispatcher {
                      timeout_seconds in its manifest if it needs longer"
                 );
                 call.expired = true;
-                call.finish(Err(Failure::new(FailureKind::Timeout, message)));
+                let _ = call.finish(Err(Failure::new(FailureKind::Timeout, message)));
             }
             Action::Reject { invocation, why } => self.reject(state, invocation, why),
             Action::Pause { instance } => self.pause(state, instance, true),
@@ -522,10 +556,16 @@ impl Dispatcher {
                     state.forget_key(Some(&key), invocation);
                 }
             }
-            Action::TellIdle { version } => {
-                let function = &state.versions[version.0 as usize].function;
-                self.subscribers.tell_one(|| WorkerEvent::Idle { function: function.clone() });
-            }
+            Action::TellIdle { version } => match &mut state.replying {
+                Some(replying)
+                    if replying.version == version
+                        && !replying.idle
+                        && self.subscribers.takes_turn(replying.balancer.as_bytes()) =>
+                {
+                    replying.idle = true;
+                }
+                _ => self.tell_idle(state, version),
+            },
             Action::TellEvicted { version } => {
                 let function = state.versions[version.0 as usize].function.clone();
                 self.subscribers.tell_all(&WorkerEvent::Evicted { function });
@@ -644,7 +684,7 @@ impl Dispatcher {
 
     fn answer(&self, invocation: InvocationId, answer: Result<Answer, Failure>) {
         if let Some(call) = self.lock().calls.get_mut(&invocation) {
-            call.finish(answer);
+            let _ = call.finish(answer);
         }
     }
 
@@ -1044,6 +1084,7 @@ impl State {
             start_failures: BTreeMap::new(),
             next_invocation: 0,
             timer: None,
+            replying: None,
         }
     }
 
@@ -1141,11 +1182,9 @@ async fn guarded<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Fail
 }
 
 impl CallState {
-    /// Gives the answer, unless it was given before.
-    fn finish(&mut self, answer: Result<Answer, Failure>) {
-        if let Some(sender) = self.answer.take() {
-            let _ = sender.send(answer);
-        }
+    /// Gives the answer, unless it was given before. Whether somebody gets it.
+    fn finish(&mut self, answer: Result<Answer, Failure>) -> bool {
+        self.answer.take().is_some_and(|sender| sender.send(answer).is_ok())
     }
 }
 

@@ -64,6 +64,20 @@ impl Subscribers {
         let _ = list.streams[list.next].lines.try_send(line(&event()));
     }
 
+    /// Whether it is this balancer's turn to be told by [`tell_one`](Self::tell_one). If so the turn is
+    /// taken: the caller tells it in another way.
+    pub(super) fn takes_turn(&self, balancer: &[u8]) -> bool {
+        let mut list = self.lock();
+        list.streams.retain(|stream| !stream.lines.is_closed());
+        let next = (list.next + 1) % list.streams.len().max(1);
+        let name = list.streams.get(next).and_then(|stream| stream.balancer.as_deref());
+        let its = name.is_some_and(|name| name.as_bytes() == balancer);
+        if its {
+            list.next = next;
+        }
+        its
+    }
+
     /// Tells one balancer, on its newest stream.
     pub(super) fn tell_balancer(&self, balancer: &str, event: &WorkerEvent) {
         if let Some(stream) = self.lock().of(balancer) {

@@ -63,7 +63,8 @@ pub struct WorkerConfig {
     pub ttl: Duration,
     /// The queue policy, one of [`queue::NAMES`].
     pub queue: String,
-    /// How long an invocation may wait for a slot; then 429.
+    /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
+    /// the usual time limit may take to become ready, so that it is told why it never did.
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
@@ -92,7 +93,7 @@ impl WorkerConfig {
             keep_alive: "ttl".to_owned(),
             ttl: DEFAULT_TTL,
             queue: "fifo".to_owned(),
-            max_wait: Duration::from_secs(30),
+            max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
             body_limit: wire::DEFAULT_BODY_LIMIT,
             patience: Patience::default(),

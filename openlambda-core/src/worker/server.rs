@@ -120,6 +120,7 @@ async fn decode(
         }
     })?;
     let reservation = reservation_of(&parts.headers)?;
+    let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
     wire::remove_own(&mut parts.headers);
     Ok(Call {
@@ -136,6 +137,7 @@ async fn decode(
         },
         body: full_body(body.to_bytes()),
         reservation,
+        balancer,
     })
 }
 
@@ -191,6 +193,9 @@ fn encode(answer: Answer) -> Response<Body> {
     wire::remove_own(headers);
     headers.remove(CONTENT_LENGTH);
     headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
+    if answer.idle {
+        headers.insert(wire::IDLE, HeaderValue::from_static("1"));
+    }
     let mut phases = answer.phases;
     let body = match answer.completion {
         CompletionOf::Known(completion) => {

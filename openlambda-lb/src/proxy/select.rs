@@ -40,6 +40,7 @@ const RESERVATION_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Selector {
     /// What workers call this balancer.
     name: String,
+    header: HeaderValue,
     state: Mutex<State>,
     clock: Arc<SystemClock>,
     client: HttpClient,
@@ -111,12 +112,18 @@ impl Selector {
         };
         let state = Mutex::new(state);
         let (earlier, decisions) = (Notify::new(), Default::default());
-        Arc::new(Selector { name, state, clock, client, earlier, decisions })
+        let header = HeaderValue::from_str(&name).expect("a name is letters and digits");
+        Arc::new(Selector { name, header, state, clock, client, earlier, decisions })
     }
 
     /// What workers call this balancer.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The name as a header's value.
+    pub(crate) fn header(&self) -> &HeaderValue {
+        &self.header
     }
 
     /// A call came in.
@@ -505,6 +512,13 @@ impl Route {
             state.balancer.exclude(self.ticket, worker.id);
             state.balancer.has_alternative(self.ticket)
         })
+    }
+
+    /// The worker told with the call's reply that an instance of the function is idle.
+    pub(crate) fn idle(&self, worker: &Peer) {
+        if let Some(function) = self.function.id.get() {
+            self.selector.with(|state, now| state.balancer.worker_idle(now, worker.id, *function));
+        }
     }
 
     /// The call is over.

@@ -112,7 +112,9 @@ impl Setup {
         let log: Arc<dyn LogSink> = Arc::<Lines>::clone(&self.lines);
         let name = "tested".parse().unwrap();
         let digest = Digest::from_bytes([7; 32]);
-        SandboxSpec::new(name, digest, code.to_owned(), manifest, log)
+        let mut spec = SandboxSpec::new(name, digest, code.to_owned(), manifest, log);
+        spec.init_timeout *= patience();
+        spec
     }
 
     pub async fn create(&self, spec: SandboxSpec) -> Arc<dyn Sandbox> {
@@ -171,8 +173,14 @@ pub async fn call(sandbox: &dyn Sandbox, body: &str) -> Result<String, SandboxEr
     Ok(read(reply).await.0)
 }
 
+/// How many times slower than a processor this machine may be: an emulated one is.
+fn patience() -> u32 {
+    let named = std::env::var("OPENLAMBDA_TEST_PATIENCE");
+    named.map_or(1, |factor| factor.parse().expect("it is a number"))
+}
+
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    for _ in 0..3000 {
+    for _ in 0..3000 * patience() {
         if holds().await {
             return;
         }
