@@ -1,0 +1,338 @@
+//! What a scheduler is told and what it says: the whole of its interface beside the calls.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::invocation::StartKind;
+use crate::time::Time;
+
+/// One invocation on this worker. The shell gives the numbers out; each is used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InvocationId(pub u64);
+
+/// One version of a function on this worker, that is, a name and a digest. Dense: the shell interns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionId(pub u32);
+
+/// One instance on this worker. The scheduler gives the numbers out; each is used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(pub u64);
+
+/// What a version's manifest allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What one instance takes from the pool, bytes.
+    pub memory: u64,
+    /// Invocations that one instance takes at once.
+    pub slots: u32,
+    /// The most instances.
+    pub max_instances: u32,
+    /// The most invocations that wait.
+    pub queue: u32,
+    /// The time limit of a run.
+    pub timeout: Duration,
+    /// `false`: an instance is evicted after one invocation.
+    pub reuse: bool,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An invocation arrived. It may wait for a slot until `deadline`. If there is a reservation of
+    /// its id, it takes that one's place.
+    Arrived {
+        /// Its id: a new one, or that of its reservation.
+        invocation: InvocationId,
+        /// What it calls.
+        version: VersionId,
+        /// Until when it may wait.
+        deadline: Time,
+    },
+    /// Nobody wants the invocation's result any more. A running one goes on: its slot is busy until
+    /// the handler has answered.
+    Cancelled {
+        /// Which.
+        invocation: InvocationId,
+    },
+    /// A place is to be kept for an invocation that may arrive later, in turn with those that have
+    /// arrived. It ends at `deadline`.
+    Reserved {
+        /// The new id of that invocation.
+        invocation: InvocationId,
+        /// What it will call.
+        version: VersionId,
+        /// Until when the place is kept.
+        deadline: Time,
+    },
+    /// The place is not needed. Nothing happens when the invocation has arrived.
+    ReservationCancelled {
+        /// Of which invocation.
+        invocation: InvocationId,
+    },
+    /// The version's code is there.
+    CodeReady {
+        /// Which.
+        version: VersionId,
+        /// What its manifest says.
+        limits: Limits,
+    },
+    /// The version's code cannot be had; everything that waits for it is rejected.
+    CodeFailed {
+        /// Which.
+        version: VersionId,
+    },
+    /// The version's code was removed from the cache.
+    CodeGone {
+        /// Which.
+        version: VersionId,
+    },
+    /// [`Action::Start`] succeeded.
+    SandboxReady {
+        /// Which.
+        instance: InstanceId,
+        /// How it was made.
+        start: StartKind,
+    },
+    /// [`Action::Start`] failed, and nothing is left of it.
+    SandboxFailed {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The handler is through with an invocation that [`Action::Run`] started.
+    Finished {
+        /// Which.
+        invocation: InvocationId,
+        /// Whether the instance can take another one.
+        reusable: bool,
+    },
+    /// [`Action::Pause`] is done.
+    Paused {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The memory limit of an instance that is paused was lowered to what it uses, and some slack. The
+    /// rest comes back to the pool; with [`Action::Resume`] it is taken again, and the limit is to be
+    /// as before. Nothing happens when the instance is on its way back already.
+    Lowered {
+        /// Which.
+        instance: InstanceId,
+        /// What it holds now, bytes.
+        bytes: u64,
+    },
+    /// [`Action::Resume`] is done.
+    Resumed {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The instance ended by itself, or cannot be paused or resumed. What runs in it is reported
+    /// [`Event::Finished`] too.
+    Died {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// [`Action::Evict`] or [`Action::CancelStart`] is done: nothing is left of the instance.
+    Destroyed {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// A newer version has taken this one's place: its instances go when nothing waits for them.
+    Superseded {
+        /// The old one.
+        version: VersionId,
+    },
+    /// Somebody expects calls: have this many instances ready.
+    Prewarm {
+        /// Of which version.
+        version: VersionId,
+        /// How many instances there shall be in all.
+        instances: u32,
+    },
+    /// The machine is short of memory: evict idle instances worth this many bytes.
+    MemoryPressure {
+        /// How many.
+        bytes: u64,
+    },
+    /// Take no more invocations, finish those that arrived, end all instances, then
+    /// [`Action::Drained`].
+    Drain,
+    /// The time that [`Scheduler::poll_timeout`] named has come.
+    Timeout,
+}
+
+/// What the shell must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Get the version's code, then tell [`Event::CodeReady`] or [`Event::CodeFailed`].
+    Fetch {
+        /// Which.
+        version: VersionId,
+    },
+    /// Make an instance, then tell [`Event::SandboxReady`] or [`Event::SandboxFailed`].
+    Start {
+        /// Its new id.
+        instance: InstanceId,
+        /// Of which version.
+        version: VersionId,
+    },
+    /// Stop making the instance. The shell tells [`Event::Destroyed`] once nothing is left, unless
+    /// it told [`Event::SandboxReady`] or [`Event::SandboxFailed`] before: then it does nothing,
+    /// and [`Action::Evict`] follows for a ready one.
+    CancelStart {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Deliver the invocation to the instance, then tell [`Event::Finished`] whatever comes.
+    Run {
+        /// Which.
+        invocation: InvocationId,
+        /// Where.
+        instance: InstanceId,
+        /// How warm the instance is for it.
+        start: StartKind,
+    },
+    /// The invocation is over its time limit: answer it. [`Action::Evict`] of its instance follows.
+    Expire {
+        /// Which.
+        invocation: InvocationId,
+    },
+    /// Pause the instance, then tell [`Event::Paused`].
+    Pause {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Resume the instance, with the memory limit that it had at its start, then tell
+    /// [`Event::Resumed`].
+    Resume {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Destroy the instance, then tell [`Event::Destroyed`].
+    Evict {
+        /// Which.
+        instance: InstanceId,
+        /// Why.
+        why: EvictReason,
+    },
+    /// The invocation will not run: answer it.
+    Reject {
+        /// Which.
+        invocation: InvocationId,
+        /// Why.
+        why: Rejection,
+    },
+    /// A reservation has come to a free slot, which is held for it: tell its balancer.
+    Offer {
+        /// Of which invocation.
+        invocation: InvocationId,
+        /// Whose slot is held.
+        instance: InstanceId,
+    },
+    /// A reservation is over; each is once.
+    ReservationOver {
+        /// Of which invocation.
+        invocation: InvocationId,
+        /// Why.
+        why: ReservationEnd,
+    },
+    /// Tell one balancer that an instance of the version is idle.
+    TellIdle {
+        /// Of which version.
+        version: VersionId,
+    },
+    /// Tell the balancers that an idle instance of the version is gone.
+    TellEvicted {
+        /// Of which version.
+        version: VersionId,
+    },
+    /// The drain is over: there is no invocation and no instance any more.
+    Drained,
+}
+
+/// Why an instance is evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EvictReason {
+    /// The keep-alive policy's time was up.
+    Expired,
+    /// Its memory was needed.
+    Memory,
+    /// It died, or its handler said that it is broken.
+    Broken,
+    /// An invocation in it ran over its time limit.
+    TimedOut,
+    /// The function wants a fresh sandbox for every invocation.
+    NoReuse,
+    /// A newer version has taken its place.
+    Superseded,
+    /// The worker is draining.
+    Draining,
+    /// Its start was cancelled too late.
+    Unwanted,
+}
+
+/// Why an invocation does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// As many wait already as may.
+    QueueFull,
+    /// It waited until its deadline.
+    WaitedTooLong,
+    /// It was cancelled while it waited.
+    Cancelled,
+    /// The worker takes no more invocations.
+    Draining,
+    /// The version's code cannot be had.
+    CodeFailed,
+    /// An instance could not be started for it.
+    StartFailed(InstanceId),
+    /// An instance takes more memory than the whole pool has.
+    TooLarge {
+        /// Bytes that an instance takes.
+        needs: u64,
+        /// Bytes that the pool has.
+        pool: u64,
+    },
+}
+
+/// Why a reservation is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReservationEnd {
+    /// Its invocation has arrived and has its place or its slot.
+    Taken,
+    /// It was cancelled.
+    Cancelled,
+    /// A slot was held for it for as long as may be.
+    NotTaken,
+    /// The instance that held a slot for it has ended.
+    SlotLost,
+    /// For a reason for which an invocation in its place would have been rejected.
+    Refused(Rejection),
+}
+
+/// How much there is of everything, for reports and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Invocations that wait.
+    pub waiting: u32,
+    /// Invocations that run.
+    pub running: u32,
+    /// Reservations that wait for a slot.
+    pub reserved: u32,
+    /// Reservations that a slot is held for.
+    pub offered: u32,
+    /// Instances that are starting.
+    pub starting: u32,
+    /// Instances with a running invocation or a held slot.
+    pub busy: u32,
+    /// Idle instances, paused ones among them.
+    pub idle: u32,
+    /// Instances that are paused, on their way there or back.
+    pub paused: u32,
+    /// Instances on their way out.
+    pub ending: u32,
+}
