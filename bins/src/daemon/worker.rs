@@ -63,7 +63,7 @@ pub(crate) struct Options {
     /// Pause an instance after this time without use [default: never].
     #[arg(long, value_name = "SECONDS")]
     pause_after_seconds: Option<f64>,
-    /// How long a call may wait for a slot [default: 30].
+    /// How long a call may wait for a slot [default: 35].
     #[arg(long, value_name = "SECONDS")]
     max_wait_seconds: Option<f64>,
     /// Share of the load beside other workers [default: 1].
