@@ -157,7 +157,7 @@ pub enum Event {
     /// Take no more invocations, finish those that arrived, end all instances, then
     /// [`Action::Drained`].
     Drain,
-    /// The time that [`Scheduler::poll_timeout`] named has come.
+    /// The time that [`Scheduler::poll_timeout`](super::Scheduler::poll_timeout) named has come.
     Timeout,
 }
 
