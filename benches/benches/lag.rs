@@ -43,7 +43,7 @@ fn lag(c: &mut Criterion) {
     let address = Address::Tcp(balancer.url().to_owned());
     let mut probe = Client::connect(&address, "probe");
 
-    // The first call is cold: the function's number in the view is told by what follows it.
+    // The first call is cold, and tells the policy which function to watch.
     let mut once = || {
         probe.call();
         let seen: Instant = observed.recv_timeout(LOST).expect("no event is lost here");

@@ -71,8 +71,8 @@ fn starts(c: &mut Criterion) {
 fn kinds(folder: &Path) -> [Arc<dyn SandboxFactory>; 2] {
     let (clock, spawner) = (Arc::new(SystemClock::new()), Spawner::start().expect("a thread"));
     let mark = |kind| format!("bench-starts-{kind}-{}", std::process::id());
-    let (dir, clock2) = (folder.join("process"), clock.clone());
-    let process = ProcessConfig::new(dir, mark("process"), spawner.clone(), clock2);
+    let process = folder.join("process");
+    let process = ProcessConfig::new(process, mark("process"), spawner.clone(), clock.clone());
     let sock = SockConfig::new(folder.join("sock"), mark("sock"), spawner, clock);
     [
         Arc::new(ProcessFactory::new(process).expect("a writable folder")),

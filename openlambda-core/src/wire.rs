@@ -102,7 +102,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .collect();
     // To look is cheaper than to remove what is not there.
-    let hop_by_hop = |name: &&HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
+    let always = HOP_BY_HOP;
+    let hop_by_hop = |name: &&HeaderName| always.contains(name) || named.contains(name);
     let there: Vec<HeaderName> = headers.keys().filter(hop_by_hop).cloned().collect();
     for name in there {
         headers.remove(name);

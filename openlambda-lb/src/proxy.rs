@@ -114,13 +114,16 @@ impl Proxy {
                 return Ok(preflight.map(ReplyBody::of));
             }
             function.resolved.manifest.admits(&call.method)?;
+            // For the worker to tell us of what it tells one balancer alone.
+            call.headers.insert(wire::BALANCER, self.selector.header().clone());
             let mut route = self.selector.arrive(function);
             loop {
                 let chosen = worker.insert(route.select().await?);
                 record.tried(chosen);
-                let from = (&self.client, self.selector.header());
                 let place = route.reservation();
-                match forward::forward(from, &mut call, function, chosen, place, &id).await {
+                let reply =
+                    forward::forward(&self.client, &mut call, function, chosen, place, &id).await;
+                match reply {
                     Ok(mut reply) => {
                         if reply.headers_mut().remove(wire::IDLE).is_some() {
                             route.idle(chosen);

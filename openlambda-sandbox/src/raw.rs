@@ -14,9 +14,6 @@
 //!   has left in the middle of its streamed reply ([`DEPARTED`]), which the code may then give up.
 //! * Code that says [`FAREWELL`] with its `next` gets, when its instance is to end and has nothing to
 //!   do, 410 in answer to a `next`, and a moment to end by itself.
-//! * Code that says [`NEXT`] with a buffered `response` gets the next event in answer to it, as if it
-//!   had asked for it: each of them is woken once for a call, not twice. Any status but 200 is an
-//!   answer to the `response`, or that of a `next`.
 //!
 //! It posts its reply, buffered or streamed, with a [`HEAD`] too, of `status` and `headers`; the body
 //! is the client's. A header alone carries both heads, since bodies need no envelope then: what is
@@ -33,9 +30,6 @@ pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 
 /// With a `next`: this code has something to do before its end.
 pub const FAREWELL: HeaderName = HeaderName::from_static("openlambda-farewell");
-
-/// With a buffered `response`: the next event, please.
-pub const NEXT: HeaderName = HeaderName::from_static("openlambda-next");
 
 /// The path of the poll that tells whose client has left, below `invocation/`.
 pub const DEPARTED: &str = "departed";

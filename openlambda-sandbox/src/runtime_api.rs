@@ -13,42 +13,34 @@
 //! Each slot runs one call through these stages, and every post is checked against them: what
 //! comes for an unknown id, twice or out of order is refused and harms nobody. A call is over only
 //! when the code has answered or is gone, whoever still waits for it.
+//!
+//! `connection.rs` is the code's end as HTTP, `answer.rs` what it posts.
+
+mod answer;
+mod connection;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{ALLOW, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
 use openlambda_core::failure::{Failure, FunctionError, Started};
 use openlambda_core::function::{FunctionName, Version};
-use openlambda_core::invocation::{
-    Body, BoxError, Completion, Invocation, Reply, RequestHead, RequestId, full_body,
-};
+use openlambda_core::invocation::{Body, Completion, Invocation, Reply, RequestHead, RequestId};
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
 use openlambda_core::time::{Clock, Time};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use self::answer::Claim;
+use self::connection::{Either, Peer, Refusal, converse};
 use crate::event;
 use crate::output::{FunctionOutput, Running};
 use crate::raw;
@@ -56,22 +48,13 @@ use crate::raw;
 /// The largest buffered reply: Lambda's 6 MiB and 100 bytes. Streamed ones have no limit.
 pub const REPLY_LIMIT: usize = (6 << 20) + 100;
 
-/// A reply over the limit is read so far before it is refused, so that the code gets to read why.
-const DISCARD_LIMIT: usize = 64 << 20;
-
-/// How much of a streamed reply may come before its prelude ends.
-const PRELUDE_LIMIT: usize = 64 << 10;
-
-/// How many frames of a streamed reply wait for the client before the handler has to.
-const STREAM_FRAMES: usize = 16;
-
 /// From our bootstraps with an error after which they end.
 pub const EXITING: HeaderName = HeaderName::from_static("openlambda-exiting");
 
-const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
-const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-error-type");
-const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
-const HTTP_INTEGRATION: &str = "application/vnd.awslambda.http-integration-response";
+/// From our bootstraps with a buffered `response`: the next event, please, in answer to it, as if it
+/// had been asked for. Both ends are woken once for a call then, not twice. Any status but 200 is the
+/// answer to the `response`, or to a `next` at that time.
+pub const NEXT: HeaderName = HeaderName::from_static("openlambda-next");
 
 /// The conversation with the code in one sandbox. Clones share it.
 #[derive(Clone, Debug)]
@@ -414,170 +397,6 @@ pub fn arn(function: &FunctionName, version: Option<Version>) -> String {
     format!("arn:aws:lambda:local:000000000000:function:{}{version}", function.name())
 }
 
-enum Either {
-    Unix(tokio::net::UnixStream),
-    Tcp(tokio::net::TcpStream),
-}
-
-async fn converse<S>(shared: Arc<Shared>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + AsFd + Unpin,
-{
-    let peer = match stream.as_fd().try_clone_to_owned() {
-        Ok(fd) => Arc::new(Peer(fd)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot serve a connection from a sandbox");
-            return;
-        }
-    };
-    let service = service_fn(|request| {
-        let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
-        async move {
-            let answer = route(shared, &peer, request).await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
-        }
-    });
-    // No read limits: `next` is a long poll, and a handler may take its time to stream.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        // Clients have a clock, and each line of a head is one to take apart.
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
-    // A connection that breaks off is told by what it leaves unanswered.
-    let _ = connection.await;
-}
-
-/// The other end of a connection.
-struct Peer(OwnedFd);
-
-impl Peer {
-    /// Whether it has closed the connection, which the runtime may be about to tell us.
-    fn is_gone(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match rustix::net::recv(&self.0, &mut [0; 1], flags) {
-            Ok((_, count)) => count == 0,
-            Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
-        }
-    }
-}
-
-/// Why a request of the code is refused.
-#[derive(Clone, Copy, Debug)]
-enum Refusal {
-    InvalidRequestId,
-    InvalidState(&'static str),
-    TooLarge,
-    BodyLost,
-    Ending,
-    NotFound,
-    NotAllowed(&'static str),
-}
-
-impl Refusal {
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let (status, kind, message) = match self {
-            Refusal::InvalidRequestId => (
-                StatusCode::BAD_REQUEST,
-                "InvalidRequestID",
-                "no such invocation; use the Lambda-Runtime-Aws-Request-Id of the last next",
-            ),
-            Refusal::InvalidState(message) => {
-                (StatusCode::FORBIDDEN, "InvalidStateTransition", message)
-            }
-            Refusal::TooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "RequestEntityTooLarge",
-                "the reply is over 6 MiB; return less, or stream it",
-            ),
-            Refusal::BodyLost => {
-                (StatusCode::BAD_REQUEST, "InvalidRequest", "the request's body broke off")
-            }
-            Refusal::Ending => {
-                (StatusCode::GONE, "InstanceEnding", "there are no more invocations; end now")
-            }
-            Refusal::NotFound => {
-                (StatusCode::NOT_FOUND, "NotFound", "the Runtime API 2018-06-01 has no such path")
-            }
-            Refusal::NotAllowed(_) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "see the header Allow")
-            }
-        };
-        let body = serde_json::json!({ "errorMessage": message, "errorType": kind });
-        let mut response = json_response(status, body.to_string());
-        if let Refusal::NotAllowed(allowed) = self {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-        }
-        response
-    }
-}
-
-fn json_response(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    // Exactly this: with anything more, clients hand raw bytes to handlers.
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-fn accepted() -> Response<Full<Bytes>> {
-    json_response(StatusCode::ACCEPTED, r#"{"status":"OK"}"#)
-}
-
-async fn route(
-    shared: Arc<Shared>,
-    peer: &Peer,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Refusal> {
-    let (head, body) = request.into_parts();
-    let path = head.uri.path();
-    let path = path.strip_prefix("/2018-06-01/runtime/").ok_or(Refusal::NotFound)?;
-    let only = |method: Method, name| {
-        if head.method == method { Ok(()) } else { Err(Refusal::NotAllowed(name)) }
-    };
-    if path == "invocation/next" {
-        only(Method::GET, "GET")?;
-        if head.headers.contains_key(raw::RAW) {
-            shared.takes_raw.store(true, Ordering::SeqCst);
-        }
-        if head.headers.contains_key(raw::FAREWELL) {
-            shared.says_farewell.store(true, Ordering::SeqCst);
-        }
-        return Ok(shared.next(peer).await?.into_response());
-    }
-    if path.strip_prefix("invocation/") == Some(raw::DEPARTED) {
-        only(Method::GET, "GET")?;
-        let id = serde_json::json!({ "id": shared.departed().await });
-        return Ok(json_response(StatusCode::OK, id.to_string()));
-    }
-    if path == "init/error" {
-        only(Method::POST, "POST")?;
-        let error = read_error(&head.headers, body).await?;
-        shared.init_failed(error)?;
-        return Ok(accepted());
-    }
-    let (id, what) = path
-        .strip_prefix("invocation/")
-        .and_then(|path| path.split_once('/'))
-        .ok_or(Refusal::NotFound)?;
-    match what {
-        "response" | "error" => only(Method::POST, "POST")?,
-        _ => return Err(Refusal::NotFound),
-    }
-    let claim = shared.claim(id)?;
-    if what == "error" {
-        return claim.error(&head.headers, body).await;
-    }
-    let streams = head.headers.get(MODE).is_some_and(|mode| mode.as_bytes() == b"streaming");
-    if streams {
-        return claim.stream(&head.headers, body).await;
-    }
-    claim.response(&head.headers, body).await?;
-    if head.headers.contains_key(raw::NEXT) {
-        return Ok(shared.next(peer).await?.into_response());
-    }
-    Ok(accepted())
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -887,273 +706,6 @@ impl Drop for NextPoll {
         if let Ok(event) = self.receiver.try_recv() {
             self.shared.take_back(event);
         }
-    }
-}
-
-/// A call that the code is answering. Dropped before the end, the reply has broken off.
-struct Claim {
-    shared: Arc<Shared>,
-    wire_id: String,
-    over: bool,
-}
-
-impl Claim {
-    fn end(
-        mut self,
-        reusable: bool,
-        outcome: Option<Result<Head, SandboxError>>,
-        failure: Option<Failure>,
-    ) {
-        self.over = true;
-        self.shared.end(&self.wire_id, reusable, outcome, failure);
-    }
-
-    async fn response(self, headers: &HeaderMap, body: Incoming) -> Result<(), Refusal> {
-        let body = match read_whole(body).await {
-            Ok(body) => body,
-            Err(Refusal::TooLarge) => {
-                let message = "the handler's reply is over 6 MiB; return less, or stream it";
-                let error = SandboxError::new(SandboxErrorKind::BadReply, message);
-                self.end(true, Some(Err(error)), None);
-                return Err(Refusal::TooLarge);
-            }
-            Err(refusal) => return Err(refusal),
-        };
-        let head = match headers.get(raw::HEAD) {
-            Some(head) => raw::decode(head).map(|(status, headers)| (status, headers, body)),
-            None => event::decode(self.shared.config.event, body)
-                .map(|answer| (answer.status, answer.headers, answer.body)),
-        };
-        let head =
-            head.map(|(status, headers, body)| Head { status, headers, body: full_body(body) });
-        self.end(true, Some(head), None);
-        Ok(())
-    }
-
-    async fn error(
-        self,
-        headers: &HeaderMap,
-        body: Incoming,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let reusable = !headers.contains_key(EXITING);
-        let error = match read_error(headers, body).await {
-            Ok(error) => error,
-            Err(Refusal::TooLarge) => {
-                let text = "the handler's error is over 6 MiB; raise one with a shorter message";
-                let error = parse_error(headers, text.as_bytes());
-                let error =
-                    SandboxError::new(SandboxErrorKind::Function, text).with_function_error(error);
-                self.end(reusable, Some(Err(error)), None);
-                return Err(Refusal::TooLarge);
-            }
-            Err(refusal) => return Err(refusal),
-        };
-        let message = describe(&error);
-        let error =
-            SandboxError::new(SandboxErrorKind::Function, message).with_function_error(error);
-        self.end(reusable, Some(Err(error)), None);
-        Ok(accepted())
-    }
-
-    /// A streamed reply with which no client can do anything.
-    async fn bad_head(self, error: SandboxError, body: &mut Incoming) -> Response<Full<Bytes>> {
-        drain(body).await;
-        self.end(true, Some(Err(error)), None);
-        accepted()
-    }
-
-    async fn stream(
-        self,
-        headers: &HeaderMap,
-        mut body: Incoming,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let media_type = headers.get(CONTENT_TYPE);
-        let framed =
-            media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
-        let mut first = BytesMut::new();
-        let mut head = (StatusCode::OK, HeaderMap::new());
-        if let Some(raw) = headers.get(raw::HEAD) {
-            match raw::decode(raw) {
-                Ok(decoded) => head = decoded,
-                Err(error) => return Ok(self.bad_head(error, &mut body).await),
-            }
-        } else if framed {
-            let end = loop {
-                if let Some(end) = first.windows(8).position(|window| window == [0; 8]) {
-                    break Some(end);
-                }
-                if first.len() > PRELUDE_LIMIT {
-                    break None;
-                }
-                match body.frame().await {
-                    Some(Ok(frame)) => {
-                        if let Ok(data) = frame.into_data() {
-                            first.extend_from_slice(&data);
-                        }
-                    }
-                    Some(Err(_)) => return Err(Refusal::BodyLost),
-                    None => break None,
-                }
-            };
-            let decoded = match end {
-                Some(end) => {
-                    let prelude = first.split_to(end);
-                    let _nul_bytes = first.split_to(8);
-                    event::decode_prelude(&prelude)
-                }
-                None => Err(SandboxError::new(
-                    SandboxErrorKind::BadReply,
-                    "the streamed reply has no prelude; send its JSON and 8 NUL bytes first",
-                )),
-            };
-            match decoded {
-                Ok(decoded) => head = decoded,
-                Err(error) => return Ok(self.bad_head(error, &mut body).await),
-            }
-        } else {
-            let any = HeaderValue::from_static("application/octet-stream");
-            head.1.insert(CONTENT_TYPE, media_type.cloned().unwrap_or(any));
-        }
-        let (sender, frames) = mpsc::channel(STREAM_FRAMES);
-        let end = Arc::new(OnceLock::new());
-        let reply = {
-            let mut state = self.shared.lock();
-            state.calls.get_mut(&self.wire_id).and_then(|call| call.reply.take())
-        };
-        if let Some(reply) = reply {
-            let body = StreamedBody { frames, end: Arc::clone(&end), over: false }.boxed_unsync();
-            let _ = reply.send(Ok(Head { status: head.0, headers: head.1, body }));
-        }
-        if !first.is_empty() {
-            let _ = sender.send(first.freeze()).await;
-        }
-        let (mut trailers, mut departed) = (None, false);
-        loop {
-            let frame = tokio::select! {
-                frame = body.frame() => frame,
-                () = sender.closed(), if !departed => {
-                    departed = true;
-                    self.shared.depart(&self.wire_id);
-                    continue;
-                }
-            };
-            let Some(frame) = frame else { break };
-            match frame.map(Frame::into_data) {
-                // When nobody reads any more, the handler still gets to its end.
-                Ok(Ok(data)) => drop(sender.send(data).await),
-                Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
-                Err(_) => return Err(Refusal::BodyLost),
-            }
-        }
-        let error = trailers.as_ref().filter(|trailers| trailers.contains_key(ERROR_TYPE));
-        let Some(trailers) = error else {
-            let _ = end.set(Ok(()));
-            self.end(true, None, None);
-            return Ok(accepted());
-        };
-        let text = trailers.get(ERROR_BODY).map(HeaderValue::as_bytes).unwrap_or_default();
-        // Clients send the error's JSON in base64, since a trailer holds no line breaks.
-        let decoded = std::str::from_utf8(text).ok().and_then(event::base64_decode);
-        let error = parse_error(trailers, decoded.as_deref().unwrap_or(text));
-        let message = describe(&error);
-        let failure: Failure = SandboxError::new(SandboxErrorKind::Function, message.clone())
-            .with_function_error(error)
-            .into();
-        let _ = end.set(Err(message));
-        self.end(!trailers.contains_key(EXITING), None, Some(failure));
-        Ok(accepted())
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        let message = "the instance broke off its reply; see the function's log";
-        let error = || SandboxError::new(SandboxErrorKind::Exited, message);
-        self.shared.end(&self.wire_id, false, Some(Err(error())), Some(error().into()));
-    }
-}
-
-/// The body of a streamed reply. It is complete only when its end was told.
-struct StreamedBody {
-    frames: mpsc::Receiver<Bytes>,
-    /// Set before the sender of the frames goes.
-    end: Arc<OnceLock<Result<(), String>>>,
-    over: bool,
-}
-
-impl http_body::Body for StreamedBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        if let Some(data) = ready!(self.frames.poll_recv(cx)) {
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-        self.over = true;
-        Poll::Ready(match self.end.get() {
-            Some(Ok(())) => None,
-            Some(Err(why)) => Some(Err(why.clone().into())),
-            None => Some(Err("the instance ended in the middle of its reply".into())),
-        })
-    }
-}
-
-/// The whole body of a post of the code's, up to [`REPLY_LIMIT`].
-async fn read_whole(mut body: Incoming) -> Result<Bytes, Refusal> {
-    let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Refusal::BodyLost)?.into_data() else { continue };
-        if whole.len() + data.len() > REPLY_LIMIT {
-            drain(&mut body).await;
-            return Err(Refusal::TooLarge);
-        }
-        whole.extend_from_slice(&data);
-    }
-    Ok(whole.freeze())
-}
-
-async fn drain(body: &mut Incoming) {
-    let mut total = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        total += frame.data_ref().map_or(0, Bytes::len);
-        if total > DISCARD_LIMIT {
-            return;
-        }
-    }
-}
-
-async fn read_error(headers: &HeaderMap, body: Incoming) -> Result<FunctionError, Refusal> {
-    let body = read_whole(body).await?;
-    Ok(parse_error(headers, &body))
-}
-
-/// Runtimes differ in how they write an error, so everything is optional here.
-fn parse_error(headers: &HeaderMap, body: &[u8]) -> FunctionError {
-    let json: serde_json::Value = event::from_json(body).unwrap_or_default();
-    let text = |key: &str| json.get(key).and_then(|value| value.as_str()).map(str::to_owned);
-    let header = headers.get(ERROR_TYPE).and_then(|value| value.to_str().ok());
-    let line = |value: &serde_json::Value| match value {
-        serde_json::Value::String(line) => line.clone(),
-        other => other.to_string(),
-    };
-    FunctionError {
-        message: text("errorMessage")
-            .unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned()),
-        kind: text("errorType").or(header.map(str::to_owned)).unwrap_or("Unknown".to_owned()),
-        stack_trace: json
-            .get("stackTrace")
-            .or(json.get("trace"))
-            .and_then(|trace| Some(trace.as_array()?.iter().map(line).collect()))
-            .unwrap_or_default(),
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Call {
     pub(super) body: Body,
     /// The place that was kept for it, if its balancer asked for one.
     pub(super) reservation: Option<ReservationKey>,
-    /// Who sent it, if it subscribes to events.
+    /// Which balancer sent it, if it says so.
     pub(super) balancer: Option<HeaderValue>,
 }
 
@@ -454,14 +454,13 @@ impl Dispatcher {
         }
         self.step(&mut state, Event::Finished { invocation, reusable: completion.reusable });
         let idle = state.replying.take().is_some_and(|replying| replying.idle);
-        drop(state);
         let (Some(mut call), Some(mut answer)) = (call, answer) else { return };
         if let Ok(answer) = &mut answer {
             answer.idle = idle;
         }
         let sent = call.finish(answer);
         if idle && !sent {
-            self.tell_idle(&self.lock(), call.version);
+            self.tell_idle(&state, call.version);
         }
     }
 

@@ -19,15 +19,14 @@ use super::select::Peer;
 const LARGEST_REFUSAL: usize = 64 << 10;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Sends the call to a worker, and names ourselves and the reservation that it may have there. The
-/// reply's body streams.
+/// Sends the call to a worker, and names the reservation that it may have there. The reply's body streams.
 ///
 /// # Errors
 ///
 /// With what is known of its start: a refusal by the worker, that it cannot be reached, that the
 /// connection broke, that it is silent for too long, that the client's own body is at fault.
 pub(crate) async fn forward(
-    (client, balancer): (&HttpClient, &HeaderValue),
+    client: &HttpClient,
     call: &mut Call,
     function: &Resolution,
     worker: &Peer,
@@ -44,7 +43,6 @@ pub(crate) async fn forward(
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = call.headers.clone();
-    request.headers_mut().insert(wire::BALANCER, balancer.clone());
     request.headers_mut().insert(wire::DIGEST, function.digest.clone());
     request.headers_mut().insert(wire::VERSION, function.version.clone());
     if let Some(reservation) = reservation {

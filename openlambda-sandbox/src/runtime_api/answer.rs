@@ -1,0 +1,303 @@
+//! What the code posts for a call: a reply, whole or in pieces, or an error.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use openlambda_core::failure::{Failure, FunctionError};
+use openlambda_core::invocation::{BoxError, full_body};
+use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
+use tokio::sync::mpsc;
+
+use super::connection::{Refusal, accepted};
+use super::{EXITING, Head, REPLY_LIMIT, Shared, describe};
+use crate::{event, raw};
+
+/// A reply over the limit is read so far before it is refused, so that the code gets to read why.
+const DISCARD_LIMIT: usize = 64 << 20;
+
+/// How much of a streamed reply may come before its prelude ends.
+pub(super) const PRELUDE_LIMIT: usize = 64 << 10;
+
+/// How many frames of a streamed reply wait for the client before the handler has to.
+const STREAM_FRAMES: usize = 16;
+
+const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-error-type");
+const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
+const HTTP_INTEGRATION: &str = "application/vnd.awslambda.http-integration-response";
+
+/// A call that the code is answering. Dropped before the end, the reply has broken off.
+pub(super) struct Claim {
+    pub(super) shared: Arc<Shared>,
+    pub(super) wire_id: String,
+    pub(super) over: bool,
+}
+
+impl Claim {
+    fn end(
+        mut self,
+        reusable: bool,
+        outcome: Option<Result<Head, SandboxError>>,
+        failure: Option<Failure>,
+    ) {
+        self.over = true;
+        self.shared.end(&self.wire_id, reusable, outcome, failure);
+    }
+
+    pub(super) async fn response(self, headers: &HeaderMap, body: Incoming) -> Result<(), Refusal> {
+        let body = match read_whole(body).await {
+            Ok(body) => body,
+            Err(Refusal::TooLarge) => {
+                let message = "the handler's reply is over 6 MiB; return less, or stream it";
+                let error = SandboxError::new(SandboxErrorKind::BadReply, message);
+                self.end(true, Some(Err(error)), None);
+                return Err(Refusal::TooLarge);
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        let head = match headers.get(raw::HEAD) {
+            Some(head) => raw::decode(head).map(|(status, headers)| (status, headers, body)),
+            None => event::decode(self.shared.config.event, body)
+                .map(|answer| (answer.status, answer.headers, answer.body)),
+        };
+        let head =
+            head.map(|(status, headers, body)| Head { status, headers, body: full_body(body) });
+        self.end(true, Some(head), None);
+        Ok(())
+    }
+
+    pub(super) async fn error(
+        self,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let reusable = !headers.contains_key(EXITING);
+        let error = match read_error(headers, body).await {
+            Ok(error) => error,
+            Err(Refusal::TooLarge) => {
+                let text = "the handler's error is over 6 MiB; raise one with a shorter message";
+                let error = parse_error(headers, text.as_bytes());
+                let error =
+                    SandboxError::new(SandboxErrorKind::Function, text).with_function_error(error);
+                self.end(reusable, Some(Err(error)), None);
+                return Err(Refusal::TooLarge);
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        let message = describe(&error);
+        let error =
+            SandboxError::new(SandboxErrorKind::Function, message).with_function_error(error);
+        self.end(reusable, Some(Err(error)), None);
+        Ok(accepted())
+    }
+
+    /// A streamed reply with which no client can do anything.
+    async fn bad_head(self, error: SandboxError, body: &mut Incoming) -> Response<Full<Bytes>> {
+        drain(body).await;
+        self.end(true, Some(Err(error)), None);
+        accepted()
+    }
+
+    pub(super) async fn stream(
+        self,
+        headers: &HeaderMap,
+        mut body: Incoming,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let media_type = headers.get(CONTENT_TYPE);
+        let framed =
+            media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
+        let mut first = BytesMut::new();
+        let mut head = (StatusCode::OK, HeaderMap::new());
+        if let Some(raw) = headers.get(raw::HEAD) {
+            match raw::decode(raw) {
+                Ok(decoded) => head = decoded,
+                Err(error) => return Ok(self.bad_head(error, &mut body).await),
+            }
+        } else if framed {
+            let end = loop {
+                if let Some(end) = first.windows(8).position(|window| window == [0; 8]) {
+                    break Some(end);
+                }
+                if first.len() > PRELUDE_LIMIT {
+                    break None;
+                }
+                match body.frame().await {
+                    Some(Ok(frame)) => {
+                        if let Ok(data) = frame.into_data() {
+                            first.extend_from_slice(&data);
+                        }
+                    }
+                    Some(Err(_)) => return Err(Refusal::BodyLost),
+                    None => break None,
+                }
+            };
+            let decoded = match end {
+                Some(end) => {
+                    let prelude = first.split_to(end);
+                    let _nul_bytes = first.split_to(8);
+                    event::decode_prelude(&prelude)
+                }
+                None => Err(SandboxError::new(
+                    SandboxErrorKind::BadReply,
+                    "the streamed reply has no prelude; send its JSON and 8 NUL bytes first",
+                )),
+            };
+            match decoded {
+                Ok(decoded) => head = decoded,
+                Err(error) => return Ok(self.bad_head(error, &mut body).await),
+            }
+        } else {
+            let any = HeaderValue::from_static("application/octet-stream");
+            head.1.insert(CONTENT_TYPE, media_type.cloned().unwrap_or(any));
+        }
+        let (sender, frames) = mpsc::channel(STREAM_FRAMES);
+        let end = Arc::new(OnceLock::new());
+        let reply = {
+            let mut state = self.shared.lock();
+            state.calls.get_mut(&self.wire_id).and_then(|call| call.reply.take())
+        };
+        if let Some(reply) = reply {
+            let body = StreamedBody { frames, end: Arc::clone(&end), over: false }.boxed_unsync();
+            let _ = reply.send(Ok(Head { status: head.0, headers: head.1, body }));
+        }
+        if !first.is_empty() {
+            let _ = sender.send(first.freeze()).await;
+        }
+        let (mut trailers, mut departed) = (None, false);
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                () = sender.closed(), if !departed => {
+                    departed = true;
+                    self.shared.depart(&self.wire_id);
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { break };
+            match frame.map(Frame::into_data) {
+                // When nobody reads any more, the handler still gets to its end.
+                Ok(Ok(data)) => drop(sender.send(data).await),
+                Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
+                Err(_) => return Err(Refusal::BodyLost),
+            }
+        }
+        let error = trailers.as_ref().filter(|trailers| trailers.contains_key(ERROR_TYPE));
+        let Some(trailers) = error else {
+            let _ = end.set(Ok(()));
+            self.end(true, None, None);
+            return Ok(accepted());
+        };
+        let text = trailers.get(ERROR_BODY).map(HeaderValue::as_bytes).unwrap_or_default();
+        // Clients send the error's JSON in base64, since a trailer holds no line breaks.
+        let decoded = std::str::from_utf8(text).ok().and_then(event::base64_decode);
+        let error = parse_error(trailers, decoded.as_deref().unwrap_or(text));
+        let message = describe(&error);
+        let failure: Failure = SandboxError::new(SandboxErrorKind::Function, message.clone())
+            .with_function_error(error)
+            .into();
+        let _ = end.set(Err(message));
+        self.end(!trailers.contains_key(EXITING), None, Some(failure));
+        Ok(accepted())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let message = "the instance broke off its reply; see the function's log";
+        let error = || SandboxError::new(SandboxErrorKind::Exited, message);
+        self.shared.end(&self.wire_id, false, Some(Err(error())), Some(error().into()));
+    }
+}
+
+/// The body of a streamed reply. It is complete only when its end was told.
+struct StreamedBody {
+    frames: mpsc::Receiver<Bytes>,
+    /// Set before the sender of the frames goes.
+    end: Arc<OnceLock<Result<(), String>>>,
+    over: bool,
+}
+
+impl http_body::Body for StreamedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Some(data) = ready!(self.frames.poll_recv(cx)) {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        self.over = true;
+        Poll::Ready(match self.end.get() {
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(Err(why.clone().into())),
+            None => Some(Err("the instance ended in the middle of its reply".into())),
+        })
+    }
+}
+
+/// The whole body of a post of the code's, up to [`REPLY_LIMIT`].
+async fn read_whole(mut body: Incoming) -> Result<Bytes, Refusal> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Refusal::BodyLost)?.into_data() else { continue };
+        if whole.len() + data.len() > REPLY_LIMIT {
+            drain(&mut body).await;
+            return Err(Refusal::TooLarge);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+async fn drain(body: &mut Incoming) {
+    let mut total = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        total += frame.data_ref().map_or(0, Bytes::len);
+        if total > DISCARD_LIMIT {
+            return;
+        }
+    }
+}
+
+pub(super) async fn read_error(
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<FunctionError, Refusal> {
+    let body = read_whole(body).await?;
+    Ok(parse_error(headers, &body))
+}
+
+/// Runtimes differ in how they write an error, so everything is optional here.
+fn parse_error(headers: &HeaderMap, body: &[u8]) -> FunctionError {
+    let json: serde_json::Value = event::from_json(body).unwrap_or_default();
+    let text = |key: &str| json.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    let header = headers.get(ERROR_TYPE).and_then(|value| value.to_str().ok());
+    let line = |value: &serde_json::Value| match value {
+        serde_json::Value::String(line) => line.clone(),
+        other => other.to_string(),
+    };
+    FunctionError {
+        message: text("errorMessage")
+            .unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned()),
+        kind: text("errorType").or(header.map(str::to_owned)).unwrap_or("Unknown".to_owned()),
+        stack_trace: json
+            .get("stackTrace")
+            .or(json.get("trace"))
+            .and_then(|trace| Some(trace.as_array()?.iter().map(line).collect()))
+            .unwrap_or_default(),
+    }
+}
