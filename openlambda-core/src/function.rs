@@ -89,10 +89,15 @@ pub struct NameError {
     rule: &'static str,
 }
 
+/// Whether names, and request ids, may have this in them: a letter, a digit, or one of `._-`.
+pub(crate) const fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+}
+
 fn check_name(what: &'static str, text: &str) -> Result<(), NameError> {
     let valid = (1..=64).contains(&text.len())
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text.bytes().all(is_name_byte);
     if valid {
         return Ok(());
     }
@@ -112,6 +117,9 @@ impl fmt::Display for Version {
     }
 }
 
+/// The digits of hexadecimal numbers.
+pub(crate) const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// A bundle's digest: SHA-256 over its canonical uncompressed tar. Text form `sha256:<64 hex>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -130,7 +138,13 @@ impl Digest {
 
     /// The 64 hexadecimal digits without the `sha256:` prefix, safe as a file name.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut hex = String::with_capacity(64);
+        for byte in self.0 {
+            for digit in [byte >> 4, byte & 15] {
+                hex.push(char::from(HEX_DIGITS[usize::from(digit)]));
+            }
+        }
+        hex
     }
 }
 
@@ -154,14 +168,16 @@ impl FromStr for Digest {
             text: text.chars().take(80).collect(),
             rule: "it is sha256: and 64 lower-case hexadecimal digits",
         };
-        let hex = text.strip_prefix("sha256:").ok_or_else(wrong)?;
-        let digits_valid = hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if hex.len() != 64 || !digits_valid {
-            return Err(wrong());
-        }
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(wrong)?;
+        let digit = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
         let mut bytes = [0; 32];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).map_err(|_| wrong())?;
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().as_chunks::<2>().0) {
+            let [high, low] = pair.map(digit);
+            *byte = high.zip(low).map(|(high, low)| high << 4 | low).ok_or_else(wrong)?;
         }
         Ok(Digest(bytes))
     }
@@ -209,6 +225,33 @@ impl FunctionRef {
     pub fn latest(name: FunctionName) -> Self {
         FunctionRef { name, qualifier: Qualifier::Latest }
     }
+
+    /// Reads a reference to a function of `namespace`, whose text does not name it.
+    ///
+    /// # Errors
+    ///
+    /// [`NameError`] when a part is not valid.
+    pub(crate) fn parse_in(namespace: &str, text: &str) -> Result<Self, NameError> {
+        FunctionRef::parse_with(text, |name| FunctionName::new(namespace, name))
+    }
+
+    fn parse_with(
+        text: &str,
+        name: impl FnOnce(&str) -> Result<FunctionName, NameError>,
+    ) -> Result<Self, NameError> {
+        let Some(at) = text.bytes().position(|byte| matches!(byte, b'@' | b':')) else {
+            return Ok(FunctionRef::latest(name(text)?));
+        };
+        let (function, qualifier) = (&text[..at], &text[at + 1..]);
+        let qualifier = if text.as_bytes()[at] == b'@' {
+            Qualifier::Digest(qualifier.parse()?)
+        } else if let Ok(number) = qualifier.parse::<u64>() {
+            Qualifier::Version(Version(number))
+        } else {
+            Qualifier::Alias(check_alias(qualifier)?.into())
+        };
+        Ok(FunctionRef { name: name(function)?, qualifier })
+    }
 }
 
 impl From<FunctionName> for FunctionRef {
@@ -237,20 +280,7 @@ impl fmt::Debug for FunctionRef {
 impl FromStr for FunctionRef {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if let Some((name, digest)) = text.split_once('@') {
-            return Ok(FunctionRef {
-                name: name.parse()?,
-                qualifier: Qualifier::Digest(digest.parse()?),
-            });
-        }
-        let Some((name, qualifier)) = text.split_once(':') else {
-            return Ok(FunctionRef::latest(text.parse()?));
-        };
-        let qualifier = match qualifier.parse::<u64>() {
-            Ok(number) => Qualifier::Version(Version(number)),
-            Err(_) => Qualifier::Alias(check_alias(qualifier)?.into()),
-        };
-        Ok(FunctionRef { name: name.parse()?, qualifier })
+        FunctionRef::parse_with(text, str::parse)
     }
 }
 

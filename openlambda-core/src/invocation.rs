@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind};
-use crate::function::{Digest, FunctionName};
+use crate::function::{Digest, FunctionName, HEX_DIGITS, is_name_byte};
 use crate::hash::mix;
 use crate::time::Time;
 
@@ -40,14 +40,21 @@ pub struct RequestId(Box<str>);
 impl RequestId {
     /// An id in the form of a UUID (version 8: our own bits), from 128 bits.
     pub fn from_bits(high: u64, low: u64) -> Self {
-        let text = format!(
-            "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
-            high >> 32,
-            (high >> 16) & 0xffff,
-            high & 0xfff,
-            0x8000 | ((low >> 48) & 0x3fff),
-            low & 0xffff_ffff_ffff,
-        );
+        let bits = u128::from(high) << 64 | u128::from(low);
+        let mut text = String::with_capacity(36);
+        for place in 0..32 {
+            if matches!(place, 8 | 12 | 16 | 20) {
+                text.push('-');
+            }
+            let digit = (bits >> (124 - 4 * place)) as usize & 15;
+            let digit = match place {
+                12 => 8,
+                // The variant: the two bits 10.
+                16 => digit & 3 | 8,
+                _ => digit,
+            };
+            text.push(char::from(HEX_DIGITS[digit]));
+        }
         RequestId(text.into())
     }
 
@@ -92,8 +99,7 @@ impl fmt::Debug for RequestId {
 impl FromStr for RequestId {
     type Err = Failure;
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let valid = (1..=64).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let valid = (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte);
         if valid {
             return Ok(RequestId(text.into()));
         }
@@ -283,6 +289,8 @@ mod tests {
         let (a, b) = (ids.next(), ids.next());
         assert_ne!(a, b);
         assert_eq!(a.as_str().len(), 36);
+        let from = RequestId::from_bits(0x0123_4567_89ab_cdef, 0x3edc_ba98_7654_3210);
+        assert_eq!(from.as_str(), "01234567-89ab-8def-bedc-ba9876543210");
         assert_eq!(a.as_str().parse::<RequestId>().unwrap(), a);
         for bad in ["", "a b", "a\n", "é", &"a".repeat(65)] {
             assert!(bad.parse::<RequestId>().is_err(), "{bad:?}");

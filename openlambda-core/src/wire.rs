@@ -17,7 +17,7 @@
 //! may get lost: a reservation ends at its deadline, a held slot after the worker's time-out, and
 //! both when the balancer's last stream of events ends.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ pub const REFRESH_PATH: &str = "/internal/refresh";
 pub const CLUSTER_PATH: &str = "/internal/cluster";
 
 /// The hop-by-hop headers of RFC 9110, section 7.6.1, beside those that `Connection` names.
-pub const HOP_BY_HOP: [HeaderName; 9] = [
+pub static HOP_BY_HOP: [HeaderName; 9] = [
     http::header::CONNECTION,
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("keep-alive"),
@@ -102,8 +102,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .collect();
     // To look is cheaper than to remove what is not there.
-    let always = HOP_BY_HOP;
-    let hop_by_hop = |name: &&HeaderName| always.contains(name) || named.contains(name);
+    let hop_by_hop = |name: &&HeaderName| HOP_BY_HOP.contains(name) || named.contains(name);
     let there: Vec<HeaderName> = headers.keys().filter(hop_by_hop).cloned().collect();
     for name in there {
         headers.remove(name);
@@ -229,10 +228,11 @@ fn split_namespace(path: &str) -> Option<(&str, &str)> {
 /// A function as it stands in a path.
 fn reference(namespace: &str, function: &str) -> Result<FunctionRef, Failure> {
     // Only a digest's @ and a qualifier's : are ever percent-encoded in a valid reference.
-    let function = function.replace("%3A", ":").replace("%3a", ":").replace("%40", "@");
-    let mut function: FunctionRef = function.parse().map_err(bad_name)?;
-    function.name = FunctionName::new(namespace, function.name.name()).map_err(bad_name)?;
-    Ok(function)
+    let decoded = function
+        .contains('%')
+        .then(|| function.replace("%3A", ":").replace("%3a", ":").replace("%40", "@"));
+    let function = decoded.as_deref().unwrap_or(function);
+    FunctionRef::parse_in(namespace, function).map_err(bad_name)
 }
 
 fn bad_name(error: crate::function::NameError) -> Failure {
@@ -394,18 +394,31 @@ pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> 
 
 /// `queue;dur=0.1, pull;dur=0, …` in milliseconds, with `run` only when it is known.
 pub fn server_timing(phases: &Phases, with_run: bool) -> HeaderValue {
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let mut text = format!(
-        "queue;dur={:.3}, pull;dur={:.3}, create;dur={:.3}, init;dur={:.3}",
-        ms(phases.queue),
-        ms(phases.pull),
-        ms(phases.create),
-        ms(phases.init)
-    );
-    if with_run {
-        text.push_str(&format!(", run;dur={:.3}", ms(phases.run)));
+    let all = [
+        ("queue;dur=", phases.queue),
+        (", pull;dur=", phases.pull),
+        (", create;dur=", phases.create),
+        (", init;dur=", phases.init),
+        (", run;dur=", phases.run),
+    ];
+    let told = if with_run { &all[..] } else { &all[..4] };
+    let mut text = String::with_capacity(96);
+    for (name, duration) in told {
+        text.push_str(name);
+        push_ms(&mut text, *duration);
     }
-    HeaderValue::from_str(&text).expect("digits and names are header characters")
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("digits and names are for headers")
+}
+
+/// Milliseconds with three digits after the point. Integers alone: each reply has five of these, and
+/// to print a float takes as long as all else that is written of it.
+fn push_ms(text: &mut String, duration: Duration) {
+    let micros = (duration + Duration::from_nanos(500)).as_micros();
+    if micros == 0 {
+        text.push_str("0.000");
+        return;
+    }
+    let _ = write!(text, "{}.{:03}", micros / 1000, micros % 1000);
 }
 
 /// Reads what [`server_timing`] wrote, in a header, a trailer or both.

@@ -29,6 +29,7 @@
 
 mod access_log;
 mod admin;
+mod connections;
 mod cors;
 mod decode;
 mod forward;
@@ -82,7 +83,7 @@ pub struct Proxy {
     stats: Stats,
 }
 
-/// The client for workers, with its pool of connections.
+/// The client for workers, for everything but calls whose body is at hand; see `connections.rs`.
 pub(crate) type HttpClient = Client<HttpConnector, Body>;
 
 impl Proxy {
@@ -201,12 +202,10 @@ impl Proxy {
 fn http_client() -> HttpClient {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(2)));
+    connector.set_connect_timeout(Some(connections::CONNECT_LIMIT));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        // Below the time after which a worker closes an idle connection: a request that is sent at
-        // that very moment could not be told from one that had started.
-        .pool_idle_timeout(Duration::from_secs(5))
+        .pool_idle_timeout(connections::MOST_IDLE)
         .build(connector)
 }
 

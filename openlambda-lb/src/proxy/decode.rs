@@ -1,5 +1,6 @@
 //! From a client's request to a [`Call`]: the first hop.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -108,13 +109,13 @@ async fn read(
 }
 
 fn append_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
-    let mut text = String::new();
+    let mut text = String::with_capacity(48);
     for value in headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
         text.push_str(value);
         text.push_str(", ");
     }
-    text.push_str(&peer.ip().to_canonical().to_string());
-    let value = HeaderValue::from_str(&text).expect("header text and an address");
+    let _ = write!(text, "{}", peer.ip().to_canonical());
+    let value = HeaderValue::from_maybe_shared(Bytes::from(text)).expect("text and an address");
     headers.insert(FORWARDED_FOR, value);
 }
 

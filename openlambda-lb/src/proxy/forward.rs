@@ -3,15 +3,18 @@
 use std::error::Error;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use openlambda_core::failure::{Culprit, Failure, FailureKind, Started, chain};
 use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
+use tokio::time::timeout;
 
 use super::HttpClient;
-use super::decode::Call;
+use super::connections::SendError;
+use super::decode::{Call, CallBody};
 use super::resolver::Resolution;
 use super::select::Peer;
 
@@ -33,71 +36,103 @@ pub(crate) async fn forward(
     reservation: Option<&HeaderValue>,
     id: &RequestId,
 ) -> Result<Response<Body>, Failure> {
-    let uri = Uri::builder()
-        .scheme("http")
-        .authority(worker.authority.clone())
-        .path_and_query(call.path.clone())
-        .build()
-        .map_err(|error| Failure::new(FailureKind::BadRequest, format!("bad URL: {error}")))?;
-    let mut request = Request::new(call.body.next());
-    *request.method_mut() = call.method.clone();
-    *request.uri_mut() = uri;
-    *request.headers_mut() = call.headers.clone();
-    request.headers_mut().insert(wire::DIGEST, function.digest.clone());
-    request.headers_mut().insert(wire::VERSION, function.version.clone());
+    let mut headers = call.headers.clone();
+    headers.insert(wire::DIGEST, function.digest.clone());
+    headers.insert(wire::VERSION, function.version.clone());
     if let Some(reservation) = reservation {
-        request.headers_mut().insert(wire::RESERVATION, reservation.clone());
+        headers.insert(wire::RESERVATION, reservation.clone());
     }
-
     let limit = call.limit + function.timeout;
-    let reply = match tokio::time::timeout(limit, client.request(request)).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) => {
-            return Err(call.body.failure().unwrap_or_else(|| explain(&error, worker)));
+    let uri = Uri::from(call.path.clone());
+    let late = |_| late(&call.body, limit, worker, id);
+    match &call.body {
+        CallBody::Kept(bytes) => {
+            let request = request(&call.method, uri, headers, Full::new(bytes.clone()));
+            let reply = timeout(limit, worker.connections.send(request)).await.map_err(late)?;
+            refusal(reply.map_err(|error| cut_off(error, worker))?, worker).await
         }
-        Err(_) if call.body.awaited() => {
-            let message = format!("the body did not arrive within {limit:?}; send it faster");
-            let failure = Failure::new(FailureKind::BadRequest, message);
-            return Err(failure.started(Started::Maybe));
+        CallBody::Stream(_) => {
+            let mut parts = uri.into_parts();
+            parts.scheme = Some(Scheme::HTTP);
+            parts.authority = Some(worker.authority().clone());
+            let uri = Uri::from_parts(parts).map_err(|error| {
+                Failure::new(FailureKind::BadRequest, format!("bad URL: {error}"))
+            })?;
+            let request = request(&call.method, uri, headers, call.body.next());
+            let reply = timeout(limit, client.request(request)).await.map_err(late)?;
+            let reply = reply
+                .map_err(|error| call.body.failure().unwrap_or_else(|| explain(&error, worker)));
+            refusal(reply?, worker).await
         }
-        Err(_) => {
-            let message = format!(
-                "worker {} did not answer within {limit:?}; see its log for request {id}",
-                worker.name
-            );
-            let failure = Failure::new(FailureKind::Timeout, message).blame(Culprit::Worker);
-            return Err(failure.started(Started::Maybe));
-        }
-    };
-    refusal(reply, worker).await
+    }
+}
+
+fn request<B>(method: &Method, uri: Uri, headers: HeaderMap, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    request
+}
+
+/// Nothing came within the limit.
+fn late(body: &CallBody, limit: Duration, worker: &Peer, id: &RequestId) -> Failure {
+    if body.awaited() {
+        let message = format!("the body did not arrive within {limit:?}; send it faster");
+        return Failure::new(FailureKind::BadRequest, message).started(Started::Maybe);
+    }
+    let message = format!(
+        "worker {} did not answer within {limit:?}; see its log for request {id}",
+        worker.name
+    );
+    Failure::new(FailureKind::Timeout, message).blame(Culprit::Worker).started(Started::Maybe)
 }
 
 /// A connection's failure. Whether the call can have started is what matters.
+fn cut_off(error: SendError, worker: &Peer) -> Failure {
+    match error {
+        SendError::Connect(error) => unreached(worker, chain(&error)),
+        SendError::Unsent(error) => unreached(worker, chain(&error)),
+        SendError::Broken(error) => broken(worker, chain(&error)),
+    }
+}
+
+/// The same, of hyper-util's client.
 fn explain(error: &hyper_util::client::legacy::Error, worker: &Peer) -> Failure {
-    let cause = openlambda_core::failure::chain(error);
     let never_written = error
         .source()
         .and_then(|cause| cause.downcast_ref::<hyper::Error>())
         .is_some_and(hyper::Error::is_canceled);
     if error.is_connect() || never_written {
-        let message = format!("worker {} cannot be reached: {cause}", worker.name);
-        return Failure::new(FailureKind::NoWorker, message).blame(Culprit::Worker);
+        return unreached(worker, chain(error));
     }
+    broken(worker, chain(error))
+}
+
+fn unreached(worker: &Peer, cause: String) -> Failure {
+    let message = format!("worker {} cannot be reached: {cause}", worker.name);
+    Failure::new(FailureKind::NoWorker, message).blame(Culprit::Worker)
+}
+
+fn broken(worker: &Peer, cause: String) -> Failure {
     let message = format!("the connection to worker {} broke: {cause}", worker.name);
     Failure::new(FailureKind::WorkerDied, message)
 }
 
 /// Takes apart a reply that says that the call has not started; all others pass as they are.
-async fn refusal(reply: Response<Incoming>, worker: &Peer) -> Result<Response<Body>, Failure> {
+async fn refusal<B>(reply: Response<B>, worker: &Peer) -> Result<Response<Body>, Failure>
+where
+    B: http_body::Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+{
     let worth_reading =
         matches!(reply.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
             && reply.headers().get(wire::STARTED).is_some_and(|value| value == "no");
-    let (parts, body) = reply.into_parts();
     if !worth_reading {
-        return Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()));
+        return Ok(reply.map(|body| body.map_err(Into::into).boxed_unsync()));
     }
+    let (parts, body) = reply.into_parts();
     let body = Limited::new(body, LARGEST_REFUSAL).collect();
-    let body = tokio::time::timeout(REFUSAL_PATIENCE, body).await;
+    let body = timeout(REFUSAL_PATIENCE, body).await;
     let failure = match body {
         Ok(Ok(body)) => wire::read_failure(&parts.headers, &body.to_bytes()),
         // Too large, broken off, never at an end. That it has not started is known all the same.

@@ -26,6 +26,7 @@ use openlambda_core::wire::{self, BalancerStatus, Reservation, ReservationKey, W
 use tokio::sync::{Notify, oneshot};
 
 use super::HttpClient;
+use super::connections::Connections;
 use super::resolver::Resolution;
 use crate::balancer::{Balancer, BalancerOutput};
 
@@ -93,7 +94,14 @@ pub(crate) struct Peer {
     pub(crate) name: Arc<str>,
     /// The name as a header's value.
     pub(crate) header: HeaderValue,
-    pub(crate) authority: Authority,
+    pub(crate) connections: Arc<Connections>,
+}
+
+impl Peer {
+    /// Where it listens.
+    pub(crate) fn authority(&self) -> &Authority {
+        self.connections.authority()
+    }
 }
 
 impl Selector {
@@ -137,7 +145,8 @@ impl Selector {
             state.balancer.arrived(id)
         });
         let function = Arc::clone(function);
-        Route { selector: Arc::clone(self), ticket, function, reservation: None, place: None }
+        let (selector, reservation, place) = (Arc::clone(self), None, None);
+        Route { selector, ticket, function, reservation, place, over: false }
     }
 
     /// Changes the state under the lock, then passes on what the policy decided meanwhile.
@@ -231,7 +240,7 @@ impl Selector {
         path: String,
         body: Vec<u8>,
     ) -> Result<(), BoxError> {
-        let uri = Uri::builder().scheme("http").authority(peer.authority.clone());
+        let uri = Uri::builder().scheme("http").authority(peer.authority().clone());
         let uri = uri.path_and_query(path).build()?;
         let request = Request::builder().method(method).uri(uri).body(full_body(body))?;
         let reply = self.client.request(request).await?;
@@ -269,7 +278,7 @@ impl Selector {
     async fn ask_load(&self, peer: &Peer) -> Option<WorkerLoad> {
         let uri = Uri::builder()
             .scheme("http")
-            .authority(peer.authority.clone())
+            .authority(peer.authority().clone())
             .path_and_query(wire::LOAD_PATH)
             .build()
             .ok()?;
@@ -295,7 +304,8 @@ impl Selector {
             if id.index() >= state.peers.len() {
                 state.peers.resize(id.index() + 1, None);
             }
-            state.peers[id.index()] = Some(Arc::new(Peer { id, name, header, authority }));
+            let connections = Connections::new(authority, Arc::<SystemClock>::clone(&self.clock));
+            state.peers[id.index()] = Some(Arc::new(Peer { id, name, header, connections }));
             id
         })
     }
@@ -345,11 +355,15 @@ impl Selector {
         load: WorkerLoad,
         idle: &[(FunctionName, u32)],
     ) {
-        self.with(|state, now| {
+        let peer = self.with(|state, now| {
             let idle: Vec<(FunctionId, u32)> =
                 idle.iter().map(|(name, count)| (state.balancer.function(name), *count)).collect();
             state.balancer.snapshot(now, worker, load, idle);
+            state.peer(worker)
         });
+        if let Some(peer) = peer {
+            peer.connections.sweep();
+        }
     }
 
     /// Whether the worker is joined, under any id.
@@ -367,7 +381,7 @@ impl Selector {
                 name: worker.name().to_owned(),
                 url: state
                     .peer(id)
-                    .map(|peer| format!("http://{}", peer.authority))
+                    .map(|peer| format!("http://{}", peer.authority()))
                     .unwrap_or_default(),
                 state: match (worker.healthy(), worker.draining()) {
                     (false, _) => "unhealthy",
@@ -436,6 +450,8 @@ pub(crate) struct Route {
     reservation: Option<HeaderValue>,
     /// The worker that may hold a slot for the call, until it is known that the call has come there.
     place: Option<Arc<Peer>>,
+    /// The balancer knows that the call is over.
+    over: bool,
 }
 
 enum Step {
@@ -524,7 +540,11 @@ impl Route {
     /// The call is over.
     pub(crate) fn completed(mut self, start: Option<StartKind>, ok: bool) {
         self.place = None;
-        self.selector.with(|state, now| state.balancer.completed(now, self.ticket, start, ok));
+        self.over = true;
+        self.selector.with(|state, now| {
+            state.balancer.completed(now, self.ticket, start, ok);
+            state.balancer.finish(now, self.ticket);
+        });
     }
 }
 
@@ -541,6 +561,9 @@ impl Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
+        if self.over {
+            return;
+        }
         self.give_back();
         self.selector.with(|state, now| {
             state.waiting.remove(&self.ticket);

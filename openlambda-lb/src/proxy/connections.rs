@@ -1,0 +1,416 @@
+//! The connections to one worker, for calls whose body is at hand.
+//!
+//! A connection of hyper's has to be polled by somebody. In hyper-util's pool that is a task of its
+//! own, which each call wakes and is woken by. Here the call polls the connection that it has: a
+//! connection belongs to a call, then to the body of its reply, and when that is at its end it
+//! waits in [`Connections`] for the next call, polled by nobody.
+//!
+//! So a client that does not read its reply holds up what is still to be sent of its request. Calls
+//! that stream their body, who may come to that, go by hyper-util's client.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderValue};
+use http::uri::Authority;
+use http::{Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use openlambda_core::time::{Clock, Time};
+use tokio::net::TcpStream;
+
+/// A connection that was idle for longer is closed. Below the time after which a worker closes one:
+/// a request that is sent at that very moment could not be told from one that had started.
+pub(super) const MOST_IDLE: Duration = Duration::from_secs(5);
+
+/// How long it may take until a worker accepts a connection.
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    authority: Authority,
+    host: HeaderValue,
+    clock: Arc<dyn Clock>,
+    /// The one that was used last is at the end, and is used next.
+    idle: Mutex<Vec<Idle>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Time,
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// There is no connection.
+    Connect(io::Error),
+    /// The connection ended, with nothing of the request written.
+    Unsent(hyper::Error),
+    /// The connection ended, and the worker may have got the request.
+    Broken(hyper::Error),
+}
+
+impl Connections {
+    /// To the worker at `authority`. None is made before it is needed.
+    pub(crate) fn new(authority: Authority, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let host = HeaderValue::from_str(authority.as_str()).expect("what a URL has, a header may");
+        Arc::new(Connections { authority, host, clock, idle: Mutex::default() })
+    }
+
+    /// Where they lead.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Sends a request, whose URI is a path, and waits for the head of the reply. Dropped before
+    /// that, or with the rest of the reply unread, the connection is closed: the worker sees that
+    /// nobody waits any more.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. That a connection was closed while it was idle is none: the request goes over
+    /// another one.
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<ReplyBody>, SendError> {
+        request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
+        loop {
+            let (mut connection, used) = match self.take() {
+                Some(connection) => (connection, true),
+                None => (self.connect().await?, false),
+            };
+            match connection.exchange(request).await {
+                Ok(reply) => {
+                    let home = Arc::clone(self);
+                    return Ok(reply.map(|body| ReplyBody {
+                        body,
+                        connection: Some(connection),
+                        ended: false,
+                        home,
+                    }));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if used => request = unsent,
+                    Some(_) => return Err(SendError::Unsent(error.into_error())),
+                    None => return Err(SendError::Broken(error.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, SendError> {
+        let address =
+            format!("{}:{}", self.authority.host(), self.authority.port_u16().unwrap_or(80));
+        let connect = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(address));
+        let stream = connect.await.unwrap_or_else(|_| {
+            let message = format!("no connection within {CONNECT_LIMIT:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message))
+        });
+        let stream = stream.map_err(SendError::Connect)?;
+        stream.set_nodelay(true).map_err(SendError::Connect)?;
+        let (sender, driver) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(SendError::Unsent)?;
+        Ok(Connection { sender, driver, over: false })
+    }
+
+    /// One that is open, as far as is known.
+    fn take(&self) -> Option<Connection> {
+        loop {
+            let mut last = self.lock().pop()?;
+            if self.is_fresh(&last) && last.connection.is_open() {
+                return Some(last.connection);
+            }
+        }
+    }
+
+    fn give_back(&self, mut connection: Connection) {
+        if connection.is_open() {
+            let since = self.clock.now();
+            self.lock().push(Idle { connection, since });
+        }
+    }
+
+    /// Closes those that were idle for too long. They are told by nobody: ask from time to time.
+    pub(crate) fn sweep(&self) {
+        let mut idle = self.lock();
+        let old = idle.iter().take_while(|idle| !self.is_fresh(idle)).count();
+        let old: Vec<Idle> = idle.drain(..old).collect();
+        drop(idle);
+        drop(old);
+    }
+
+    fn is_fresh(&self, idle: &Idle) -> bool {
+        self.clock.now().since(idle.since) < MOST_IDLE
+    }
+
+    /// No code panics while it holds this lock.
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: http1::Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    /// It has ended, and must not be polled again.
+    over: bool,
+}
+
+impl Connection {
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+        let mut reply = pin!(self.sender.try_send_request(request));
+        poll_fn(|cx| {
+            self.poll(cx);
+            reply.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if !self.over {
+            self.over = Pin::new(&mut self.driver).poll(cx).is_ready();
+        }
+    }
+
+    /// Whether another request can be sent: the last reply is at its end, and neither side has
+    /// closed it.
+    fn is_open(&mut self) -> bool {
+        self.poll(&mut Context::from_waker(Waker::noop()));
+        !self.over && self.sender.is_ready()
+    }
+}
+
+/// The body of a reply, and the connection it comes over.
+#[derive(Debug)]
+pub(crate) struct ReplyBody {
+    body: Incoming,
+    /// There until the drop.
+    connection: Option<Connection>,
+    /// Nothing more comes.
+    ended: bool,
+    home: Arc<Connections>,
+}
+
+impl http_body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let mut frame = Pin::new(&mut this.body).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(connection) = &mut this.connection
+        {
+            connection.poll(cx);
+            frame = Pin::new(&mut this.body).poll_frame(cx);
+        }
+        let frame = ready!(frame);
+        this.ended = frame.is_none();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // A server does not ask for the end of a body whose length it knows.
+        if (self.ended || self.body.is_end_stream())
+            && let Some(connection) = self.connection.take()
+        {
+            self.home.give_back(connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use http_body_util::BodyExt;
+    use openlambda_core::time::ManualClock;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A worker that answers each request with the text that is its path, without the `/`, and tells
+    /// of connections that were closed.
+    struct Worker {
+        connections: Arc<Connections>,
+        accepted: Arc<AtomicU32>,
+        closed: mpsc::UnboundedReceiver<()>,
+        clock: Arc<ManualClock>,
+    }
+
+    impl Worker {
+        async fn start() -> Worker {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let authority = listener.local_addr().unwrap().to_string().parse().unwrap();
+            let (closing, closed) = mpsc::unbounded_channel();
+            let accepted = Arc::new(AtomicU32::new(0));
+            let clock = Arc::new(ManualClock::default());
+            let count = Arc::clone(&accepted);
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let closing = closing.clone();
+                    tokio::spawn(async move {
+                        answer(stream).await;
+                        let _ = closing.send(());
+                    });
+                }
+            });
+            let connections = Connections::new(authority, Arc::<ManualClock>::clone(&clock));
+            Worker { connections, accepted, closed, clock }
+        }
+
+        async fn send(&self, path: &str) -> Result<Response<ReplyBody>, SendError> {
+            let mut request = Request::new(Full::default());
+            *request.uri_mut() = path.parse().unwrap();
+            self.connections.send(request).await
+        }
+
+        async fn call(&self, path: &str) -> Bytes {
+            self.send(path).await.unwrap().collect().await.unwrap().to_bytes()
+        }
+
+        fn accepted(&self) -> u32 {
+            self.accepted.load(Ordering::SeqCst)
+        }
+    }
+
+    async fn answer(mut stream: TcpStream) {
+        let mut head = Vec::new();
+        let mut buffer = [0; 1024];
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => head.extend_from_slice(&buffer[..count]),
+            }
+            if !head.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            let text = String::from_utf8(std::mem::take(&mut head)).unwrap();
+            assert!(text.contains("host: 127.0.0.1:"), "{text}");
+            let path = text.split(' ').nth(1).unwrap().trim_start_matches('/');
+            let reply = match path {
+                "chunked" => "transfer-encoding: chunked\r\n\r\n7\r\nchunked\r\n0\r\n\r\n".into(),
+                "unfinished" => "content-length: 100\r\n\r\nunf".into(),
+                "mute" => continue,
+                "break" => return,
+                path => format!("content-length: {}\r\n\r\n{path}", path.len()),
+            };
+            stream.write_all(format!("HTTP/1.1 200 OK\r\n{reply}").as_bytes()).await.unwrap();
+            if path == "close" {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_after_each_kind_of_reply() {
+        let worker = Worker::start().await;
+        for path in ["a", "chunked", "", "chunked", "b"] {
+            assert_eq!(worker.call(&format!("/{path}")).await, path);
+        }
+        assert_eq!(worker.accepted(), 1);
+    }
+
+    #[tokio::test]
+    async fn calls_at_once_have_one_each_and_leave_them_to_later_ones() {
+        let worker = Worker::start().await;
+        for _ in 0..2 {
+            let calls = ["/a", "/b", "/c"].map(|path| worker.call(path));
+            assert_eq!(futures_util::future::join_all(calls).await, ["a", "b", "c"]);
+        }
+        assert_eq!(worker.accepted(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_while_idle_costs_no_call() {
+        let mut worker = Worker::start().await;
+        for n in 1..=50 {
+            assert_eq!(worker.call("/close").await, "close");
+            assert_eq!(worker.accepted(), n);
+            worker.closed.recv().await.unwrap();
+            // Until the runtime has asked the system, nobody here knows of it.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_gives_up_closes_the_connection() {
+        let mut worker = Worker::start().await;
+        let reply = worker.send("/unfinished").await.unwrap();
+        drop(reply);
+        worker.closed.recv().await.unwrap();
+        tokio::select! {
+            _ = worker.send("/mute") => panic!("it answered"),
+            () = async { while worker.accepted() < 2 { tokio::task::yield_now().await } } => {}
+        }
+        worker.closed.recv().await.unwrap();
+        assert_eq!(worker.call("/a").await, "a");
+        assert_eq!(worker.accepted(), 3);
+    }
+
+    #[tokio::test]
+    async fn it_is_known_whether_a_request_was_sent() {
+        let worker = Worker::start().await;
+        assert!(matches!(worker.send("/break").await, Err(SendError::Broken(_))));
+        // Also over a connection that was used before.
+        worker.call("/a").await;
+        assert!(matches!(worker.send("/break").await, Err(SendError::Broken(_))));
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let nobody = listener.local_addr().unwrap().to_string().parse().unwrap();
+        drop(listener);
+        let connections = Connections::new(nobody, Arc::new(ManualClock::default()));
+        let reply = connections.send(Request::new(Full::default())).await;
+        assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
+    }
+
+    #[tokio::test]
+    async fn those_that_are_idle_for_long_are_closed() {
+        let mut worker = Worker::start().await;
+        worker.call("/a").await;
+        worker.clock.advance_to(Time::ZERO + MOST_IDLE / 2);
+        worker.connections.sweep();
+        worker.call("/b").await;
+        assert_eq!(worker.accepted(), 1);
+        worker.clock.advance_to(Time::ZERO + MOST_IDLE * 2);
+        worker.connections.sweep();
+        worker.closed.recv().await.unwrap();
+        // Nor are they used when nobody has swept.
+        worker.call("/c").await;
+        worker.clock.advance_to(Time::ZERO + MOST_IDLE * 3);
+        worker.call("/d").await;
+        assert_eq!(worker.accepted(), 3);
+    }
+}
