@@ -18,6 +18,7 @@
 
 mod answer;
 mod connection;
+mod quiet;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -41,6 +42,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use self::answer::Claim;
 use self::connection::{Either, Peer, Refusal, converse};
+use self::quiet::Quiet;
 use crate::event;
 use crate::output::{FunctionOutput, Running};
 use crate::raw;
@@ -361,7 +363,8 @@ impl RuntimeApi {
                 let Ok(permit) = Arc::clone(&most).acquire_owned().await else { return };
                 let accepted = match &listener {
                     Listener::Unix(listener) => {
-                        listener.accept().await.map(|(stream, _)| Either::Unix(stream))
+                        let accepted = listener.accept().await;
+                        accepted.and_then(|(stream, _)| Ok(Either::Unix(Quiet::new(stream)?)))
                     }
                     Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                         let _ = stream.set_nodelay(true);

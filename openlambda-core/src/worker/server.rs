@@ -53,6 +53,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         }
         None => return operate(&shared, &request),
     };
+    let to_balancer = request.headers().contains_key(wire::BALANCER);
     let mut id = None;
     let called = async {
         let id = id.insert(match wire::request_id_of(request.headers())? {
@@ -67,6 +68,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         Ok(answer) => encode(answer),
         Err(failure) => wire::failure_response(&failure, id.as_ref()),
     };
+    if to_balancer {
+        // It knows which call it is and where it sent it, and tells its client.
+        return response;
+    }
     let headers = response.headers_mut();
     if let Some(id) = &id {
         headers.insert(wire::REQUEST_ID, wire::id_value(id));

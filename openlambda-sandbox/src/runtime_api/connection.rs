@@ -18,13 +18,14 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::read_error;
+use super::quiet::Quiet;
 use super::{NEXT, Shared};
 use crate::raw;
 
 const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
 
 pub(super) enum Either {
-    Unix(tokio::net::UnixStream),
+    Unix(Quiet),
     Tcp(tokio::net::TcpStream),
 }
 
