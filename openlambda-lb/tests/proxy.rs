@@ -546,6 +546,8 @@ struct Seen {
     streams: AtomicUsize,
     /// Calls whose head came.
     calls: AtomicUsize,
+    /// Connections of calls that the other side has closed.
+    closed: AtomicUsize,
     /// The bytes of the last one's body.
     body: AtomicUsize,
     /// What was said about reservations, in the order in which it came.
@@ -646,7 +648,8 @@ async fn serve_one(
         Act::Hang(text) => {
             stream.write_all(text.as_bytes()).await.ok()?;
             // Until the other side gives up.
-            while stream.read(&mut [0; 64]).await.ok()? > 0 {}
+            while stream.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {}
+            seen.closed.fetch_add(1, Ordering::SeqCst);
         }
     }
     Some(())
@@ -826,6 +829,25 @@ async fn a_worker_leaves_the_rotation_when_its_stream_breaks_and_may_come_back_e
     let answer = lb.call("echo", "1").await;
     assert_eq!((answer.header("x-openlambda-worker"), &*answer.body), ("a", "hello"));
     assert_eq!((a.calls(), again.calls()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_a_worker_that_is_gone_are_closed() {
+    let lb = Lb::start().await;
+    let hello = Act::Hang("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello");
+    let old = lb.fake("a", hello).await;
+    assert_eq!(lb.call("echo", "1").await.body, "hello");
+    let closed = |fake: &Fake| fake.seen.closed.load(Ordering::SeqCst);
+    assert_eq!(closed(&old), 0);
+    // It was started again, elsewhere.
+    let mut new = Fake::start("a", 2, hello).await;
+    lb.announce(&new).await;
+    eventually("the old connection is closed", || closed(&old) == 1).await;
+    lb.state("a", "ready").await;
+    assert_eq!(lb.call("echo", "1").await.body, "hello");
+    new.refuse_connections().await;
+    new.events.send_replace(Events::Broken);
+    eventually("the new connection is closed", || closed(&new) == 1).await;
 }
 
 /// A worker that is configured here and announces itself too is followed once: of two streams each

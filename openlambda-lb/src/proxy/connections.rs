@@ -151,6 +151,12 @@ impl Connections {
         drop(old);
     }
 
+    /// Closes all that are idle: nobody may be at the other end any more.
+    pub(crate) fn close_idle(&self) {
+        let idle = std::mem::take(&mut *self.lock());
+        drop(idle);
+    }
+
     fn is_fresh(&self, idle: &Idle) -> bool {
         self.clock.now().since(idle.since) < MOST_IDLE
     }

@@ -311,19 +311,24 @@ impl Selector {
     }
 
     pub(crate) fn leave(self: &Arc<Self>, worker: WorkerId) {
-        self.with(|state, now| state.balancer.leave(now, worker));
+        let _peer = self.with(|state, now| state.leave(now, worker));
     }
 
     pub(crate) fn leave_by_name(self: &Arc<Self>, name: &str) {
-        self.with(|state, now| {
-            if let Some(worker) = state.balancer.view().named(name) {
-                state.balancer.leave(now, worker);
-            }
+        let _peer = self.with(|state, now| {
+            let worker = state.balancer.view().named(name)?;
+            state.leave(now, worker)
         });
     }
 
     pub(crate) fn set_healthy(self: &Arc<Self>, worker: WorkerId, healthy: bool) {
-        self.with(|state, now| state.balancer.set_healthy(now, worker, healthy));
+        let peer = self.with(|state, now| {
+            state.balancer.set_healthy(now, worker, healthy);
+            state.peer(worker)
+        });
+        if let Some(peer) = peer.filter(|_| !healthy) {
+            peer.connections.close_idle();
+        }
     }
 
     pub(crate) fn set_draining(self: &Arc<Self>, worker: WorkerId, draining: bool) {
@@ -419,6 +424,12 @@ impl Selector {
 }
 
 impl State {
+    /// Returns what was known of the worker: with it go its connections, better without the lock.
+    fn leave(&mut self, now: Time, worker: WorkerId) -> Option<Arc<Peer>> {
+        self.balancer.leave(now, worker);
+        self.peers.get_mut(worker.index())?.take_if(|peer| peer.id == worker)
+    }
+
     fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
         self.peers.get(worker.index())?.clone().filter(|peer| peer.id == worker)
     }
