@@ -200,13 +200,10 @@ impl Proxy {
 }
 
 fn http_client() -> HttpClient {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(connections::CONNECT_LIMIT));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(connections::MOST_IDLE)
-        .build(connector)
+        .build(connections::connector())
 }
 
 /// How a [`Proxy`] behaves. Every field has a default.

@@ -9,7 +9,6 @@
 //! that stream their body, who may come to that, go by hyper-util's client.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -18,27 +17,39 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
 use http::uri::Authority;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use openlambda_core::invocation::BoxError;
 use openlambda_core::time::{Clock, Time};
 use tokio::net::TcpStream;
+use tower::ServiceExt;
 
 /// A connection that was idle for longer is closed. Below the time after which a worker closes one:
 /// a request that is sent at that very moment could not be told from one that had started.
 pub(super) const MOST_IDLE: Duration = Duration::from_secs(5);
 
 /// How long it may take until a worker accepts a connection.
-pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// What connects to workers: to each address of a name, if need be.
+pub(super) fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_LIMIT));
+    connector
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Connections {
     authority: Authority,
     host: HeaderValue,
+    connector: HttpConnector,
     clock: Arc<dyn Clock>,
     /// The one that was used last is at the end, and is used next.
     idle: Mutex<Vec<Idle>>,
@@ -54,7 +65,7 @@ struct Idle {
 #[derive(Debug)]
 pub(crate) enum SendError {
     /// There is no connection.
-    Connect(io::Error),
+    Connect(BoxError),
     /// The connection ended, with nothing of the request written.
     Unsent(hyper::Error),
     /// The connection ended, and the worker may have got the request.
@@ -65,7 +76,13 @@ impl Connections {
     /// To the worker at `authority`. None is made before it is needed.
     pub(crate) fn new(authority: Authority, clock: Arc<dyn Clock>) -> Arc<Self> {
         let host = HeaderValue::from_str(authority.as_str()).expect("what a URL has, a header may");
-        Arc::new(Connections { authority, host, clock, idle: Mutex::default() })
+        Arc::new(Connections {
+            authority,
+            host,
+            connector: connector(),
+            clock,
+            idle: Mutex::default(),
+        })
     }
 
     /// Where they lead.
@@ -111,18 +128,12 @@ impl Connections {
     }
 
     async fn connect(&self) -> Result<Connection, SendError> {
-        let address =
-            format!("{}:{}", self.authority.host(), self.authority.port_u16().unwrap_or(80));
-        let connect = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(address));
-        let stream = connect.await.unwrap_or_else(|_| {
-            let message = format!("no connection within {CONNECT_LIMIT:?}");
-            Err(io::Error::new(io::ErrorKind::TimedOut, message))
-        });
-        let stream = stream.map_err(SendError::Connect)?;
-        stream.set_nodelay(true).map_err(SendError::Connect)?;
-        let (sender, driver) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(SendError::Unsent)?;
-        Ok(Connection { sender, driver, over: false })
+        let uri = Uri::builder().scheme("http").authority(self.authority.clone());
+        let uri = uri.path_and_query("/").build().expect("each part is valid");
+        let stream = self.connector.clone().oneshot(uri).await;
+        let stream = stream.map_err(|error| SendError::Connect(error.into()))?;
+        let (sender, driver) = http1::handshake(stream).await.map_err(SendError::Unsent)?;
+        Ok(Connection { sender, driver: Some(driver) })
     }
 
     /// One that is open, as far as is known.
@@ -170,9 +181,9 @@ impl Connections {
 #[derive(Debug)]
 struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    driver: http1::Connection<TokioIo<TcpStream>, Full<Bytes>>,
-    /// It has ended, and must not be polled again.
-    over: bool,
+    /// Dropped when it has ended: with it goes a request that it has not looked at, and whoever sent
+    /// that gets it back.
+    driver: Option<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>,
 }
 
 impl Connection {
@@ -189,8 +200,8 @@ impl Connection {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) {
-        if !self.over {
-            self.over = Pin::new(&mut self.driver).poll(cx).is_ready();
+        if self.driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+            self.driver = None;
         }
     }
 
@@ -198,7 +209,7 @@ impl Connection {
     /// closed it.
     fn is_open(&mut self) -> bool {
         self.poll(&mut Context::from_waker(Waker::noop()));
-        !self.over && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready()
     }
 }
 
@@ -230,7 +241,11 @@ impl http_body::Body for ReplyBody {
             frame = Pin::new(&mut this.body).poll_frame(cx);
         }
         let frame = ready!(frame);
-        this.ended = frame.is_none();
+        // A server does not ask for what comes after trailers.
+        this.ended = match &frame {
+            None => true,
+            Some(frame) => frame.as_ref().is_ok_and(Frame::is_trailers),
+        };
         Poll::Ready(frame)
     }
 
@@ -262,7 +277,7 @@ mod tests {
     use openlambda_core::time::ManualClock;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use tokio::sync::mpsc;
+    use tokio::sync::{broadcast, mpsc};
 
     use super::*;
 
@@ -272,6 +287,8 @@ mod tests {
         connections: Arc<Connections>,
         accepted: Arc<AtomicU32>,
         closed: mpsc::UnboundedReceiver<()>,
+        /// Sent, all connections that are idle are closed.
+        close: broadcast::Sender<()>,
         clock: Arc<ManualClock>,
     }
 
@@ -283,18 +300,23 @@ mod tests {
             let accepted = Arc::new(AtomicU32::new(0));
             let clock = Arc::new(ManualClock::default());
             let count = Arc::clone(&accepted);
+            let (close, _) = broadcast::channel(1);
+            let closes = close.clone();
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
                     count.fetch_add(1, Ordering::SeqCst);
-                    let closing = closing.clone();
+                    let (closing, mut closes) = (closing.clone(), closes.subscribe());
                     tokio::spawn(async move {
-                        answer(stream).await;
+                        tokio::select! {
+                            () = answer(stream) => {}
+                            _ = closes.recv() => {}
+                        }
                         let _ = closing.send(());
                     });
                 }
             });
             let connections = Connections::new(authority, Arc::<ManualClock>::clone(&clock));
-            Worker { connections, accepted, closed, clock }
+            Worker { connections, accepted, closed, close, clock }
         }
 
         async fn send(&self, path: &str) -> Result<Response<ReplyBody>, SendError> {
@@ -328,6 +350,9 @@ mod tests {
             let path = text.split(' ').nth(1).unwrap().trim_start_matches('/');
             let reply = match path {
                 "chunked" => "transfer-encoding: chunked\r\n\r\n7\r\nchunked\r\n0\r\n\r\n".into(),
+                "trailers" => "transfer-encoding: chunked\r\ntrailer: x\r\n\r\n8\r\ntrailers\r\n\
+                               0\r\nx: 1\r\n\r\n"
+                    .into(),
                 "unfinished" => "content-length: 100\r\n\r\nunf".into(),
                 "mute" => continue,
                 "break" => return,
@@ -346,6 +371,11 @@ mod tests {
         for path in ["a", "chunked", "", "chunked", "b"] {
             assert_eq!(worker.call(&format!("/{path}")).await, path);
         }
+        // A server asks for nothing after the trailers.
+        let mut reply = worker.send("/trailers").await.unwrap().into_body();
+        while !reply.frame().await.unwrap().unwrap().is_trailers() {}
+        drop(reply);
+        assert_eq!(worker.call("/a").await, "a");
         assert_eq!(worker.accepted(), 1);
     }
 
@@ -369,6 +399,21 @@ mod tests {
             // Until the runtime has asked the system, nobody here knows of it.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// More than a task may look at before it has to let others run: what is not looked at seems open.
+    #[tokio::test]
+    async fn many_connections_that_were_closed_at_once_cost_no_call() {
+        let mut worker = Worker::start().await;
+        let calls: Vec<_> = (0..300).map(|_| worker.call("/a")).collect();
+        futures_util::future::join_all(calls).await;
+        worker.close.send(()).unwrap();
+        for _ in 0..300 {
+            worker.closed.recv().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let call = tokio::time::timeout(Duration::from_secs(20), worker.call("/a"));
+        assert_eq!(call.await.expect("it does not hang"), "a");
     }
 
     #[tokio::test]

@@ -73,6 +73,11 @@ async fn read(
         let message = format!("there is nothing at {}; call /run/<function>", request.uri().path());
         Err(Failure::new(FailureKind::NotFound, message))
     })?;
+    if request.method() == Method::CONNECT {
+        let message =
+            "CONNECT asks for a tunnel, and there is none; call functions with POST or GET";
+        return Err(Failure::new(FailureKind::BadRequest, message));
+    }
     if wire::declares_more_than(request.headers(), config.body_limit) {
         return Err(wire::body_too_large(config.body_limit));
     }

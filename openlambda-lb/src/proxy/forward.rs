@@ -91,7 +91,7 @@ fn late(body: &CallBody, limit: Duration, worker: &Peer, id: &RequestId) -> Fail
 /// A connection's failure. Whether the call can have started is what matters.
 fn cut_off(error: SendError, worker: &Peer) -> Failure {
     match error {
-        SendError::Connect(error) => unreached(worker, chain(&error)),
+        SendError::Connect(error) => unreached(worker, chain(&*error)),
         SendError::Unsent(error) => unreached(worker, chain(&error)),
         SendError::Broken(error) => broken(worker, chain(&error)),
     }

@@ -145,6 +145,10 @@ impl http_body::Body for ReplyBody {
                             record.sent(frame.data_ref().map_or(0, Bytes::len));
                             frame.trailers_ref().inspect(|trailers| record.trailers(trailers));
                         }
+                        // A server does not ask for what comes after them.
+                        if frame.is_trailers() {
+                            this.end(Outcome::Ok);
+                        }
                     }
                 }
                 Poll::Ready(frame)

@@ -551,11 +551,11 @@ impl Route {
     /// The call is over.
     pub(crate) fn completed(mut self, start: Option<StartKind>, ok: bool) {
         self.place = None;
-        self.over = true;
         self.selector.with(|state, now| {
             state.balancer.completed(now, self.ticket, start, ok);
             state.balancer.finish(now, self.ticket);
         });
+        self.over = true;
     }
 }
 

@@ -134,18 +134,27 @@ async fn trailers_reach_clients_that_take_them() {
             ),
         )
         .await;
-    let get =
-        |te: &str| format!("GET /run/echo HTTP/1.1\r\nHost: x\r\n{te}Connection: close\r\n\r\n");
-    let answer = lb.raw(get("TE: trailers\r\n").as_bytes()).await.to_ascii_lowercase();
+    let get = |more: &str| {
+        format!("GET /run/echo HTTP/1.1\r\nHost: x\r\n{more}Connection: close\r\n\r\n")
+    };
+    let takes_them = get("TE: trailers\r\nx-openlambda-request-id: takes\r\n");
+    let answer = lb.raw(takes_them.as_bytes()).await.to_ascii_lowercase();
     assert!(answer.ends_with("3\r\nabc\r\n0\r\nserver-timing: run;dur=5\r\n\r\n"), "{answer}");
-    let answer = lb.raw(get("").as_bytes()).await.to_ascii_lowercase();
+    let answer = lb.raw(get("x-openlambda-request-id: leaves\r\n").as_bytes()).await;
+    let answer = answer.to_ascii_lowercase();
     assert!(answer.ends_with("3\r\nabc\r\n0\r\n\r\n"), "{answer}");
+    // Such replies are at their end, and not given up by the client.
+    for id in ["takes", "leaves"] {
+        assert_eq!(lb.logged(id).await["outcome"], "ok", "{id}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_and_unusual_clients_are_served() {
     let lb = Lb::start().await;
     let _a = lb.worker("a").await;
+    let tunnel = lb.raw(b"CONNECT /run/echo HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(tunnel.starts_with("HTTP/1.1 400") && tunnel.contains("tunnel"), "{tunnel}");
     let old = lb.raw(b"POST /run/echo HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc").await;
     assert!(old.starts_with("HTTP/1.0 200") && old.ends_with("\r\n\r\nabc"), "{old}");
     let head = lb.raw(b"HEAD /run/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
