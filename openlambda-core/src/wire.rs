@@ -31,7 +31,7 @@ use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version};
 use crate::invocation::{Body, Phases, RequestId, full_body};
 
-/// The invocation's id, on requests (optional) and replies (always).
+/// The invocation's id, on requests (optional) and replies to clients (always).
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openlambda-request-id");
 /// `cold`, `zygote` or `warm`, on replies.
 pub const START: HeaderName = HeaderName::from_static("x-openlambda-start");
@@ -45,7 +45,8 @@ pub const FAILURE: HeaderName = HeaderName::from_static("x-openlambda-failure");
 pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
 /// The version's number, from balancer to worker, and on replies.
 pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
-/// The worker's name, on replies.
+/// The worker's name, on replies to clients. To a balancer, which knows both, a worker tells neither
+/// this nor the id.
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
 /// The call's reservation, a [`ReservationKey`], from balancer to worker.
 pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reservation");

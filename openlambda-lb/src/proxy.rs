@@ -123,7 +123,7 @@ impl Proxy {
                 record.tried(chosen);
                 let place = route.reservation();
                 let reply =
-                    forward::forward(&self.client, &mut call, function, chosen, place, &id).await;
+                    forward::forward(&self.client, &call, function, chosen, place, &id).await;
                 match reply {
                     Ok(mut reply) => {
                         if reply.headers_mut().remove(wire::IDLE).is_some() {

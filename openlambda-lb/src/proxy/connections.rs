@@ -101,7 +101,7 @@ impl Connections {
     pub(crate) async fn send(
         self: &Arc<Self>,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<ReplyBody>, SendError> {
+    ) -> Result<Response<WorkerBody>, SendError> {
         request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
         loop {
             let (mut connection, used) = match self.take() {
@@ -111,7 +111,7 @@ impl Connections {
             match connection.exchange(request).await {
                 Ok(reply) => {
                     let home = Arc::clone(self);
-                    return Ok(reply.map(|body| ReplyBody {
+                    return Ok(reply.map(|body| WorkerBody {
                         body,
                         connection: Some(connection),
                         ended: false,
@@ -153,7 +153,7 @@ impl Connections {
         }
     }
 
-    /// Closes those that were idle for too long. They are told by nobody: ask from time to time.
+    /// Closes those that were idle for too long: somebody has to call it from time to time.
     pub(crate) fn sweep(&self) {
         let mut idle = self.lock();
         let old = idle.iter().take_while(|idle| !self.is_fresh(idle)).count();
@@ -215,7 +215,7 @@ impl Connection {
 
 /// The body of a reply, and the connection it comes over.
 #[derive(Debug)]
-pub(crate) struct ReplyBody {
+pub(crate) struct WorkerBody {
     body: Incoming,
     /// There until the drop.
     connection: Option<Connection>,
@@ -224,7 +224,7 @@ pub(crate) struct ReplyBody {
     home: Arc<Connections>,
 }
 
-impl http_body::Body for ReplyBody {
+impl http_body::Body for WorkerBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -258,7 +258,7 @@ impl http_body::Body for ReplyBody {
     }
 }
 
-impl Drop for ReplyBody {
+impl Drop for WorkerBody {
     fn drop(&mut self) {
         // A server does not ask for the end of a body whose length it knows.
         if (self.ended || self.body.is_end_stream())
@@ -319,7 +319,7 @@ mod tests {
             Worker { connections, accepted, closed, close, clock }
         }
 
-        async fn send(&self, path: &str) -> Result<Response<ReplyBody>, SendError> {
+        async fn send(&self, path: &str) -> Result<Response<WorkerBody>, SendError> {
             let mut request = Request::new(Full::default());
             *request.uri_mut() = path.parse().unwrap();
             self.connections.send(request).await

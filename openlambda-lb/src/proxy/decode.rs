@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use openlambda_core::failure::{Failure, FailureKind, Started};
-use openlambda_core::invocation::{Body, BoxError, RequestId, RequestIds, full_body};
+use openlambda_core::invocation::{Body, BoxError, RequestId, RequestIds};
 use openlambda_core::wire::{self, Target};
 
 use super::ProxyConfig;
@@ -152,11 +152,11 @@ pub(crate) enum CallBody {
     /// At hand: each attempt gets all of it.
     Kept(Bytes),
     /// On its way: an attempt gets it only if no other one has taken any of it.
-    Stream(Arc<Mutex<Stream>>),
+    Stream(StreamedBody),
 }
 
 /// A body that streams through, within its limit.
-pub(crate) struct Stream {
+struct Stream {
     body: Body,
     limit: u64,
     taken: u64,
@@ -187,7 +187,7 @@ impl CallBody {
                 attempt: 0,
                 failure: None,
             };
-            return Ok(CallBody::Stream(Arc::new(Mutex::new(stream))));
+            return Ok(CallBody::Stream(StreamedBody(Arc::new(Mutex::new(stream)))));
         }
         match tokio::time::timeout(BODY_PATIENCE, body.collect()).await {
             Ok(Ok(collected)) => Ok(CallBody::Kept(collected.to_bytes())),
@@ -199,49 +199,48 @@ impl CallBody {
         }
     }
 
-    /// The body for the next attempt.
-    pub(crate) fn next(&self) -> Body {
-        match self {
-            CallBody::Kept(bytes) => full_body(bytes.clone()),
-            CallBody::Stream(stream) => {
-                let mut locked = lock(stream);
-                locked.attempt += 1;
-                let size = locked.body.size_hint();
-                let handle = Handle { attempt: locked.attempt, size, stream: Arc::clone(stream) };
-                handle.boxed_unsync()
-            }
-        }
-    }
-
     /// How much of it came, also later.
     pub(crate) fn taken(&self) -> BytesTaken {
         match self {
             CallBody::Kept(bytes) => BytesTaken { known: bytes.len() as u64, stream: None },
-            CallBody::Stream(stream) => BytesTaken { known: 0, stream: Some(Arc::clone(stream)) },
+            CallBody::Stream(stream) => BytesTaken { known: 0, stream: Some(stream.clone()) },
         }
     }
 
     fn can_be_sent_again(&self) -> bool {
         match self {
             CallBody::Kept(_) => true,
-            CallBody::Stream(stream) => !lock(stream).begun,
+            CallBody::Stream(stream) => !stream.lock().begun,
         }
+    }
+}
+
+/// A body on its way, shared by the attempts at sending it.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamedBody(Arc<Mutex<Stream>>);
+
+impl StreamedBody {
+    /// The body for the next attempt.
+    pub(crate) fn next(&self) -> Body {
+        let mut stream = self.lock();
+        stream.attempt += 1;
+        let size = stream.body.size_hint();
+        Handle { attempt: stream.attempt, size, stream: self.clone() }.boxed_unsync()
     }
 
     /// Whether the client is late with it.
     pub(crate) fn awaited(&self) -> bool {
-        match self {
-            CallBody::Kept(_) => false,
-            CallBody::Stream(stream) => lock(stream).awaited,
-        }
+        self.lock().awaited
     }
 
     /// What was wrong with the client's body, if that is why an attempt failed.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        match self {
-            CallBody::Kept(_) => None,
-            CallBody::Stream(stream) => lock(stream).failure.clone(),
-        }
+        self.lock().failure.clone()
+    }
+
+    /// No code panics while it holds this lock, and nothing in it could be half done.
+    fn lock(&self) -> MutexGuard<'_, Stream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -249,12 +248,12 @@ impl CallBody {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BytesTaken {
     known: u64,
-    stream: Option<Arc<Mutex<Stream>>>,
+    stream: Option<StreamedBody>,
 }
 
 impl BytesTaken {
     pub(crate) fn get(&self) -> u64 {
-        self.stream.as_ref().map_or(self.known, |stream| lock(stream).taken)
+        self.stream.as_ref().map_or(self.known, |stream| stream.lock().taken)
     }
 }
 
@@ -267,7 +266,7 @@ fn broken_off(error: BoxError) -> Failure {
 struct Handle {
     attempt: u32,
     size: SizeHint,
-    stream: Arc<Mutex<Stream>>,
+    stream: StreamedBody,
 }
 
 impl http_body::Body for Handle {
@@ -278,7 +277,7 @@ impl http_body::Body for Handle {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut stream = lock(&self.stream);
+        let mut stream = self.stream.lock();
         if stream.attempt != self.attempt {
             return Poll::Ready(Some(Err("another attempt has the body".into())));
         }
@@ -308,15 +307,10 @@ impl http_body::Body for Handle {
     }
 
     fn is_end_stream(&self) -> bool {
-        lock(&self.stream).body.is_end_stream()
+        self.stream.lock().body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         self.size
     }
-}
-
-/// No code panics while it holds this lock, and nothing in it could be half done.
-fn lock(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
-    stream.lock().unwrap_or_else(PoisonError::into_inner)
 }

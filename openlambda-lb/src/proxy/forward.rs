@@ -30,7 +30,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 /// connection broke, that it is silent for too long, that the client's own body is at fault.
 pub(crate) async fn forward(
     client: &HttpClient,
-    call: &mut Call,
+    call: &Call,
     function: &Resolution,
     worker: &Peer,
     reservation: Option<&HeaderValue>,
@@ -44,25 +44,28 @@ pub(crate) async fn forward(
     }
     let limit = call.limit + function.timeout;
     let uri = Uri::from(call.path.clone());
-    let late = |_| late(&call.body, limit, worker, id);
     match &call.body {
         CallBody::Kept(bytes) => {
             let request = request(&call.method, uri, headers, Full::new(bytes.clone()));
-            let reply = timeout(limit, worker.connections.send(request)).await.map_err(late)?;
+            let reply = timeout(limit, worker.connections.send(request)).await;
+            let reply = reply.map_err(|_| silent(limit, worker, id))?;
             refusal(reply.map_err(|error| cut_off(error, worker))?, worker).await
         }
-        CallBody::Stream(_) => {
+        CallBody::Stream(body) => {
             let mut parts = uri.into_parts();
             parts.scheme = Some(Scheme::HTTP);
             parts.authority = Some(worker.authority().clone());
             let uri = Uri::from_parts(parts).map_err(|error| {
                 Failure::new(FailureKind::BadRequest, format!("bad URL: {error}"))
             })?;
-            let request = request(&call.method, uri, headers, call.body.next());
-            let reply = timeout(limit, client.request(request)).await.map_err(late)?;
-            let reply = reply
-                .map_err(|error| call.body.failure().unwrap_or_else(|| explain(&error, worker)));
-            refusal(reply?, worker).await
+            let request = request(&call.method, uri, headers, body.next());
+            let reply = timeout(limit, client.request(request)).await;
+            let reply = reply.map_err(|_| match body.awaited() {
+                true => slow(limit),
+                false => silent(limit, worker, id),
+            })?;
+            let explained = |error| body.failure().unwrap_or_else(|| explain(&error, worker));
+            refusal(reply.map_err(explained)?, worker).await
         }
     }
 }
@@ -75,12 +78,14 @@ fn request<B>(method: &Method, uri: Uri, headers: HeaderMap, body: B) -> Request
     request
 }
 
-/// Nothing came within the limit.
-fn late(body: &CallBody, limit: Duration, worker: &Peer, id: &RequestId) -> Failure {
-    if body.awaited() {
-        let message = format!("the body did not arrive within {limit:?}; send it faster");
-        return Failure::new(FailureKind::BadRequest, message).started(Started::Maybe);
-    }
+/// The client has not sent its body.
+fn slow(limit: Duration) -> Failure {
+    let message = format!("the body did not arrive within {limit:?}; send it faster");
+    Failure::new(FailureKind::BadRequest, message).started(Started::Maybe)
+}
+
+/// The worker has not answered.
+fn silent(limit: Duration, worker: &Peer, id: &RequestId) -> Failure {
     let message = format!(
         "worker {} did not answer within {limit:?}; see its log for request {id}",
         worker.name
