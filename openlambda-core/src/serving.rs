@@ -16,7 +16,10 @@
 //! ```
 
 mod door;
+pub mod local;
 mod patient;
+mod quiet;
+mod stream;
 
 use std::future::Future;
 use std::io;
@@ -29,6 +32,8 @@ use tokio::task::JoinHandle;
 
 pub use self::door::{Door, Patience};
 pub use self::patient::Patient;
+pub use self::quiet::Quiet;
+pub use self::stream::Stream;
 
 /// A server that runs until it is told to stop; `T` is what it returns then.
 ///

@@ -551,6 +551,9 @@ pub enum WorkerEvent {
         idle: Vec<(FunctionName, u32)>,
         /// It takes no new invocations.
         draining: bool,
+        /// Balancers on the worker's machine reach it at this [local](crate::serving::local) socket, too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        socket: Option<String>,
     },
     /// An instance became idle. Only one balancer is told.
     Idle {

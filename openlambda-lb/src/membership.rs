@@ -14,6 +14,7 @@
 //! Two live workers under one name would replace each other again and again; the log says so.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -252,8 +253,8 @@ impl Membership {
     ) -> Result<(), BoxError> {
         let selector = &self.selector;
         match (event, &*joined) {
-            (WorkerEvent::Snapshot { name, incarnation, load, idle, draining }, _) => {
-                let id = self.identify(member, joined, name, incarnation)?;
+            (WorkerEvent::Snapshot { name, incarnation, load, idle, draining, socket }, _) => {
+                let id = self.identify(member, joined, (name, incarnation), socket)?;
                 selector.snapshot(id, load, &idle);
                 selector.set_draining(id, draining);
                 selector.set_healthy(id, true);
@@ -278,10 +279,9 @@ impl Membership {
         self: &Arc<Self>,
         member: &Member,
         joined: &mut Option<Joined>,
-        name: String,
-        incarnation: u64,
+        identity: (String, u64),
+        socket: Option<String>,
     ) -> Result<WorkerId, BoxError> {
-        let identity = (name, incarnation);
         if let Some(joined) = joined
             && joined.identity == identity
             // Unless another one took its name and has left again.
@@ -299,7 +299,9 @@ impl Membership {
         *lock(&member.identity) = Some(identity.clone());
         let mut info = WorkerInfo::new(identity.0.as_str(), member.capacity);
         info.weight = member.weight;
-        let id = self.selector.join(info, header, member.authority.clone());
+        // A name on another machine may be somebody else's on this one.
+        let socket = socket.filter(|_| is_here(&member.authority));
+        let id = self.selector.join(info, header, member.authority.clone(), socket);
         tracing::info!(worker = %identity.0, at = %member.authority, "joined");
         *joined = Some(Joined { id, identity, selector: Arc::clone(&self.selector) });
         Ok(id)
@@ -364,6 +366,12 @@ fn authority_of(url: &str) -> Result<Authority, Failure> {
         let message = format!("{url:?} is no worker's address; write http://host:port");
         Failure::new(FailureKind::BadRequest, message)
     })
+}
+
+/// Whether a worker's address is one of this machine alone.
+fn is_here(authority: &Authority) -> bool {
+    let host = authority.host().trim_matches(['[', ']']);
+    host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
 }
 
 /// No code panics while it holds one of these locks.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::serving::Serving;
@@ -9,6 +10,8 @@ use openlambda_core::time::SystemClock;
 use openlambda_core::worker::{Worker, WorkerConfig};
 use openlambda_lb::policies::RoundRobin;
 use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_balancer_tells_when_its_workers_are_ready() {
@@ -38,4 +41,60 @@ async fn a_balancer_tells_when_its_workers_are_ready() {
         worker.stop().await.unwrap();
     }
     balancer.stop().await;
+}
+
+/// A worker says where its local socket is, and the balancer's calls go there.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_go_to_a_worker_on_the_same_machine_by_a_local_socket() {
+    let clock = Arc::new(SystemClock::new());
+    let registry = Arc::new(MemoryRegistry::new());
+    let code = tempfile::tempdir().unwrap();
+    std::fs::write(code.path().join("f.py"), "").unwrap();
+    let name = "echo".parse().unwrap();
+    registry.publish_dir(&name, code.path()).await.unwrap();
+    let factory = Arc::new(MemorySandboxFactory::new());
+    factory.register_async(name, |event| async { Ok(event) });
+
+    let policy = Box::new(RoundRobin::new());
+    let config = ProxyConfig::default();
+    let proxy = Proxy::new(config, "round-robin", policy, registry.clone(), clock.clone());
+    let serving = Arc::clone(&proxy);
+    let balancer = Serving::start(|listener, stop| serving.serve(listener, stop)).unwrap();
+    let mut config = WorkerConfig::new("worker", code.path().join("worker"));
+    config.balancers = vec![balancer.url().to_owned()];
+    let worker = Worker::start(config, factory, registry, clock).await.unwrap();
+    let worker = Serving::start(async move |listener, stop| worker.serve(listener, stop).await);
+    let worker = worker.unwrap();
+    proxy.ready(1).await;
+
+    let port = worker.url().rsplit(':').next().unwrap().to_owned();
+    assert_eq!(local_sockets(&port), 1, "it listens");
+    for _ in 0..3 {
+        assert_eq!(call(balancer.url(), "echo", "{}").await, "{}");
+    }
+    assert_eq!(local_sockets(&port), 2, "one connection is used again and again");
+    // The balancer's connection may end a moment later.
+    worker.stop().await.unwrap();
+    balancer.stop().await;
+    while local_sockets(&port) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// How many sockets there are at the name of the worker with this port.
+fn local_sockets(port: &str) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().filter(|line| line.contains(&format!("@openlambda/{port}/"))).count()
+}
+
+async fn call(url: &str, function: &str, event: &str) -> String {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
+    let head = format!("POST /run/{function} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+    let request = format!("{head}content-length: {}\r\n\r\n{event}", event.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{reply}");
+    body.to_owned()
 }

@@ -671,6 +671,7 @@ async fn tell(
             load: WorkerLoad::default(),
             idle: Vec::new(),
             draining: now == Events::Drain,
+            socket: None,
         };
         let line = format!("{}\n", serde_json::to_string(&snapshot).unwrap());
         let chunk = format!("{:x}\r\n{line}\r\n", line.len());

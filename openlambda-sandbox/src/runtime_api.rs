@@ -18,7 +18,6 @@
 
 mod answer;
 mod connection;
-mod quiet;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -35,6 +34,7 @@ use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::{Body, Completion, Invocation, Reply, RequestHead, RequestId};
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
+use openlambda_core::serving::Quiet;
 use openlambda_core::time::{Clock, Time};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -42,7 +42,6 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use self::answer::Claim;
 use self::connection::{Either, Peer, Refusal, converse};
-use self::quiet::Quiet;
 use crate::event;
 use crate::output::{FunctionOutput, Running};
 use crate::raw;

@@ -1,13 +1,17 @@
 //! Where a server's connections come in: [`Door`].
 
+use std::future::pending;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use futures_util::future::{Either, select};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
-use super::Patient;
+use super::{Patient, Quiet, Stream};
 
 /// How long a server waits when the system gives it no connection, most likely for want of
 /// descriptors: calls that end give some back.
@@ -39,6 +43,7 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct Door {
     listener: TcpListener,
+    local: Option<UnixListener>,
     patience: Patience,
     places: Arc<Semaphore>,
 }
@@ -47,20 +52,23 @@ impl Door {
     /// Lets clients in from `listener`.
     pub fn new(listener: TcpListener, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
-        Door { listener, patience, places: Arc::new(Semaphore::new(most)) }
+        Door { listener, local: None, patience, places: Arc::new(Semaphore::new(most)) }
+    }
+
+    /// Lets clients in by a [local](super::local) socket, too.
+    pub fn and_local(self, local: UnixListener) -> Self {
+        Door { local: Some(local), ..self }
     }
 
     /// The next connection, when there is a place for it. A failure of the system's is passed to
     /// `failed`, and it goes on after a moment.
     ///
     /// Dropping the future loses no connection.
-    pub async fn accept(&self, failed: impl Fn(io::Error)) -> Patient<TcpStream> {
+    pub async fn accept(&self, failed: impl Fn(io::Error)) -> Patient<Stream> {
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
         loop {
-            match self.listener.accept().await {
+            match self.next().await {
                 Ok((stream, peer)) => {
-                    // Replies are written in whole pieces; waiting for more only delays them.
-                    let _ = stream.set_nodelay(true);
                     let Patience { head, write, .. } = self.patience;
                     return Patient::new(stream, peer, head, write, place);
                 }
@@ -71,19 +79,39 @@ impl Door {
             }
         }
     }
+
+    async fn next(&self) -> io::Result<(Stream, SocketAddr)> {
+        let local = async {
+            match &self.local {
+                Some(local) => local.accept().await,
+                None => pending().await,
+            }
+        };
+        match select(pin!(self.listener.accept()), pin!(local)).await {
+            Either::Left((accepted, _)) => {
+                let (stream, peer) = accepted?;
+                // Replies are written in whole pieces; waiting for more only delays them.
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), peer))
+            }
+            Either::Right((accepted, _)) => {
+                let stream = Quiet::new(accepted?.0)?;
+                Ok((Stream::Local(stream), (Ipv4Addr::LOCALHOST, 0).into()))
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(600);
 
-    async fn door(patience: Patience) -> (Door, std::net::SocketAddr) {
+    async fn door(patience: Patience) -> (Door, SocketAddr) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         (Door::new(listener, patience), address)

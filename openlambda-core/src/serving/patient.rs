@@ -43,7 +43,7 @@ impl<T> Patient<T> {
         Patient { stream, peer, greeting, limit: write, waits: None, _place: place }
     }
 
-    /// Who is at the other end.
+    /// Who is at the other end. Who came by a local socket is at 127.0.0.1, without a port.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }

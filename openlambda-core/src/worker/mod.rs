@@ -22,11 +22,11 @@ mod server;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use self::dispatch::Dispatcher;
 use self::events::Subscribers;
@@ -38,7 +38,7 @@ use crate::keep_alive::DEFAULT_TTL;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
-use crate::serving::Patience;
+use crate::serving::{Patience, local};
 use crate::time::{Clock, SystemClock};
 use crate::{keep_alive, queue, wire};
 
@@ -147,6 +147,8 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     request_ids: RequestIds,
     incarnation: u64,
+    /// The name under which it also listens, once it serves.
+    socket: OnceLock<String>,
 }
 
 impl Worker {
@@ -201,6 +203,7 @@ impl Worker {
             subscribers,
             request_ids,
             incarnation,
+            socket: OnceLock::new(),
         };
         Ok(Worker { shared: Arc::new(shared) })
     }
@@ -221,6 +224,8 @@ impl Worker {
             Some(url) => url.clone(),
             None => format!("http://{}", listener.local_addr()?),
         };
+        // Before the first snapshot can tell of it.
+        let local = self.listen_locally(listener.local_addr()?.port());
         let announcers = events::announce(
             shared.config.balancers.clone(),
             wire::Announcement {
@@ -249,10 +254,25 @@ impl Worker {
             shared.factory.shutdown().await;
             shared.subscribers.close();
         };
-        server::serve(self.shared.clone(), listener, drained).await;
+        server::serve(self.shared.clone(), listener, local, drained).await;
         background.shutdown().await;
         shared.log.flush().await;
         Ok(())
+    }
+
+    /// Beside its port; balancers that do not get there, or do not know it, use the port.
+    fn listen_locally(&self, port: u16) -> Option<UnixListener> {
+        let name = local::name(port, self.shared.incarnation);
+        match local::listen(&name) {
+            Ok(listener) => {
+                // One that serves a second time is known under the first name, where nobody listens.
+                self.shared.socket.set(name).ok().map(|()| listener)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no local socket; balancers use the port");
+                None
+            }
+        }
     }
 
     /// How many invocations it can run at once: what the pool has room for at the default size.

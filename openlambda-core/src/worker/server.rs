@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use serde::Serialize;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
@@ -394,6 +394,7 @@ fn snapshot(shared: &Shared) -> Bytes {
         load: shared.dispatcher.load(),
         idle: shared.dispatcher.idle(),
         draining: shared.dispatcher.is_draining(),
+        socket: shared.socket.get().cloned(),
     })
 }
 
@@ -402,12 +403,16 @@ fn snapshot(shared: &Shared) -> Bytes {
 pub(super) async fn serve(
     shared: Arc<Shared>,
     listener: TcpListener,
+    local: Option<UnixListener>,
     over: impl Future<Output = ()>,
 ) {
     let mut over = std::pin::pin!(over);
     let connections = GracefulShutdown::new();
     let head = shared.config.patience.head;
-    let door = Door::new(listener, shared.config.patience.clone());
+    let mut door = Door::new(listener, shared.config.patience.clone());
+    if let Some(local) = local {
+        door = door.and_local(local);
+    }
     loop {
         let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
         let stream = tokio::select! {

@@ -25,6 +25,7 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use openlambda_core::invocation::BoxError;
+use openlambda_core::serving::{Quiet, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::TcpStream;
 use tower::ServiceExt;
@@ -48,6 +49,8 @@ pub(super) fn connector() -> HttpConnector {
 #[derive(Debug)]
 pub(crate) struct Connections {
     authority: Authority,
+    /// The name of the worker's [local](local) socket, if it is on this machine.
+    socket: Option<String>,
     host: HeaderValue,
     connector: HttpConnector,
     clock: Arc<dyn Clock>,
@@ -73,11 +76,17 @@ pub(crate) enum SendError {
 }
 
 impl Connections {
-    /// To the worker at `authority`. None is made before it is needed.
-    pub(crate) fn new(authority: Authority, clock: Arc<dyn Clock>) -> Arc<Self> {
+    /// To the worker at `authority`, or at the local socket of this name while somebody listens there.
+    /// None is made before it is needed.
+    pub(crate) fn new(
+        authority: Authority,
+        socket: Option<String>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let host = HeaderValue::from_str(authority.as_str()).expect("what a URL has, a header may");
         Arc::new(Connections {
             authority,
+            socket,
             host,
             connector: connector(),
             clock,
@@ -128,12 +137,25 @@ impl Connections {
     }
 
     async fn connect(&self) -> Result<Connection, SendError> {
+        let stream = match self.connect_locally().await {
+            Some(stream) => Stream::Local(stream),
+            None => Stream::Tcp(self.connect_by_tcp().await?),
+        };
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, driver) = handshake.map_err(SendError::Unsent)?;
+        Ok(Connection { sender, driver: Some(Box::new(driver)) })
+    }
+
+    /// Whatever is wrong with the local socket, the port says what is wrong with the worker.
+    async fn connect_locally(&self) -> Option<Quiet> {
+        local::connect(self.socket.as_ref()?).await.ok()
+    }
+
+    async fn connect_by_tcp(&self) -> Result<TcpStream, SendError> {
         let uri = Uri::builder().scheme("http").authority(self.authority.clone());
         let uri = uri.path_and_query("/").build().expect("each part is valid");
         let stream = self.connector.clone().oneshot(uri).await;
-        let stream = stream.map_err(|error| SendError::Connect(error.into()))?;
-        let (sender, driver) = http1::handshake(stream).await.map_err(SendError::Unsent)?;
-        Ok(Connection { sender, driver: Some(driver) })
+        Ok(stream.map_err(|error| SendError::Connect(error.into()))?.into_inner())
     }
 
     /// One that is open, as far as is known.
@@ -183,7 +205,9 @@ struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Dropped when it has ended: with it goes a request that it has not looked at, and whoever sent
     /// that gets it back.
-    driver: Option<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>,
+    ///
+    /// Boxed: connections move from call to body to pool, and a driver is nearly a kilobyte.
+    driver: Option<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>,
 }
 
 impl Connection {
@@ -200,7 +224,7 @@ impl Connection {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) {
-        if self.driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+        if self.driver.as_mut().is_some_and(|driver| Pin::new(&mut **driver).poll(cx).is_ready()) {
             self.driver = None;
         }
     }
@@ -275,7 +299,7 @@ mod tests {
 
     use http_body_util::BodyExt;
     use openlambda_core::time::ManualClock;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::{broadcast, mpsc};
 
@@ -315,7 +339,7 @@ mod tests {
                     });
                 }
             });
-            let connections = Connections::new(authority, Arc::<ManualClock>::clone(&clock));
+            let connections = Connections::new(authority, None, Arc::<ManualClock>::clone(&clock));
             Worker { connections, accepted, closed, close, clock }
         }
 
@@ -334,7 +358,7 @@ mod tests {
         }
     }
 
-    async fn answer(mut stream: TcpStream) {
+    async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         let mut head = Vec::new();
         let mut buffer = [0; 1024];
         loop {
@@ -442,9 +466,35 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let nobody = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
-        let connections = Connections::new(nobody, Arc::new(ManualClock::default()));
+        let connections = Connections::new(nobody, None, Arc::new(ManualClock::default()));
         let reply = connections.send(Request::new(Full::default())).await;
         assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_reached_by_its_local_socket_and_by_its_port_when_nobody_is_there() {
+        let mut worker = Worker::start().await;
+        let authority = worker.connections.authority().clone();
+        let socket = local::name(authority.port_u16().unwrap(), 1);
+        let listener = local::listen(&socket).unwrap();
+        let clock = Arc::<ManualClock>::clone(&worker.clock);
+        worker.connections = Connections::new(authority, Some(socket), clock);
+        let server = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                answer(stream).await;
+            }
+        });
+        for path in ["a", "chunked", "close", "b"] {
+            assert_eq!(worker.call(&format!("/{path}")).await, path);
+        }
+        assert_eq!(worker.accepted(), 0);
+        server.abort();
+        server.await.unwrap_err();
+        for path in ["a", "b"] {
+            assert_eq!(worker.call(&format!("/{path}")).await, path);
+        }
+        assert_eq!(worker.accepted(), 1);
     }
 
     #[tokio::test]

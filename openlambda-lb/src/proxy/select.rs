@@ -297,6 +297,7 @@ impl Selector {
         info: WorkerInfo,
         header: HeaderValue,
         authority: Authority,
+        socket: Option<String>,
     ) -> WorkerId {
         self.with(|state, now| {
             let name = Arc::clone(&info.name);
@@ -304,7 +305,8 @@ impl Selector {
             if id.index() >= state.peers.len() {
                 state.peers.resize(id.index() + 1, None);
             }
-            let connections = Connections::new(authority, Arc::<SystemClock>::clone(&self.clock));
+            let clock = Arc::<SystemClock>::clone(&self.clock);
+            let connections = Connections::new(authority, socket, clock);
             state.peers[id.index()] = Some(Arc::new(Peer { id, name, header, connections }));
             id
         })

@@ -11,9 +11,9 @@ use futures_util::stream::{self, BoxStream};
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
-use openlambda_core::serving::{Door, Patience, Patient};
+use openlambda_core::serving::{Door, Patience, Patient, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -67,7 +67,7 @@ pub async fn serve(
 }
 
 /// A client's connection.
-struct Caller(Patient<TcpStream>);
+struct Caller(Patient<Stream>);
 
 impl Connected for Caller {
     type ConnectInfo = ();

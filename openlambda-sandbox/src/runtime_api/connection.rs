@@ -13,12 +13,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use openlambda_core::serving::Quiet;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::read_error;
-use super::quiet::Quiet;
 use super::{NEXT, Shared};
 use crate::raw;
 

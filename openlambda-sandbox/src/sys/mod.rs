@@ -440,15 +440,6 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     watch(fd, Interest::READABLE)
 }
 
-/// Lets the runtime tell when `fd` takes more.
-///
-/// # Errors
-///
-/// As [`watch_readable`].
-pub fn watch_writable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    watch(fd, Interest::WRITABLE)
-}
-
 fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the registration owns the descriptor, an `OwnedFd` names the same open one for its
     // whole life, and nobody takes it out before the registration is undone.

@@ -1,32 +1,27 @@
 //! A Unix socket that does not ask to be told when it can be written to: [`Quiet`].
-//!
-//! Linux tells whoever waits for a Unix socket to take more each time that the other end has read
-//! something, even if nobody had to wait. The runtime waits for it always, so each event that we
-//! send would wake us once more, just when the code has it. Here that is waited for only when a
-//! write had no room.
 
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::unix::AsyncFd;
+use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 
-use crate::sys::{watch_readable, watch_writable};
-
-/// The size of the buffers with which hyper begins to read.
-const SMALL: usize = 8 << 10;
-
-/// See the module's documentation.
+/// A Unix socket for messages to and fro.
+///
+/// Linux tells whoever waits for a Unix socket to take more each time that the other end has read
+/// something, even if nobody had to wait. tokio's own type always waits for it, so each message that
+/// we send would wake us once more, just when the other end has it. Here that is waited for only when
+/// a write had no room, with a descriptor more for as long.
 #[derive(Debug)]
-pub(super) struct Quiet {
-    socket: AsyncFd<OwnedFd>,
+pub struct Quiet {
+    /// The socket, watched for reads alone, which no other type of tokio's is. It reads anything.
+    socket: pipe::Receiver,
     /// The same socket, while a write waits for room.
-    room: Option<AsyncFd<OwnedFd>>,
+    room: Option<pipe::Sender>,
 }
 
 impl Quiet {
@@ -35,77 +30,50 @@ impl Quiet {
     /// # Errors
     ///
     /// The system has no room to watch it.
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
-        let socket = watch_readable(OwnedFd::from(stream.into_std()?))?;
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        // Nothing to be checked: it is open for both, and does not block.
+        let socket = pipe::Receiver::from_owned_fd_unchecked(OwnedFd::from(stream.into_std()?))?;
         Ok(Quiet { socket, room: None })
     }
 
     fn poll_sent(
         &mut self,
         cx: &mut Context<'_>,
-        send: impl Fn(&OwnedFd) -> io::Result<usize>,
+        send: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<usize>,
+        wait: impl Fn(Pin<&mut pipe::Sender>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        loop {
-            match send(self.socket.get_ref()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                sent => {
-                    self.room = None;
-                    return Poll::Ready(sent);
-                }
+        if self.room.is_none() {
+            match rustix::io::retry_on_intr(|| send(self.socket.as_fd())) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                sent => return Poll::Ready(sent.map_err(Into::into)),
             }
-            if self.room.is_none() {
-                self.room = Some(watch_writable(self.socket.get_ref().try_clone()?)?);
-            }
-            let Some(room) = &self.room else { continue };
-            let mut there = ready!(room.poll_write_ready(cx))?;
-            // If it is there no more when we look, another word of it will come.
-            there.clear_ready();
         }
+        let room = match &mut self.room {
+            Some(room) => room,
+            none => {
+                let socket = self.socket.as_fd().try_clone_to_owned()?;
+                none.insert(pipe::Sender::from_owned_fd_unchecked(socket)?)
+            }
+        };
+        let sent = ready!(wait(Pin::new(room), cx));
+        self.room = None;
+        Poll::Ready(sent)
     }
 }
 
 impl AsFd for Quiet {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.get_ref().as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl AsyncRead for Quiet {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let room = buffer.remaining();
-        loop {
-            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            let socket = self.socket.get_ref();
-            // What a call brings is mostly small: to copy it costs less than to clear the buffer.
-            let received = if room <= SMALL {
-                let mut small = [MaybeUninit::uninit(); SMALL];
-                recv(socket, &mut small[..room], RecvFlags::empty()).map(|((filled, _), _)| {
-                    buffer.put_slice(filled);
-                    filled.len()
-                })
-            } else {
-                recv(socket, buffer.initialize_unfilled(), RecvFlags::empty())
-                    .map(|(count, _)| count)
-                    .inspect(|count| buffer.advance(*count))
-            };
-            match received.map_err(io::Error::from) {
-                Ok(count) => {
-                    if 0 < count && count < room {
-                        // That was all; to ask again for it to say so would be a system call.
-                        ready.clear_ready();
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
     }
 }
 
@@ -115,7 +83,8 @@ impl AsyncWrite for Quiet {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_sent(cx, |socket| Ok(rustix::io::write(socket, bytes)?))
+        let send = |socket: BorrowedFd<'_>| rustix::io::write(socket, bytes);
+        self.poll_sent(cx, send, |room, cx| room.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -123,7 +92,8 @@ impl AsyncWrite for Quiet {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_sent(cx, |socket| Ok(rustix::io::writev(socket, bytes)?))
+        let send = |socket: BorrowedFd<'_>| rustix::io::writev(socket, bytes);
+        self.poll_sent(cx, send, |room, cx| room.poll_write_vectored(cx, bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -135,8 +105,7 @@ impl AsyncWrite for Quiet {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let ended = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Write);
-        Poll::Ready(ended.map_err(Into::into))
+        Poll::Ready(rustix::net::shutdown(&self.socket, Shutdown::Write).map_err(Into::into))
     }
 }
 
