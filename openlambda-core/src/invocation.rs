@@ -41,21 +41,17 @@ impl RequestId {
     /// An id in the form of a UUID (version 8: our own bits), from 128 bits.
     pub fn from_bits(high: u64, low: u64) -> Self {
         let bits = u128::from(high) << 64 | u128::from(low);
-        let mut text = String::with_capacity(36);
-        for place in 0..32 {
-            if matches!(place, 8 | 12 | 16 | 20) {
-                text.push('-');
-            }
-            let digit = (bits >> (124 - 4 * place)) as usize & 15;
-            let digit = match place {
-                12 => 8,
-                // The variant: the two bits 10.
-                16 => digit & 3 | 8,
-                _ => digit,
-            };
-            text.push(char::from(HEX_DIGITS[digit]));
+        // The version, 8, and the variant: the two bits 10.
+        let bits = bits & !(0xf << 76) & !(3 << 62) | 8 << 76 | 2 << 62;
+        let mut text = [b'-'; 36];
+        let mut at = 0;
+        for (n, byte) in bits.to_be_bytes().into_iter().enumerate() {
+            at += usize::from(matches!(n, 4 | 6 | 8 | 10));
+            text[at] = HEX_DIGITS[usize::from(byte >> 4)];
+            text[at + 1] = HEX_DIGITS[usize::from(byte & 15)];
+            at += 2;
         }
-        RequestId(text.into())
+        RequestId(std::str::from_utf8(&text).expect("digits are ASCII").into())
     }
 
     /// The text form.

@@ -19,6 +19,7 @@ mod door;
 pub mod local;
 mod patient;
 mod quiet;
+mod steady;
 mod stream;
 
 use std::future::Future;
@@ -33,6 +34,7 @@ use tokio::task::JoinHandle;
 pub use self::door::{Door, Patience};
 pub use self::patient::Patient;
 pub use self::quiet::Quiet;
+pub use self::steady::{Steady, SteadyBody};
 pub use self::stream::Stream;
 
 /// A server that runs until it is told to stop; `T` is what it returns then.

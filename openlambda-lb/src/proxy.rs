@@ -115,6 +115,8 @@ impl Proxy {
                 return Ok(preflight.map(ReplyBody::of));
             }
             function.resolved.manifest.admits(&call.method)?;
+            call.headers.insert(wire::DIGEST, function.digest.clone());
+            call.headers.insert(wire::VERSION, function.version.clone());
             // For the worker to tell us of what it tells one balancer alone.
             call.headers.insert(wire::BALANCER, self.selector.header().clone());
             let mut route = self.selector.arrive(function);

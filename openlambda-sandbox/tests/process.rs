@@ -435,6 +435,40 @@ def f(event):
     setup.factory.shutdown().await;
 }
 
+/// Whatever the threads of the runtime do meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_line_is_of_the_invocation_that_printed_it_under_load() {
+    let setup = setup();
+    let code = r#"
+import os
+def f(event):
+    os.write(event["n"] % 2 + 1, (event["id"] + "\n").encode() * (event["n"] % 3))
+    os.write(2 - event["n"] % 2, event["id"].encode())
+"#;
+    let mut calls = Vec::new();
+    let mut printed = 0;
+    for instance in 0..4 {
+        let sandbox = setup.create(setup.spec(&[("f.py", code)])).await;
+        printed += (0..500).map(|n| n % 3 + 1).sum::<usize>();
+        calls.push(tokio::spawn(async move {
+            for n in 0..500 {
+                let id = format!("{instance}-{n}");
+                let event = json!({"id": id, "n": n}).to_string();
+                read(sandbox.invoke(invocation(&id, event)).await.unwrap()).await;
+            }
+        }));
+    }
+    for instance in calls {
+        instance.await.unwrap();
+    }
+    let lines = setup.lines.0.lock().unwrap().clone();
+    assert_eq!(lines.len(), printed);
+    for (id, _, text) in lines {
+        assert_eq!(id, Some(text));
+    }
+    setup.factory.shutdown().await;
+}
+
 #[tokio::test]
 async fn exceptions_are_told_with_type_message_and_stack() {
     let setup = setup();

@@ -35,7 +35,7 @@ use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
 use crate::scheduler::Counts;
-use crate::serving::Door;
+use crate::serving::{Door, Steady, SteadyBody};
 use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
 
 /// Answers one request. These are the hops of a call through the worker.
@@ -116,6 +116,7 @@ async fn decode(
             (Some(resolved.version), resolved.digest)
         }
     };
+    let body = SteadyBody::new(body);
     let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
     let body = body.map_err(|error| {
         if error.is::<LengthLimitError>() {
@@ -431,7 +432,7 @@ pub(super) async fn serve(
             .serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = Steady::new(connection).await {
                 tracing::debug!(error = crate::failure::chain(&error), "a connection ended");
             }
         });

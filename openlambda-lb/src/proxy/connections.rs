@@ -25,7 +25,7 @@ use hyper::client::conn::{TrySendError, http1};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use openlambda_core::invocation::BoxError;
-use openlambda_core::serving::{Quiet, Stream, local};
+use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::TcpStream;
 use tower::ServiceExt;
@@ -121,7 +121,7 @@ impl Connections {
                 Ok(reply) => {
                     let home = Arc::clone(self);
                     return Ok(reply.map(|body| WorkerBody {
-                        body,
+                        body: SteadyBody::new(body),
                         connection: Some(connection),
                         ended: false,
                         home,
@@ -168,8 +168,9 @@ impl Connections {
         }
     }
 
-    fn give_back(&self, mut connection: Connection) {
-        if connection.is_open() {
+    /// Whether it is still open is asked by who takes it.
+    fn give_back(&self, connection: Connection) {
+        if connection.driver.is_some() {
             let since = self.clock.now();
             self.lock().push(Idle { connection, since });
         }
@@ -218,7 +219,8 @@ impl Connection {
         let mut reply = pin!(self.sender.try_send_request(request));
         poll_fn(|cx| {
             self.poll(cx);
-            reply.as_mut().poll(cx)
+            // It comes by the poll above or not at all; that need not wake us once more.
+            reply.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         })
         .await
     }
@@ -240,7 +242,7 @@ impl Connection {
 /// The body of a reply, and the connection it comes over.
 #[derive(Debug)]
 pub(crate) struct WorkerBody {
-    body: Incoming,
+    body: SteadyBody<Incoming>,
     /// There until the drop.
     connection: Option<Connection>,
     /// Nothing more comes.

@@ -37,8 +37,6 @@ pub(crate) async fn forward(
     id: &RequestId,
 ) -> Result<Response<Body>, Failure> {
     let mut headers = call.headers.clone();
-    headers.insert(wire::DIGEST, function.digest.clone());
-    headers.insert(wire::VERSION, function.version.clone());
     if let Some(reservation) = reservation {
         headers.insert(wire::RESERVATION, reservation.clone());
     }

@@ -20,7 +20,7 @@ use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::{Body, BoxError, full_body};
 use openlambda_core::metrics::{Kind, Text};
-use openlambda_core::serving::Door;
+use openlambda_core::serving::{Door, Steady, SteadyBody};
 use openlambda_core::wire::{self, Announcement, RegistryPath};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -82,7 +82,7 @@ impl Proxy {
             let connection = http.serve_connection(TokioIo::new(stream), service);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
-                if let Err(error) = connection.await {
+                if let Err(error) = Steady::new(connection).await {
                     tracing::debug!(%peer, %error, "connection ended");
                 }
             });
@@ -138,8 +138,9 @@ impl Proxy {
         invocations: Invocations,
     ) -> Response<Body> {
         let path = request.uri().path();
+        // Boxed, as below: what is rare is not to make the futures of calls larger.
         if path.starts_with(wire::INTERNAL) {
-            return self.internal(request, peer).await;
+            return self.internal(request, peer).boxed().await;
         }
         match (request.method(), path) {
             (&Method::GET | &Method::HEAD, "/status" | "/livez") => text("ready\n"),
@@ -147,9 +148,10 @@ impl Proxy {
             (&Method::GET | &Method::HEAD, "/stats") => wire::json_response(&self.counts()),
             (&Method::GET | &Method::HEAD, "/metrics") => wire::metrics_response(self.metrics()),
             _ => {
-                let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                let request =
+                    request.map(|body| SteadyBody::new(body).map_err(Into::into).boxed_unsync());
                 if let Some(path) = wire::parse_registry_path(request.uri().path()) {
-                    return self.registry_request(path, request, peer).await;
+                    return self.registry_request(path, request, peer).boxed().await;
                 }
                 self.call(invocations, request, peer).await
             }

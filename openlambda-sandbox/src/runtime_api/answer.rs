@@ -7,12 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use openlambda_core::failure::{Failure, FunctionError};
 use openlambda_core::invocation::{BoxError, full_body};
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
+use openlambda_core::serving::SteadyBody;
 use tokio::sync::mpsc;
 
 use super::connection::{Refusal, accepted};
@@ -250,7 +251,8 @@ impl http_body::Body for StreamedBody {
 }
 
 /// The whole body of a post of the code's, up to [`REPLY_LIMIT`].
-async fn read_whole(mut body: Incoming) -> Result<Bytes, Refusal> {
+async fn read_whole(body: Incoming) -> Result<Bytes, Refusal> {
+    let mut body = SteadyBody::new(body);
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| Refusal::BodyLost)?.into_data() else { continue };
@@ -263,7 +265,7 @@ async fn read_whole(mut body: Incoming) -> Result<Bytes, Refusal> {
     Ok(whole.freeze())
 }
 
-async fn drain(body: &mut Incoming) {
+async fn drain(body: &mut (impl Body<Data = Bytes> + Unpin)) {
     let mut total = 0;
     while let Some(Ok(frame)) = body.frame().await {
         total += frame.data_ref().map_or(0, Bytes::len);

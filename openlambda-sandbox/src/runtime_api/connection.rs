@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use openlambda_core::serving::Quiet;
+use openlambda_core::serving::{Quiet, Steady};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -54,7 +54,7 @@ where
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is told by what it leaves unanswered.
-    let _ = connection.await;
+    let _ = Steady::new(connection).await;
 }
 
 /// The other end of a connection.
