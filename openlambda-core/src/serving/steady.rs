@@ -203,7 +203,11 @@ mod tests {
         assert_eq!(wakes_of(async { pieces(1).frame().await }), 1);
         let both = async {
             SteadyBody::new(pieces(1)).frame().await;
-            poll_fn(|cx| Poll::Ready(cx.waker().wake_by_ref())).await;
+            poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                Poll::Ready(())
+            })
+            .await;
         };
         assert_eq!(wakes_of(both), 1);
     }
