@@ -1,4 +1,5 @@
 //! A balancer and workers inside one program.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 use std::path::Path;
 use std::sync::Arc;
