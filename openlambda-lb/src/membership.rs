@@ -27,6 +27,7 @@ use hyper::body::Incoming;
 use openlambda_core::balancing::{WorkerId, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::invocation::{BoxError, empty_body};
+use openlambda_core::serving::local;
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, Announcement, WorkerEvent};
 use tokio::sync::Notify;
@@ -299,8 +300,7 @@ impl Membership {
         *lock(&member.identity) = Some(identity.clone());
         let mut info = WorkerInfo::new(identity.0.as_str(), member.capacity);
         info.weight = member.weight;
-        // A name on another machine may be somebody else's on this one.
-        let socket = socket.filter(|_| is_here(&member.authority));
+        let socket = socket.filter(|socket| leads_to(&member.authority, identity.1, socket));
         let id = self.selector.join(info, header, member.authority.clone(), socket);
         tracing::info!(worker = %identity.0, at = %member.authority, "joined");
         *joined = Some(Joined { id, identity, selector: Arc::clone(&self.selector) });
@@ -368,13 +368,38 @@ fn authority_of(url: &str) -> Result<Authority, Failure> {
     })
 }
 
-/// Whether a worker's address is one of this machine alone.
-fn is_here(authority: &Authority) -> bool {
+/// Whether a local socket of this name can be the worker's at this address. Names mean something only
+/// on the machine where they were bound, and behind another port there is somebody who wants to see
+/// the calls.
+fn leads_to(authority: &Authority, incarnation: u64, socket: &str) -> bool {
     let host = authority.host().trim_matches(['[', ']']);
-    host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback())
+    let here = host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback());
+    here && authority.port_u16().is_some_and(|port| socket == local::name(port, incarnation))
 }
 
 /// No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_socket_is_used_only_for_the_worker_at_this_very_address() {
+        let leads =
+            |authority: &str, socket: &str| leads_to(&authority.parse().unwrap(), 7, socket);
+        let socket = local::name(8081, 7);
+        for here in ["127.0.0.1:8081", "127.1.2.3:8081", "[::1]:8081"] {
+            assert!(leads(here, &socket), "{here}");
+        }
+        for elsewhere in ["10.0.0.1:8081", "[fe80::1]:8081", "worker.example:8081"] {
+            assert!(!leads(elsewhere, &socket), "{elsewhere}");
+        }
+        // A proxy before the worker; another start of the worker; another server.
+        assert!(!leads("127.0.0.1:9000", &socket));
+        assert!(!leads("127.0.0.1:8081", &local::name(8081, 8)));
+        assert!(!leads("127.0.0.1:8081", "containerd"));
+    }
 }

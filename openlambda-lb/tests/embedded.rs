@@ -77,9 +77,12 @@ async fn calls_go_to_a_worker_on_the_same_machine_by_a_local_socket() {
     // The balancer's connection may end a moment later.
     worker.stop().await.unwrap();
     balancer.stop().await;
-    while local_sockets(&port) > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let gone = async {
+        while local_sockets(&port) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("no socket is left");
 }
 
 /// How many sockets there are at the name of the worker with this port.

@@ -2,8 +2,8 @@
 //!
 //! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial
 //! line of each, so a function that prints gigabytes neither blocks nor fills our memory. Lines
-//! carry the request id when exactly one invocation runs; [`FunctionOutput::settle_told`] is called at
-//! an invocation's end, so that what was printed during it is read before it counts as over.
+//! carry the request id when exactly one invocation runs; [`FunctionOutput::settle`] is called at an
+//! invocation's end, so that what was printed during it is read before it counts as over.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,6 @@ use openlambda_core::invocation::RequestId;
 use openlambda_core::sandbox::{LogLine, LogSink, LogStream};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
@@ -120,18 +119,7 @@ impl FunctionOutput {
 
     /// Reads what the pipes hold now, without waiting, and ends lines that have no end yet.
     pub fn settle(&self) {
-        self.settle_those(self.readable());
-    }
-
-    /// The same for what the runtime has been told of, without a question to the system: mostly a
-    /// function prints nothing. The system tells of events in their order, so whatever was printed before
-    /// a message was sent has been told of when the runtime brings the message.
-    pub fn settle_told(&self) {
-        let told = |pipe: &Arc<Pipe>| pipe.fd.try_io(Interest::READABLE, |_| Ok(())).is_ok();
-        self.settle_those(self.pipes.each_ref().map(told));
-    }
-
-    fn settle_those(&self, readable: [bool; 2]) {
+        let readable = self.readable();
         for (pipe, readable) in self.pipes.iter().zip(readable) {
             let mut reader = pipe.lock();
             // Not more: what else comes while we read may never end.
@@ -146,7 +134,7 @@ impl FunctionOutput {
         }
     }
 
-    /// Which pipes hold something.
+    /// Which pipes hold something: mostly none does, and one question is enough for both.
     fn readable(&self) -> [bool; 2] {
         let mut asked = [0, 1].map(|n| PollFd::new(self.pipes[n].fd.get_ref(), PollFlags::IN));
         match rustix::event::poll(&mut asked, Some(&Timespec::default())) {

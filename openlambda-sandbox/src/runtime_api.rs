@@ -252,7 +252,7 @@ impl RuntimeApi {
         }
         // What was printed since the last invocation is not this one's.
         if let Some(output) = &config.output {
-            output.settle_told();
+            output.settle();
         }
         let (mut waiting, head, done) = slot.queue(id, headers, body);
         let head = match head.await {
@@ -598,7 +598,7 @@ impl Shared {
     ) {
         // What the handler printed is this invocation's as long as it runs.
         if let Some(output) = &self.config.output {
-            output.settle_told();
+            output.settle();
         }
         let call = {
             let mut state = self.lock();

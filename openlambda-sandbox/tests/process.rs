@@ -441,9 +441,16 @@ async fn each_line_is_of_the_invocation_that_printed_it_under_load() {
     let setup = setup();
     let code = r#"
 import os
-def f(event):
+def said(event):
     os.write(event["n"] % 2 + 1, (event["id"] + "\n").encode() * (event["n"] % 3))
     os.write(2 - event["n"] % 2, event["id"].encode())
+def streamed(event):
+    yield "a"
+    said(event)
+def f(event):
+    if event["n"] % 5 == 0:
+        return streamed(event)
+    said(event)
 "#;
     let mut calls = Vec::new();
     let mut printed = 0;

@@ -1,13 +1,13 @@
 //! Where a server's connections come in: [`Door`].
 
-use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::{Either, select};
+use futures_util::future::select;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
@@ -44,6 +44,7 @@ impl Default for Patience {
 pub struct Door {
     listener: TcpListener,
     local: Option<UnixListener>,
+    local_first: AtomicBool,
     patience: Patience,
     places: Arc<Semaphore>,
 }
@@ -52,7 +53,8 @@ impl Door {
     /// Lets clients in from `listener`.
     pub fn new(listener: TcpListener, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
-        Door { listener, local: None, patience, places: Arc::new(Semaphore::new(most)) }
+        let (local, local_first) = (None, AtomicBool::new(false));
+        Door { listener, local, local_first, patience, places: Arc::new(Semaphore::new(most)) }
     }
 
     /// Lets clients in by a [local](super::local) socket, too.
@@ -81,23 +83,22 @@ impl Door {
     }
 
     async fn next(&self) -> io::Result<(Stream, SocketAddr)> {
-        let local = async {
-            match &self.local {
-                Some(local) => local.accept().await,
-                None => pending().await,
-            }
+        let tcp = async {
+            let (stream, peer) = self.listener.accept().await?;
+            // Replies are written in whole pieces; waiting for more only delays them.
+            let _ = stream.set_nodelay(true);
+            Ok((Stream::Tcp(stream), peer))
         };
-        match select(pin!(self.listener.accept()), pin!(local)).await {
-            Either::Left((accepted, _)) => {
-                let (stream, peer) = accepted?;
-                // Replies are written in whole pieces; waiting for more only delays them.
-                let _ = stream.set_nodelay(true);
-                Ok((Stream::Tcp(stream), peer))
-            }
-            Either::Right((accepted, _)) => {
-                let stream = Quiet::new(accepted?.0)?;
-                Ok((Stream::Local(stream), (Ipv4Addr::LOCALHOST, 0).into()))
-            }
+        let Some(local) = &self.local else { return tcp.await };
+        let local = async {
+            let stream = Quiet::new(local.accept().await?.0)?;
+            Ok((Stream::Local(stream), (Ipv4Addr::LOCALHOST, 0).into()))
+        };
+        // The one is first as often as the other, so that neither waits for the other's crowd.
+        if self.local_first.fetch_not(Ordering::Relaxed) {
+            select(pin!(local), pin!(tcp)).await.factor_first().0
+        } else {
+            select(pin!(tcp), pin!(local)).await.factor_first().0
         }
     }
 }
@@ -108,6 +109,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::serving::local;
 
     const LONG: Duration = Duration::from_secs(600);
 
@@ -135,6 +137,25 @@ mod tests {
         }
         drop(two);
         assert_eq!(third.await.peer(), clients[2].local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_crowd_at_the_port_leaves_room_for_who_comes_by_the_local_socket() {
+        let (door, address) = door(Patience::default()).await;
+        let name = local::name(address.port(), 1);
+        let door = door.and_local(local::listen(&name).unwrap());
+        let mut clients = Vec::new();
+        let mut local_clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+            local_clients.push(local::connect(&name).await.unwrap());
+        }
+        let mut local = 0;
+        for _ in 0..4 {
+            let served = door.accept(|error| panic!("{error}")).await;
+            local += u32::from(served.peer().port() == 0);
+        }
+        assert_eq!(local, 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,9 +2,9 @@
 //! the time that TCP needs for it.
 //!
 //! They are Unix sockets in Linux's abstract namespace: no file, so nothing is left of a server that
-//! was killed, and reached by the same processes that reach a port of 127.0.0.1, those of the same
-//! network namespace. A server [listens](listen) under a name of its own, beside its port, and tells it
-//! to whoever it trusts; where the name leads nowhere, the port is still there.
+//! was killed, and reached from where a port of 127.0.0.1 is reached, the same network namespace; what
+//! filters packets or addresses does not see them. A server [listens](listen) under a name of its own,
+//! beside its port, and tells it to its callers; where the name leads nowhere, the port is still there.
 //!
 //! Elsewhere than on Linux there are none.
 
@@ -37,13 +37,20 @@ pub fn listen(name: &str) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Connects to who listens under a name, without waiting.
+/// Connects to who listens under a name.
 ///
 /// # Errors
 ///
-/// Nobody does, or too many wait already, or there are no such sockets here.
+/// Nobody does, or too many wait already, or it is another user than root and our own, who may have
+/// taken the name of a server that died; or there are no such sockets here.
 pub async fn connect(name: &str) -> io::Result<Quiet> {
-    Quiet::new(UnixStream::connect_addr(&address(name)?.into()).await?)
+    let stream = UnixStream::connect_addr(&address(name)?.into()).await?;
+    let user = stream.peer_cred()?.uid();
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        let message = format!("user {user} listens at {name:?}; this is not trusted");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+    }
+    Quiet::new(stream)
 }
 
 #[cfg(target_os = "linux")]

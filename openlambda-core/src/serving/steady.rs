@@ -7,6 +7,11 @@
 //!
 //! So a connection's future gets a waker of ours, in [`Steady`], and a body that is taken as a
 //! [`SteadyBody`] keeps such a wake to itself if it has no more pieces.
+//!
+//! That nobody needs it: hyper knows a body's length (else the body is not known to be at its end,
+//! and the wake passes), lets go of the body when it has read the last byte, and waits for what comes
+//! after it in the same poll. And the first wake while such a body is polled is its sender's, for a poll
+//! wakes nobody else.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -38,13 +43,14 @@ struct Gate(AtomicWaker);
 
 impl Wake for Gate {
     fn wake(self: Arc<Self>) {
-        match WAKES.take() {
-            Wakes::Keep => WAKES.set(Wakes::Kept(self)),
-            others => {
-                WAKES.set(others);
-                self.0.wake();
-            }
+        // A thread that ends may wake others when this is gone already.
+        let wakes = WAKES.try_with(Cell::take).unwrap_or_default();
+        if let Wakes::Keep = wakes {
+            WAKES.set(Wakes::Kept(self));
+            return;
         }
+        let _ = WAKES.try_with(|now| now.set(wakes));
+        self.0.wake();
     }
 }
 
@@ -79,7 +85,8 @@ impl<F: Future> Future for Steady<F> {
 pub struct SteadyBody<B>(B);
 
 impl<B: Body + Unpin> SteadyBody<B> {
-    /// `body` must be hyper's own: no poll of it may wake anybody but its sender.
+    /// `body` must be hyper's own of a connection by HTTP/1: no poll of it may wake anybody but its
+    /// sender.
     pub fn new(body: B) -> Self {
         SteadyBody(body)
     }
@@ -222,5 +229,109 @@ mod tests {
         });
         polled.unwrap_err();
         assert_eq!(wakes_of(async { pieces(1).frame().await }), 1);
+    }
+}
+
+/// What hyper does is hyper's, and may change.
+#[cfg(test)]
+#[cfg(feature = "worker")]
+mod with_hyper {
+    use std::convert::Infallible;
+    use std::future::poll_fn;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum How {
+        Plain,
+        Steady,
+        /// The body is read in another task.
+        Apart,
+    }
+
+    async fn echo(how: How, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let body = request.into_body();
+        let collected = match how {
+            How::Plain => body.collect().await,
+            How::Steady => SteadyBody::new(body).collect().await,
+            How::Apart => tokio::spawn(SteadyBody::new(body).collect()).await.unwrap(),
+        };
+        Response::new(Full::new(collected.unwrap().to_bytes()))
+    }
+
+    /// Sends a request in these pieces, twice over one connection. Returns how often the connection
+    /// was polled for the second.
+    async fn polls(how: How, pieces: &[&str]) -> u32 {
+        let (mut client, server) = tokio::io::duplex(64 << 10);
+        let service =
+            service_fn(move |request| async move { Ok::<_, Infallible>(echo(how, request).await) });
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        let mut connection: Pin<Box<dyn Future<Output = _> + Send>> = match how {
+            How::Plain => Box::pin(connection),
+            How::Steady | How::Apart => Box::pin(Steady::new(connection)),
+        };
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&count);
+        tokio::spawn(poll_fn(move |cx| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            connection.as_mut().poll(cx).map(|ended| ended.unwrap())
+        }));
+        let rest = async || {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        };
+        for _ in 0..2 {
+            count.store(0, Ordering::SeqCst);
+            for piece in pieces {
+                client.write_all(piece.as_bytes()).await.unwrap();
+                rest().await;
+            }
+            let mut reply = Vec::new();
+            while !reply.ends_with(b"body") {
+                let more = client.read_buf(&mut reply);
+                let more = tokio::time::timeout(Duration::from_secs(10), more).await;
+                assert_ne!(more.expect("the connection goes on").unwrap(), 0);
+            }
+            rest().await;
+        }
+        count.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn a_request_in_one_piece_is_one_poll_and_others_are_answered_as_ever() {
+        let head = "POST / HTTP/1.1\r\nhost: test\r\n";
+        let whole = format!("{head}content-length: 4\r\n\r\nbody");
+        assert_eq!(polls(How::Steady, &[&whole]).await, 1);
+        assert_eq!(polls(How::Plain, &[&whole]).await, 2, "hyper wakes for the last piece no more");
+
+        let length = format!("{head}content-length: 4\r\n\r\n");
+        let expect = format!("{head}expect: 100-continue\r\ncontent-length: 4\r\n\r\n");
+        let chunked = format!("{head}transfer-encoding: chunked\r\n\r\n");
+        let chunks = format!("{chunked}2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n");
+        let cases: [&[&str]; 6] = [
+            &[&whole],
+            &[&length, "body"],
+            &[&length, "b", "o", "dy"],
+            &[&expect, "bo", "dy"],
+            &[&chunks],
+            &[&chunked, "2\r\nbo\r\n", "2\r\ndy\r\n0\r\nx: 1\r\n\r\n"],
+        ];
+        for pieces in cases {
+            for how in [How::Plain, How::Steady, How::Apart] {
+                polls(how, pieces).await;
+            }
+        }
     }
 }

@@ -265,7 +265,7 @@ impl Worker {
         let name = local::name(port, self.shared.incarnation);
         match local::listen(&name) {
             Ok(listener) => {
-                // One that serves a second time is known under the first name, where nobody listens.
+                // Only the first `serve` has one: a worker tells one name.
                 self.shared.socket.set(name).ok().map(|()| listener)
             }
             Err(error) => {

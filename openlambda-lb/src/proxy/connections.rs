@@ -28,6 +28,7 @@ use openlambda_core::invocation::BoxError;
 use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 use tower::ServiceExt;
 
 /// A connection that was idle for longer is closed. Below the time after which a worker closes one:
@@ -216,7 +217,8 @@ impl Connection {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
-        let mut reply = pin!(self.sender.try_send_request(request));
+        // However much else this task has done: a reply that is there is taken.
+        let mut reply = pin!(unconstrained(self.sender.try_send_request(request)));
         poll_fn(|cx| {
             self.poll(cx);
             // It comes by the poll above or not at all; that need not wake us once more.
