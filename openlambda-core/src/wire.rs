@@ -416,20 +416,15 @@ pub fn server_timing(phases: &Phases, with_run: bool) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(text)).expect("digits and names are for headers")
 }
 
-/// Milliseconds with three digits after the point. By hand where it can be: each reply has five of
-/// these, and to format them takes as long as all else that is written of it.
+/// Milliseconds with three digits after the point. Integers alone: each reply has five of these, and
+/// to print a float takes as long as all else that is written of it.
 fn push_ms(text: &mut String, duration: Duration) {
-    let rounded = duration.saturating_add(Duration::from_nanos(500));
-    let micros = u64::try_from(rounded.as_micros()).unwrap_or(u64::MAX);
-    let digit = |number: u64| char::from(b'0' + (number % 10) as u8);
-    match micros / 1000 {
-        whole @ 0..10 => text.push(digit(whole)),
-        whole => {
-            let _ = write!(text, "{whole}");
-        }
+    let micros = duration.saturating_add(Duration::from_nanos(500)).as_micros();
+    if micros == 0 {
+        text.push_str("0.000");
+        return;
     }
-    text.push('.');
-    text.extend([micros / 100, micros / 10, micros].map(digit));
+    let _ = write!(text, "{}.{:03}", micros / 1000, micros % 1000);
 }
 
 /// Reads what [`server_timing`] wrote, in a header, a trailer or both.
@@ -561,9 +556,6 @@ pub enum WorkerEvent {
         idle: Vec<(FunctionName, u32)>,
         /// It takes no new invocations.
         draining: bool,
-        /// Balancers on the worker's machine reach it at this [local](crate::serving::local) socket, too.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        socket: Option<String>,
     },
     /// An instance became idle. Only one balancer is told.
     Idle {

@@ -14,7 +14,6 @@
 //! Two live workers under one name would replace each other again and again; the log says so.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +26,6 @@ use hyper::body::Incoming;
 use openlambda_core::balancing::{WorkerId, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::invocation::{BoxError, empty_body};
-use openlambda_core::serving::local;
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, Announcement, WorkerEvent};
 use tokio::sync::Notify;
@@ -254,8 +252,8 @@ impl Membership {
     ) -> Result<(), BoxError> {
         let selector = &self.selector;
         match (event, &*joined) {
-            (WorkerEvent::Snapshot { name, incarnation, load, idle, draining, socket }, _) => {
-                let id = self.identify(member, joined, (name, incarnation), socket)?;
+            (WorkerEvent::Snapshot { name, incarnation, load, idle, draining }, _) => {
+                let id = self.identify(member, joined, (name, incarnation))?;
                 selector.snapshot(id, load, &idle);
                 selector.set_draining(id, draining);
                 selector.set_healthy(id, true);
@@ -281,7 +279,6 @@ impl Membership {
         member: &Member,
         joined: &mut Option<Joined>,
         identity: (String, u64),
-        socket: Option<String>,
     ) -> Result<WorkerId, BoxError> {
         if let Some(joined) = joined
             && joined.identity == identity
@@ -300,8 +297,7 @@ impl Membership {
         *lock(&member.identity) = Some(identity.clone());
         let mut info = WorkerInfo::new(identity.0.as_str(), member.capacity);
         info.weight = member.weight;
-        let socket = socket.filter(|socket| leads_to(&member.authority, identity.1, socket));
-        let id = self.selector.join(info, header, member.authority.clone(), socket);
+        let id = self.selector.join(info, header, member.authority.clone(), identity.1);
         tracing::info!(worker = %identity.0, at = %member.authority, "joined");
         *joined = Some(Joined { id, identity, selector: Arc::clone(&self.selector) });
         Ok(id)
@@ -368,38 +364,7 @@ fn authority_of(url: &str) -> Result<Authority, Failure> {
     })
 }
 
-/// Whether a local socket of this name can be the worker's at this address. Names mean something only
-/// on the machine where they were bound, and behind another port there is somebody who wants to see
-/// the calls.
-fn leads_to(authority: &Authority, incarnation: u64, socket: &str) -> bool {
-    let host = authority.host().trim_matches(['[', ']']);
-    let here = host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_loopback());
-    here && authority.port_u16().is_some_and(|port| socket == local::name(port, incarnation))
-}
-
 /// No code panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_local_socket_is_used_only_for_the_worker_at_this_very_address() {
-        let leads =
-            |authority: &str, socket: &str| leads_to(&authority.parse().unwrap(), 7, socket);
-        let socket = local::name(8081, 7);
-        for here in ["127.0.0.1:8081", "127.1.2.3:8081", "[::1]:8081"] {
-            assert!(leads(here, &socket), "{here}");
-        }
-        for elsewhere in ["10.0.0.1:8081", "[fe80::1]:8081", "worker.example:8081"] {
-            assert!(!leads(elsewhere, &socket), "{elsewhere}");
-        }
-        // A proxy before the worker; another start of the worker; another server.
-        assert!(!leads("127.0.0.1:9000", &socket));
-        assert!(!leads("127.0.0.1:8081", &local::name(8081, 8)));
-        assert!(!leads("127.0.0.1:8081", "containerd"));
-    }
 }

@@ -34,14 +34,14 @@ use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::{Body, Completion, Invocation, Reply, RequestHead, RequestId};
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
-use openlambda_core::serving::Quiet;
+use openlambda_core::serving::{Quiet, Stream};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::answer::Claim;
-use self::connection::{Either, Peer, Refusal, converse};
+use self::connection::{Peer, Refusal, converse};
 use crate::event;
 use crate::output::{FunctionOutput, Running};
 use crate::raw;
@@ -363,20 +363,16 @@ impl RuntimeApi {
                 let accepted = match &listener {
                     Listener::Unix(listener) => {
                         let accepted = listener.accept().await;
-                        accepted.and_then(|(stream, _)| Ok(Either::Unix(Quiet::new(stream)?)))
+                        accepted.and_then(|(stream, _)| Ok(Stream::Local(Quiet::new(stream)?)))
                     }
                     Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                         let _ = stream.set_nodelay(true);
-                        Either::Tcp(stream)
+                        Stream::Tcp(stream)
                     }),
                 };
                 let shared = Arc::clone(&shared);
                 match accepted {
-                    Ok(Either::Unix(stream)) => connections.spawn(async move {
-                        let _permit = permit;
-                        converse(shared, stream).await;
-                    }),
-                    Ok(Either::Tcp(stream)) => connections.spawn(async move {
+                    Ok(stream) => connections.spawn(async move {
                         let _permit = permit;
                         converse(shared, stream).await;
                     }),

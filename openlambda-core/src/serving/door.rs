@@ -142,13 +142,12 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_at_the_port_leaves_room_for_who_comes_by_the_local_socket() {
         let (door, address) = door(Patience::default()).await;
-        let name = local::name(address.port(), 1);
-        let door = door.and_local(local::listen(&name).unwrap());
+        let door = door.and_local(local::listen(address.port(), 1).unwrap());
         let mut clients = Vec::new();
         let mut local_clients = Vec::new();
         for _ in 0..4 {
             clients.push(TcpStream::connect(address).await.unwrap());
-            local_clients.push(local::connect(&name).await.unwrap());
+            local_clients.push(local::connect(address.port(), 1).await.unwrap());
         }
         let mut local = 0;
         for _ in 0..4 {

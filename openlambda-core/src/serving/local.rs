@@ -3,8 +3,9 @@
 //!
 //! They are Unix sockets in Linux's abstract namespace: no file, so nothing is left of a server that
 //! was killed, and reached from where a port of 127.0.0.1 is reached, the same network namespace; what
-//! filters packets or addresses does not see them. A server [listens](listen) under a name of its own,
-//! beside its port, and tells it to its callers; where the name leads nowhere, the port is still there.
+//! filters packets or addresses does not see them. A server [listens](listen) beside its port under a
+//! name made of the port and of its incarnation, which tells one start from another. So a caller that
+//! knows both finds it without being told; where the name leads nowhere, the port is still there.
 //!
 //! Elsewhere than on Linux there are none.
 
@@ -15,57 +16,42 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::Quiet;
 
-/// What all names begin with. Nobody who is told a name must be led to another program's socket.
-const PREFIX: &str = "openlambda/";
-
-/// The longest name.
-const LONGEST: usize = 100;
-
-/// A name for the server at this port, of which `incarnation` tells one start from another.
-pub fn name(port: u16, incarnation: u64) -> String {
-    format!("{PREFIX}{port}/{incarnation:016x}")
-}
-
-/// Listens under a name. Must be called within a tokio runtime with I/O.
+/// Listens beside a port. Must be called within a tokio runtime with I/O.
 ///
 /// # Errors
 ///
-/// The name is not one of [`name`]'s, or in use, or the system is not Linux.
-pub fn listen(name: &str) -> io::Result<UnixListener> {
-    let listener = std::os::unix::net::UnixListener::bind_addr(&address(name)?)?;
+/// The name is in use, or the system is not Linux.
+pub fn listen(port: u16, incarnation: u64) -> io::Result<UnixListener> {
+    let listener = std::os::unix::net::UnixListener::bind_addr(&address(port, incarnation)?)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }
 
-/// Connects to who listens under a name.
+/// Connects to who listens beside a port.
 ///
 /// # Errors
 ///
 /// Nobody does, or too many wait already, or it is another user than root and our own, who may have
-/// taken the name of a server that died; or there are no such sockets here.
-pub async fn connect(name: &str) -> io::Result<Quiet> {
-    let stream = UnixStream::connect_addr(&address(name)?.into()).await?;
+/// taken the name first, or of a server that died; or there are no such sockets here.
+pub async fn connect(port: u16, incarnation: u64) -> io::Result<Quiet> {
+    let stream = UnixStream::connect_addr(&address(port, incarnation)?.into()).await?;
     let user = stream.peer_cred()?.uid();
     if user != 0 && user != rustix::process::geteuid().as_raw() {
-        let message = format!("user {user} listens at {name:?}; this is not trusted");
+        let message = format!("user {user} listens beside port {port}, and is not trusted");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
     }
     Quiet::new(stream)
 }
 
 #[cfg(target_os = "linux")]
-fn address(name: &str) -> io::Result<SocketAddr> {
+fn address(port: u16, incarnation: u64) -> io::Result<SocketAddr> {
     use std::os::linux::net::SocketAddrExt;
 
-    if !name.starts_with(PREFIX) || name.len() > LONGEST {
-        let message = format!("{name:?} is no name of a local socket of OpenLambda's");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
-    SocketAddr::from_abstract_name(name)
+    SocketAddr::from_abstract_name(format!("openlambda/{port}/{incarnation:016x}"))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn address(_name: &str) -> io::Result<SocketAddr> {
+fn address(_port: u16, _incarnation: u64) -> io::Result<SocketAddr> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -76,23 +62,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_is_told_the_name_reaches_the_server_while_it_listens() {
-        let name = name(1, u64::from(std::process::id()));
-        assert_eq!(connect(&name).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        let listener = listen(&name).unwrap();
-        assert_eq!(listen(&name).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let mut client = connect(&name).await.unwrap();
+    async fn a_server_is_reached_while_it_listens_and_no_other_start_of_it() {
+        let incarnation = u64::from(std::process::id());
+        let refused = async |port, incarnation| {
+            let error = connect(port, incarnation).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        };
+        refused(1, incarnation).await;
+        let listener = listen(1, incarnation).unwrap();
+        assert_eq!(listen(1, incarnation).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        refused(1, incarnation + (1 << 32)).await;
+        refused(2, incarnation).await;
+        let mut client = connect(1, incarnation).await.unwrap();
         let (mut served, _) = listener.accept().await.unwrap();
         client.write_all(b"x").await.unwrap();
         assert_eq!(served.read_u8().await.unwrap(), b'x');
         drop(listener);
-        assert_eq!(connect(&name).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-    }
-
-    #[tokio::test]
-    async fn a_name_leads_to_no_other_programs_socket() {
-        for name in ["", "containerd", "/run/docker.sock", &format!("{PREFIX}{:0100}", 1)] {
-            assert_eq!(connect(name).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        }
+        refused(1, incarnation).await;
     }
 }

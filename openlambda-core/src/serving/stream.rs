@@ -1,6 +1,7 @@
-//! A connection between two of the platform's programs, which may be on one machine: [`Stream`].
+//! A connection that may be within this machine: [`Stream`].
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,14 +10,22 @@ use tokio::net::TcpStream;
 
 use super::Quiet;
 
-/// A connection by TCP, or by a [local](super::local) socket.
+/// A connection by TCP, or by a Unix socket, a [local](super::local) one or a sandbox's.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Stream {
     /// By TCP.
     Tcp(TcpStream),
     /// Within this machine.
     Local(Quiet),
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Local(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -22,11 +22,11 @@ mod server;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 
 use self::dispatch::Dispatcher;
 use self::events::Subscribers;
@@ -147,8 +147,6 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     request_ids: RequestIds,
     incarnation: u64,
-    /// The name under which it also listens, once it serves.
-    socket: OnceLock<String>,
 }
 
 impl Worker {
@@ -203,7 +201,6 @@ impl Worker {
             subscribers,
             request_ids,
             incarnation,
-            socket: OnceLock::new(),
         };
         Ok(Worker { shared: Arc::new(shared) })
     }
@@ -224,8 +221,9 @@ impl Worker {
             Some(url) => url.clone(),
             None => format!("http://{}", listener.local_addr()?),
         };
-        // Before the first snapshot can tell of it.
-        let local = self.listen_locally(listener.local_addr()?.port());
+        // Before it announces itself: balancers on this machine look there first.
+        let local = local::listen(listener.local_addr()?.port(), shared.incarnation)
+            .inspect_err(|error| tracing::debug!(%error, "balancers use the port alone"));
         let announcers = events::announce(
             shared.config.balancers.clone(),
             wire::Announcement {
@@ -254,25 +252,10 @@ impl Worker {
             shared.factory.shutdown().await;
             shared.subscribers.close();
         };
-        server::serve(self.shared.clone(), listener, local, drained).await;
+        server::serve(self.shared.clone(), listener, local.ok(), drained).await;
         background.shutdown().await;
         shared.log.flush().await;
         Ok(())
-    }
-
-    /// Beside its port; balancers that do not get there, or do not know it, use the port.
-    fn listen_locally(&self, port: u16) -> Option<UnixListener> {
-        let name = local::name(port, self.shared.incarnation);
-        match local::listen(&name) {
-            Ok(listener) => {
-                // Only the first `serve` has one: a worker tells one name.
-                self.shared.socket.set(name).ok().map(|()| listener)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "no local socket; balancers use the port");
-                None
-            }
-        }
     }
 
     /// How many invocations it can run at once: what the pool has room for at the default size.

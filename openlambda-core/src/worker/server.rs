@@ -395,7 +395,6 @@ fn snapshot(shared: &Shared) -> Bytes {
         load: shared.dispatcher.load(),
         idle: shared.dispatcher.idle(),
         draining: shared.dispatcher.is_draining(),
-        socket: shared.socket.get().cloned(),
     })
 }
 

@@ -9,6 +9,7 @@
 //! that stream their body, who may come to that, go by hyper-util's client.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -50,8 +51,8 @@ pub(super) fn connector() -> HttpConnector {
 #[derive(Debug)]
 pub(crate) struct Connections {
     authority: Authority,
-    /// The name of the worker's [local](local) socket, if it is on this machine.
-    socket: Option<String>,
+    /// Which start of the worker it is.
+    incarnation: u64,
     host: HeaderValue,
     connector: HttpConnector,
     clock: Arc<dyn Clock>,
@@ -77,17 +78,13 @@ pub(crate) enum SendError {
 }
 
 impl Connections {
-    /// To the worker at `authority`, or at the local socket of this name while somebody listens there.
-    /// None is made before it is needed.
-    pub(crate) fn new(
-        authority: Authority,
-        socket: Option<String>,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<Self> {
+    /// To the worker at `authority`, by its [local] socket while this start of it listens there. None is
+    /// made before it is needed.
+    pub(crate) fn new(authority: Authority, incarnation: u64, clock: Arc<dyn Clock>) -> Arc<Self> {
         let host = HeaderValue::from_str(authority.as_str()).expect("what a URL has, a header may");
         Arc::new(Connections {
             authority,
-            socket,
+            incarnation,
             host,
             connector: connector(),
             clock,
@@ -149,7 +146,7 @@ impl Connections {
 
     /// Whatever is wrong with the local socket, the port says what is wrong with the worker.
     async fn connect_locally(&self) -> Option<Quiet> {
-        local::connect(self.socket.as_ref()?).await.ok()
+        local::connect(port_here(&self.authority)?, self.incarnation).await.ok()
     }
 
     async fn connect_by_tcp(&self) -> Result<TcpStream, SendError> {
@@ -200,6 +197,14 @@ impl Connections {
     fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The port, if the address is one of this machine alone: elsewhere, the socket beside it may be
+/// somebody else's.
+fn port_here(authority: &Authority) -> Option<u16> {
+    let host = authority.host().trim_matches(['[', ']']);
+    let address: IpAddr = host.parse().ok()?;
+    authority.port_u16().filter(|_| address.to_canonical().is_loopback())
 }
 
 #[derive(Debug)]
@@ -343,7 +348,7 @@ mod tests {
                     });
                 }
             });
-            let connections = Connections::new(authority, None, Arc::<ManualClock>::clone(&clock));
+            let connections = Connections::new(authority, 1, Arc::<ManualClock>::clone(&clock));
             Worker { connections, accepted, closed, close, clock }
         }
 
@@ -470,19 +475,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let nobody = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
-        let connections = Connections::new(nobody, None, Arc::new(ManualClock::default()));
+        let connections = Connections::new(nobody, 1, Arc::new(ManualClock::default()));
         let reply = connections.send(Request::new(Full::default())).await;
         assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
     }
 
     #[tokio::test]
     async fn a_worker_is_reached_by_its_local_socket_and_by_its_port_when_nobody_is_there() {
-        let mut worker = Worker::start().await;
-        let authority = worker.connections.authority().clone();
-        let socket = local::name(authority.port_u16().unwrap(), 1);
-        let listener = local::listen(&socket).unwrap();
-        let clock = Arc::<ManualClock>::clone(&worker.clock);
-        worker.connections = Connections::new(authority, Some(socket), clock);
+        let worker = Worker::start().await;
+        let port = worker.connections.authority().port_u16().unwrap();
+        let listener = local::listen(port, 1).unwrap();
         let server = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -499,6 +501,17 @@ mod tests {
             assert_eq!(worker.call(&format!("/{path}")).await, path);
         }
         assert_eq!(worker.accepted(), 1);
+    }
+
+    #[test]
+    fn only_a_worker_on_this_machine_has_a_local_socket_here() {
+        let port = |authority: &str| port_here(&authority.parse().unwrap());
+        for here in ["127.0.0.1:8081", "127.1.2.3:8081", "[::1]:8081"] {
+            assert_eq!(port(here), Some(8081), "{here}");
+        }
+        for elsewhere in ["10.0.0.1:8081", "[fe80::1]:8081", "worker.example:8081"] {
+            assert_eq!(port(elsewhere), None, "{elsewhere}");
+        }
     }
 
     #[tokio::test]

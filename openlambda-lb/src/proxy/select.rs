@@ -297,7 +297,7 @@ impl Selector {
         info: WorkerInfo,
         header: HeaderValue,
         authority: Authority,
-        socket: Option<String>,
+        incarnation: u64,
     ) -> WorkerId {
         self.with(|state, now| {
             let name = Arc::clone(&info.name);
@@ -306,7 +306,7 @@ impl Selector {
                 state.peers.resize(id.index() + 1, None);
             }
             let clock = Arc::<SystemClock>::clone(&self.clock);
-            let connections = Connections::new(authority, socket, clock);
+            let connections = Connections::new(authority, incarnation, clock);
             state.peers[id.index()] = Some(Arc::new(Peer { id, name, header, connections }));
             id
         })

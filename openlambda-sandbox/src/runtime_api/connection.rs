@@ -13,10 +13,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use openlambda_core::serving::{Quiet, Steady};
+use openlambda_core::serving::{Steady, Stream};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::read_error;
 use super::{NEXT, Shared};
@@ -24,15 +23,7 @@ use crate::raw;
 
 const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
 
-pub(super) enum Either {
-    Unix(Quiet),
-    Tcp(tokio::net::TcpStream),
-}
-
-pub(super) async fn converse<S>(shared: Arc<Shared>, stream: S)
-where
-    S: AsyncRead + AsyncWrite + AsFd + Unpin,
-{
+pub(super) async fn converse(shared: Arc<Shared>, stream: Stream) {
     let peer = match stream.as_fd().try_clone_to_owned() {
         Ok(fd) => Arc::new(Peer(fd)),
         Err(error) => {
