@@ -564,7 +564,7 @@ impl<'a, R: FnMut(&InvocationRecord)> Simulation<'a, R> {
         }
         let place = &mut self.workers[worker];
         let versions = || (0u32..).map(VersionId).zip(&self.digests);
-        while let Some(digest) = place.cache.poll_removal(|digest| {
+        while let Some(digest) = place.cache.poll_removal(now, |digest| {
             versions().any(|(version, of)| of == digest && place.scheduler.waits(version))
         }) {
             for (version, of) in versions() {

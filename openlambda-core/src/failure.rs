@@ -187,7 +187,7 @@ pub struct FunctionError {
 }
 
 /// An invocation that failed, as every layer passes it on.
-#[derive(Clone, Debug, PartialEq, Error)]
+#[derive(Clone, Debug, PartialEq, Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Failure {
     /// What went wrong.

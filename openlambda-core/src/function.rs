@@ -1,7 +1,10 @@
 //! Names of functions, and what those names resolve to.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -12,11 +15,14 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 /// A function: namespace and name. Text form `name` or `namespace/name`.
 ///
 /// Both parts match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`, so they are safe as file names and in URLs.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Names go along with every event, so a clone shares the text. In order by namespace, then name.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct FunctionName {
-    namespace: Box<str>,
-    name: Box<str>,
+    /// `namespace/name`, also where the text form leaves the namespace out.
+    text: Arc<str>,
+    /// How long the namespace is.
+    namespace: u8,
 }
 
 impl FunctionName {
@@ -28,26 +34,51 @@ impl FunctionName {
     pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
         check_name("namespace", namespace)?;
         check_name("function name", name)?;
-        Ok(FunctionName { namespace: namespace.into(), name: name.into() })
+        let length = u8::try_from(namespace.len()).expect("a valid name has at most 64 bytes");
+        Ok(FunctionName { text: format!("{namespace}/{name}").into(), namespace: length })
     }
 
     /// The namespace, [`DEFAULT_NAMESPACE`] when the text form gave none.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        &self.text[..usize::from(self.namespace)]
     }
 
     /// The name within the namespace.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.text[usize::from(self.namespace) + 1..]
+    }
+
+    /// Namespace and name with a `/` between them, whatever the namespace: what hashes are of.
+    pub(crate) fn full(&self) -> &str {
+        &self.text
+    }
+}
+
+impl PartialOrd for FunctionName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for FunctionName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Not by the text: `/` sorts after `-` and `.`.
+        self.namespace().cmp(other.namespace()).then_with(|| self.name().cmp(other.name()))
+    }
+}
+
+impl Hash for FunctionName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
     }
 }
 
 impl fmt::Display for FunctionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if &*self.namespace != DEFAULT_NAMESPACE {
-            write!(f, "{}/", self.namespace)?;
-        }
-        f.write_str(&self.name)
+        f.write_str(match self.namespace() {
+            DEFAULT_NAMESPACE => self.name(),
+            _ => &self.text,
+        })
     }
 }
 

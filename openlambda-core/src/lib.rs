@@ -38,7 +38,9 @@ pub mod sandbox;
 pub mod scheduler;
 #[cfg(feature = "serving")]
 pub mod serving;
+mod slots;
 pub mod time;
 pub mod wire;
 #[cfg(feature = "worker")]
 pub mod worker;
+pub mod worker_core;

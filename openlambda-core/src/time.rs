@@ -9,10 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use std::time::Duration;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 /// A point in time: nanoseconds since the clock's start. Never goes backwards within one clock.
 ///
 /// 64 bits hold 584 years.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Time(pub u64);
 
 impl Time {

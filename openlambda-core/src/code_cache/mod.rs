@@ -5,6 +5,11 @@
 //! and removes folders. A bundle is unpacked once and shared by all instances of all functions with
 //! that digest.
 //!
+//! What is not in use waits in the order of its last use. A bundle that is to be removed although an
+//! instance is about to start from it gets a *second chance*, as in the clock algorithm of paging
+//! (Corbató 1968): it counts as just used. So each event costs O(log n), however many bundles there are
+//! and however many of them are wanted.
+//!
 //! ```text
 //!           want → Fetch              fetched              poll_removal        removed
 //! (absent) ─────────────▶ fetching ───────────▶ held ──────────────────▶ going ───────▶ (absent)
@@ -18,29 +23,52 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::function::Digest;
 use crate::time::Time;
 
+/// How many bundles one [`CodeCache::poll_removal`] looks at. When so many in a row are needed soon, it
+/// goes on with the next event, and the budget is exceeded until then.
+const LOOKED_AT: usize = 8;
+
 /// The state of a worker's unpacked bundles. See the module's documentation.
 #[derive(Debug)]
 pub struct CodeCache {
     budget: u64,
+    /// Bytes of what is held.
     used: u64,
+    /// Bytes of what is being removed.
+    going: u64,
     entries: BTreeMap<Digest, Entry>,
-    /// Those that nobody will want, as far as it is known.
-    discarded: BTreeSet<Digest>,
+    /// What is held and not pinned.
+    free: BTreeSet<(Turn, Digest)>,
+    /// How many of `free` are discarded.
+    discarded: usize,
+}
+
+/// When it is a free bundle's turn to be removed: first those that are discarded, each kind in the order
+/// of the last use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    kept: bool,
+    used: Time,
 }
 
 #[derive(Debug)]
 enum Entry {
-    Fetching,
-    Held {
-        bytes: u64,
-        pins: u32,
-        last_use: Time,
+    /// `discarded`: its functions were deleted meanwhile.
+    Fetching {
+        discarded: bool,
     },
+    Held(Held),
     /// Its folder is being removed; `wanted` again meanwhile.
     Going {
         bytes: u64,
         wanted: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    bytes: u64,
+    pins: u32,
+    turn: Turn,
 }
 
 /// What [`CodeCache::want`] finds.
@@ -57,24 +85,33 @@ pub enum Lookup {
 impl CodeCache {
     /// A cache that keeps unpinned bundles up to `budget` bytes. Pinned ones may exceed it.
     pub fn new(budget: u64) -> Self {
-        CodeCache { budget, used: 0, entries: BTreeMap::new(), discarded: BTreeSet::new() }
+        CodeCache {
+            budget,
+            used: 0,
+            going: 0,
+            entries: BTreeMap::new(),
+            free: BTreeSet::new(),
+            discarded: 0,
+        }
     }
 
     /// Somebody needs the bundle.
     pub fn want(&mut self, digest: Digest, now: Time) -> Lookup {
-        self.discarded.remove(&digest);
         match self.entries.get_mut(&digest) {
-            Some(Entry::Held { last_use, .. }) => {
-                *last_use = now;
+            Some(Entry::Held(_)) => {
+                self.change(digest, |held| held.turn = Turn { kept: true, used: now });
                 Lookup::Held
             }
-            Some(Entry::Fetching) => Lookup::Wait,
+            Some(Entry::Fetching { discarded }) => {
+                *discarded = false;
+                Lookup::Wait
+            }
             Some(Entry::Going { wanted, .. }) => {
                 *wanted = true;
                 Lookup::Wait
             }
             None => {
-                self.entries.insert(digest, Entry::Fetching);
+                self.entries.insert(digest, Entry::Fetching { discarded: false });
                 Lookup::Fetch
             }
         }
@@ -82,100 +119,104 @@ impl CodeCache {
 
     /// The bundle was fetched and takes `bytes` on disk.
     pub fn fetched(&mut self, digest: Digest, bytes: u64, now: Time) {
-        if let Some(entry @ Entry::Fetching) = self.entries.get_mut(&digest) {
-            *entry = Entry::Held { bytes, pins: 0, last_use: now };
+        if let Some(entry @ Entry::Fetching { .. }) = self.entries.get_mut(&digest) {
+            let kept = !matches!(entry, Entry::Fetching { discarded: true });
+            let turn = Turn { kept, used: now };
+            *entry = Entry::Held(Held { bytes, pins: 0, turn });
             self.used += bytes;
+            self.enter(digest, turn);
         }
     }
 
     /// The bundle could not be fetched: the next `want` tries again.
     pub fn failed(&mut self, digest: Digest) {
-        if let Some(Entry::Fetching) = self.entries.get(&digest) {
+        if let Some(Entry::Fetching { .. }) = self.entries.get(&digest) {
             self.entries.remove(&digest);
-            self.discarded.remove(&digest);
         }
     }
 
     /// An instance uses the folder: it is not removed until `unpin`. Returns whether it is held.
     #[must_use]
     pub fn pin(&mut self, digest: Digest, now: Time) -> bool {
-        match self.entries.get_mut(&digest) {
-            Some(Entry::Held { pins, last_use, .. }) => {
-                *pins += 1;
-                *last_use = now;
-                true
-            }
-            _ => false,
-        }
+        self.change(digest, |held| {
+            held.pins += 1;
+            held.turn.used = now;
+        })
     }
 
     /// The instance is gone.
     pub fn unpin(&mut self, digest: Digest, now: Time) {
-        if let Some(Entry::Held { pins, last_use, .. }) = self.entries.get_mut(&digest) {
-            debug_assert!(*pins > 0, "an unpin without a pin");
-            *pins = pins.saturating_sub(1);
-            *last_use = now;
-        }
+        self.change(digest, |held| {
+            debug_assert!(held.pins > 0, "an unpin without a pin");
+            held.pins = held.pins.saturating_sub(1);
+            held.turn.used = now;
+        });
     }
 
     /// Its functions are deleted: it is removed as soon as no instance uses it, whatever the budget,
     /// unless somebody [wants](Self::want) it again.
     pub fn discard(&mut self, digest: Digest) {
-        if self.entries.contains_key(&digest) {
-            self.discarded.insert(digest);
+        if let Some(Entry::Fetching { discarded }) = self.entries.get_mut(&digest) {
+            *discarded = true;
         }
+        self.change(digest, |held| held.turn.kept = false);
     }
 
     /// Whether bundles are to be removed, as far as they are not needed.
     pub fn has_surplus(&self) -> bool {
-        self.used > self.budget || self.discarded.iter().any(|digest| self.is_free(digest))
-    }
-
-    fn is_free(&self, digest: &Digest) -> bool {
-        matches!(self.entries.get(digest), Some(Entry::Held { pins: 0, .. }))
+        self.discarded > 0 || self.used > self.budget
     }
 
     /// The next bundle to remove: one that is discarded, or while the budget is exceeded the least
     /// recently used one; never one with pins. Remove its folder, then tell [`CodeCache::removed`].
     ///
     /// One that is `wanted` stays: an instance is going to start from it, and removing it would only
-    /// mean to fetch it again. O(n) in the bundles that are held, and only when there is a surplus.
-    pub fn poll_removal(&mut self, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
-        let discarded = self.discarded.iter().find(|it| self.is_free(it) && !wanted(it)).copied();
-        let digest = match discarded {
-            Some(digest) => digest,
-            None if self.used > self.budget => self.least_recently_used(wanted)?,
-            None => return None,
-        };
-        self.discarded.remove(&digest);
-        let entry = self.entries.get_mut(&digest)?;
-        if let Entry::Held { bytes, .. } = *entry {
-            // The bytes count as gone at once, or every further poll would remove another bundle.
-            self.used -= bytes;
-            *entry = Entry::Going { bytes, wanted: false };
+    /// mean to fetch it again.
+    pub fn poll_removal(&mut self, now: Time, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
+        for kept in [false, true] {
+            for _ in 0..LOOKED_AT {
+                if kept && self.used <= self.budget {
+                    return None;
+                }
+                let first = (Turn { kept, used: Time::ZERO }, Digest::from_bytes([0; 32]));
+                let next = self.free.range(first..).next().copied();
+                let Some((turn, digest)) = next.filter(|(turn, _)| turn.kept == kept) else {
+                    break;
+                };
+                if !wanted(&digest) {
+                    self.remove(digest, turn);
+                    return Some(digest);
+                }
+                self.change(digest, |held| held.turn.used = now);
+            }
         }
-        Some(digest)
+        None
     }
 
-    fn least_recently_used(&self, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
-        let free = self.entries.iter().filter_map(|(digest, entry)| match entry {
-            Entry::Held { pins: 0, last_use, .. } if !wanted(digest) => Some((*last_use, *digest)),
-            _ => None,
-        });
-        free.min().map(|(_, digest)| digest)
+    fn remove(&mut self, digest: Digest, turn: Turn) {
+        self.leave(digest, turn);
+        let entry = self.entries.get_mut(&digest).expect("what is free is held");
+        if let Entry::Held(Held { bytes, .. }) = *entry {
+            // The bytes count as gone at once, or every further poll would remove another bundle.
+            self.used -= bytes;
+            self.going += bytes;
+            *entry = Entry::Going { bytes, wanted: false };
+        }
     }
 
     /// The folder is removed. Returns whether to fetch it again, because somebody wanted it
     /// meanwhile.
     #[must_use]
     pub fn removed(&mut self, digest: Digest) -> bool {
-        match self.entries.remove(&digest) {
-            Some(Entry::Going { wanted: true, .. }) => {
-                self.entries.insert(digest, Entry::Fetching);
-                true
-            }
-            _ => false,
+        let Some(Entry::Going { bytes, wanted }) = self.entries.get(&digest) else { return false };
+        let wanted = *wanted;
+        self.going -= bytes;
+        if wanted {
+            self.entries.insert(digest, Entry::Fetching { discarded: false });
+        } else {
+            self.entries.remove(&digest);
         }
+        wanted
     }
 
     /// Bytes of the bundles that are held.
@@ -185,11 +226,32 @@ impl CodeCache {
 
     /// Bytes of the folders that exist: those that are held and those that are being removed.
     pub fn on_disk(&self) -> u64 {
-        let going = self.entries.values().map(|entry| match entry {
-            Entry::Going { bytes, .. } => *bytes,
-            _ => 0,
-        });
-        self.used + going.sum::<u64>()
+        self.used + self.going
+    }
+
+    /// Changes a bundle that is held, and its place among those that are free. Whether it is held.
+    fn change(&mut self, digest: Digest, change: impl FnOnce(&mut Held)) -> bool {
+        let Some(Entry::Held(held)) = self.entries.get_mut(&digest) else { return false };
+        let before = *held;
+        change(held);
+        let after = *held;
+        if before.pins == 0 {
+            self.leave(digest, before.turn);
+        }
+        if after.pins == 0 {
+            self.enter(digest, after.turn);
+        }
+        true
+    }
+
+    fn enter(&mut self, digest: Digest, turn: Turn) {
+        self.free.insert((turn, digest));
+        self.discarded += usize::from(!turn.kept);
+    }
+
+    fn leave(&mut self, digest: Digest, turn: Turn) {
+        self.free.remove(&(turn, digest));
+        self.discarded -= usize::from(!turn.kept);
     }
 }
 
@@ -220,9 +282,9 @@ mod tests {
             cache.fetched(digest(n), 10, Time(u64::from(n)));
         }
         assert!(cache.pin(digest(1), Time(1)));
-        assert_eq!(cache.poll_removal(|wanted| *wanted != digest(1)), None);
-        assert_eq!(cache.poll_removal(|_| false), Some(digest(2)));
-        assert_eq!(cache.poll_removal(|_| false), None);
+        assert_eq!(cache.poll_removal(Time(9), |wanted| *wanted != digest(1)), None);
+        assert_eq!(cache.poll_removal(Time(9), |_| false), Some(digest(2)));
+        assert_eq!(cache.poll_removal(Time(9), |_| false), None);
         assert_eq!((cache.used(), cache.on_disk()), (20, 30));
         assert!(!cache.pin(digest(2), Time(9)));
         assert!(!cache.removed(digest(2)));
@@ -242,9 +304,9 @@ mod tests {
             cache.discard(digest(n));
         }
         assert!(cache.has_surplus());
-        assert_eq!(cache.poll_removal(|wanted| *wanted == digest(2)), None);
-        assert_eq!(cache.poll_removal(|_| false), Some(digest(2)));
-        assert_eq!(cache.poll_removal(|_| false), None);
+        assert_eq!(cache.poll_removal(Time(9), |wanted| *wanted == digest(2)), None);
+        assert_eq!(cache.poll_removal(Time(9), |_| false), Some(digest(2)));
+        assert_eq!(cache.poll_removal(Time(9), |_| false), None);
         assert!(!cache.has_surplus());
         assert!(!cache.removed(digest(2)));
         cache.unpin(digest(1), Time(2));
@@ -252,13 +314,13 @@ mod tests {
         // It is deployed and called again.
         assert_eq!(cache.want(digest(1), Time(3)), Lookup::Held);
         assert!(!cache.has_surplus());
-        assert_eq!(cache.poll_removal(|_| false), None);
+        assert_eq!(cache.poll_removal(Time(9), |_| false), None);
         // It never came, so there is nothing to remove.
         cache.want(digest(9), Time(4));
         cache.discard(digest(9));
         cache.failed(digest(9));
         assert!(!cache.has_surplus());
-        assert_eq!(cache.poll_removal(|_| false), None);
+        assert_eq!(cache.poll_removal(Time(9), |_| false), None);
         assert_eq!(cache.on_disk(), 20);
     }
 
@@ -267,10 +329,38 @@ mod tests {
         let mut cache = CodeCache::new(0);
         cache.want(digest(1), Time(1));
         cache.fetched(digest(1), 10, Time(1));
-        assert_eq!(cache.poll_removal(|_| false), Some(digest(1)));
+        assert_eq!(cache.poll_removal(Time(9), |_| false), Some(digest(1)));
         assert_eq!(cache.want(digest(1), Time(2)), Lookup::Wait);
         assert!(cache.removed(digest(1)));
         cache.fetched(digest(1), 10, Time(3));
         assert_eq!(cache.want(digest(1), Time(3)), Lookup::Held);
+    }
+
+    #[test]
+    fn those_that_are_needed_soon_are_passed_over_without_looking_at_all() {
+        let mut cache = CodeCache::new(0);
+        for n in 0..200 {
+            cache.want(digest(n), Time(1));
+            cache.fetched(digest(n), 10, Time(u64::from(n)));
+        }
+        let looked = std::cell::Cell::new(0);
+        let mut polls = 0;
+        loop {
+            polls += 1;
+            looked.set(0);
+            let removed = cache.poll_removal(Time(1000 + polls), |it| {
+                looked.set(looked.get() + 1);
+                *it != digest(150)
+            });
+            assert!(looked.get() <= LOOKED_AT, "{}", looked.get());
+            if removed.is_some() {
+                assert_eq!((removed, polls), (Some(digest(150)), 19));
+                break;
+            }
+        }
+        // One that is discarded stays so while it is needed, and hides no other.
+        cache.discard(digest(3));
+        assert_eq!(cache.poll_removal(Time(2000), |it| *it == digest(3)), Some(digest(151)));
+        assert_eq!(cache.poll_removal(Time(2001), |_| false), Some(digest(3)));
     }
 }

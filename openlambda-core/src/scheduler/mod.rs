@@ -61,6 +61,8 @@ mod reservations;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use memory::MemoryPool;
 pub use messages::{
     Action, Counts, Event, EvictReason, InstanceId, InvocationId, Limits, Rejection,
@@ -73,7 +75,8 @@ use crate::queue::{MakeQueue, QueuePolicy, Waiting};
 use crate::time::Time;
 
 /// What the scheduler is told about the worker.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SchedulerConfig {
     /// The size of the memory pool, bytes.
     pub memory: u64,
@@ -384,6 +387,11 @@ impl Scheduler {
     pub fn waits(&self, version: VersionId) -> bool {
         let version = self.versions.get(version.0 as usize);
         version.is_some_and(|version| !version.queue.is_empty() || version.prewarm > 0)
+    }
+
+    /// Whether the instance is paused, and not on its way back.
+    pub fn is_paused(&self, instance: InstanceId) -> bool {
+        self.instances.get(&instance).is_some_and(|instance| instance.state == State::Paused)
     }
 
     /// Forgets a version of which nothing is left: no invocation, no instance, no fetch. Its id can

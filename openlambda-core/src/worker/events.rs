@@ -7,8 +7,7 @@
 //! A stream may be a balancer's own, by its name: offers go there and nowhere else, and the end of
 //! the last one is the end of that balancer's reservations.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,106 +17,55 @@ use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 
 use crate::wire::{self, Announcement, WorkerEvent};
+use crate::worker_core::StreamId;
 
 /// Events that a subscriber may be behind.
 const BACKLOG: usize = 1024;
 
-/// The balancers that listen.
+/// The streams of events that are open. Who is told what is decided by the
+/// [core](crate::worker_core).
 #[derive(Debug, Default)]
-pub(super) struct Subscribers {
-    list: Mutex<List>,
-}
-
-#[derive(Debug, Default)]
-struct List {
-    streams: Vec<Stream>,
-    next: usize,
+pub(super) struct Streams {
+    open: BTreeMap<StreamId, mpsc::Sender<Bytes>>,
+    next: u64,
     closed: bool,
 }
 
-#[derive(Debug)]
-struct Stream {
-    balancer: Option<String>,
-    lines: mpsc::Sender<Bytes>,
-}
-
-impl Subscribers {
-    /// A new subscriber's events, one JSON line each. Ends when the worker does.
-    pub(super) fn subscribe(&self, balancer: Option<String>) -> mpsc::Receiver<Bytes> {
+impl Streams {
+    /// A new stream's events, one JSON line each. Ends when the worker does.
+    pub(super) fn open(&mut self) -> (StreamId, mpsc::Receiver<Bytes>) {
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let mut list = self.lock();
-        if !list.closed {
-            list.streams.push(Stream { balancer, lines: sender });
+        let id = StreamId(self.next);
+        self.next += 1;
+        if !self.closed {
+            self.open.insert(id, sender);
         }
-        receiver
+        (id, receiver)
     }
 
-    /// Tells one subscriber, each in turn: an idle notice is a lease to one balancer.
-    pub(super) fn tell_one(&self, event: impl FnOnce() -> WorkerEvent) {
-        let mut list = self.lock();
-        list.streams.retain(|stream| !stream.lines.is_closed());
-        if list.streams.is_empty() {
-            return;
-        }
-        list.next = (list.next + 1) % list.streams.len();
-        // A full buffer loses the event; see the module's documentation.
-        let _ = list.streams[list.next].lines.try_send(line(&event()));
+    pub(super) fn ended(&mut self, id: StreamId) {
+        self.open.remove(&id);
     }
 
-    /// Whether it is this balancer's turn to be told by [`tell_one`](Self::tell_one). If so the turn is
-    /// taken: the caller tells it in another way.
-    pub(super) fn takes_turn(&self, balancer: &[u8]) -> bool {
-        let mut list = self.lock();
-        list.streams.retain(|stream| !stream.lines.is_closed());
-        let next = (list.next + 1) % list.streams.len().max(1);
-        let name = list.streams.get(next).and_then(|stream| stream.balancer.as_deref());
-        let its = name.is_some_and(|name| name.as_bytes() == balancer);
-        if its {
-            list.next = next;
-        }
-        its
-    }
-
-    /// Tells one balancer, on its newest stream.
-    pub(super) fn tell_balancer(&self, balancer: &str, event: &WorkerEvent) {
-        if let Some(stream) = self.lock().of(balancer) {
-            let _ = stream.lines.try_send(line(event));
+    /// Tells one. A full buffer loses the event; see the module's documentation.
+    pub(super) fn tell(&self, id: StreamId, event: &WorkerEvent) {
+        if let Some(stream) = self.open.get(&id) {
+            let _ = stream.try_send(line(event));
         }
     }
 
-    /// Whether the balancer has a stream.
-    pub(super) fn listens(&self, balancer: &str) -> bool {
-        self.lock().of(balancer).is_some()
-    }
-
-    /// Tells every subscriber.
+    /// Tells every one.
     pub(super) fn tell_all(&self, event: &WorkerEvent) {
-        let mut list = self.lock();
         let line = line(event);
-        list.streams.retain(|stream| !stream.lines.is_closed());
-        for stream in &list.streams {
-            let _ = stream.lines.try_send(line.clone());
+        for stream in self.open.values() {
+            let _ = stream.try_send(line.clone());
         }
     }
 
-    /// Ends every subscriber's stream.
-    pub(super) fn close(&self) {
-        let mut list = self.lock();
-        list.closed = true;
-        list.streams.clear();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, List> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl List {
-    fn of(&self, balancer: &str) -> Option<&Stream> {
-        let mut streams = self.streams.iter().rev();
-        streams.find(|stream| {
-            stream.balancer.as_deref() == Some(balancer) && !stream.lines.is_closed()
-        })
+    /// Ends every stream.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.open.clear();
     }
 }
 

@@ -6,7 +6,9 @@
 //! | file | what it does |
 //! |---|---|
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
-//! | `dispatch.rs` | acquire, invoke, release: drives the [`scheduler`](crate::scheduler) |
+//! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
+//! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
+//! | `metrics.rs` | counts what is over, and tells it |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
 //! | `deletions.rs` | lets go of what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
@@ -16,7 +18,9 @@ mod code;
 mod deletions;
 mod dispatch;
 mod events;
+mod instances;
 mod log;
+mod metrics;
 mod server;
 
 use std::future::Future;
@@ -29,7 +33,6 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 
 use self::dispatch::Dispatcher;
-use self::events::Subscribers;
 use self::log::LogWriter;
 use crate::balancing::WorkerLoad;
 use crate::config::{ConfigError, nearest};
@@ -40,6 +43,7 @@ use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
 use crate::serving::{Patience, local};
 use crate::time::{Clock, SystemClock};
+use crate::worker_core::{CoreConfig, WorkerCore};
 use crate::{keep_alive, queue, wire};
 
 /// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
@@ -144,7 +148,6 @@ struct Shared {
     registry: Arc<dyn Registry>,
     factory: Arc<dyn SandboxFactory>,
     log: Arc<LogWriter>,
-    subscribers: Arc<Subscribers>,
     request_ids: RequestIds,
     incarnation: u64,
 }
@@ -182,26 +185,16 @@ impl Worker {
         // Differs between starts of the same worker; it is compared, never ordered.
         let incarnation = crate::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
         let request_ids = RequestIds::new(incarnation);
-        let subscribers = Arc::new(Subscribers::default());
-        let dispatcher = Dispatcher::new(
-            &config,
-            crate::scheduler::Scheduler::new(config.scheduler.clone(), make_queue, keep_alive),
-            factory.clone(),
-            code,
-            log.clone(),
-            subscribers.clone(),
-            clock,
-        );
-        let shared = Shared {
-            config,
-            dispatcher,
-            registry,
-            factory,
-            log,
-            subscribers,
-            request_ids,
-            incarnation,
+        let core = CoreConfig {
+            scheduler: config.scheduler.clone(),
+            max_wait: config.max_wait,
+            code_budget: config.code_budget,
         };
+        let core = WorkerCore::new(core, make_queue, keep_alive);
+        let name = config.name.clone();
+        let dispatcher = Dispatcher::new(name, core, factory.clone(), code, log.clone(), clock);
+        let shared =
+            Shared { config, dispatcher, registry, factory, log, request_ids, incarnation };
         Ok(Worker { shared: Arc::new(shared) })
     }
 
@@ -242,15 +235,12 @@ impl Worker {
             tracing::info!("draining");
             // A balancer that still believes in this worker would send it calls.
             drop(announcers);
-            // Before the event, so that no snapshot after it takes it back.
-            shared.dispatcher.announce_drain();
-            shared.subscribers.tell_all(&wire::WorkerEvent::Draining);
             if !shared.dispatcher.drain(shared.config.drain_grace).await {
                 tracing::warn!("calls still ran at the end of the grace and are ended");
             }
             // While the connections are open: the calls that end by this are answered.
             shared.factory.shutdown().await;
-            shared.subscribers.close();
+            shared.dispatcher.close_streams();
         };
         server::serve(self.shared.clone(), listener, local.ok(), drained).await;
         background.shutdown().await;

@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
-use super::dispatch::{Answer, Call, CompletionOf};
+use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::events::line;
 use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
@@ -36,7 +36,8 @@ use crate::invocation::{
 };
 use crate::scheduler::Counts;
 use crate::serving::{Door, Steady, SteadyBody};
-use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
+use crate::wire::{self, Reservation, ReservationKey};
+use crate::worker_core::StreamId;
 
 /// Answers one request. These are the hops of a call through the worker.
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
@@ -102,7 +103,7 @@ async fn decode(
     target: wire::Target,
     id: RequestId,
     request: Request<Incoming>,
-) -> Result<Call, Failure> {
+) -> Result<Called, Failure> {
     let limit = shared.config.body_limit;
     let (mut parts, body) = request.into_parts();
     if wire::declares_more_than(&parts.headers, limit) {
@@ -129,7 +130,7 @@ async fn decode(
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
     wire::remove_own(&mut parts.headers);
-    Ok(Call {
+    Ok(Called {
         id,
         function: target.function.name,
         version,
@@ -263,7 +264,7 @@ async fn reservations(shared: &Shared, request: Request<Incoming>) -> Result<(),
             shared.dispatcher.reserve(reservation)
         }
         (Method::DELETE, Some(key)) => {
-            shared.dispatcher.cancel_reservation(&key.parse()?);
+            shared.dispatcher.cancel_reservation(key.parse()?);
             Ok(())
         }
         _ => Err(no_such_path(path)),
@@ -344,16 +345,13 @@ fn balancer_of(query: Option<&str>) -> Result<Option<String>, Failure> {
 /// A stream of events, until it is dropped: then the balancer has gone, or has another one.
 struct Subscription {
     shared: Arc<Shared>,
-    balancer: Option<String>,
+    stream: StreamId,
     told: mpsc::Receiver<Bytes>,
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.told.close();
-        if let Some(balancer) = &self.balancer {
-            self.shared.dispatcher.stream_ended(balancer);
-        }
+        self.shared.dispatcher.unsubscribe(self.stream);
     }
 }
 
@@ -361,9 +359,9 @@ impl Drop for Subscription {
 /// happens between them.
 fn events(shared: Arc<Shared>, balancer: Option<String>) -> Response<Body> {
     // Subscribed before the first snapshot: what happens between the two is told twice, not never.
-    let told = shared.subscribers.subscribe(balancer.clone());
+    let (stream, told) = shared.dispatcher.subscribe(balancer);
     let beats = tokio::time::interval(shared.config.heartbeat);
-    let subscription = Subscription { shared, balancer, told };
+    let subscription = Subscription { shared, stream, told };
     let lines = stream::unfold((subscription, beats), |(mut subscription, mut beats)| async move {
         let line = tokio::select! {
             line = subscription.told.recv() => gathered(line?, &mut subscription.told),
@@ -389,13 +387,7 @@ fn gathered(line: Bytes, told: &mut mpsc::Receiver<Bytes>) -> Bytes {
 }
 
 fn snapshot(shared: &Shared) -> Bytes {
-    line(&WorkerEvent::Snapshot {
-        name: shared.config.name.clone(),
-        incarnation: shared.incarnation,
-        load: shared.dispatcher.load(),
-        idle: shared.dispatcher.idle(),
-        draining: shared.dispatcher.is_draining(),
-    })
+    line(&shared.dispatcher.snapshot(shared.incarnation))
 }
 
 /// Accepts connections until `over` resolves, then lets those that are open finish what they have

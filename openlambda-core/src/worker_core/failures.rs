@@ -1,0 +1,81 @@
+//! Which rejection becomes which failure, and what the client is told. The one table of it.
+
+use std::time::Duration;
+
+use super::versions::VersionState;
+use crate::failure::{Failure, FailureKind};
+use crate::metrics::Outcome;
+use crate::scheduler::Rejection;
+
+/// Why the scheduler's rejection of a call is so, for its client. `start` is what an instance that did
+/// not start said.
+pub(super) fn of_rejection(
+    why: Rejection,
+    version: &VersionState,
+    max_wait: Duration,
+    start: Option<Failure>,
+) -> Failure {
+    match why {
+        Rejection::QueueFull => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "{} calls of {} wait here already; try again later, or raise queue or \
+                 max_instances in its manifest",
+                version.manifest.queue, version.function
+            ),
+        ),
+        Rejection::WaitedTooLong => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "no instance of {} became free or ready within {} s; try again later, and see its \
+                 log (`ol logs {}`) if none ever does",
+                version.function,
+                max_wait.as_secs_f64(),
+                version.function
+            ),
+        ),
+        Rejection::Cancelled => Failure::new(FailureKind::Internal, "the client has left"),
+        Rejection::Draining => {
+            Failure::new(FailureKind::Draining, "the worker is shutting down; try another")
+        }
+        Rejection::CodeFailed => match &version.failure {
+            Some(failure) => (**failure).clone(),
+            None => Failure::new(FailureKind::Internal, "the function's code cannot be had"),
+        },
+        Rejection::StartFailed(_) => start
+            .unwrap_or_else(|| Failure::new(FailureKind::Internal, "the sandbox did not start")),
+        Rejection::TooLarge { needs, pool } => Failure::new(
+            FailureKind::StartFailed,
+            format!(
+                "an instance takes {} MiB and the worker has {} MiB; lower memory_mb in the \
+                 manifest or give the worker more",
+                needs >> 20,
+                pool >> 20
+            ),
+        ),
+    }
+}
+
+/// How a call that was rejected counts.
+pub(super) fn outcome_of(why: Rejection, failure: &Failure) -> Outcome {
+    match why {
+        Rejection::Cancelled => Outcome::Cancelled,
+        _ => Outcome::Failed(failure.kind),
+    }
+}
+
+/// What a client is told whose call is over its time limit.
+pub(super) fn timed_out(version: &VersionState) -> Failure {
+    let limit = version.manifest.timeout_seconds;
+    let message = format!(
+        "the function did not answer within its time limit of {limit} s; raise timeout_seconds in \
+         its manifest if it needs longer"
+    );
+    Failure::new(FailureKind::Timeout, message)
+}
+
+/// A sandbox that the worker ends because it ends itself is not the function's fault.
+pub(super) fn shut_down(failure: Failure) -> Failure {
+    let message = "the worker was shut down before the function had answered";
+    Failure::new(FailureKind::WorkerDied, message).started(failure.started)
+}

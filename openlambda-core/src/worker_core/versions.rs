@@ -1,0 +1,404 @@
+//! The versions of functions that a worker knows: names and digests as small numbers, and which is the
+//! newest.
+//!
+//! Versions are published and called for as long as a worker lives, so those of which nothing is left
+//! make room for others, all in all in O(1) for each new one. A look-up is one hash of the name and one
+//! probe of a table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use crate::failure::Failure;
+use crate::function::{Digest, FunctionName, Version};
+use crate::hash::{mix, stable_hash};
+use crate::manifest::Manifest;
+use crate::scheduler::{Limits, VersionId};
+use crate::time::Time;
+
+/// Versions that are known before it is worth to look for those that can be forgotten.
+pub(super) const MANY: usize = 256;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Versions {
+    places: Vec<VersionState>,
+    /// Places that can be used again.
+    free: Vec<VersionId>,
+    /// The first place with each hash; the others follow by [`VersionState::next`].
+    index: HashMap<u64, VersionId, Hashed>,
+    /// The newest version of each function that was called by number.
+    newest: BTreeMap<FunctionName, (Version, VersionId)>,
+    /// Look for versions that can be forgotten when there are so many.
+    sweep_at: usize,
+    bundles: BTreeMap<Digest, Bundle>,
+}
+
+/// A version of a function.
+#[derive(Debug)]
+pub(super) struct VersionState {
+    pub(super) function: FunctionName,
+    pub(super) digest: Digest,
+    /// By which number it was called last. The same bytes may be published again, as another version.
+    pub(super) version: Option<Version>,
+    /// What its bundle says; the default before it was fetched.
+    pub(super) manifest: Arc<Manifest>,
+    /// When the last fetch of its code began and ended.
+    pub(super) pulled: Option<(Time, Time)>,
+    /// Why its code could not be had last.
+    pub(super) failure: Option<Box<Failure>>,
+    /// It waits for its bundle.
+    pub(super) fetching: bool,
+    /// Calls, reservations and instances of it.
+    pub(super) uses: u32,
+    /// It is the newest of its function, as far as it is known.
+    newest: bool,
+    hash: u64,
+    next: Option<VersionId>,
+    /// A place in `places` that nobody has.
+    vacant: bool,
+}
+
+/// A bundle that versions have, or the code cache.
+#[derive(Debug, Default)]
+struct Bundle {
+    versions: Vec<VersionId>,
+    /// What is in it, while it is unpacked here.
+    manifest: Option<Arc<Manifest>>,
+    /// When the fetch that is under way began.
+    began: Time,
+}
+
+impl Versions {
+    pub(super) fn new() -> Self {
+        Versions {
+            places: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::with_hasher(Hashed),
+            newest: BTreeMap::new(),
+            sweep_at: MANY,
+            bundles: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn get(&self, id: VersionId) -> &VersionState {
+        &self.places[id.0 as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, id: VersionId) -> &mut VersionState {
+        &mut self.places[id.0 as usize]
+    }
+
+    /// All that are known.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (VersionId, &VersionState)> {
+        let places = (0..).map(VersionId).zip(&self.places);
+        places.filter(|(_, version)| !version.vacant)
+    }
+
+    /// The number of a version, and the older version whose place it has just taken. `forget` is asked
+    /// for versions of which nothing is left here whether nothing is left elsewhere, and forgets them.
+    pub(super) fn intern(
+        &mut self,
+        function: &FunctionName,
+        version: Option<Version>,
+        digest: Digest,
+        forget: impl FnMut(VersionId) -> bool,
+    ) -> (VersionId, Option<VersionId>) {
+        let hash = hash_of(function, &digest);
+        let id = match self.find(hash, function, &digest) {
+            Some(id) => id,
+            None => self.add(hash, function, digest, forget),
+        };
+        let Some(version) = version else { return (id, None) };
+        let place = &mut self.places[id.0 as usize];
+        if place.newest && place.version == Some(version) {
+            return (id, None);
+        }
+        place.version = Some(version);
+        let superseded = match self.newest.get(function) {
+            Some((known, old)) if version > *known && *old != id => Some(*old),
+            Some((known, _)) if version <= *known => return (id, None),
+            _ => None,
+        };
+        self.newest.insert(function.clone(), (version, id));
+        self.places[id.0 as usize].newest = true;
+        if let Some(old) = superseded {
+            self.places[old.0 as usize].newest = false;
+        }
+        (id, superseded)
+    }
+
+    /// The newest version of a function that was called here.
+    pub(super) fn newest_of(&self, function: &FunctionName) -> Option<VersionId> {
+        self.newest.get(function).map(|(_, id)| *id)
+    }
+
+    fn find(&self, hash: u64, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
+        let mut next = self.index.get(&hash).copied();
+        while let Some(id) = next {
+            let place = &self.places[id.0 as usize];
+            if place.digest == *digest && place.function == *function {
+                return Some(id);
+            }
+            next = place.next;
+        }
+        None
+    }
+
+    fn add(
+        &mut self,
+        hash: u64,
+        function: &FunctionName,
+        digest: Digest,
+        forget: impl FnMut(VersionId) -> bool,
+    ) -> VersionId {
+        if self.free.is_empty() && self.places.len() >= self.sweep_at {
+            self.sweep(forget);
+        }
+        let bundle = self.bundles.entry(digest).or_default();
+        let state = VersionState {
+            function: function.clone(),
+            digest,
+            version: None,
+            manifest: bundle.manifest.clone().unwrap_or_else(no_manifest),
+            pulled: None,
+            failure: None,
+            fetching: false,
+            uses: 0,
+            newest: false,
+            hash,
+            next: self.index.get(&hash).copied(),
+            vacant: false,
+        };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.places[id.0 as usize] = state;
+                id
+            }
+            None => {
+                self.places.push(state);
+                VersionId(u32::try_from(self.places.len() - 1).expect("fewer than 2^32 versions"))
+            }
+        };
+        bundle.versions.push(id);
+        self.index.insert(hash, id);
+        id
+    }
+
+    fn sweep(&mut self, mut forget: impl FnMut(VersionId) -> bool) {
+        let mut known = 0;
+        for at in 0..self.places.len() {
+            let (id, place) = (VersionId(at as u32), &self.places[at]);
+            if place.vacant {
+                continue;
+            }
+            if place.uses > 0 || place.fetching || !forget(id) {
+                known += 1;
+                continue;
+            }
+            self.remove(id);
+        }
+        self.sweep_at = MANY.max(2 * known);
+    }
+
+    fn remove(&mut self, id: VersionId) {
+        let place = &mut self.places[id.0 as usize];
+        place.vacant = true;
+        let (hash, next, newest, digest) = (place.hash, place.next, place.newest, place.digest);
+        // Nothing of it is kept while its place is free.
+        place.manifest = no_manifest();
+        place.failure = None;
+        if newest {
+            self.newest.remove(&self.places[id.0 as usize].function);
+        }
+        match (self.index.get(&hash).copied(), next) {
+            (Some(first), Some(next)) if first == id => {
+                self.index.insert(hash, next);
+            }
+            (Some(first), None) if first == id => {
+                self.index.remove(&hash);
+            }
+            (Some(first), next) => {
+                let mut before = first;
+                while self.places[before.0 as usize].next != Some(id) {
+                    before = self.places[before.0 as usize].next.expect("it is in its chain");
+                }
+                self.places[before.0 as usize].next = next;
+            }
+            (None, _) => debug_assert!(false, "a version is in the index"),
+        }
+        let bundle = self.bundles.get_mut(&digest).expect("a version has a bundle");
+        bundle.versions.retain(|version| *version != id);
+        if bundle.versions.is_empty() && bundle.manifest.is_none() {
+            self.bundles.remove(&digest);
+        }
+        self.free.push(id);
+    }
+
+    // Bundles.
+
+    /// The versions with this bundle.
+    pub(super) fn with_bundle(&self, digest: &Digest) -> &[VersionId] {
+        self.bundles.get(digest).map_or(&[], |bundle| &bundle.versions)
+    }
+
+    /// What is in a bundle that is unpacked here.
+    pub(super) fn manifest_of(&self, digest: &Digest) -> Option<&Arc<Manifest>> {
+        self.bundles.get(digest)?.manifest.as_ref()
+    }
+
+    /// A fetch of the bundle begins.
+    pub(super) fn fetch_begins(&mut self, digest: Digest, now: Time) {
+        self.bundles.entry(digest).or_default().began = now;
+    }
+
+    /// When that was.
+    pub(super) fn fetch_began(&self, digest: &Digest) -> Option<Time> {
+        self.bundles.get(digest).map(|bundle| bundle.began)
+    }
+
+    /// The bundle is unpacked here.
+    pub(super) fn unpacked(&mut self, digest: Digest, manifest: Arc<Manifest>) {
+        self.bundles.entry(digest).or_default().manifest = Some(manifest);
+    }
+
+    /// The bundle is not here, or no more.
+    pub(super) fn not_here(&mut self, digest: &Digest) {
+        if let Some(bundle) = self.bundles.get_mut(digest) {
+            bundle.manifest = None;
+            if bundle.versions.is_empty() {
+                self.bundles.remove(digest);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.places.len()
+    }
+}
+
+/// The part of a manifest that schedules.
+pub(super) fn limits_of(manifest: &Manifest) -> Limits {
+    Limits {
+        memory: manifest.memory_bytes(),
+        slots: manifest.concurrency,
+        max_instances: manifest.max_instances,
+        queue: manifest.queue,
+        timeout: manifest.timeout(),
+        reuse: manifest.reuse,
+    }
+}
+
+/// One default manifest for all versions whose code has not come.
+fn no_manifest() -> Arc<Manifest> {
+    static NONE: std::sync::OnceLock<Arc<Manifest>> = std::sync::OnceLock::new();
+    NONE.get_or_init(Arc::default).clone()
+}
+
+fn hash_of(function: &FunctionName, digest: &Digest) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&digest.as_bytes()[..8]);
+    mix(u64::from_le_bytes(bytes), stable_hash(0, function.full().as_bytes()))
+}
+
+/// The keys are hashes already.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hashed;
+
+impl BuildHasher for Hashed {
+    type Hasher = Same;
+    fn build_hasher(&self) -> Same {
+        Same(0)
+    }
+}
+
+#[derive(Debug)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "keys are of 64 bits");
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u64) -> Digest {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        Digest::from_bytes(bytes)
+    }
+
+    fn function(n: u64) -> FunctionName {
+        format!("f{}", n % 7).parse().unwrap()
+    }
+
+    #[test]
+    fn versions_of_which_nothing_is_left_make_room() {
+        let mut versions = Versions::new();
+        let (kept, _) = versions.intern(&function(0), Some(Version(1)), digest(0), |_| true);
+        versions.get_mut(kept).uses += 1;
+        for n in 1..100_000 {
+            versions.intern(&function(n), Some(Version(n)), digest(n), |_| true);
+        }
+        assert!(versions.places() <= 2 * MANY, "{}", versions.places());
+        assert!(versions.bundles.len() <= 2 * MANY);
+        assert_eq!(versions.intern(&function(0), Some(Version(1)), digest(0), |_| true).0, kept);
+        // A version that was forgotten is known again when it is called again.
+        let (old, _) = versions.intern(&function(1), Some(Version(1)), digest(1), |_| true);
+        let place = versions.get(old);
+        assert_eq!((&place.function, place.digest), (&function(1), digest(1)));
+        // What somebody else still needs stays.
+        let before = versions.iter().count();
+        for n in 200_000..200_400 {
+            versions.intern(&function(n), None, digest(n), |_| false);
+        }
+        assert_eq!(versions.iter().count(), before + 400);
+    }
+
+    #[test]
+    fn versions_with_the_same_hash_are_told_apart() {
+        let mut versions = Versions::new();
+        let names: Vec<_> = (0..5).map(function).collect();
+        let ids: Vec<_> =
+            names.iter().map(|name| versions.add(7, name, digest(1), |_| true)).collect();
+        assert_eq!(versions.with_bundle(&digest(1)), ids);
+        for gone in [4, 0, 2] {
+            versions.remove(ids[gone]);
+            assert_eq!(versions.find(7, &names[gone], &digest(1)), None);
+            for kept in [1, 3] {
+                assert_eq!(versions.find(7, &names[kept], &digest(1)), Some(ids[kept]));
+            }
+        }
+        versions.remove(ids[1]);
+        versions.remove(ids[3]);
+        assert!(versions.index.is_empty() && versions.bundles.is_empty());
+    }
+
+    #[test]
+    fn a_newer_version_supersedes_and_an_older_one_does_not() {
+        let mut versions = Versions::new();
+        let mut call =
+            |version, n| versions.intern(&function(0), Some(Version(version)), digest(n), |_| true);
+        let (first, none) = call(1, 1);
+        assert_eq!(none, None);
+        let (second, superseded) = call(2, 2);
+        assert_eq!(superseded, Some(first));
+        assert_eq!(call(1, 1), (first, None), "a rollback that is late");
+        assert_eq!(call(2, 2), (second, None));
+        // The old bytes again, as a newer version.
+        assert_eq!(call(3, 1), (first, Some(second)));
+        assert_eq!(call(3, 1), (first, None));
+        assert_eq!(versions.newest_of(&function(0)), Some(first));
+        assert_eq!(versions.newest_of(&function(1)), None);
+    }
+}
