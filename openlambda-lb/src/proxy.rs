@@ -9,13 +9,13 @@
 //! Bodies stream both ways. The worker's name is chosen by a policy behind one short lock that is
 //! never held over an await; everything else is per call.
 //!
-//! A retry goes to another worker, at most [`ProxyConfig::retries`] times, and only when
+//! Whether a call that failed at a worker goes to another one is the pure balancer's decision:
+//! [`retry`](openlambda_core::balancing::retry) has the rule, [`ProxyConfig`] its numbers. Here is what
+//! it is told of:
 //!
-//! * the worker could not be reached, or the request was never written to it, or it answered that
-//!   the call has not started for a reason that another worker need not have: it drains, its queue
-//!   is full, the sandbox could not be made, it cannot reach the registry; and
-//! * the body can be sent again: it was small and is kept, or not a byte of it was taken yet; and
-//! * there is another ready worker.
+//! * the call has not started when the worker could not be reached, when the request was never written
+//!   to it, or when it answered so; and
+//! * the body can be sent again when it was small and is kept, or when not a byte of it was taken yet.
 //!
 //! # Beside calls
 //!
@@ -51,6 +51,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use openlambda_core::balancing::BalancingPolicy;
+use openlambda_core::balancing::retry::{FailedAttempt, RetryConfig, Verdict};
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::registry::Registry;
@@ -133,11 +134,15 @@ impl Proxy {
                         }
                         return Ok(outcome::stream(reply, route, call.limit, function));
                     }
-                    Err(failure) if call.may_retry(&failure) && route.avoid(chosen) => {
-                        record.retried();
-                        tracing::debug!(request = %id, worker = %chosen.name, %failure, "retry");
+                    Err(failure) => {
+                        let body = call.body.can_be_sent_again();
+                        let verdict = route.failed(&FailedAttempt::of(&failure, body));
+                        tracing::debug!(request = %id, worker = %chosen.name, %failure, ?verdict, "failed");
+                        match verdict {
+                            Verdict::Retry => record.retried(),
+                            Verdict::GiveUp(_) => return Err(failure),
+                        }
                     }
-                    Err(failure) => return Err(failure),
                 }
             }
         };
@@ -173,7 +178,8 @@ impl Proxy {
         // Workers keep places by this name, so no two balancers may share it, not even two of one
         // process that began at the same time. It decides nothing.
         let name = format!("{:016x}", RandomState::new().hash_one(run));
-        let selector = Selector::new(policy, seed, name, client.clone(), Arc::clone(&clock));
+        let (retries, workers) = (config.retries(), client.clone());
+        let selector = Selector::new(policy, seed, retries, name, workers, Arc::clone(&clock));
         let membership = Membership::new(
             Arc::clone(&selector),
             client.clone(),
@@ -218,6 +224,11 @@ pub struct ProxyConfig {
     pub body_limit: u64,
     /// How many more workers a call is tried on when it cannot have started.
     pub retries: u32,
+    /// How much of a retry each call adds to the budget of all calls: 0.2 is a retry for every fifth.
+    /// With 1 a call pays for its first retry itself.
+    pub retry_share: f64,
+    /// With how many retries the budget begins, and how many it saves up.
+    pub retry_reserve: u32,
     /// How much longer than a function's own time limit the balancer waits for a worker.
     pub timeout_grace_seconds: f64,
     /// What it adds for the time before the handler starts: queueing, pulling, a cold start.
@@ -248,10 +259,13 @@ pub struct ProxyConfig {
 
 impl Default for ProxyConfig {
     fn default() -> Self {
+        let retries = RetryConfig::default();
         ProxyConfig {
             workers: Vec::new(),
             body_limit: DEFAULT_BODY_LIMIT,
-            retries: 2,
+            retries: retries.most,
+            retry_share: retries.share,
+            retry_reserve: retries.reserve,
             timeout_grace_seconds: 5.0,
             start_allowance_seconds: 60.0,
             silence_seconds: 3.0,
@@ -275,6 +289,11 @@ impl ProxyConfig {
         patience.head = Duration::try_from_secs_f64(self.header_seconds).unwrap_or_default();
         patience.write = Duration::try_from_secs_f64(self.write_seconds).unwrap_or_default();
         patience
+    }
+
+    fn retries(&self) -> RetryConfig {
+        let (share, reserve) = (self.retry_share, self.retry_reserve);
+        RetryConfig { most: self.retries, share, reserve }
     }
 
     /// How long a worker may be silent during a call, beside the function's own time limit.

@@ -616,6 +616,53 @@ async fn retries_are_bounded_and_each_goes_to_another_worker() {
     lb.nothing_left().await;
 }
 
+/// All calls have one budget, and what became of failed attempts can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_are_a_share_of_the_traffic() {
+    let config = "retry_share = 0.5\nretry_reserve = 1";
+    let lb = Lb::with(toml::from_str(config).unwrap()).await;
+    let (a, _c) = (lb.fake("a", DRAINS).await, lb.worker("c").await);
+    // The reserve pays for one, and two calls for another.
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(lb.call("echo", "1").await.status);
+    }
+    assert_eq!((statuses, a.calls()), (vec![200, 200, 503, 200], 4));
+    a.events.send_replace(Events::Drain);
+    lb.state("a", "draining").await;
+    let b = lb.fake("b", Act::ReadAndClose).await;
+    assert_eq!((lb.call("echo", "1").await.status, b.calls()), (502, 1));
+    let request = Request::get(format!("{}/metrics", lb.url));
+    let text = lb.send(request, "").await.body;
+    for line in [
+        "ol_retries_total 3",
+        "ol_retries_refused_total{reason=\"budget\"} 1",
+        "ol_retries_refused_total{reason=\"not_safe\"} 1",
+        "ol_retries_refused_total{reason=\"too_often\"} 0",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line} is missing: {text}");
+    }
+    lb.nothing_left().await;
+}
+
+#[test]
+fn a_configuration_is_what_it_says_and_nothing_else() {
+    let config: ProxyConfig = toml::from_str("").unwrap();
+    assert_eq!(config, ProxyConfig::default());
+    let text = "retries = 1\nretry_share = 0.2\nretry_reserve = 10\nbody_limit = 100";
+    let config: ProxyConfig = toml::from_str(text).unwrap();
+    let expected = ProxyConfig {
+        retries: 1,
+        retry_share: 0.2,
+        retry_reserve: 10,
+        body_limit: 100,
+        ..ProxyConfig::default()
+    };
+    assert_eq!(config, expected);
+    let error = toml::from_str::<ProxyConfig>("retry_shares = 0.2").unwrap_err();
+    assert!(error.to_string().contains("retry_shares"), "{error}");
+}
+
 // Membership.
 
 #[tokio::test(flavor = "multi_thread")]

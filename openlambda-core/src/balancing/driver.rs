@@ -8,8 +8,8 @@
 //!
 //! ```text
 //!   arrived ─▶ waiting ─ select ─ To ─────────────▶ dispatched ─ completed ─▶ waiting ─ finish ─▶ gone
-//!                 ▲        │                             ▲            (exclude, select: a retry)
-//!                 │        ├─ Hold ─▶ held ─ bind ───────┘  output Bound
+//!                 ▲        │                             ▲     └─ failed ─▶ waiting: Retry, then select
+//!                 │        ├─ Hold ─▶ held ─ bind ───────┘  output Bound       again, or GiveUp
 //!                 │        │           ├─ until ─▶ waiting     output Refused
 //!                 │        │           └─ reserve: offered ─▶ bind, or output Cancel
 //!                 │        ├─ Probe ─▶ waiting: probed … then select again
@@ -29,6 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::retry::{FailedAttempt, GiveUp, RetryConfig, RetryCounts, RetryRule, Verdict};
 use super::{
     BalancingPolicy, Cluster, ClusterView, ColourId, Decision, FunctionId, Output, PackageId,
     PolicyContext, PolicyEvent, Refusal, RequestInfo, Ticket, Why, WorkerId, WorkerInfo,
@@ -66,6 +67,7 @@ pub struct Balancer {
     asked: Vec<Output>,
     outputs: VecDeque<BalancerOutput>,
     woken: Option<Time>,
+    retries: RetryRule,
     defects: u64,
     last_defect: Option<Defect>,
 }
@@ -171,7 +173,8 @@ struct Facts {
 }
 
 impl Balancer {
-    /// A balancer without workers. The same seed and events give the same decisions.
+    /// A balancer without workers, which retries as [`RetryConfig::default`] says. The same seed and
+    /// events give the same decisions.
     pub fn new(policy: Box<dyn BalancingPolicy>, seed: u64) -> Self {
         Balancer {
             cluster: Cluster::new(),
@@ -185,9 +188,17 @@ impl Balancer {
             asked: Vec::new(),
             outputs: VecDeque::new(),
             woken: None,
+            retries: RetryRule::default(),
             defects: 0,
             last_defect: None,
         }
+    }
+
+    /// The same, with so many retries. Before its first request: the budget begins anew.
+    #[must_use]
+    pub fn with_retries(mut self, config: RetryConfig) -> Self {
+        self.retries = RetryRule::new(config);
+        self
     }
 
     /// What is known of the workers.
@@ -208,6 +219,11 @@ impl Balancer {
     /// How often the policy broke its contract, and how it did last.
     pub fn defects(&self) -> (u64, Option<Defect>) {
         (self.defects, self.last_defect)
+    }
+
+    /// How often [`failed`](Self::failed) decided what.
+    pub fn retries(&self) -> RetryCounts {
+        self.retries.counts()
     }
 
     /// The id of a function, given at first sight. Events take ids, so that a driver looks a name up
@@ -428,7 +444,24 @@ impl Balancer {
         decision
     }
 
-    /// Another attempt must not go to this worker while another one is ready.
+    /// A dispatched request failed at its worker: completes the attempt, and decides whether another
+    /// worker is tried. On [`Verdict::Retry`] select again: the policy will not choose a worker that
+    /// failed before while another one is ready. On [`Verdict::GiveUp`] the failure is the answer.
+    pub fn failed(&mut self, now: Time, ticket: Ticket, attempt: &FailedAttempt) -> Verdict {
+        let Some(State::Dispatched { worker, .. }) = self.entry(ticket).map(|entry| entry.state)
+        else {
+            debug_assert!(false, "only what was dispatched can have failed at a worker");
+            return Verdict::GiveUp(GiveUp::NotSafe);
+        };
+        let before = self.entries[index_of(ticket)].attempt;
+        self.completed(now, ticket, None, false);
+        self.exclude(ticket, worker);
+        let alternative = self.has_alternative(ticket);
+        self.retries.judge(attempt, before, alternative)
+    }
+
+    /// Another attempt must not go to this worker while another one is ready. For drivers that decide
+    /// about retries themselves, as tests of policies do; others call [`failed`](Self::failed).
     pub fn exclude(&mut self, ticket: Ticket, worker: WorkerId) {
         if let Some(entry) = self.entry_mut(ticket) {
             entry.attempt += 1;
@@ -440,14 +473,15 @@ impl Balancer {
     }
 
     /// Whether a worker is ready that the request has not failed on.
-    pub fn has_alternative(&self, ticket: Ticket) -> bool {
+    fn has_alternative(&self, ticket: Ticket) -> bool {
         let view = self.cluster.view();
         let excluded = self.entry(ticket).map_or(&[][..], |entry| &entry.excluded);
         let gone = excluded.iter().filter(|worker| view.is_ready(**worker)).count();
         view.ready().len() > gone
     }
 
-    /// A dispatched request was answered, or failed. Another `select` may follow.
+    /// A dispatched request was answered, or is over otherwise. For one that failed at its worker, and
+    /// may be tried on another, it is [`failed`](Self::failed).
     ///
     /// `start`: how warm it ran, if it did. `ok`: whether it was answered.
     pub fn completed(&mut self, now: Time, ticket: Ticket, start: Option<StartKind>, ok: bool) {
@@ -455,6 +489,9 @@ impl Balancer {
         let State::Dispatched { worker, at } = entry.state else { return };
         entry.state = State::Waiting;
         let function = entry.function;
+        if entry.attempt == 0 {
+            self.retries.first_attempt_ended();
+        }
         self.cluster.completed(worker);
         let latency = now.since(at);
         let event = PolicyEvent::Completed { ticket, function, worker, latency, start, ok };

@@ -19,6 +19,7 @@
 
 mod cluster;
 pub mod driver;
+pub mod retry;
 
 use std::fmt;
 use std::time::Duration;

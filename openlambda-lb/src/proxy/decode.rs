@@ -41,7 +41,6 @@ pub(crate) struct Call {
     pub(crate) body: CallBody,
     /// How long the worker may be silent, beside the function's own time limit.
     pub(crate) limit: Duration,
-    pub(crate) attempts_left: u32,
 }
 
 /// Reads a client's request. The id is there even when the rest is not valid.
@@ -111,7 +110,6 @@ async fn read(
         headers,
         body,
         limit: config.silence_limit(),
-        attempts_left: config.retries,
     })
 }
 
@@ -124,28 +122,6 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
     let _ = write!(text, "{}", peer.ip().to_canonical());
     let value = HeaderValue::from_maybe_shared(Bytes::from(text)).expect("text and an address");
     headers.insert(FORWARDED_FOR, value);
-}
-
-impl Call {
-    /// Whether another worker may be tried after this failure; see the proxy's documentation.
-    pub(crate) fn may_retry(&mut self, failure: &Failure) -> bool {
-        let elsewhere_it_may_work = matches!(
-            failure.kind,
-            FailureKind::NoWorker
-                | FailureKind::Draining
-                | FailureKind::QueueFull
-                | FailureKind::StartFailed
-                | FailureKind::RegistryUnavailable
-        );
-        let retry = failure.started == Started::No
-            && elsewhere_it_may_work
-            && self.attempts_left > 0
-            && self.body.can_be_sent_again();
-        if retry {
-            self.attempts_left -= 1;
-        }
-        retry
-    }
 }
 
 /// The body of a call, for one attempt after another.
@@ -209,7 +185,8 @@ impl CallBody {
         }
     }
 
-    fn can_be_sent_again(&self) -> bool {
+    /// Whether another attempt would get all of it.
+    pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
             CallBody::Kept(_) => true,
             CallBody::Stream(stream) => !stream.lock().begun,

@@ -15,6 +15,7 @@ use http::header::HeaderValue;
 use http::uri::Authority;
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Limited};
+use openlambda_core::balancing::retry::{FailedAttempt, RetryConfig, RetryCounts, Verdict};
 use openlambda_core::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
 };
@@ -108,12 +109,13 @@ impl Selector {
     pub(crate) fn new(
         policy: Box<dyn BalancingPolicy>,
         seed: u64,
+        retries: RetryConfig,
         name: String,
         client: HttpClient,
         clock: Arc<SystemClock>,
     ) -> Arc<Self> {
         let state = State {
-            balancer: Balancer::new(policy, seed),
+            balancer: Balancer::new(policy, seed).with_retries(retries),
             peers: Vec::new(),
             waiting: BTreeMap::new(),
             timer: Time::MAX,
@@ -409,6 +411,11 @@ impl Selector {
         DECISIONS.into_iter().zip(counts)
     }
 
+    /// What became of attempts that failed.
+    pub(crate) fn retries(self: &Arc<Self>) -> RetryCounts {
+        self.with(|state, _| state.balancer.retries())
+    }
+
     /// Ready workers, all workers, calls in flight, calls held, tickets, the policy's defects.
     pub(crate) fn counts(self: &Arc<Self>) -> [u64; 6] {
         self.with(|state, _| {
@@ -532,15 +539,10 @@ impl Route {
         self.reservation.as_ref()
     }
 
-    /// The attempt at `worker` failed without having started. Whether another worker is there to
-    /// try; then it will not be this one.
-    pub(crate) fn avoid(&mut self, worker: &Peer) -> bool {
+    /// The attempt at the worker that was selected failed. Whether to select another one.
+    pub(crate) fn failed(&mut self, attempt: &FailedAttempt) -> Verdict {
         self.give_back();
-        self.selector.with(|state, now| {
-            state.balancer.completed(now, self.ticket, None, false);
-            state.balancer.exclude(self.ticket, worker.id);
-            state.balancer.has_alternative(self.ticket)
-        })
+        self.selector.with(|state, now| state.balancer.failed(now, self.ticket, attempt))
     }
 
     /// The worker told with the call's reply that an instance of the function is idle.

@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use openlambda_core::balancing::retry::GiveUp;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::{Body, BoxError, full_body};
@@ -210,7 +211,7 @@ impl Proxy {
         json!({
             "policy": self.policy,
             "calls": self.stats.calls.load(Ordering::Relaxed),
-            "retries": self.telemetry.retries.load(Ordering::Relaxed),
+            "retries": self.selector.retries().retries,
             "failures": failures,
             "in_flight": in_flight,
             "held": held,
@@ -254,8 +255,13 @@ impl Proxy {
         let help = "Invocations that the policy has not sent to a worker yet.";
         text.gauge("ol_invocations_held", help, held);
         let help = "Attempts at another worker, for calls that had not started.";
-        let retries = self.telemetry.retries.load(Ordering::Relaxed);
-        text.counter("ol_retries_total", help, retries);
+        let retries = self.selector.retries();
+        text.counter("ol_retries_total", help, retries.retries);
+        let help = "Calls that failed at a worker and were not tried at another one, and why.";
+        let mut given_up = text.family("ol_retries_refused_total", Kind::Counter, help);
+        for why in GiveUp::ALL {
+            given_up.sample(&[("reason", why.as_str())], retries.given_up(why));
+        }
         let status = self.selector.status(&self.policy);
         let mut workers = text.family("ol_workers", Kind::Gauge, "Workers that are known.");
         for state in ["ready", "unhealthy", "draining"] {

@@ -4,7 +4,6 @@
 //! is dropped, wherever that happens: nothing that a client gets goes uncounted.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -25,14 +24,13 @@ use super::select::Peer;
 pub(crate) struct Telemetry {
     pub(crate) calls: CallMetrics,
     pub(crate) log: OnceLock<AccessLog>,
-    pub(crate) retries: AtomicU64,
     clock: Arc<SystemClock>,
 }
 
 impl Telemetry {
     pub(crate) fn new(clock: Arc<SystemClock>) -> Arc<Self> {
         let (calls, log) = (CallMetrics::default(), OnceLock::new());
-        Arc::new(Telemetry { calls, log, retries: AtomicU64::new(0), clock })
+        Arc::new(Telemetry { calls, log, clock })
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -158,7 +156,6 @@ impl Record {
     }
 
     pub(crate) fn retried(&mut self) {
-        self.telemetry.retries.fetch_add(1, Ordering::Relaxed);
         if let Some(line) = &mut self.line {
             line.retries += 1;
         }
