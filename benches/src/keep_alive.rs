@@ -28,9 +28,7 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
             invocations: (rate * 86_400.0) as u64,
             mix: FunctionMix::azure(),
         },
-        users: None,
         workers: 1,
-        processors: None,
         scheduler: SchedulerConfig { memory: memory_gb << 30, ..SchedulerConfig::default() },
         keep_alive: keep_alive.to_owned(),
         ttl: Duration::from_secs(600),
@@ -51,6 +49,7 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
         cold_start: Duration::from_secs(1),
         heartbeat: Duration::from_secs(60),
         seed,
+        ..SimConfig::default()
     }
 }
 
@@ -62,6 +61,6 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
 pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     let only_worker: Box<dyn BalancingPolicy> = Box::new(Random);
     let mut tally = Tally::default();
-    let usage = simulate(config, only_worker, |record| tally.add(record))?;
+    let usage = simulate(config, only_worker, |call| tally.add(call))?;
     Ok((tally.summary(&config.keep_alive), usage))
 }

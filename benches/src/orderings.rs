@@ -97,20 +97,18 @@ pub fn measure(config: &SimConfig, policy: &str, measure: Measure) -> Result<f64
         .map(|call| ((call.at.as_nanos(), call.function), call.service.as_nanos() as u64))
         .collect();
     let (mut values, mut cold) = (Vec::new(), 0);
-    let usage = simulate(config, built, |record| {
-        assert_eq!(record.outcome, "ok", "{policy}: {record:?}");
-        let wait = record.queue_ns + record.pull_ns + record.create_ns + record.init_ns;
-        let latency = wait + record.run_ns;
-        cold += u64::from(record.start != Some(StartKind::Warm));
+    let usage = simulate(config, built, |call| {
+        assert!(call.is_ok(), "{policy}: {call:?}");
+        let latency = call.latency();
+        cold += u64::from(call.start != Some(StartKind::Warm));
         values.push(match measure {
-            Measure::Wait => wait,
+            Measure::Wait => (latency - call.phases.run).as_nanos() as u64,
             _ if slowdown => {
-                let function = record.function.name()[1..].parse().expect("f and its number");
-                let alone = alone[&(record.arrived_ns, function)];
+                let alone = alone[&(call.arrived.as_nanos(), call.function)];
                 // In thousandths. What takes no time has no slowdown.
-                (1e3 * latency as f64 / alone.max(1_000) as f64) as u64
+                (1e3 * latency.as_nanos() as f64 / alone.max(1_000) as f64) as u64
             }
-            _ => latency,
+            _ => latency.as_nanos() as u64,
         });
     })?;
     values.sort_unstable();

@@ -61,6 +61,12 @@ impl Processors {
         Some(invocation)
     }
 
+    /// Takes a call out that ends before it is through. O(n).
+    pub fn stop(&mut self, now: Time, invocation: InvocationId) {
+        self.advance(now);
+        self.running.retain(|(_, running)| *running != invocation);
+    }
+
     fn speed(&self) -> f64 {
         (self.count / self.running.len() as f64).min(1.0)
     }
@@ -109,5 +115,18 @@ mod tests {
         // Three on two processors: each at 2/3.
         assert_eq!(play(2, &[(0, 600), (0, 600), (0, 600)]), [(0, 900), (1, 900), (2, 900)]);
         assert_eq!(play(1, &[(5, 0)]), [(0, 5)]);
+    }
+
+    #[test]
+    fn what_is_stopped_leaves_its_share_to_the_others() {
+        let mut processors = Processors::new(1);
+        for n in 0..2 {
+            processors.start(Time(0), InvocationId(n), Duration::from_nanos(100));
+        }
+        assert_eq!(processors.next_end(), Some(Time(200)));
+        processors.stop(Time(100), InvocationId(0));
+        assert_eq!(processors.next_end(), Some(Time(150)));
+        assert_eq!(processors.poll_ended(Time(150)), Some(InvocationId(1)));
+        assert_eq!(processors.next_end(), None);
     }
 }

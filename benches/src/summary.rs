@@ -1,11 +1,16 @@
 //! What came of an experiment, in a few numbers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openlambda_core::invocation::{InvocationRecord, StartKind};
+use openlambda_core::metrics::Outcome;
 use serde::Serialize;
 
-/// The result of one policy on one workload.
+use crate::sim::SimulatedCall;
+
+/// The result of one policy on one workload. Times and shares are those of the calls that were answered:
+/// where many fail, the rest may well be fast.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     /// The policy.
@@ -14,9 +19,11 @@ pub struct Summary {
     pub invocations: u64,
     /// Calls that failed or were refused.
     pub failed: u64,
+    /// How many of those for which reason, by the failure's code.
+    pub failures: BTreeMap<String, u64>,
     /// The share of answered calls that were not warm, 0 to 1.
     pub cold_rate: f64,
-    /// From arrival to answer: the mean.
+    /// From arrival to answer, the network's hops among it: the mean.
     pub mean_ms: f64,
     /// Its median.
     pub p50_ms: f64,
@@ -29,47 +36,78 @@ pub struct Summary {
     pub cold_overhead: f64,
 }
 
-/// Collects what [`Summary`] tells.
+/// Collects what [`Summary`] tells, in memory that does not grow with the calls.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    latencies: Vec<u64>,
+    latencies: Percentiles,
+    latency_ns: u128,
     waited_ns: u128,
     started_ns: u128,
     ran_ns: u128,
     cold: u64,
-    failed: u64,
+    failures: BTreeMap<&'static str, u64>,
+    other_failures: BTreeMap<String, u64>,
 }
 
 impl Tally {
     /// Counts one call that is over.
-    pub fn add(&mut self, record: &InvocationRecord) {
+    pub fn add(&mut self, call: &SimulatedCall<'_>) {
+        if let Outcome::Ok = call.outcome {
+            let phases = &call.phases;
+            let start = ns(phases.pull) + ns(phases.create) + ns(phases.init);
+            let run = ns(phases.run);
+            self.answered(ns(call.latency()), run, start, ns(call.network), call.start);
+        } else {
+            *self.failures.entry(call.outcome.as_str()).or_default() += 1;
+        }
+    }
+
+    /// The same of a call that a live worker has recorded.
+    pub fn add_record(&mut self, record: &InvocationRecord) {
         if record.outcome != "ok" {
-            self.failed += 1;
+            *self.other_failures.entry(record.outcome.clone()).or_default() += 1;
             return;
         }
         let start = record.pull_ns + record.create_ns + record.init_ns;
-        let wait = record.queue_ns + start;
-        self.waited_ns += u128::from(wait);
-        self.started_ns += u128::from(start);
-        self.ran_ns += u128::from(record.run_ns);
-        self.latencies.push(wait + record.run_ns);
-        self.cold += u64::from(record.start != Some(StartKind::Warm));
+        let latency = record.queue_ns + start + record.run_ns + record.network_ns;
+        self.answered(latency, record.run_ns, start, record.network_ns, record.start);
+    }
+
+    /// `started`: pull, create and init together.
+    fn answered(
+        &mut self,
+        latency: u64,
+        ran: u64,
+        started: u64,
+        network: u64,
+        start: Option<StartKind>,
+    ) {
+        self.latencies.add(latency);
+        self.latency_ns += u128::from(latency);
+        self.ran_ns += u128::from(ran);
+        self.started_ns += u128::from(started);
+        // The way back is after the handler.
+        self.waited_ns += u128::from((latency - ran).saturating_sub(network / 2));
+        self.cold += u64::from(start != Some(StartKind::Warm));
     }
 
     /// The numbers.
-    pub fn summary(mut self, name: &str) -> Summary {
-        self.latencies.sort_unstable();
-        let count = self.latencies.len();
+    pub fn summary(self, name: &str) -> Summary {
+        let count = self.latencies.count;
         let per_call = |sum: f64| if count == 0 { 0.0 } else { sum / count as f64 };
-        let total: u128 = self.latencies.iter().map(|ns| u128::from(*ns)).sum();
+        let mut failures = self.other_failures;
+        for (code, count) in self.failures {
+            *failures.entry(code.to_owned()).or_default() += count;
+        }
         Summary {
             name: name.to_owned(),
-            invocations: count as u64,
-            failed: self.failed,
+            invocations: count,
+            failed: failures.values().sum(),
+            failures,
             cold_rate: per_call(self.cold as f64),
-            mean_ms: per_call(total as f64) / 1e6,
-            p50_ms: ms(percentile(&self.latencies, 0.50)),
-            p99_ms: ms(percentile(&self.latencies, 0.99)),
+            mean_ms: per_call(self.latency_ns as f64) / 1e6,
+            p50_ms: ms(self.latencies.at(0.50)),
+            p99_ms: ms(self.latencies.at(0.99)),
             mean_wait_ms: per_call(self.waited_ns as f64) / 1e6,
             // Of no calls, or of handlers that take no time, there is no share.
             cold_overhead: self.started_ns as f64 / self.ran_ns.max(1) as f64,
@@ -77,10 +115,69 @@ impl Tally {
     }
 }
 
+/// How many values are alike: a histogram whose steps are a thousandth of the value, as HdrHistogram's
+/// (Tene). Below 1024 it is exact. At most some hundred KiB.
+#[derive(Clone, Debug, Default)]
+struct Percentiles {
+    counts: Vec<u64>,
+    count: u64,
+}
+
+/// Steps between a power of two and the next.
+const STEPS: u64 = 1024;
+
+impl Percentiles {
+    fn add(&mut self, value: u64) {
+        let at = step_of(value);
+        if at >= self.counts.len() {
+            self.counts.resize(at + 1, 0);
+        }
+        self.counts[at] += 1;
+        self.count += 1;
+    }
+
+    /// The nearest-rank percentile, in the middle of its step; 0 of none.
+    fn at(&self, share: f64) -> u64 {
+        let rank = (libm::ceil(share * self.count as f64) as u64).max(1);
+        let mut below = 0;
+        for (step, count) in self.counts.iter().enumerate() {
+            below += count;
+            if below >= rank {
+                let (first, width) = values_of(step);
+                return first + (width - 1) / 2;
+            }
+        }
+        0
+    }
+}
+
+/// The place of a value: linear up to `STEPS`, then as many steps for each power of two.
+fn step_of(value: u64) -> usize {
+    if value < STEPS {
+        return value as usize;
+    }
+    let shift = value.ilog2() - STEPS.ilog2();
+    (u64::from(shift) * STEPS + (value >> shift)) as usize
+}
+
+/// The first value of a step, and how many it has.
+fn values_of(step: usize) -> (u64, u64) {
+    let step = step as u64;
+    if step < STEPS {
+        return (step, 1);
+    }
+    let shift = step / STEPS - 1;
+    ((step - shift * STEPS) << shift, 1 << shift)
+}
+
 /// The nearest-rank percentile of sorted values; 0 of none.
 pub(crate) fn percentile(sorted: &[u64], share: f64) -> u64 {
     let rank = libm::ceil(share * sorted.len() as f64) as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn ms(nanoseconds: u64) -> f64 {
@@ -90,6 +187,7 @@ fn ms(nanoseconds: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use openlambda_core::random::Rng;
 
     #[test]
     fn percentiles_are_nearest_rank() {
@@ -98,5 +196,28 @@ mod tests {
         assert_eq!(percentile(&values, 0.99), 99);
         assert_eq!(percentile(&[7], 0.99), 7);
         assert_eq!(percentile(&[], 0.5), 0);
+    }
+
+    #[test]
+    fn percentiles_that_stream_are_within_a_thousandth() {
+        let mut rng = Rng::from_seed(5);
+        for scale in [100.0, 1e6, 1e12] {
+            let (mut streamed, mut all) = (Percentiles::default(), Vec::new());
+            assert_eq!(streamed.at(0.5), 0);
+            for _ in 0..20_000 {
+                let value = (rng.unit() * rng.unit() * scale) as u64;
+                streamed.add(value);
+                all.push(value);
+            }
+            all.sort_unstable();
+            for share in [0.001, 0.5, 0.99, 1.0] {
+                let (got, wanted) = (streamed.at(share), percentile(&all, share));
+                assert!(got.abs_diff(wanted) * 1000 <= wanted, "{share}: {got} {wanted}");
+            }
+        }
+        for value in [0, 1, 1023, 1024, 1025, 2047, 2048, 123_456_789, u64::MAX] {
+            let (first, width) = values_of(step_of(value));
+            assert!(first <= value && value - first < width, "{value}: {first} {width}");
+        }
     }
 }

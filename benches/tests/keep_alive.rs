@@ -74,8 +74,10 @@ fn every_policy_serves_every_call_and_repeats_itself() {
             config.workers = 2;
             config.scheduler.pause_after = Some(Duration::from_secs(20));
             let mut lines = Vec::new();
-            let record = |record: &_| lines.push(serde_json::to_string(record).unwrap());
-            simulate(&config, Box::new(Random), record).unwrap();
+            simulate(&config, Box::new(Random), |call| {
+                lines.push(serde_json::to_string(&call.record()).unwrap());
+            })
+            .unwrap();
             lines
         };
         let first = lines(1);

@@ -30,9 +30,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
             invocations,
             ..WorkloadConfig::default()
         },
-        users: None,
         workers,
-        processors: None,
         scheduler: SchedulerConfig::default(),
         keep_alive: "lru".to_owned(),
         ttl: Duration::from_secs(600),
@@ -52,6 +50,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
         cold_start: Duration::ZERO,
         heartbeat: Duration::from_secs(1),
         seed,
+        ..SimConfig::default()
     }
 }
 
@@ -59,9 +58,9 @@ fn run(config: &SimConfig, policy: &str) -> (Summary, Vec<InvocationRecord>) {
     let policy_config = policy.parse().unwrap();
     let built = PolicyCatalog::standard().build(&policy_config).unwrap();
     let (mut tally, mut records) = (Tally::default(), Vec::new());
-    simulate(config, built, |record| {
-        tally.add(record);
-        records.push(record.clone());
+    simulate(config, built, |call| {
+        tally.add(call);
+        records.push(call.record());
     })
     .unwrap();
     (tally.summary(policy), records)
@@ -344,8 +343,8 @@ fn a_closed_loop_has_the_throughput_of_the_repairmans_problem() {
                 config.users = Some(Users { count: users, think: Duration::from_millis(think_ms) });
                 let built = PolicyCatalog::standard().build(&"random".parse().unwrap()).unwrap();
                 let mut calls = 0.0;
-                let usage = simulate(&config, built, |record| {
-                    assert_eq!(record.outcome, "ok");
+                let usage = simulate(&config, built, |call| {
+                    assert!(call.is_ok());
                     calls += 1.0;
                 });
                 calls / usage.unwrap().seconds

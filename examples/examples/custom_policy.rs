@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("bounded-load", standard("bounded-load")?),
     ] {
         let mut tally = Tally::default();
-        simulate(&SimConfig::default(), policy, |record| tally.add(record))?;
+        simulate(&SimConfig::default(), policy, |call| tally.add(call))?;
         let it = tally.summary(name);
         let cold = format!("{:.2} %", it.cold_rate * 100.0);
         println!("{name:<20}{cold:>10}{:>10.1}{:>10.1}{:>10.1}", it.mean_ms, it.p50_ms, it.p99_ms);

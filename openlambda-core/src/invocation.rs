@@ -271,8 +271,16 @@ pub struct InvocationRecord {
     pub init_ns: u64,
     /// See [`Phases::run`].
     pub run_ns: u64,
-    /// `ok`, or the failure's code.
+    /// On the way between balancer and worker, there and back, where the recorder knows: a simulator
+    /// does, a worker does not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub network_ns: u64,
+    /// `ok`, the failure's code, or `cancelled` when the client left before it ran.
     pub outcome: String,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

@@ -185,6 +185,7 @@ impl SimArgs {
             cold_start: ms("cold-ms", self.cold_ms)?,
             heartbeat: Duration::from_millis(500),
             seed: self.seed,
+            ..SimConfig::default()
         })
     }
 }
@@ -209,10 +210,10 @@ pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
             file = Some(std::io::BufWriter::new(created));
         }
         let (mut tally, mut written) = (Tally::default(), Ok(()));
-        simulate(&config, built, |record| {
-            tally.add(record);
+        simulate(&config, built, |call| {
+            tally.add(call);
             if let (Some(file), Ok(())) = (&mut file, &written) {
-                written = serde_json::to_writer(&mut *file, record)
+                written = serde_json::to_writer(&mut *file, &call.record())
                     .map_err(std::io::Error::from)
                     .and_then(|()| file.write_all(b"\n"));
             }

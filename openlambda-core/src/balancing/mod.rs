@@ -27,6 +27,7 @@ use std::time::Duration;
 pub use cluster::{Cluster, ClusterView, WorkerInfo, WorkerView};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::FailureKind;
 use crate::invocation::StartKind;
 use crate::random::Rng;
 use crate::time::Time;
@@ -301,6 +302,16 @@ pub enum Refusal {
     NoWorker,
     /// All workers are too busy. The client gets 429.
     Overloaded,
+}
+
+impl Refusal {
+    /// Which kind of failure the client is told.
+    pub const fn kind(self) -> FailureKind {
+        match self {
+            Refusal::NoWorker => FailureKind::NoWorker,
+            Refusal::Overloaded => FailureKind::QueueFull,
+        }
+    }
 }
 
 /// What happened, as policies observe it. The view shows the state after it.

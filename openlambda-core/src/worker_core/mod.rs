@@ -319,6 +319,11 @@ impl WorkerCore {
         (&version.function, version.version, version.digest, &version.manifest)
     }
 
+    /// The number of a version that is known here.
+    pub fn version_id(&self, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
+        self.versions.known(function, digest)
+    }
+
     /// The functions that are known here: every one that has a call or an instance, and others that had.
     pub fn functions(&self) -> impl Iterator<Item = &FunctionName> {
         self.versions.iter().map(|(_, version)| &version.function)
@@ -340,6 +345,7 @@ impl WorkerCore {
             create_ns: ns(record.phases.create),
             init_ns: ns(record.phases.init),
             run_ns: ns(record.phases.run),
+            network_ns: 0,
             outcome: record.outcome.as_str().to_owned(),
         }
     }
@@ -377,6 +383,11 @@ impl WorkerCore {
             memory_used: pool.used(),
             memory_total: pool.total(),
         }
+    }
+
+    /// Bytes of the memory pool that instances take.
+    pub fn memory_used(&self) -> u64 {
+        self.scheduler.pool().used()
     }
 
     /// Versions with idle instances, and how many, in the order of their numbers.

@@ -133,6 +133,10 @@ impl Versions {
         self.newest.get(function).map(|(_, id)| *id)
     }
 
+    pub(super) fn known(&self, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
+        self.find(hash_of(function, digest), function, digest)
+    }
+
     fn find(&self, hash: u64, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
         let mut next = self.index.get(&hash).copied();
         while let Some(id) = next {

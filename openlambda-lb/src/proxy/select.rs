@@ -19,7 +19,7 @@ use openlambda_core::balancing::retry::{FailedAttempt, RetryConfig, RetryCounts,
 use openlambda_core::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
 };
-use openlambda_core::failure::{Culprit, Failure, FailureKind, chain};
+use openlambda_core::failure::{Culprit, Failure, chain};
 use openlambda_core::function::FunctionName;
 use openlambda_core::invocation::{BoxError, StartKind, empty_body, full_body};
 use openlambda_core::time::{Clock, SystemClock, Time};
@@ -590,11 +590,11 @@ impl Drop for Route {
 fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::NoWorker => Failure::new(
-            FailureKind::NoWorker,
+            refusal.kind(),
             "no worker is ready; `ol status` shows them, try again in a moment",
         ),
         _ => Failure::new(
-            FailureKind::QueueFull,
+            refusal.kind(),
             "all workers are too busy; try again in a moment or add workers",
         )
         .blame(Culprit::Balancer),

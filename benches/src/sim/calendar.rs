@@ -1,0 +1,165 @@
+//! What happens next: a heap for what takes its own time, and a line for each delay that is always the
+//! same.
+//!
+//! Most events of a simulation are a network's hop away, or now: such a line is in order by itself, so
+//! entering and taking cost O(1). The heap's keys are 16 bytes, time before order of entry; what they
+//! stand for is beside it.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
+
+use openlambda_core::time::Time;
+
+/// Events in the order of their times, and of their entry where those are equal.
+#[derive(Debug)]
+pub(super) struct Calendar<T> {
+    now: Time,
+    entered: u64,
+    heap: BinaryHeap<Reverse<Key>>,
+    /// What the heap's keys stand for, by [`Key::place`].
+    places: Vec<T>,
+    free: Vec<u32>,
+    lines: Vec<Line<T>>,
+}
+
+/// A time, then the order of entry in the upper and a place in the lower bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    at: Time,
+    order: u64,
+}
+
+/// So many events may wait in the heap at once, 2^24, and so many be entered in all, 2^40.
+const PLACE_BITS: u32 = 24;
+
+impl Key {
+    fn place(self) -> usize {
+        (self.order & ((1 << PLACE_BITS) - 1)) as usize
+    }
+}
+
+#[derive(Debug)]
+struct Line<T> {
+    delay: Duration,
+    waiting: VecDeque<(Time, u64, T)>,
+}
+
+impl<T: Copy> Calendar<T> {
+    /// Nothing, at time zero. `delays`: those that many events have.
+    pub(super) fn new(delays: &[Duration]) -> Self {
+        let mut delays = delays.to_vec();
+        delays.sort_unstable();
+        delays.dedup();
+        let lines = delays.into_iter().map(|delay| Line { delay, waiting: VecDeque::new() });
+        Calendar {
+            now: Time::ZERO,
+            entered: 0,
+            heap: BinaryHeap::new(),
+            places: Vec::new(),
+            free: Vec::new(),
+            lines: lines.collect(),
+        }
+    }
+
+    /// The time of the event that was taken last.
+    pub(super) fn now(&self) -> Time {
+        self.now
+    }
+
+    /// Something happens after `delay`.
+    pub(super) fn after(&mut self, delay: Duration, what: T) {
+        let at = self.now + delay;
+        match self.lines.iter_mut().find(|line| line.delay == delay) {
+            Some(line) => {
+                line.waiting.push_back((at, self.entered << PLACE_BITS, what));
+                self.entered += 1;
+            }
+            None => self.at(at, what),
+        }
+    }
+
+    /// Something happens at `at`; now, if that has passed.
+    pub(super) fn at(&mut self, at: Time, what: T) {
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.places[place as usize] = what;
+                place
+            }
+            None => {
+                self.places.push(what);
+                (self.places.len() - 1) as u32
+            }
+        };
+        assert!(place < 1 << PLACE_BITS, "too many events wait at once");
+        let order = self.entered << PLACE_BITS | u64::from(place);
+        self.entered += 1;
+        self.heap.push(Reverse(Key { at: at.max(self.now), order }));
+    }
+
+    /// Takes the next event; the time is its.
+    pub(super) fn next(&mut self) -> Option<T> {
+        let never = Key { at: Time::MAX, order: u64::MAX };
+        let mut first = self.heap.peek().map_or(never, |Reverse(key)| *key);
+        let mut from = None;
+        for (line, place) in self.lines.iter().zip(0..) {
+            if let Some((at, order, _)) = line.waiting.front() {
+                let key = Key { at: *at, order: *order };
+                if key < first {
+                    (first, from) = (key, Some(place));
+                }
+            }
+        }
+        let what = match from {
+            Some(place) => {
+                let line: &mut Line<T> = &mut self.lines[place];
+                line.waiting.pop_front()?.2
+            }
+            None => {
+                let Reverse(key) = self.heap.pop()?;
+                self.free.push(key.place() as u32);
+                self.places[key.place()]
+            }
+        };
+        debug_assert!(first.at >= self.now, "time went backwards");
+        self.now = first.at;
+        Some(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openlambda_core::random::Rng;
+
+    #[test]
+    fn events_come_in_the_order_of_time_and_entry_from_wherever_they_wait() {
+        let delays = [0, 7, 7, 100].map(Duration::from_nanos);
+        for seed in 0..50 {
+            let mut rng = Rng::from_seed(seed);
+            let mut calendar = Calendar::new(&delays);
+            let mut expected: Vec<(Time, u32)> = Vec::new();
+            let mut entered = 0;
+            for step in 0..2_000 {
+                if step < 1_500 && rng.chance(0.7) {
+                    let delay = match rng.below(3) {
+                        0 => Duration::from_nanos(rng.below(200) as u64),
+                        _ => delays[rng.below(4)],
+                    };
+                    expected.push((calendar.now() + delay, entered));
+                    calendar.after(delay, entered);
+                    entered += 1;
+                } else {
+                    let first = expected.iter().copied().min();
+                    expected.retain(|event| Some(*event) != first);
+                    let taken = calendar.next().map(|number| (calendar.now(), number));
+                    assert_eq!(taken, first, "seed {seed}, step {step}");
+                }
+            }
+            while calendar.next().is_some() {
+                expected.pop();
+            }
+            assert!(expected.is_empty());
+        }
+    }
+}
