@@ -9,7 +9,9 @@
 
 pub mod keep_alive;
 pub mod orderings;
+pub mod parallel;
 pub mod processors;
 pub mod sim;
+pub mod statistics;
 pub mod summary;
 pub mod workload;

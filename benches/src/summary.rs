@@ -7,7 +7,7 @@ use openlambda_core::invocation::{InvocationRecord, StartKind};
 use openlambda_core::metrics::Outcome;
 use serde::Serialize;
 
-use crate::sim::SimulatedCall;
+use crate::sim::{SimulatedCall, Usage};
 
 /// The result of one policy on one workload. Times and shares are those of the calls that were answered:
 /// where many fail, the rest may well be fast.
@@ -34,6 +34,24 @@ pub struct Summary {
     /// Time that answered calls waited for pulls and starts, as a share of the time that their
     /// handlers ran: how much longer cold starts made all calls together.
     pub cold_overhead: f64,
+    /// Answered calls a second, when it is known how long the experiment took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<f64>,
+    /// What all instances took of the workers' memory pools, MiB: the mean over time, when it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_memory_mb: Option<f64>,
+}
+
+impl Summary {
+    /// The same, with what the experiment took.
+    #[must_use]
+    pub fn with_usage(mut self, usage: &Usage) -> Self {
+        // An experiment without calls takes no time.
+        let seconds = if usage.seconds > 0.0 { usage.seconds } else { 1.0 };
+        self.per_second = Some(self.invocations as f64 / seconds);
+        self.mean_memory_mb = Some(usage.mean_memory / f64::from(1 << 20));
+        self
+    }
 }
 
 /// Collects what [`Summary`] tells, in memory that does not grow with the calls.
@@ -111,16 +129,26 @@ impl Tally {
             mean_wait_ms: per_call(self.waited_ns as f64) / 1e6,
             // Of no calls, or of handlers that take no time, there is no share.
             cold_overhead: self.started_ns as f64 / self.ran_ns.max(1) as f64,
+            per_second: None,
+            mean_memory_mb: None,
         }
     }
 }
 
 /// How many values are alike: a histogram whose steps are a thousandth of the value, as HdrHistogram's
-/// (Tene). Below 1024 it is exact. At most some hundred KiB.
+/// (Tene), and what the values of each step are on average: where all are the same, it is exact. At most
+/// some hundred KiB.
 #[derive(Clone, Debug, Default)]
 struct Percentiles {
-    counts: Vec<u64>,
+    steps: Vec<Step>,
     count: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Step {
+    count: u64,
+    /// By how much its values are above its first one, together.
+    above: u64,
 }
 
 /// Steps between a power of two and the next.
@@ -129,22 +157,23 @@ const STEPS: u64 = 1024;
 impl Percentiles {
     fn add(&mut self, value: u64) {
         let at = step_of(value);
-        if at >= self.counts.len() {
-            self.counts.resize(at + 1, 0);
+        if at >= self.steps.len() {
+            self.steps.resize(at + 1, Step::default());
         }
-        self.counts[at] += 1;
+        let step = &mut self.steps[at];
+        step.count += 1;
+        step.above = step.above.saturating_add(value - first_of(at));
         self.count += 1;
     }
 
-    /// The nearest-rank percentile, in the middle of its step; 0 of none.
+    /// The nearest-rank percentile, or rather the mean of the step that it is in; 0 of none.
     fn at(&self, share: f64) -> u64 {
         let rank = (libm::ceil(share * self.count as f64) as u64).max(1);
         let mut below = 0;
-        for (step, count) in self.counts.iter().enumerate() {
-            below += count;
+        for (at, step) in self.steps.iter().enumerate() {
+            below += step.count;
             if below >= rank {
-                let (first, width) = values_of(step);
-                return first + (width - 1) / 2;
+                return first_of(at) + step.above / step.count;
             }
         }
         0
@@ -160,14 +189,14 @@ fn step_of(value: u64) -> usize {
     (u64::from(shift) * STEPS + (value >> shift)) as usize
 }
 
-/// The first value of a step, and how many it has.
-fn values_of(step: usize) -> (u64, u64) {
+/// The first value of a step.
+fn first_of(step: usize) -> u64 {
     let step = step as u64;
     if step < STEPS {
-        return (step, 1);
+        return step;
     }
     let shift = step / STEPS - 1;
-    ((step - shift * STEPS) << shift, 1 << shift)
+    (step - shift * STEPS) << shift
 }
 
 /// The nearest-rank percentile of sorted values; 0 of none.
@@ -216,8 +245,11 @@ mod tests {
             }
         }
         for value in [0, 1, 1023, 1024, 1025, 2047, 2048, 123_456_789, u64::MAX] {
-            let (first, width) = values_of(step_of(value));
-            assert!(first <= value && value - first < width, "{value}: {first} {width}");
+            let (step, mut one) = (step_of(value), Percentiles::default());
+            assert!(first_of(step) <= value, "{value}");
+            assert!(step == step_of(u64::MAX) || value < first_of(step + 1), "{value}");
+            one.add(value);
+            assert_eq!(one.at(0.5), value);
         }
     }
 }

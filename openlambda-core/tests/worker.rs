@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "worker/recording.rs"]
+mod recording;
 #[path = "worker/reservations.rs"]
 mod reservations;
 

@@ -11,6 +11,7 @@ mod new;
 mod page;
 mod policies;
 mod progress;
+mod replay;
 mod sim;
 mod syntax;
 mod times;
@@ -74,6 +75,8 @@ enum Command {
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation of the very code that balances and schedules
     Sim(sim::SimArgs),
+    /// Play what a worker recorded with --inputs again; prints the records of its calls
+    Replay(replay::ReplayArgs),
     /// Show the settings of ol up and of the daemons
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -133,6 +136,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
+        Command::Replay(args) => replay::replay(&args),
         Command::Bench(args) => bench::bench(&args, &catalog),
         Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),

@@ -1,18 +1,27 @@
 //! `ol sim`: policies side by side on one workload, in a simulation of the live code.
 
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use openlambda_core::keep_alive::KeepAliveConfig;
+use openlambda_core::queue;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
-use openlambda_lab::sim::{SimConfig, Users, simulate};
-use openlambda_lab::summary::Tally;
+use openlambda_core::time::{Clock, SystemClock};
+use openlambda_lab::parallel::in_parallel;
+use openlambda_lab::sim::{SimConfig, Users, simulate_with};
+use openlambda_lab::statistics::Interval;
+use openlambda_lab::summary::{Summary, Tally};
 use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
 use openlambda_lb::policies::PolicyConfig;
+use serde::Serialize;
 
+use super::progress::Progress;
 use super::{print, print_json, table};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
@@ -22,6 +31,9 @@ pub(super) struct SimArgs {
     /// A policy, with parameters after commas; may be given more than once [default: all]
     #[arg(long = "policy", value_name = "NAME[,KEY=VALUE]")]
     policies: Vec<PolicyConfig>,
+    /// How many balancers, each with a view of its own; a call comes to one of them by chance
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    balancers: u32,
     /// How many workers
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     workers: u32,
@@ -76,6 +88,27 @@ pub(super) struct SimArgs {
     /// One way between balancer and worker, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0.1)]
     hop_ms: f64,
+    /// The size of a function's bundle, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1.0)]
+    bundle_mb: f64,
+    /// How much of unpacked bundles a worker keeps, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024.0)]
+    code_mb: f64,
+    /// The time limit of a call, from the start of its handler
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    timeout_seconds: f64,
+    /// How long a call may wait on a worker
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    max_wait_seconds: f64,
+    /// The most instances that a function has on one worker
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    max_instances: u32,
+    /// The most calls of a function that wait on one worker
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    queue_limit: u32,
+    /// Each worker's queue policy
+    #[arg(long, value_name = "NAME", default_value = "fifo")]
+    queue_policy: String,
     /// Each worker's memory pool, MiB; an instance takes 128, unless --mix says
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory_mb: u64,
@@ -85,10 +118,14 @@ pub(super) struct SimArgs {
     /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
     #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
     ttl_seconds: f64,
-    /// Seed of everything: the same seed gives the same bytes
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Write a record of every call to this file, as JSON lines; with one --policy only
+    /// Seed of everything: the same seed gives the same bytes. May be given more than once: then means over
+    /// the seeds are printed, with their 95 % confidence intervals
+    #[arg(long = "seed", value_name = "SEED", default_values_t = [1])]
+    seeds: Vec<u64>,
+    /// How many simulations run at once [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
+    /// Write a record of every call to this file, as JSON lines; with one --policy and one --seed only
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
     /// Print JSON, for scripts
@@ -133,6 +170,25 @@ impl SimArgs {
             let message = format!("--burst {} is not a number of calls; use 1 or more", self.burst);
             return Err(CliError::new(message));
         }
+        let seconds = |flag: &str, value: f64| {
+            let time = Duration::try_from_secs_f64(value).ok().filter(|time| !time.is_zero());
+            time.ok_or_else(|| {
+                let message = format!("--{flag} {value} is not a time; use more than 0");
+                CliError::new(message)
+            })
+        };
+        let size = |flag: &str, value: f64| {
+            let bytes = value * f64::from(1 << 20);
+            (0.0..=1e15).contains(&bytes).then_some(bytes as u64).ok_or_else(|| {
+                CliError::new(format!("--{flag} {value} is not a size; use 0 or more"))
+            })
+        };
+        if !queue::NAMES.contains(&&*self.queue_policy) {
+            let known = queue::NAMES.join(", ");
+            let message =
+                format!("there is no queue policy \"{}\"; use one of {known}", self.queue_policy);
+            return Err(CliError::new(message));
+        }
         let bursts = Bursts { size: self.burst, gap: ms("burst-gap-ms", self.burst_gap_ms)? };
         let think = ms("think-ms", self.think_ms)?;
         let keep_alive: KeepAliveConfig = self.keep_alive.parse()?;
@@ -161,6 +217,7 @@ impl SimArgs {
                 },
             },
             users: self.users.map(|count| Users { count, think }),
+            balancers: self.balancers,
             workers: self.workers,
             processors: self.processors,
             scheduler: SchedulerConfig {
@@ -169,22 +226,23 @@ impl SimArgs {
             },
             keep_alive: keep_alive.to_string(),
             ttl: ms("ttl-seconds", self.ttl_seconds * 1e3)?,
-            code_budget: 1 << 30,
-            bundle_bytes: 1 << 20,
+            queue: self.queue_policy.clone(),
+            code_budget: size("code-mb", self.code_mb)?,
+            bundle_bytes: size("bundle-mb", self.bundle_mb)?,
             limits: Limits {
                 memory,
                 slots: 1,
-                max_instances: 16,
-                queue: 1024,
-                timeout: Duration::from_secs(30),
+                max_instances: self.max_instances,
+                queue: self.queue_limit,
+                timeout: seconds("timeout-seconds", self.timeout_seconds)?,
                 reuse: true,
             },
-            max_wait: Duration::from_secs(30),
+            max_wait: seconds("max-wait-seconds", self.max_wait_seconds)?,
             hop: ms("hop-ms", self.hop_ms)?,
             pull: ms("pull-ms", self.pull_ms)?,
             cold_start: ms("cold-ms", self.cold_ms)?,
             heartbeat: Duration::from_millis(500),
-            seed: self.seed,
+            seed: self.seeds[0],
             ..SimConfig::default()
         })
     }
@@ -197,35 +255,72 @@ pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
     } else {
         args.policies.clone()
     };
-    if args.records.is_some() && policies.len() != 1 {
-        return Err(CliError::new("--records holds one policy's calls; name one with --policy"));
-    }
-    let mut summaries = Vec::new();
+    // Refused before anything is simulated.
     for policy in &policies {
-        let built = catalog.policies().build(policy)?;
-        let mut file = None;
-        if let Some(path) = &args.records {
-            let created = std::fs::File::create(path);
-            let created = created.context(|| format!("cannot write {}", path.display()))?;
-            file = Some(std::io::BufWriter::new(created));
-        }
-        let (mut tally, mut written) = (Tally::default(), Ok(()));
-        simulate(&config, built, |call| {
-            tally.add(call);
-            if let (Some(file), Ok(())) = (&mut file, &written) {
-                written = serde_json::to_writer(&mut *file, &call.record())
-                    .map_err(std::io::Error::from)
-                    .and_then(|()| file.write_all(b"\n"));
-            }
-        })
-        .context(|| "cannot simulate".to_owned())?;
-        let flushed = written.and_then(|()| file.as_mut().map_or(Ok(()), Write::flush));
-        flushed.context(|| "cannot write the records".to_owned())?;
-        summaries.push(tally.summary(&policy.to_string()));
+        catalog.policies().build(policy)?;
     }
+    let runs: Vec<(&PolicyConfig, u64)> = policies
+        .iter()
+        .flat_map(|policy| args.seeds.iter().map(move |seed| (policy, *seed)))
+        .collect();
+    let records = args.records.as_deref();
+    if records.is_some() && runs.len() != 1 {
+        let message = "--records holds the calls of one run; name one --policy and one --seed";
+        return Err(CliError::new(message));
+    }
+    let watch = Watch::start(config.workload.invocations * runs.len() as u64);
+    let summaries = in_parallel(runs.len(), args.threads, |number| {
+        let (policy, seed) = runs[number];
+        let config = SimConfig { seed, ..config.clone() };
+        run(&config, policy, catalog, records, &watch)
+    });
+    drop(watch);
+    let summaries = summaries.into_iter().collect::<Result<Vec<_>>>()?;
+    match *args.seeds {
+        [seed] => report(args, &summaries, seed),
+        _ => report_means(args, &summaries),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One simulation.
+fn run(
+    config: &SimConfig,
+    policy: &PolicyConfig,
+    catalog: &Catalog,
+    records: Option<&Path>,
+    watch: &Watch,
+) -> Result<Summary> {
+    let mut file = None;
+    if let Some(path) = records {
+        let created = std::fs::File::create(path);
+        let created = created.context(|| format!("cannot write {}", path.display()))?;
+        file = Some(std::io::BufWriter::new(created));
+    }
+    let make_policy = || catalog.policies().build(policy).expect("it was built before");
+    let (mut tally, mut written, mut count) = (Tally::default(), Ok(()), 0u64);
+    let usage = simulate_with(config, make_policy, |call| {
+        tally.add(call);
+        count += 1;
+        if count.is_multiple_of(Watch::STEP) {
+            watch.over();
+        }
+        if let (Some(file), Ok(())) = (&mut file, &written) {
+            written = serde_json::to_writer(&mut *file, &call.record())
+                .map_err(std::io::Error::from)
+                .and_then(|()| file.write_all(b"\n"));
+        }
+    })
+    .context(|| "cannot simulate".to_owned())?;
+    let flushed = written.and_then(|()| file.as_mut().map_or(Ok(()), Write::flush));
+    flushed.context(|| "cannot write the records".to_owned())?;
+    Ok(tally.summary(&policy.to_string()).with_usage(&usage))
+}
+
+fn report(args: &SimArgs, summaries: &[Summary], seed: u64) {
     if args.json {
-        print_json(&serde_json::json!({ "policies": summaries, "seed": args.seed }));
-        return Ok(ExitCode::SUCCESS);
+        print_json(&serde_json::json!({ "policies": summaries, "seed": seed }));
+        return;
     }
     let rows: Vec<Vec<String>> = summaries
         .iter()
@@ -238,10 +333,163 @@ pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
                 format!("{:.2}", summary.mean_ms),
                 format!("{:.2}", summary.p50_ms),
                 format!("{:.2}", summary.p99_ms),
+                format!("{:.1}", summary.per_second.unwrap_or_default()),
+                format!("{:.0}", summary.mean_memory_mb.unwrap_or_default()),
             ]
         })
         .collect();
-    let headings = ["POLICY", "ANSWERED", "FAILED", "COLD", "MEAN ms", "P50 ms", "P99 ms"];
+    let headings = [
+        "POLICY",
+        "ANSWERED",
+        "FAILED",
+        "COLD",
+        "MEAN ms",
+        "P50 ms",
+        "P99 ms",
+        "A SECOND",
+        "MEMORY MiB",
+    ];
     print(&table(&headings, &rows));
-    Ok(ExitCode::SUCCESS)
+    print(&failures(summaries.iter().map(|summary| (&*summary.name, &summary.failures))));
+}
+
+/// What was measured, over the seeds.
+#[derive(Debug, Serialize)]
+struct Means<'a> {
+    name: &'a str,
+    /// Over all runs.
+    invocations: u64,
+    failed: u64,
+    failures: BTreeMap<String, u64>,
+    cold_rate: Interval,
+    mean_ms: Interval,
+    p50_ms: Interval,
+    p99_ms: Interval,
+    mean_wait_ms: Interval,
+    cold_overhead: Interval,
+    per_second: Interval,
+    mean_memory_mb: Interval,
+    /// Each run, in the order of the seeds.
+    runs: &'a [Summary],
+}
+
+impl<'a> Means<'a> {
+    fn of(runs: &'a [Summary]) -> Self {
+        let over = |number: &dyn Fn(&Summary) -> f64| {
+            Interval::of(&runs.iter().map(number).collect::<Vec<_>>())
+        };
+        let mut failures = BTreeMap::new();
+        for (code, count) in runs.iter().flat_map(|run| &run.failures) {
+            *failures.entry(code.clone()).or_default() += count;
+        }
+        Means {
+            name: &runs[0].name,
+            invocations: runs.iter().map(|run| run.invocations).sum(),
+            failed: runs.iter().map(|run| run.failed).sum(),
+            failures,
+            cold_rate: over(&|run| run.cold_rate),
+            mean_ms: over(&|run| run.mean_ms),
+            p50_ms: over(&|run| run.p50_ms),
+            p99_ms: over(&|run| run.p99_ms),
+            mean_wait_ms: over(&|run| run.mean_wait_ms),
+            cold_overhead: over(&|run| run.cold_overhead),
+            per_second: over(&|run| run.per_second.unwrap_or_default()),
+            mean_memory_mb: over(&|run| run.mean_memory_mb.unwrap_or_default()),
+            runs,
+        }
+    }
+}
+
+fn report_means(args: &SimArgs, summaries: &[Summary]) {
+    let means: Vec<Means<'_>> = summaries.chunks(args.seeds.len()).map(Means::of).collect();
+    if args.json {
+        print_json(&serde_json::json!({ "policies": means, "seeds": args.seeds }));
+        return;
+    }
+    let shown = |interval: Interval, digits: usize| {
+        format!("{:.digits$} ± {:.digits$}", interval.mean, interval.half_width)
+    };
+    let rows: Vec<Vec<String>> = means
+        .iter()
+        .map(|means| {
+            let cold = means.cold_rate;
+            let percent = Interval { mean: 100.0 * cold.mean, half_width: 100.0 * cold.half_width };
+            vec![
+                means.name.to_owned(),
+                means.invocations.to_string(),
+                means.failed.to_string(),
+                format!("{} %", shown(percent, 2)),
+                shown(means.mean_ms, 2),
+                shown(means.p50_ms, 2),
+                shown(means.p99_ms, 2),
+                shown(means.per_second, 1),
+                shown(means.mean_memory_mb, 0),
+            ]
+        })
+        .collect();
+    let headings = [
+        "POLICY",
+        "ANSWERED",
+        "FAILED",
+        "COLD",
+        "MEAN ms",
+        "P50 ms",
+        "P99 ms",
+        "A SECOND",
+        "MEMORY MiB",
+    ];
+    print(&table(&headings, &rows));
+    print(&format!(
+        "Means over {} seeds, with their 95 % confidence intervals.\n",
+        args.seeds.len()
+    ));
+    print(&failures(means.iter().map(|means| (means.name, &means.failures))));
+}
+
+/// Why calls failed, and what that means for the other numbers; nothing when none did.
+fn failures<'a>(policies: impl Iterator<Item = (&'a str, &'a BTreeMap<String, u64>)>) -> String {
+    let mut text = String::new();
+    for (name, failures) in policies.filter(|(_, failures)| !failures.is_empty()) {
+        let reasons: Vec<String> =
+            failures.iter().map(|(code, count)| format!("{count} {code}")).collect();
+        text.push_str(&format!("{name} failed: {}.\n", reasons.join(", ")));
+    }
+    if !text.is_empty() {
+        text.push_str("Cold starts and times are those of the calls that were answered.\n");
+    }
+    text
+}
+
+/// Shows on a terminal how far all simulations are.
+struct Watch {
+    progress: Progress,
+    all: u64,
+    over: AtomicU64,
+    clock: SystemClock,
+}
+
+impl Watch {
+    /// So many calls are counted at once.
+    const STEP: u64 = 8192;
+
+    fn start(all: u64) -> Self {
+        let progress = Progress::start("simulating");
+        Watch { progress, all, over: AtomicU64::new(0), clock: SystemClock::new() }
+    }
+
+    /// [`STEP`](Self::STEP) more calls are over.
+    fn over(&self) {
+        let over = self.over.fetch_add(Self::STEP, Ordering::Relaxed) + Self::STEP;
+        self.progress.set(|| {
+            let seconds = self.clock.now().as_secs_f64().max(1e-3);
+            let rate = over as f64 / seconds;
+            let left = self.all.saturating_sub(over) as f64 / rate;
+            format!(
+                "{:.1} of {:.1} million calls, {:.2} million a second, {left:.0} s left",
+                over as f64 / 1e6,
+                self.all as f64 / 1e6,
+                rate / 1e6
+            )
+        });
+    }
 }

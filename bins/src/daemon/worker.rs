@@ -78,6 +78,9 @@ pub(crate) struct Options {
     /// Write a record of every call to this file, as JSON lines.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
+    /// Write everything that the worker's decisions follow from to this file, for `ol replay`.
+    #[arg(long, value_name = "FILE")]
+    inputs: Option<PathBuf>,
 }
 
 impl Settings for Options {
@@ -113,6 +116,7 @@ impl Settings for Options {
             most_connections: self.most_connections.or(file.most_connections),
             head_seconds: self.head_seconds.or(file.head_seconds),
             records: self.records.or(file.records),
+            inputs: self.inputs.or(file.inputs),
         }
     }
 }
@@ -124,6 +128,7 @@ impl Options {
         config.balancers = self.balancers;
         config.advertise = self.advertise;
         config.records = self.records;
+        config.inputs = self.inputs;
         if let Some(memory) = self.memory_mb {
             config.scheduler.memory = memory << 20;
         }

@@ -6,7 +6,9 @@
 //! here. The call belongs to those tasks, never to the client's connection: a client that leaves takes a
 //! waiting call out of the queue, but a running handler keeps its slot until it has answered.
 
+use std::fs::File;
 use std::future::Future;
+use std::io::{self, BufWriter};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +33,8 @@ use crate::sandbox::{Sandbox, SandboxFactory};
 use crate::scheduler::{Counts, InstanceId, InvocationId, VersionId};
 use crate::slots::Slots;
 use crate::time::{Clock, SystemClock, Time};
-use crate::wire::{Reservation, ReservationKey, WorkerEvent};
+use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
+use crate::worker_core::recording::Recording;
 use crate::worker_core::{Call, CallRecord, Input, Notice, Output, StreamId, WorkerCore};
 
 /// A call, decoded.
@@ -124,6 +127,8 @@ pub(super) struct State {
     streams: Streams,
     counted: Counted,
     timer: Option<Time>,
+    /// Where all inputs are written, if they are.
+    inputs: Option<Recording<BufWriter<File>>>,
     /// The reply that is about to be sent tells of an idle instance of this version.
     idle_with: Option<(InvocationId, VersionId)>,
 }
@@ -140,6 +145,7 @@ impl Dispatcher {
     pub(super) fn new(
         name: String,
         core: WorkerCore,
+        inputs: Option<Recording<BufWriter<File>>>,
         factory: Arc<dyn SandboxFactory>,
         code: CodeStore,
         log: Arc<LogWriter>,
@@ -152,6 +158,7 @@ impl Dispatcher {
             streams: Streams::default(),
             counted: Counted::default(),
             timer: None,
+            inputs,
             idle_with: None,
         };
         let dispatcher = Arc::new(Dispatcher {
@@ -174,9 +181,20 @@ impl Dispatcher {
         let Request { id, function, version, digest, head, body, reservation, balancer } = request;
         let (answer, receiver) = oneshot::channel();
         let balancer = balancer.as_ref().and_then(|name| name.to_str().ok());
+        let balancer = balancer.filter(|name| wire::is_balancer_name(name));
         let call = Call { function, version, digest, balancer, reservation };
         let mut state = self.lock();
-        let invocation = state.core.call(self.clock.now(), call).invocation;
+        let now = self.clock.now();
+        let call = match &mut state.inputs {
+            None => call,
+            Some(inputs) => {
+                let input = Input::Called(call);
+                written(inputs.input(now, &input, Some(&id)));
+                let Input::Called(call) = input else { unreachable!("it is what it was") };
+                call
+            }
+        };
+        let invocation = state.core.call(now, call).invocation;
         let carried = Carried { id, request: Some((head, body)), answer: Some(answer) };
         state.calls.insert(invocation.0, carried);
         self.carry_out_all(&mut state);
@@ -319,6 +337,13 @@ impl Dispatcher {
         self.step(&mut state, Input::Unsubscribed { stream });
     }
 
+    /// Sees that the inputs that were recorded are in their file.
+    pub(super) fn flush_inputs(&self) {
+        if let Some(inputs) = &mut self.lock().inputs {
+            written(inputs.flush());
+        }
+    }
+
     /// Ends all streams of events.
     pub(super) fn close_streams(&self) {
         self.lock().streams.close();
@@ -352,7 +377,11 @@ impl Dispatcher {
 
     /// One input, and all outputs that follow from it.
     pub(super) fn step(self: &Arc<Self>, state: &mut State, input: Input<'_>) {
-        state.core.handle(self.clock.now(), input);
+        let now = self.clock.now();
+        if let Some(inputs) = &mut state.inputs {
+            written(inputs.input(now, &input, None));
+        }
+        state.core.handle(now, input);
         self.carry_out_all(state);
     }
 
@@ -512,6 +541,13 @@ impl State {
     /// An instance's sandbox, while it is there.
     pub(super) fn sandbox(&self, instance: InstanceId) -> Option<Arc<dyn Sandbox>> {
         self.instances.get(instance.0)?.sandbox.clone()
+    }
+}
+
+/// A recording that has ended is told of once.
+fn written(result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "cannot write the worker's inputs; the recording ends here");
     }
 }
 

@@ -23,8 +23,9 @@ mod log;
 mod metrics;
 mod server;
 
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
 use crate::serving::{Patience, local};
 use crate::time::{Clock, SystemClock};
+use crate::worker_core::recording::{Header, Recording};
 use crate::worker_core::{CoreConfig, WorkerCore};
 use crate::{keep_alive, queue, wire};
 
@@ -82,6 +84,9 @@ pub struct WorkerConfig {
     pub drain_grace: Duration,
     /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
     pub records: Option<PathBuf>,
+    /// Write every input of the worker's [core](crate::worker_core) to this new file, so that the run can
+    /// be played again ([`replay`](crate::worker_core::recording::replay)). It is written under the worker's lock: for experiments.
+    pub inputs: Option<PathBuf>,
 }
 
 impl WorkerConfig {
@@ -104,6 +109,7 @@ impl WorkerConfig {
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),
             records: None,
+            inputs: None,
         }
     }
 }
@@ -116,6 +122,14 @@ pub enum StartError {
     #[error("cannot use the worker's folder {}", path.display())]
     StateDir {
         /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file for its inputs cannot be made.
+    #[error("cannot write the worker's inputs to {}; name a file in a folder that is there", path.display())]
+    Inputs {
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -190,9 +204,26 @@ impl Worker {
             max_wait: config.max_wait,
             code_budget: config.code_budget,
         };
+        let inputs = match &config.inputs {
+            None => None,
+            Some(path) => {
+                let header = Header {
+                    worker: config.name.clone(),
+                    core: core.clone(),
+                    keep_alive: config.keep_alive.clone(),
+                    ttl: config.ttl,
+                    queue: config.queue.clone(),
+                };
+                let started = File::create(path)
+                    .and_then(|file| Recording::start(BufWriter::new(file), &header));
+                let failed = |source| StartError::Inputs { path: path.clone(), source };
+                Some(started.map_err(failed)?)
+            }
+        };
         let core = WorkerCore::new(core, make_queue, keep_alive);
         let name = config.name.clone();
-        let dispatcher = Dispatcher::new(name, core, factory.clone(), code, log.clone(), clock);
+        let dispatcher =
+            Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
         let shared =
             Shared { config, dispatcher, registry, factory, log, request_ids, incarnation };
         Ok(Worker { shared: Arc::new(shared) })
@@ -245,6 +276,7 @@ impl Worker {
         server::serve(self.shared.clone(), listener, local.ok(), drained).await;
         background.shutdown().await;
         shared.log.flush().await;
+        shared.dispatcher.flush_inputs();
         Ok(())
     }
 

@@ -38,6 +38,7 @@ mod failures;
 mod messages;
 mod notices;
 mod phases;
+pub mod recording;
 mod versions;
 
 use std::collections::{BTreeMap, VecDeque};

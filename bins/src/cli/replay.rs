@@ -1,0 +1,37 @@
+//! `ol replay`: a worker's decisions again, from the inputs that it recorded.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use openlambda_core::worker_core::recording;
+
+use crate::error::{Context, Result};
+
+#[derive(Args, Debug)]
+pub(super) struct ReplayArgs {
+    /// What `ol-worker --inputs FILE` wrote
+    file: PathBuf,
+}
+
+/// Prints a record for each call that was over, as JSON lines: the same bytes as the worker's own
+/// `--records`.
+pub(super) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
+    let file = File::open(&args.file);
+    let file = file.context(|| format!("cannot open {}", args.file.display()))?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut written = Ok(());
+    recording::replay(BufReader::new(file), |record| {
+        if written.is_ok() {
+            written = serde_json::to_writer(&mut out, &record)
+                .map_err(std::io::Error::from)
+                .and_then(|()| out.write_all(b"\n"));
+        }
+    })
+    .context(|| format!("cannot play {}", args.file.display()))?;
+    let printed = written.and_then(|()| out.flush());
+    printed.context(|| "cannot print the records".to_owned())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,189 @@
+//! A worker's inputs in a file, and a core that plays them again.
+//!
+//! A live worker writes each input of its [core](super) with the time, one JSON object a line (see
+//! [`WorkerConfig::inputs`](crate::worker::WorkerConfig)); [`replay`] feeds them to a core of the same
+//! configuration. Since the core decides all and reads neither clock nor chance, the same records come
+//! of it, byte for byte: what a worker did can be looked into afterwards, and tried with another
+//! configuration.
+//!
+//! ```text
+//! {"worker": "w1", "core": {…}, "keep_alive": "ttl", "ttl": {…}, "queue": "fifo"}
+//! {"at": 1201, "request": "0123…", "input": {"called": {"function": "f", "digest": "sha256:…"}}}
+//! {"at": 1305, "input": {"fetched": {"digest": "sha256:…", "bytes": 812, "manifest": {…}}}}
+//! ```
+
+use std::io::{self, BufRead, Write};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{CoreConfig, Input, Output, WorkerCore};
+use crate::config::ConfigError;
+use crate::invocation::{InvocationRecord, RequestId};
+use crate::slots::Slots;
+use crate::time::Time;
+use crate::{keep_alive, queue};
+
+/// The first line: what makes a core like the worker's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// The worker's name.
+    pub worker: String,
+    /// Its core's configuration.
+    pub core: CoreConfig,
+    /// Its keep-alive policy, as [`keep_alive::by_name`] takes it.
+    pub keep_alive: String,
+    /// That policy's time, unless it says so itself.
+    pub ttl: Duration,
+    /// Its queue policy, as [`queue::by_name`] takes it.
+    pub queue: String,
+}
+
+impl Header {
+    /// A core as the worker's was when it began.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`]: a policy that is not known here.
+    pub fn core(&self) -> Result<WorkerCore, ReplayError> {
+        let keep_alive = keep_alive::by_name(&self.keep_alive, self.ttl)?;
+        let make_queue = queue::by_name(&self.queue)
+            .ok_or_else(|| ReplayError::UnknownQueue { name: self.queue.clone() })?;
+        Ok(WorkerCore::new(self.core.clone(), make_queue, keep_alive))
+    }
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    at: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<&'a RequestId>,
+    input: &'a Input<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Read<'a> {
+    at: Time,
+    #[serde(default)]
+    request: Option<RequestId>,
+    #[serde(borrow)]
+    input: Input<'a>,
+}
+
+/// Writes inputs. The first error ends the recording; who writes learns of it once.
+#[derive(Debug)]
+pub struct Recording<W> {
+    to: Option<W>,
+}
+
+impl<W: Write> Recording<W> {
+    /// Begins with the header.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn start(mut to: W, header: &Header) -> io::Result<Self> {
+        line(&mut to, header)?;
+        Ok(Recording { to: Some(to) })
+    }
+
+    /// Writes an input, of a call with its request's id.
+    ///
+    /// # Errors
+    ///
+    /// The recording ends here.
+    pub fn input(
+        &mut self,
+        at: Time,
+        input: &Input<'_>,
+        request: Option<&RequestId>,
+    ) -> io::Result<()> {
+        let Some(to) = &mut self.to else { return Ok(()) };
+        line(to, &Written { at, request, input }).inspect_err(|_| self.to = None)
+    }
+
+    /// Sees that what was written is in the file.
+    ///
+    /// # Errors
+    ///
+    /// The recording ends here.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.to.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+fn line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *to, value)?;
+    to.write_all(b"\n")
+}
+
+/// Why a recording cannot be played.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// It cannot be read.
+    #[error("cannot read the recording")]
+    Io(#[from] io::Error),
+    /// A line is none of a recording.
+    #[error(
+        "line {number} of the recording is not of one; is it a file that a worker wrote as inputs?"
+    )]
+    Line {
+        /// Which, from 1.
+        number: u64,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The worker had a keep-alive policy that is not known here.
+    #[error(transparent)]
+    KeepAlive(#[from] ConfigError),
+    /// The worker had a queue policy that is not known here.
+    #[error("there is no queue policy \"{name}\"; use one of {}", queue::NAMES.join(", "))]
+    UnknownQueue {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Plays a recording into a core; `record` sees each call when it is over. A last line that is not whole,
+/// because its worker was killed, is left out.
+///
+/// # Errors
+///
+/// [`ReplayError`].
+pub fn replay(
+    mut recording: impl BufRead,
+    mut record: impl FnMut(InvocationRecord),
+) -> Result<(), ReplayError> {
+    let mut text = String::new();
+    recording.read_line(&mut text)?;
+    let header: Header =
+        serde_json::from_str(&text).map_err(|source| ReplayError::Line { number: 1, source })?;
+    let mut core = header.core()?;
+    let mut requests = Slots::default();
+    for number in 2.. {
+        text.clear();
+        if recording.read_line(&mut text)? == 0 || !text.ends_with('\n') {
+            break;
+        }
+        let Read { at, request, input } =
+            serde_json::from_str(&text).map_err(|source| ReplayError::Line { number, source })?;
+        match (input, request) {
+            (Input::Called(call), Some(request)) => {
+                requests.insert(core.call(at, call).invocation.0, request);
+            }
+            (input, _) => core.handle(at, input),
+        }
+        while let Some(output) = core.poll_output() {
+            if let Output::Record(over) = output
+                && let Some(request) = requests.remove(over.invocation.0)
+            {
+                record(core.named(&over, request, &header.worker));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! What a live worker did comes of its recorded inputs again, byte for byte.
+
+use std::io::BufReader;
+
+use openlambda_core::worker_core::recording::replay;
+
+use super::*;
+
+fn record_inputs(config: &mut WorkerConfig) {
+    config.inputs = Some(config.state_dir.join("inputs.jsonl"));
+    config.max_wait = Duration::from_millis(300);
+    config.scheduler.memory = 3 * 128 << 20;
+    config.scheduler.pause_after = Some(Duration::from_millis(20));
+}
+
+/// The records that come of the worker's inputs, as lines.
+fn replayed(rig: &Rig) -> Result<String, openlambda_core::worker_core::recording::ReplayError> {
+    let inputs = std::fs::File::open(rig.folder.path().join("inputs.jsonl")).unwrap();
+    let mut lines = String::new();
+    replay(BufReader::new(inputs), |record| {
+        lines.push_str(&serde_json::to_string(&record).unwrap());
+        lines.push('\n');
+    })?;
+    Ok(lines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_runs_inputs_give_the_same_records_again() {
+    let mut rig = Rig::start(record_inputs).await;
+    for n in 0..4 {
+        let manifest = "max_instances = 1\nqueue = 3\ntimeout_seconds = 0.1";
+        let slow = n == 3;
+        rig.function(&format!("f{n}"), manifest, move |body: Bytes| async move {
+            if body.is_empty() {
+                return Err(FunctionError::default());
+            }
+            tokio::time::sleep(Duration::from_millis(if slow { 250 } else { 5 })).await;
+            Ok(body)
+        })
+        .await;
+    }
+    let calls = (0..60).map(|n| {
+        let (rig, body) = (&rig, if n % 7 == 0 { "" } else { "1" });
+        async move {
+            tokio::time::sleep(Duration::from_millis(n * 11 % 400)).await;
+            let request = Request::post(format!("{}/run/f{}", rig.url, n % 5));
+            let call = rig.send(request, body);
+            // Some clients do not wait.
+            let patience = Duration::from_millis(if n % 9 == 0 { 3 } else { 5_000 });
+            let _ = tokio::time::timeout(patience, call).await;
+        }
+    });
+    join_all(calls).await;
+    rig.registry.delete(&"f1".parse().unwrap()).await.unwrap();
+    rig.stop().await;
+    let written = std::fs::read_to_string(rig.folder.path().join("records.jsonl")).unwrap();
+    let outcomes: std::collections::BTreeSet<String> =
+        rig.records().into_iter().map(|record| record.outcome).collect();
+    for outcome in ["ok", "function_error", "timeout", "queue_full"] {
+        assert!(outcomes.contains(outcome), "{outcomes:?}");
+    }
+    assert_eq!(replayed(&rig).unwrap(), written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_that_was_cut_off_is_played_as_far_as_it_goes() {
+    let mut rig = Rig::start(record_inputs).await;
+    rig.function("f", "", echo).await;
+    for _ in 0..5 {
+        assert_eq!(rig.call("f", "1").await.status, 200);
+    }
+    rig.stop().await;
+    let path = rig.folder.path().join("inputs.jsonl");
+    let written = std::fs::read_to_string(rig.folder.path().join("records.jsonl")).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for cut in (whole.len() / 2..whole.len()).step_by(97) {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let lines = replayed(&rig).unwrap();
+        assert!(written.starts_with(&lines), "{lines}");
+    }
+    std::fs::write(&path, "no recording\n").unwrap();
+    let error = replayed(&rig).unwrap_err().to_string();
+    assert!(error.contains("line 1 of the recording"), "{error}");
+}
