@@ -9,7 +9,7 @@ use super::*;
 fn record_inputs(config: &mut WorkerConfig) {
     config.inputs = Some(config.state_dir.join("inputs.jsonl"));
     config.max_wait = Duration::from_millis(300);
-    config.scheduler.memory = 3 * 128 << 20;
+    config.scheduler.memory = 384 << 20;
     config.scheduler.pause_after = Some(Duration::from_millis(20));
 }
 
