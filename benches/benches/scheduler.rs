@@ -1,5 +1,6 @@
 //! Events a second through the worker's scheduler: warm invocations (arrived, run, finished), and
-//! cold ones (code, start, run, finished, evicted, destroyed).
+//! cold ones (code, start, run, finished, evicted, destroyed). A call is over before the next one
+//! comes, so all have the same slot, each with a generation of its own, as a shell would give it.
 
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ impl Worker {
     /// One invocation from arrival to its end, with a world in which everything succeeds at once.
     fn invocation(&mut self) {
         self.now += Duration::from_micros(10);
-        let invocation = InvocationId(self.invocations);
+        let invocation = InvocationId(self.invocations << 32);
         let version = VersionId((self.invocations % u64::from(VERSIONS)) as u32);
         self.invocations += 1;
         let deadline = self.now + Duration::from_secs(30);

@@ -15,6 +15,7 @@
 //!
 //! Without default features the crate has neither tokio nor hyper.
 
+mod arena;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;
@@ -38,7 +39,6 @@ pub mod sandbox;
 pub mod scheduler;
 #[cfg(feature = "serving")]
 pub mod serving;
-mod slots;
 pub mod time;
 pub mod wire;
 #[cfg(feature = "worker")]

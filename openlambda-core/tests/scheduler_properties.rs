@@ -182,6 +182,7 @@ impl Shell {
             pause_after: pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
             offer_timeout: OFFER_TIMEOUT,
+            ..SchedulerConfig::default()
         };
         let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
         let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));

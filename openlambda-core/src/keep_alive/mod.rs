@@ -44,7 +44,8 @@ use crate::time::Time;
 ///
 /// The scheduler tells of each instance `started` once, then `idle` and `used` in turn, then
 /// `ended` once, from whatever state. `invoked` comes for each invocation that begins to run in an
-/// instance, after its `used` if it was idle. A victim is always one that is idle.
+/// instance, after its `used` if it was idle. A victim is always one that is idle. Of an id, the low
+/// half is used again when an instance is gone ([`InstanceId`]): the whole of it is the instance's name.
 ///
 /// ```text
 ///   started ──▶ (in use) ──idle──▶ (idle) ──ended──▶ (gone)

@@ -11,7 +11,7 @@ use crate::time::Time;
 ///
 /// The keep-alive of most platforms: OpenWhisk keeps a container for 10 minutes, and the providers'
 /// clouds were measured at 5 to 27 minutes (Wang et al., *Peeking Behind the Curtains of Serverless
-/// Platforms*, USENIX ATC 2018). O(log n).
+/// Platforms*, USENIX ATC 2018). O(1).
 #[derive(Debug)]
 pub struct Ttl {
     ttl: Duration,

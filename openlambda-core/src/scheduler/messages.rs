@@ -7,7 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::invocation::StartKind;
 use crate::time::Time;
 
-/// One invocation on this worker. The shell gives the numbers out; each is used once.
+/// One invocation on this worker, or the reservation of one. The shell gives the numbers out.
+///
+/// The low half is a slot of the scheduler's table, so slots are to be dense: 0, 1, 2, … and those that
+/// are free again. A slot is given to another invocation only when what had it is over: the
+/// invocation by [`Action::Reject`] or [`Event::Finished`], its reservation by
+/// [`Action::ReservationOver`]. The high half is the slot's generation, another one each time, and of
+/// a number with another generation than the one that has the slot the scheduler knows nothing. Plain
+/// numbers 0, 1, 2, … are right too, and take memory for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InvocationId(pub u64);
@@ -18,6 +25,9 @@ pub struct InvocationId(pub u64);
 pub struct VersionId(pub u32);
 
 /// One instance on this worker. The scheduler gives the numbers out; each is used once.
+///
+/// The low half is a slot, dense and used again when nothing is left of the instance that had it; the
+/// high half is the slot's generation. So the low half can be an index for whoever checks the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u64);

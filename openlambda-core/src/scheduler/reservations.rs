@@ -1,9 +1,9 @@
 //! Places that are kept for invocations that may come: the life of a reservation, as the module above
 //! draws it.
 
-use super::{
-    Action, InstanceId, InvocationId, Rejection, ReservationEnd, Scheduler, Timer, VersionId,
-};
+use super::calls::{Call, Offer, Place};
+use super::timers::Timer;
+use super::{Action, InstanceId, InvocationId, Rejection, ReservationEnd, Scheduler, VersionId};
 use crate::time::Time;
 
 impl Scheduler {
@@ -14,22 +14,27 @@ impl Scheduler {
         version: VersionId,
         deadline: Time,
     ) {
+        let place = Place { version, deadline, reserved: true };
         match self.admits(version) {
-            Ok(()) => self.enqueue(now, invocation, version, deadline, true),
+            Ok(()) => self.enqueue(now, invocation, place),
             Err(why) => self.reservation_over(invocation, ReservationEnd::Refused(why)),
         }
     }
 
     pub(super) fn on_reservation_cancelled(&mut self, now: Time, invocation: InvocationId) {
-        if self.offered.contains_key(&invocation) {
-            self.end_offer(now, invocation, ReservationEnd::Cancelled);
-        } else if self.waiting.get(&invocation).is_some_and(|place| place.reserved) {
-            let why = Rejection::Cancelled;
-            self.leave_queue(
-                invocation,
-                Action::Reject { invocation, why },
-                ReservationEnd::Cancelled,
-            );
+        match self.calls.get(invocation) {
+            Some(Call::Offered(_)) => {
+                self.end_offer(now, invocation, ReservationEnd::Cancelled);
+            }
+            Some(Call::Waiting(place)) if place.reserved => {
+                let why = Rejection::Cancelled;
+                self.leave_queue(
+                    invocation,
+                    Action::Reject { invocation, why },
+                    ReservationEnd::Cancelled,
+                );
+            }
+            _ => {}
         }
     }
 
@@ -42,58 +47,54 @@ impl Scheduler {
         version: VersionId,
         deadline: Time,
     ) -> bool {
-        if let Some(offer) = self.offered.get(&invocation).copied() {
-            if self.instances[&offer.instance].version != version {
-                self.end_offer(now, invocation, ReservationEnd::Cancelled);
-                return false;
-            }
-            self.offered.remove(&invocation);
-            self.timers.remove(&(offer.until, Timer::Offer(invocation)));
-            self.version(version).superseded = false;
-            self.reservation_over(invocation, ReservationEnd::Taken);
-            let instance = self.instances.get_mut(&offer.instance).expect("it holds a slot");
-            instance.held -= 1;
-            self.run(now, invocation, offer.since, offer.instance, offer.start);
-            return true;
-        }
-        let Some(place) = self.waiting.get_mut(&invocation).filter(|place| place.reserved) else {
-            return false;
+        let (reserved, offer) = match self.calls.get(invocation) {
+            Some(Call::Offered(offer)) => (self.instances[offer.instance].version, Some(*offer)),
+            Some(Call::Waiting(place)) if place.reserved => (place.version, None),
+            _ => return false,
         };
-        if place.version != version {
+        if reserved != version {
             self.on_reservation_cancelled(now, invocation);
             return false;
         }
-        place.reserved = false;
-        let until = std::mem::replace(&mut place.deadline, deadline);
-        self.reserved -= 1;
-        self.timers.remove(&(until, Timer::Wait(invocation)));
-        self.timers.insert((deadline, Timer::Wait(invocation)));
-        self.version(version).superseded = false;
+        self.versions[version.0 as usize].superseded = false;
         self.reservation_over(invocation, ReservationEnd::Taken);
+        if let Some(offer) = offer {
+            self.release(invocation, offer);
+            self.run(now, invocation, offer.since, offer.instance, offer.start);
+        } else {
+            let place = Place { version, deadline, reserved: false };
+            self.calls.set(invocation, Call::Waiting(place));
+            self.timers.set(Timer::Wait, invocation.slot(), deadline);
+        }
         true
     }
 
     /// The slot that was held goes to the next.
     pub(super) fn end_offer(&mut self, now: Time, invocation: InvocationId, why: ReservationEnd) {
-        let Some(offer) = self.offered.remove(&invocation) else { return };
-        self.timers.remove(&(offer.until, Timer::Offer(invocation)));
+        let Some(&Call::Offered(offer)) = self.calls.get(invocation) else { return };
+        self.calls.remove(invocation);
+        self.timers.clear_call(invocation.slot());
         self.reservation_over(invocation, why);
-        let instance = self.instances.get_mut(&offer.instance).expect("it holds a slot");
-        instance.held -= 1;
+        self.release(invocation, offer);
         self.free_slot(now, offer.instance, true);
+    }
+
+    /// The slot is held no more; it is busy yet.
+    fn release(&mut self, invocation: InvocationId, offer: Offer) {
+        let instance = &mut self.instances[offer.instance];
+        self.offers.remove(&mut instance.offers, invocation.slot());
     }
 
     /// The instance ends, and the slots that it held are free of their reservations.
     pub(super) fn lose_slots(&mut self, id: InstanceId) {
-        let held = self.offered.iter().filter(|(_, offer)| offer.instance == id);
-        let lost: Vec<_> = held.map(|(invocation, offer)| (*invocation, offer.until)).collect();
-        for (invocation, until) in lost {
-            self.offered.remove(&invocation);
-            self.timers.remove(&(until, Timer::Offer(invocation)));
+        while let Some(slot) = self.instances[id].offers.first() {
+            let invocation = self.calls.at(slot);
+            self.offers.remove(&mut self.instances[id].offers, slot);
+            self.calls.remove(invocation);
+            self.timers.clear_call(slot);
+            self.instances.free_slot(id);
             self.reservation_over(invocation, ReservationEnd::SlotLost);
         }
-        let instance = self.instances.get_mut(&id).expect("it is ending, not gone");
-        instance.used -= std::mem::take(&mut instance.held);
     }
 
     pub(super) fn reservation_over(&mut self, invocation: InvocationId, why: ReservationEnd) {
@@ -103,11 +104,15 @@ impl Scheduler {
     /// Their invocations would be rejected.
     pub(super) fn end_reservations(&mut self, now: Time) {
         let draining = Rejection::Draining;
-        let waiting = self.waiting.iter().filter(|(_, place)| place.reserved);
-        for invocation in waiting.map(|(invocation, _)| *invocation).collect::<Vec<_>>() {
+        let those = |scheduler: &Self, matches: fn(&Call) -> bool| -> Vec<InvocationId> {
+            let calls = scheduler.calls.iter().filter(|(_, call)| matches(call));
+            calls.map(|(invocation, _)| invocation).collect()
+        };
+        let waiting = |call: &Call| matches!(call, Call::Waiting(place) if place.reserved);
+        for invocation in those(self, waiting) {
             self.reject_waiting(invocation, draining);
         }
-        for invocation in self.offered.keys().copied().collect::<Vec<_>>() {
+        for invocation in those(self, |call| matches!(call, Call::Offered(_))) {
             self.end_offer(now, invocation, ReservationEnd::Refused(draining));
         }
     }

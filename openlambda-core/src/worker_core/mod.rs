@@ -53,6 +53,7 @@ use self::calls::{CallState, Calls};
 use self::notices::{BalancerId, Notices};
 use self::phases::Start;
 use self::versions::{Versions, limits_of};
+use crate::arena::Slots;
 use crate::balancing::WorkerLoad;
 use crate::code_cache::{CodeCache, Lookup};
 use crate::failure::{Failure, FailureKind};
@@ -66,7 +67,6 @@ use crate::scheduler::{
     Action, Counts, Event, InstanceId, InvocationId, Rejection, Scheduler, SchedulerConfig,
     VersionId,
 };
-use crate::slots::Slots;
 use crate::time::Time;
 use crate::wire::{Reservation, ReservationKey};
 
@@ -393,7 +393,7 @@ impl WorkerCore {
 
     /// Versions with idle instances, and how many, in the order of their numbers.
     pub fn idle_versions(&self) -> impl Iterator<Item = (VersionId, u32)> {
-        self.scheduler.idle_by_version().into_iter()
+        self.scheduler.idle_versions()
     }
 
     /// Functions with idle instances, and how many.

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{CoreConfig, Input, Output, WorkerCore};
+use crate::arena::Slots;
 use crate::config::ConfigError;
 use crate::invocation::{InvocationRecord, RequestId};
-use crate::slots::Slots;
 use crate::time::Time;
 use crate::{keep_alive, queue};
 

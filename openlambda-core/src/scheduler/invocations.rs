@@ -1,0 +1,323 @@
+//! An invocation's way: it arrives, waits for a slot unless one is free, runs, and gives the slot to
+//! the next.
+
+use super::calls::{Call, Offer, Place};
+use super::instances::State;
+use super::timers::Timer;
+use super::version::Code;
+use super::{
+    Action, EvictReason, InstanceId, InvocationId, Limits, Rejection, ReservationEnd, Scheduler,
+    VersionId,
+};
+use crate::invocation::StartKind;
+use crate::queue::Waiting;
+use crate::time::Time;
+
+/// The most invocations that wait for a version's code, before its manifest says how many may.
+const QUEUE_BEFORE_CODE: u32 = 1024;
+
+impl Scheduler {
+    pub(super) fn on_arrived(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        version: VersionId,
+        deadline: Time,
+    ) {
+        if self.take_reservation(now, invocation, version, deadline) {
+            return;
+        }
+        let place = Place { version, deadline, reserved: false };
+        match self.admits(version) {
+            Ok(()) => self.enqueue(now, invocation, place),
+            Err(why) => self.actions.push_back(Action::Reject { invocation, why }),
+        }
+    }
+
+    /// Whether one more may wait for the version.
+    pub(super) fn admits(&mut self, id: VersionId) -> Result<(), Rejection> {
+        let draining = self.draining;
+        let pool = self.pool.total();
+        let version = self.version(id);
+        match version.code.limits() {
+            _ if draining => Err(Rejection::Draining),
+            Some(limits) if limits.memory > pool => {
+                Err(Rejection::TooLarge { needs: limits.memory, pool })
+            }
+            // What a free slot takes at once does not wait, so a limit of 0 still serves. The slots
+            // that are coming are not part of the queue's bound.
+            Some(limits)
+                if version.free.is_empty()
+                    && u64::from(version.waiting)
+                        >= u64::from(limits.queue) + u64::from(version.spare(limits)) =>
+            {
+                Err(Rejection::QueueFull)
+            }
+            None if version.waiting >= QUEUE_BEFORE_CODE => Err(Rejection::QueueFull),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, now: Time, invocation: InvocationId, place: Place) {
+        let id = place.version;
+        let version = &mut self.versions[id.0 as usize];
+        version.superseded = false;
+        if version.waiting == 0
+            && let Some(instance) = self.instances.next_free(version)
+        {
+            self.serve(now, invocation, place, now, instance);
+        } else {
+            let deadline = place.deadline;
+            let queue = version.queue.get_or_insert_with(|| (self.make_queue)());
+            queue.push(Waiting { invocation, arrived: now, deadline });
+            version.waiting += 1;
+            self.calls.set(invocation, Call::Waiting(place));
+            self.timers.set(Timer::Wait, invocation.slot(), deadline);
+        }
+        self.pump(now, id);
+    }
+
+    /// What waits is over; its wishes for instances shrink with the queue.
+    pub(super) fn reject_waiting(&mut self, invocation: InvocationId, why: Rejection) {
+        self.leave_queue(
+            invocation,
+            Action::Reject { invocation, why },
+            ReservationEnd::Refused(why),
+        );
+    }
+
+    pub(super) fn leave_queue(
+        &mut self,
+        invocation: InvocationId,
+        rejection: Action,
+        end: ReservationEnd,
+    ) {
+        let Some(&place) = self.calls.waiting(invocation) else { return };
+        self.calls.remove(invocation);
+        self.timers.clear_call(invocation.slot());
+        let version = &mut self.versions[place.version.0 as usize];
+        version.waiting -= 1;
+        if let Some(queue) = &mut version.queue {
+            queue.remove(invocation);
+        }
+        if place.reserved {
+            self.reservation_over(invocation, end);
+        } else {
+            self.actions.push_back(rejection);
+        }
+        self.drop_surplus_wishes(place.version);
+    }
+
+    /// Gives free slots to what waits, in turn, then sees that enough instances are coming.
+    pub(super) fn pump(&mut self, now: Time, id: VersionId) {
+        let index = id.0 as usize;
+        while self.versions[index].waiting > 0 {
+            let version = &mut self.versions[index];
+            let Some(instance) = self.instances.next_free(version) else { break };
+            let next = version.queue.as_mut().and_then(|queue| queue.pop(now));
+            let Some(Waiting { invocation, arrived, .. }) = next else { break };
+            version.waiting -= 1;
+            let place = *self.calls.waiting(invocation).expect("what is in a queue waits");
+            self.serve(now, invocation, place, arrived, instance);
+        }
+        let version = &mut self.versions[index];
+        if !version.waits() {
+            self.wishes.shrink(&mut version.wishes, 0);
+            return;
+        }
+        let limits = match version.code {
+            Code::Unknown => {
+                version.code = Code::Fetching;
+                self.actions.push_back(Action::Fetch { version: id });
+                return;
+            }
+            Code::Fetching => return,
+            Code::Ready(limits) | Code::Gone(limits) => limits,
+        };
+        // Paused instances first: waking one is cheaper than making one.
+        while self.versions[index].waiting > self.versions[index].promised {
+            let (paused, instances) = (self.versions[index].paused, &self.instances);
+            let whole = instances.paused(paused).find(|id| instances[*id].missing() == 0);
+            let Some(instance) = whole.or_else(|| {
+                // What it gave back it needs again: at once if nobody waits for memory, else in turn.
+                let last = instances.paused(paused).next()?;
+                let at_once = self.wishes.is_empty() && self.pool.take(instances[last].missing());
+                at_once.then_some(last)
+            }) else {
+                break;
+            };
+            self.resume(instance);
+        }
+        let version = &mut self.versions[index];
+        let wanted = version.wanted(&limits);
+        while version.wishes.count() < wanted {
+            self.wishes.push(&mut version.wishes, id, now);
+        }
+        self.wishes.shrink(&mut version.wishes, wanted);
+    }
+
+    /// An invocation, or the reservation of one, gets a slot of this instance, which is the version's
+    /// next: the one runs, the other has it held.
+    fn serve(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        place: Place,
+        arrived: Time,
+        id: InstanceId,
+    ) {
+        let instance = &mut self.instances[id];
+        let (start, slots) = (instance.fresh.unwrap_or(StartKind::Warm), instance.slots);
+        if instance.used() == 0 {
+            instance.expire_at = None;
+            self.timers.clear_instance(id.slot());
+            if std::mem::take(&mut instance.resting) {
+                self.keep_alive.used(id, now);
+            }
+        }
+        if self.instances.use_slot(id) == slots {
+            self.instances.remove_free(id, &mut self.versions[place.version.0 as usize]);
+        }
+        if !place.reserved {
+            return self.run(now, invocation, arrived, id, start);
+        }
+        let until = place.deadline.min(now + self.config.offer_timeout);
+        self.offers.push_back(&mut self.instances[id].offers, invocation.slot());
+        self.calls.set(invocation, Call::Offered(Offer { instance: id, since: arrived, start }));
+        self.timers.set(Timer::Offer, invocation.slot(), until);
+        self.actions.push_back(Action::Offer { invocation, instance: id });
+    }
+
+    /// An invocation runs in a slot that it has.
+    pub(super) fn run(
+        &mut self,
+        now: Time,
+        invocation: InvocationId,
+        arrived: Time,
+        id: InstanceId,
+        start: StartKind,
+    ) {
+        self.keep_alive.invoked(id, arrived, now);
+        let instance = &mut self.instances[id];
+        instance.ran = true;
+        match self.versions[instance.version.0 as usize].code.limits() {
+            Some(limits) => {
+                self.timers.set(Timer::Run, invocation.slot(), now + limits.timeout);
+            }
+            None => self.timers.clear_call(invocation.slot()),
+        }
+        self.calls.set(invocation, Call::Running(id));
+        self.actions.push_back(Action::Run { invocation, instance: id, start });
+    }
+
+    pub(super) fn on_finished(&mut self, now: Time, invocation: InvocationId, reusable: bool) {
+        let Some(&Call::Running(id)) = self.calls.get(invocation) else { return };
+        self.calls.remove(invocation);
+        self.timers.clear_call(invocation.slot());
+        self.free_slot(now, id, reusable);
+    }
+
+    /// It has run for as long as it may.
+    pub(super) fn expire(&mut self, now: Time, invocation: InvocationId) {
+        if let Some(&Call::Running(instance)) = self.calls.get(invocation) {
+            self.actions.push_back(Action::Expire { invocation });
+            self.evict(now, instance, EvictReason::TimedOut);
+        }
+    }
+
+    /// A slot that ran an invocation, or was held for one that did not come, is free.
+    pub(super) fn free_slot(&mut self, now: Time, id: InstanceId, reusable: bool) {
+        let used = self.instances.free_slot(id);
+        let instance = &self.instances[id];
+        let was_full = used + 1 == instance.slots;
+        let (version_id, retiring) = (instance.version, instance.retiring);
+        let version = &mut self.versions[version_id.0 as usize];
+        match instance.state() {
+            State::Gone => {
+                if used == 0 {
+                    self.instances.remove(id, version);
+                }
+                return;
+            }
+            State::Ending => return,
+            _ => {}
+        }
+        if !reusable {
+            return self.evict(now, id, EvictReason::Broken);
+        }
+        let reuse = version.code.limits().is_none_or(|limits| limits.reuse);
+        if !reuse && instance.ran {
+            if used == 0 {
+                self.evict(now, id, EvictReason::NoReuse);
+            }
+            return;
+        }
+        let retires = retiring || self.must_yield(now, version_id);
+        let version = &mut self.versions[version_id.0 as usize];
+        if retires {
+            if !retiring {
+                let instance = &mut self.instances[id];
+                instance.retiring = true;
+                self.retiring_bytes += instance.memory;
+                self.instances.remove_free(id, version);
+            }
+            if used == 0 {
+                return self.evict(now, id, EvictReason::Memory);
+            }
+        } else if was_full {
+            self.instances.push_free(id, version, self.config.pick);
+        }
+        self.pump(now, version_id);
+        self.rest(now, id);
+    }
+
+    // Code.
+
+    pub(super) fn on_code_ready(&mut self, now: Time, id: VersionId, limits: Limits) {
+        let pool = self.pool.total();
+        let version = self.version(id);
+        version.code = Code::Ready(limits);
+        if limits.memory > pool {
+            version.prewarm = 0;
+            let why = Rejection::TooLarge { needs: limits.memory, pool };
+            self.reject_all(id, why, now);
+            return;
+        }
+        // Before the code was there nobody knew the bound; the latest are over it.
+        let room = limits.queue.saturating_add(version.spare(&limits));
+        if version.waiting > room
+            && let Some(queue) = &mut version.queue
+        {
+            let mut waiting: Vec<_> = std::iter::from_fn(|| queue.pop(now)).collect();
+            let over = waiting.split_off(waiting.len().min(room as usize));
+            for waiting in waiting {
+                queue.push(waiting);
+            }
+            for waiting in over {
+                self.reject_waiting(waiting.invocation, Rejection::QueueFull);
+            }
+        }
+        self.pump(now, id);
+    }
+
+    pub(super) fn on_code_failed(&mut self, now: Time, id: VersionId) {
+        let version = self.version(id);
+        if version.code == Code::Fetching {
+            version.code = Code::Unknown;
+        }
+        version.prewarm = 0;
+        self.reject_all(id, Rejection::CodeFailed, now);
+    }
+
+    fn reject_all(&mut self, id: VersionId, why: Rejection, now: Time) {
+        while let Some(waiting) = self.pop_waiting(now, id) {
+            self.reject_waiting(waiting.invocation, why);
+        }
+        self.drop_surplus_wishes(id);
+    }
+
+    /// Takes the version's next call out of the queue; the caller sees to its end.
+    pub(super) fn pop_waiting(&mut self, now: Time, id: VersionId) -> Option<Waiting> {
+        self.version(id).queue.as_mut()?.pop(now)
+    }
+}

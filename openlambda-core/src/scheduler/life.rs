@@ -1,0 +1,324 @@
+//! An instance's life, as the module above draws it: it becomes ready, rests, is paused and resumed,
+//! and ends.
+
+use super::instances::{Instance, State};
+use super::timers::Timer;
+use super::{Action, EvictReason, InstanceId, Rejection, ReservationEnd, Scheduler, VersionId};
+use crate::invocation::StartKind;
+use crate::keep_alive::InstanceFacts;
+use crate::time::Time;
+
+impl Scheduler {
+    pub(super) fn on_sandbox_ready(&mut self, now: Time, id: InstanceId, start: StartKind) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        match instance.state() {
+            State::Starting => {}
+            State::Cancelling => {
+                self.instances.set_state(id, State::Ending);
+                let why = EvictReason::Unwanted;
+                self.actions.push_back(Action::Evict { instance: id, why });
+                return;
+            }
+            _ => return,
+        }
+        instance.fresh = Some(start);
+        let (version_id, slots) = (instance.version, instance.slots);
+        let facts = InstanceFacts {
+            version: version_id,
+            memory: instance.memory,
+            start_cost: now.since(instance.started),
+        };
+        self.starting -= 1;
+        self.keep_alive.started(id, &facts, now);
+        self.comes_up(id, version_id, slots);
+        self.pump(now, version_id);
+        if let Some(instance) = self.instances.get_mut(id) {
+            instance.fresh = None;
+        }
+        self.rest(now, id);
+    }
+
+    /// An instance has the slots that it has promised.
+    fn comes_up(&mut self, id: InstanceId, version: VersionId, slots: u32) {
+        self.instances.set_state(id, State::Up);
+        let version = &mut self.versions[version.0 as usize];
+        version.promised -= slots;
+        self.instances.push_free(id, version, self.config.pick);
+    }
+
+    pub(super) fn on_sandbox_failed(&mut self, now: Time, id: InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        let (version_id, slots, memory) = (instance.version, instance.slots, instance.memory);
+        match instance.state() {
+            State::Starting => {
+                self.starting -= 1;
+                let version = &mut self.versions[version_id.0 as usize];
+                version.promised -= slots;
+                version.instances -= 1;
+                version.prewarm = 0;
+                // It was started for one invocation, and that one learns why it did not come. With
+                // every failure one invocation fewer waits, so a function that never starts cannot
+                // keep the worker busy for ever.
+                if let Some(waiting) = self.pop_waiting(now, version_id) {
+                    let why = Rejection::StartFailed(id);
+                    self.reject_waiting(waiting.invocation, why);
+                }
+            }
+            State::Cancelling => self.ending_bytes -= memory,
+            _ => return,
+        }
+        self.instances.remove(id, &mut self.versions[version_id.0 as usize]);
+        self.pool.give_back(memory);
+        self.pump(now, version_id);
+    }
+
+    /// An instance that nobody uses now rests: it may be paused, expire, or be evicted at once.
+    pub(super) fn rest(&mut self, now: Time, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        if instance.state() != State::Up || instance.used() > 0 {
+            return;
+        }
+        let version_id = instance.version;
+        if self.draining {
+            return self.evict(now, id, EvictReason::Draining);
+        }
+        if self.versions[version_id.0 as usize].superseded {
+            return self.evict(now, id, EvictReason::Superseded);
+        }
+        // One that was resumed but not needed after all has rested all the time.
+        if !instance.resting {
+            let until = self.keep_alive.idle(id, now);
+            if until.is_some_and(|until| until <= now) {
+                return self.evict(now, id, EvictReason::Expired);
+            }
+            instance.resting = true;
+            instance.expire_at = until;
+            self.actions.push_back(Action::TellIdle { version: version_id });
+        }
+        let pause = self.config.pause_after.map(|after| (now + after, Timer::Pause));
+        let expire = instance.expire_at.map(|at| (at, Timer::Expire));
+        if let Some((at, timer)) = pause.into_iter().chain(expire).min() {
+            self.timers.set(timer, id.slot(), at);
+        }
+    }
+
+    fn pause(&mut self, id: InstanceId) {
+        let instance = &self.instances[id];
+        if let Some(at) = instance.expire_at {
+            self.timers.set(Timer::Expire, id.slot(), at);
+        }
+        let version = &mut self.versions[instance.version.0 as usize];
+        self.instances.set_state(id, State::Pausing { wanted: false });
+        self.instances.remove_free(id, version);
+        self.instances.push_paused(id, version);
+        self.actions.push_back(Action::Pause { instance: id });
+    }
+
+    pub(super) fn on_paused(&mut self, id: InstanceId) {
+        match self.instances.get(id).map(Instance::state) {
+            Some(State::Pausing { wanted: true }) => {
+                self.actions.push_back(Action::Resume { instance: id });
+                self.instances.set_state(id, State::Resuming);
+            }
+            Some(State::Pausing { wanted: false }) => self.instances.set_state(id, State::Paused),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_lowered(&mut self, id: InstanceId, bytes: u64) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        if instance.state() != State::Paused {
+            return;
+        }
+        let less = instance.memory.saturating_sub(bytes);
+        instance.memory -= less;
+        self.pool.give_back(less);
+    }
+
+    /// Wakes a paused instance; its memory has been taken.
+    pub(super) fn resume(&mut self, id: InstanceId) {
+        let instance = &mut self.instances[id];
+        instance.memory = instance.full;
+        let (state, slots) = (instance.state(), instance.slots);
+        let version = &mut self.versions[instance.version.0 as usize];
+        version.promised += slots;
+        self.instances.remove_paused(id, version);
+        if let State::Pausing { .. } = state {
+            self.instances.set_state(id, State::Pausing { wanted: true });
+        } else {
+            self.instances.set_state(id, State::Resuming);
+            self.actions.push_back(Action::Resume { instance: id });
+        }
+    }
+
+    pub(super) fn on_resumed(&mut self, now: Time, id: InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        if instance.state() != State::Resuming {
+            return;
+        }
+        let (version, slots) = (instance.version, instance.slots);
+        self.comes_up(id, version, slots);
+        self.pump(now, version);
+        self.rest(now, id);
+    }
+
+    /// Begins an instance's end, from whatever state it is in. Memory comes back when it is gone.
+    pub(super) fn evict(&mut self, now: Time, id: InstanceId, why: EvictReason) {
+        let Some(instance) = self.instances.get_mut(id) else { return };
+        let (before, version_id, slots) = (instance.state(), instance.version, instance.slots);
+        let (after, action) = match before {
+            State::Cancelling | State::Ending | State::Gone => return,
+            State::Starting => (State::Cancelling, Action::CancelStart { instance: id }),
+            State::Up | State::Pausing { .. } | State::Paused | State::Resuming => {
+                (State::Ending, Action::Evict { instance: id, why })
+            }
+        };
+        let was_idle = std::mem::take(&mut instance.resting);
+        let holds = !instance.offers.is_empty();
+        if std::mem::take(&mut instance.retiring) {
+            self.retiring_bytes -= instance.memory;
+        }
+        self.ending_bytes += instance.memory;
+        instance.expire_at = None;
+        self.timers.clear_instance(id.slot());
+        self.instances.set_state(id, after);
+        let version = &mut self.versions[version_id.0 as usize];
+        version.instances -= 1;
+        // A prewarm is a wish of the moment: what is evicted is not made again for its sake.
+        version.prewarm = 0;
+        match before {
+            State::Up => self.instances.remove_free(id, version),
+            State::Paused | State::Pausing { wanted: false } => {
+                self.instances.remove_paused(id, version);
+            }
+            State::Starting | State::Resuming | State::Pausing { wanted: true } => {
+                version.promised -= slots;
+            }
+            State::Cancelling | State::Ending | State::Gone => {}
+        }
+        if before == State::Starting {
+            self.starting -= 1;
+        } else {
+            self.keep_alive.ended(id, now);
+        }
+        if holds {
+            self.lose_slots(id);
+        }
+        self.actions.push_back(action);
+        if was_idle {
+            self.actions.push_back(Action::TellEvicted { version: version_id });
+        }
+        self.pump(now, version_id);
+    }
+
+    pub(super) fn on_destroyed(&mut self, id: InstanceId) {
+        let Some(instance) = self.instances.get(id) else { return };
+        if !matches!(instance.state(), State::Ending | State::Cancelling) {
+            return;
+        }
+        let (memory, used) = (instance.memory, instance.used());
+        let version = &mut self.versions[instance.version.0 as usize];
+        if used > 0 {
+            self.instances.set_state(id, State::Gone);
+        } else {
+            self.instances.remove(id, version);
+        }
+        self.ending_bytes -= memory;
+        self.pool.give_back(memory);
+    }
+
+    // Many at once.
+
+    pub(super) fn on_superseded(&mut self, now: Time, id: VersionId) {
+        let version = self.version(id);
+        version.superseded = true;
+        version.prewarm = 0;
+        let waiting = version.waiting > 0;
+        for instance in self.instances.filter(|of| of.version == id && is_idle(of)) {
+            self.evict(now, instance, EvictReason::Superseded);
+        }
+        if !waiting {
+            for instance in self.instances.filter(|of| of.version == id && is_starting(of)) {
+                self.evict(now, instance, EvictReason::Superseded);
+            }
+        }
+    }
+
+    pub(super) fn on_prewarm(&mut self, now: Time, id: VersionId, instances: u32) {
+        let (draining, pool) = (self.draining, self.pool.total());
+        let version = self.version(id);
+        let fits = version.code.limits().is_none_or(|limits| limits.memory <= pool);
+        // An instance of a superseded version would be evicted as soon as it is ready.
+        let wanted = !draining && !version.superseded;
+        if wanted && fits && version.instances < instances {
+            version.prewarm = instances;
+            self.pump(now, id);
+        }
+    }
+
+    pub(super) fn on_memory_pressure(&mut self, now: Time, bytes: u64) {
+        let mut freed = 0;
+        while freed < bytes {
+            let Some(victim) = self.keep_alive.victim(now) else { break };
+            freed += self.instances[victim].memory;
+            self.evict(now, victim, EvictReason::Memory);
+        }
+    }
+
+    pub(super) fn on_drain(&mut self, now: Time) {
+        self.draining = true;
+        for version in &mut self.versions {
+            version.prewarm = 0;
+        }
+        self.end_reservations(now);
+        for instance in self.instances.filter(is_idle) {
+            self.evict(now, instance, EvictReason::Draining);
+        }
+        for instance in self.instances.filter(is_starting) {
+            let version = self.instances[instance].version;
+            if self.versions[version.0 as usize].waiting == 0 {
+                self.evict(now, instance, EvictReason::Draining);
+            }
+        }
+    }
+
+    /// Returns whether anything was due.
+    pub(super) fn on_timeout(&mut self, now: Time) -> bool {
+        let mut due = false;
+        while let Some((timer, slot)) = self.timers.pop(now) {
+            due = true;
+            match timer {
+                Timer::Wait => {
+                    self.reject_waiting(self.calls.at(slot), Rejection::WaitedTooLong);
+                }
+                Timer::Offer => {
+                    self.end_offer(now, self.calls.at(slot), ReservationEnd::NotTaken);
+                }
+                Timer::Run => self.expire(now, self.calls.at(slot)),
+                Timer::Pause => self.pause(self.instances.at(slot)),
+                Timer::Expire => {
+                    self.evict(now, self.instances.at(slot), EvictReason::Expired);
+                }
+            }
+        }
+        // After the timers: an instance that expires now is not one that the next call finds.
+        while let Some(version) = self.keep_alive.prewarm(now) {
+            due = true;
+            self.on_prewarm(now, version, 1);
+        }
+        due
+    }
+}
+
+fn is_idle(instance: &Instance) -> bool {
+    match instance.state() {
+        State::Up => instance.used() == 0,
+        State::Pausing { wanted } => !wanted,
+        State::Paused => true,
+        _ => false,
+    }
+}
+
+fn is_starting(instance: &Instance) -> bool {
+    instance.state() == State::Starting
+}
