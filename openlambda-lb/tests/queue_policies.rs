@@ -455,31 +455,50 @@ fn prequal(change: impl Fn(&mut PrequalParameters)) -> Prequal {
 }
 
 fn probed(worker: WorkerId, rif: u32) -> PolicyEvent<'static> {
-    let load = WorkerLoad { running: rif / 2, queued: rif - rif / 2, ..WorkerLoad::default() };
+    probed_with(worker, rif, 0)
+}
+
+/// An answer that says how long a request would take now.
+fn probed_with(worker: WorkerId, rif: u32, millis: u64) -> PolicyEvent<'static> {
+    let (running, latency_ns) = (rif / 2, millis * 1_000_000);
+    let load = WorkerLoad { running, queued: rif - running, latency_ns, ..WorkerLoad::default() };
     PolicyEvent::Probed { worker, load }
 }
 
 #[test]
 fn prequal_takes_the_fastest_cold_worker_and_the_least_loaded_when_all_are_hot() {
     let (mut hand, w) = ByHand::new(prequal(|p| p.quantile = 0.5), 20);
-    for (worker, millis) in [(w[0], 30), (w[1], 10), (w[2], 20), (w[3], 1)] {
-        hand.completed(worker, millis, true);
-    }
-    for (worker, rif) in [(w[0], 0), (w[1], 3), (w[2], 1), (w[3], 9)] {
-        hand.observe(probed(worker, rif));
+    for (worker, rif, millis) in [(w[0], 0, 30), (w[1], 3, 10), (w[2], 1, 20), (w[3], 9, 1)] {
+        hand.observe(probed_with(worker, rif, millis));
     }
     // The median of 0, 1, 3, 9 is 1: w3 is fastest and w1 next, but both are hot.
     assert_eq!(hand.select(), (w[2], "best probed"));
     // It counts one request more now, 2, and is hot like those; w0 is the only cold one.
     assert_eq!(hand.select(), (w[0], "best probed"));
     let (mut hand, w) = ByHand::new(prequal(|p| p.quantile = 0.0), 20);
-    hand.completed(w[0], 1, true);
-    for (worker, rif) in [(w[0], 7), (w[1], 5), (w[2], 6)] {
-        hand.observe(probed(worker, rif));
+    for (worker, rif, millis) in [(w[0], 7, 1), (w[1], 5, 9), (w[2], 6, 9)] {
+        hand.observe(probed_with(worker, rif, millis));
     }
     let taken = [0; 3].map(|_| hand.select().0);
     assert_eq!(taken[0], w[1], "all are hot: the least loaded");
     assert!(taken[1..].contains(&w[2]), "6 and 6 now");
+}
+
+/// The worker says how fast it is, with the requests that it has now. What its replies took lags
+/// behind its queue by as long as that is.
+#[test]
+fn prequal_believes_the_worker_and_not_its_replies() {
+    let (mut hand, w) = ByHand::new(prequal(|p| p.quantile = 1.0), 20);
+    for (worker, millis) in [(w[0], 300), (w[1], 10), (w[2], 200)] {
+        hand.observe(probed_with(worker, 0, millis));
+    }
+    hand.completed(w[0], 1, true);
+    hand.completed(w[1], 900, true);
+    assert_eq!(hand.select().0, w[1]);
+    // One that does not know is tried, and of two equally fast ones the less loaded.
+    hand.observe(probed_with(w[3], 9, 0));
+    hand.observe(probed_with(w[4], 2, 0));
+    assert_eq!(hand.select().0, w[4]);
 }
 
 #[test]
@@ -514,8 +533,7 @@ fn prequal_removes_the_oldest_and_the_worst_in_turn_and_what_is_too_old() {
     let (mut hand, w) = ByHand::new(prequal(|p| (p.remove, p.quantile) = (1.0, 0.7)), 20);
     // Without probes b is its largest value, so that nothing is used up.
     for (i, rif) in [(0, 0), (1, 0), (2, 0), (3, 9), (4, 8)] {
-        hand.completed(w[i], 10 + i as u64, true);
-        hand.observe(probed(w[i], rif));
+        hand.observe(probed_with(w[i], rif, 10 + i as u64));
         hand.now += Duration::from_millis(100);
     }
     let left = |hand: &ByHand<Prequal>| {

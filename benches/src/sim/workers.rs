@@ -173,7 +173,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
                 self.step(worker, Input::ReservationCancelled { key });
             }
             What::ProbeAt { balancer, worker } if self.lives(worker) => {
-                let answer = self.hosts[worker.worker as usize].core.load();
+                let answer = self.hosts[worker.worker as usize].core.load(self.calendar.now());
                 let (load, place) = self.loads.take();
                 *place = answer;
                 let what = What::Probed { balancer, worker, load };
@@ -282,7 +282,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
             self.carry_out(worker, output);
         }
         let host = &mut self.hosts[worker.worker as usize];
-        host.meter.holds(now, host.core.memory_used());
+        host.meter.holds(now, host.core.memory().used());
         let next = host.core.poll_timeout();
         if let Some(at) = next.filter(|at| host.timer.is_none_or(|set| *at < set)) {
             let at = at.max(now);
@@ -534,7 +534,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
         for balancer in 0..self.frontends.len() as u32 {
             let host = &self.hosts[worker.worker as usize];
             let (snapshot, report) = self.reports.take();
-            report.load = host.core.load();
+            report.load = host.core.load(self.calendar.now());
             report.idle.clear();
             let idle = host.core.idle_versions();
             report

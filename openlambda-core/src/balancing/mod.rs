@@ -19,12 +19,14 @@
 
 mod cluster;
 pub mod driver;
+mod latency;
 pub mod retry;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use cluster::{Cluster, ClusterView, WorkerInfo, WorkerView};
+pub use latency::LatencyByLoad;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::FailureKind;
@@ -422,4 +424,23 @@ pub struct WorkerLoad {
     pub memory_used: u64,
     /// The size of the memory pool.
     pub memory_total: u64,
+    /// How long a call would take that came now, nanoseconds: what [`LatencyByLoad`] says for the
+    /// present number of running and queued ones. 0 when that is not known.
+    pub latency_ns: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workers and balancers are updated one after the other.
+    #[test]
+    fn a_report_of_an_older_or_newer_worker_is_understood() {
+        let old = r#"{"running":1,"queued":2,"idle":3,"memory_used":4,"memory_total":5}"#;
+        let load: WorkerLoad = serde_json::from_str(old).unwrap();
+        assert_eq!((load.memory_total, load.latency_ns), (5, 0), "not known");
+        let newer = r#"{"running":1,"latency_ns":7,"unheard_of":8}"#;
+        let load: WorkerLoad = serde_json::from_str(newer).unwrap();
+        assert_eq!((load.running, load.queued, load.latency_ns), (1, 0, 7));
+    }
 }

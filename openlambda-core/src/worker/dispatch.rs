@@ -497,7 +497,7 @@ impl Dispatcher {
     }
 
     pub(super) fn load(&self) -> WorkerLoad {
-        self.lock().core.load()
+        self.lock().core.load(self.clock.now())
     }
 
     /// The state as a whole, for balancers.
@@ -506,7 +506,7 @@ impl Dispatcher {
         WorkerEvent::Snapshot {
             name: self.name.clone(),
             incarnation,
-            load: state.core.load(),
+            load: state.core.load(self.clock.now()),
             idle: state.core.idle(),
             draining: state.core.is_draining(),
         }

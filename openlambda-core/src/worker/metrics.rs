@@ -116,11 +116,11 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     pub(super) fn of(core: &WorkerCore) -> Self {
-        let load = core.load();
+        let pool = core.memory();
         Snapshot {
             counts: core.counts(),
-            memory_used: load.memory_used,
-            memory_total: load.memory_total,
+            memory_used: pool.used(),
+            memory_total: pool.total(),
             code_bytes: core.code_bytes(),
             draining: core.is_draining(),
         }

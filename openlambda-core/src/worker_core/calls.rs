@@ -40,6 +40,8 @@ pub(super) struct CallState {
     pub(super) version: VersionId,
     /// When it arrived, or its place was reserved: it has waited since then.
     pub(super) arrived: Time,
+    /// How many calls ran or waited when it arrived.
+    pub(super) found: u32,
     /// The reservation is not over.
     pub(super) reserved: bool,
     /// The call has come.

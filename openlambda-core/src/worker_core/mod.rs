@@ -54,7 +54,7 @@ use self::notices::{BalancerId, Notices};
 use self::phases::Start;
 use self::versions::{Versions, limits_of};
 use crate::arena::Slots;
-use crate::balancing::WorkerLoad;
+use crate::balancing::{LatencyByLoad, WorkerLoad};
 use crate::code_cache::{CodeCache, Lookup};
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, Version};
@@ -64,8 +64,8 @@ use crate::manifest::Manifest;
 use crate::metrics::Outcome;
 use crate::queue::MakeQueue;
 use crate::scheduler::{
-    Action, Counts, Event, InstanceId, InvocationId, Rejection, Scheduler, SchedulerConfig,
-    VersionId,
+    Action, Counts, Event, InstanceId, InvocationId, MemoryPool, Rejection, Scheduler,
+    SchedulerConfig, VersionId,
 };
 use crate::time::Time;
 use crate::wire::{Reservation, ReservationKey};
@@ -92,6 +92,8 @@ pub struct WorkerCore {
     calls: Calls,
     instances: Slots<InstanceState>,
     notices: Notices,
+    /// How long calls took, by how many others they found.
+    latencies: LatencyByLoad,
     /// Why an instance did not start, until the scheduler has named the call to tell.
     start_failure: Option<(InstanceId, Failure)>,
     /// The reply that is about to be sent.
@@ -153,6 +155,7 @@ impl WorkerCore {
             calls: Calls::default(),
             instances: Slots::default(),
             notices: Notices::default(),
+            latencies: LatencyByLoad::new(),
             start_failure: None,
             replying: None,
             drain: Drain::No,
@@ -259,11 +262,12 @@ impl WorkerCore {
         let reserved = reserved
             .filter(|id| self.calls.get(*id).is_some_and(|call| call.reserved && !call.called));
         let balancer = balancer.and_then(|name| self.notices.balancer(name));
+        let found = in_flight(&self.counts());
         let invocation = match reserved {
             // It takes over the number, and has waited since its place was kept.
             Some(id) if self.calls.get(id).is_some_and(|call| call.version == version) => {
                 let call = self.calls.get_mut(id).expect("it was there above");
-                (call.called, call.balancer) = (true, balancer);
+                (call.called, call.balancer, call.found) = (true, balancer, found);
                 id
             }
             _ => {
@@ -271,6 +275,7 @@ impl WorkerCore {
                 self.calls.insert(CallState {
                     version,
                     arrived: now,
+                    found,
                     reserved: false,
                     called: true,
                     key: reservation.map(Box::new),
@@ -375,20 +380,22 @@ impl WorkerCore {
     }
 
     /// What balancers are told of the load.
-    pub fn load(&self) -> WorkerLoad {
+    pub fn load(&self, now: Time) -> WorkerLoad {
         let (counts, pool) = (self.scheduler.counts(), self.scheduler.pool());
+        let latency = self.latencies.estimate(now, in_flight(&counts)).unwrap_or_default();
         WorkerLoad {
             running: counts.running,
             queued: counts.waiting,
             idle: counts.idle,
             memory_used: pool.used(),
             memory_total: pool.total(),
+            latency_ns: u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX),
         }
     }
 
-    /// Bytes of the memory pool that instances take.
-    pub fn memory_used(&self) -> u64 {
-        self.scheduler.pool().used()
+    /// The memory pool.
+    pub fn memory(&self) -> MemoryPool {
+        self.scheduler.pool()
     }
 
     /// Versions with idle instances, and how many, in the order of their numbers.
@@ -426,6 +433,7 @@ impl WorkerCore {
         let invocation = self.calls.insert(CallState {
             version,
             arrived: now,
+            found: 0,
             reserved: true,
             called: false,
             key: Some(Box::new(key)),
@@ -453,6 +461,9 @@ impl WorkerCore {
             Some(kind) => Outcome::Failed(kind),
             None => Outcome::Ok,
         };
+        if outcome == Outcome::Ok {
+            self.latencies.finished(now, call.found, now.since(call.arrived));
+        }
         self.replying = call
             .balancer
             .filter(|_| replies && !call.expired)
@@ -739,6 +750,11 @@ impl WorkerCore {
         self.cache.unpin(version.digest, now);
         true
     }
+}
+
+/// Calls that run or wait: what a call finds that arrives.
+fn in_flight(counts: &Counts) -> u32 {
+    counts.running + counts.waiting
 }
 
 /// What a paused instance that uses so much may hold: an eighth more, for what the kernel still charges
