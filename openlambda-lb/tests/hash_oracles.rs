@@ -677,6 +677,26 @@ fn ch_rlu_sends_popular_functions_down_the_chain_and_others_home() {
     }
 }
 
+/// When all are loaded, at least the instances are at home: the least loaded worker would start cold.
+#[test]
+fn ch_rlu_goes_home_when_no_worker_of_the_chain_fits() {
+    let (mut cluster, hot, _) = with_a_popular_function("ch-rlu,popular=0.05,bound=3");
+    let home = cluster.homes(&[hot])[0].clone();
+    let loaded = cluster.worker(&home);
+    for (i, worker) in cluster.balancer.view().ready().to_vec().into_iter().enumerate() {
+        // More at home than anywhere else, and more than the bound everywhere.
+        let running = if worker == loaded { 100 } else { 50 + i as u32 };
+        let load = WorkerLoad { running, ..WorkerLoad::default() };
+        cluster.balancer.snapshot(cluster.now, worker, load, []);
+    }
+    assert_eq!(cluster.homes(&[hot; 20]), vec![home.clone(); 20]);
+    // As soon as one fits, it is taken.
+    let load = WorkerLoad::default();
+    let last = cluster.balancer.view().ready().to_vec().into_iter().find(|w| *w != loaded).unwrap();
+    cluster.balancer.snapshot(cluster.now, last, load, []);
+    assert_ne!(cluster.homes(&[hot]), [home]);
+}
+
 /// The chain is that of the ring: when home is loaded, the same worker is next as when it is away.
 #[test]
 fn ch_rlu_goes_by_reports_until_they_are_stale_and_forgets_who_left() {

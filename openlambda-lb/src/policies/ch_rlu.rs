@@ -35,8 +35,16 @@ const DEVIATION: f64 = 0.1;
 /// A popular function's request goes through the distinct ready workers clockwise of h(f), at most
 /// `chain` of them. For each a noise is drawn from N(λ̄ / capacity, 0.1), λ̄ being 1 / the mean
 /// inter-arrival time over all functions, in 1/s; the first with load + noise ≤ bound is chosen, and
-/// the noise is added to its cached load. When there is none, the one with the least load + noise. An
-/// unpopular function goes to the first.
+/// the noise is added to its cached load. When there is none, the request goes home, to the first: all
+/// are loaded, and at least its instances are there. (Where the least loaded of the chain is taken
+/// instead, popular functions start cold all over the cluster just when it is busiest. With calls of
+/// 200 ms, cold starts of 2 s and load 0.5 that takes two thirds as long again. With calls of seconds and
+/// cold starts of one, which are cheap beside them, a burst waits longer at home than elsewhere.) An
+/// unpopular function goes home.
+///
+/// λ̄ is taken for a load as it is, as in the authors' code: that fits calls that run for about a second.
+/// Where functions are called more often than `bound` · capacity times a second in the mean, the noise
+/// alone is over the bound, and popular functions stay at home too.
 ///
 /// A worker's load is what it has for each of its capacity: the cached load, which is that of its last
 /// report (running + queued, over all balancers) with the noise added since, or this balancer's own
@@ -46,7 +54,9 @@ const DEVIATION: f64 = 0.1;
 /// same worker or of those that are not ready are between; no allocation. Once a second O(functions)
 /// to tell the popular ones. Weights set the points on the ring; loads count by capacity.
 ///
-/// Source: A. Fuerst, P. Sharma, Locality-aware Load-Balancing For Serverless Clusters, HPDC 2022.
+/// Source: A. Fuerst, P. Sharma, Locality-aware Load-Balancing For Serverless Clusters, HPDC 2022. That
+/// requests go home when no worker fits is from the authors' own code, `ch_rlu.rs` of Ilúvatar; their
+/// older one for OpenWhisk draws any worker then.
 #[derive(Clone, Debug)]
 pub struct ChRlu {
     popular: f64,
@@ -197,22 +207,15 @@ impl ChRlu {
                 break;
             }
         }
-        let mut least: Option<(WorkerId, f64, f64)> = None;
         for (place, worker) in met[..length].iter().copied().enumerate() {
             let capacity = view.worker(worker).map_or(1, |known| known.capacity().max(1));
             let noise = self.rate / f64::from(capacity) + DEVIATION * cx.rng.normal();
-            let load = self.load(worker, cx.now, view) + noise;
-            if load <= self.bound {
+            if self.load(worker, cx.now, view) + noise <= self.bound {
                 self.add_noise(worker, noise);
                 return Some((worker, Why(if place == 0 { "home" } else { "chain" })));
             }
-            if least.is_none_or(|(_, other, _)| load < other) {
-                least = Some((worker, load, noise));
-            }
         }
-        let (worker, _, noise) = least?;
-        self.add_noise(worker, noise);
-        Some((worker, Why("least of the chain")))
+        Some((*met[..length].first()?, Why("all are loaded")))
     }
 }
 
