@@ -636,6 +636,23 @@ fn dodoor_looks_at_the_loads_every_b_decisions_only() {
     }
 }
 
+/// A report is older than what this balancer knows of its own requests.
+#[test]
+fn dodoor_adds_from_a_report_only_what_others_sent() {
+    let mut bench = Bench::new("dodoor,b=1", &[8; 2]);
+    let [a, b] = bench.workers[..] else { unreachable!() };
+    let sent: Vec<_> = (0..10).map(|_| bench.send("f")).collect();
+    let load = WorkerLoad { running: 5, ..WorkerLoad::default() };
+    bench.balancer.snapshot(bench.now, a, load, []);
+    let at = |worker| sent.iter().filter(move |sent| sent.1 == worker);
+    at(a).chain(at(b).take(2)).for_each(|sent| bench.answer(sent.0));
+    assert_eq!(bench.in_flight(), [0, 3]);
+    assert_eq!([0; 3].map(|_| bench.send("f").1), [a; 3], "the five of its report were from here");
+    let load = WorkerLoad { running: 9, ..WorkerLoad::default() };
+    bench.balancer.snapshot(bench.now, a, load, []);
+    assert_eq!([0; 3].map(|_| bench.send("f").1), [b; 3], "six of these nine are others'");
+}
+
 // Late binding.
 
 #[test]

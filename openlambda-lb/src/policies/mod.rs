@@ -10,7 +10,7 @@
 //! | `central-queue` | `wait`, `most` | the first free slot, in order of arrival |
 //! | `ch-rlu` | `bound`, `chain`, `popular`, `vnodes` | the function's own worker; for popular functions, the next on the ring that is not loaded |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
-//! | `dodoor` | `b` | the less loaded of two, by a load vector that is `b` decisions old at most |
+//! | `dodoor` | `b` | the less loaded of two, by a load vector that is `b` decisions old at most, or half as many as there are workers |
 //! | `guardrails` | `inner`, `c`, `g`, `size` | what another policy chooses, unless that worker got too much work of such a size |
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
