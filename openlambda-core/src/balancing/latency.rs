@@ -25,6 +25,11 @@ use crate::time::Time;
 /// nearest levels first, the lower one of two. Without any recent call there is no estimate, so that a
 /// worker whose last calls were slow, for a cold start say, is tried again after a while.
 ///
+/// How many calls make the median decides how much chance there is in the comparison of two workers.
+/// With `prequal`, 50 workers, exponential times of 10 ms and load 0.5, 0.7, 0.9, the last call alone
+/// gives 23, 29 and 35 ms, the median of the last 4 gives 17, 19 and 24, of 8: 16, 17 and 22, of 16: 15,
+/// 16 and 21.
+///
 /// Cost: O(1) per call that ends, O(16) per estimate, and a look at each level, 240 at most, when few
 /// calls are recent. 264 bytes for each level up to the highest one seen; nothing is allocated but for a
 /// RIF that is higher than all before.
