@@ -170,3 +170,59 @@ fn an_allocation_is_seen() {
     let counted = allocation_counter::measure(|| drop(std::hint::black_box(Box::new(1))));
     assert_eq!(counted.count_total, 1);
 }
+
+/// Many workers, very many functions: what is known of idle instances takes little room, and reports
+/// of them allocate nothing once they have been seen.
+#[test]
+fn reports_of_idle_instances_allocate_nothing_and_take_little() {
+    const FUNCTIONS: u32 = 50_000;
+    const HELD: u32 = 32;
+    let policy = PolicyCatalog::standard().build(&"round-robin".parse().unwrap()).unwrap();
+    let mut balancer = Balancer::new(policy, 1);
+    let workers: Vec<_> = (0..1_000)
+        .map(|n| balancer.join(Time(0), WorkerInfo::new(format!("w{n}"), HELD)))
+        .collect();
+    let functions: Vec<_> =
+        (0..FUNCTIONS).map(|n| balancer.function(&format!("f{n}").parse().unwrap())).collect();
+    // Two rounds in no order, of which the first names a function twice, and one in order.
+    let report = |worker: &WorkerId, round: u32| {
+        let place = |n: u32| worker.index() as u32 * 7_919 + n * n * 31 + round / 2 * 17;
+        let held = (0..HELD).map(|n| functions[(place(n) % FUNCTIONS) as usize]);
+        let mut idle: Vec<_> = held.map(|function| (function, 1)).collect();
+        match round {
+            0 => idle[HELD as usize - 1] = idle[3],
+            1 => idle.sort(),
+            _ => {}
+        }
+        idle
+    };
+    let mut rounds: Vec<Vec<_>> = Vec::new();
+    for round in 0..3 {
+        rounds.push(workers.iter().map(|worker| report(worker, round)).collect());
+    }
+    let mut hear = |reports: &[Vec<(FunctionId, u32)>]| {
+        let load = WorkerLoad::default();
+        for (worker, idle) in workers.iter().zip(reports) {
+            balancer.snapshot(Time(1), *worker, load, idle.iter().copied());
+        }
+        let held = |(worker, idle): (&WorkerId, &Vec<(FunctionId, u32)>)| {
+            idle.iter().map(|(function, _)| balancer.view().idle(*worker, *function)).sum::<u32>()
+        };
+        workers.iter().zip(reports).map(held).sum::<u32>()
+    };
+    let first = allocation_counter::measure(|| {
+        // One of 32 is missing, and another has two instances and is asked twice.
+        assert_eq!(hear(&rounds[0]), 1_000 * (HELD + 2));
+    });
+    assert!(first.bytes_max < 6 << 20, "{first:?}");
+    // Every change from one round to the next.
+    for reports in rounds.iter().chain(&rounds) {
+        hear(reports);
+    }
+    let later = allocation_counter::measure(|| {
+        for (reports, expected) in rounds.iter().zip([HELD + 2, HELD, HELD]) {
+            assert_eq!(hear(reports), 1_000 * expected);
+        }
+    });
+    assert_eq!(later.count_total, 0, "{later:?}");
+}

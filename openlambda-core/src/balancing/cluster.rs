@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::idle::IdleInstances;
 use super::{ColourId, FunctionId, PackageId, WorkerId, WorkerLoad};
 use crate::function::FunctionName;
 use crate::hash::stable_hash;
@@ -31,9 +32,7 @@ pub struct Cluster {
     package_keys: Vec<u64>,
     colours: Interner<String>,
     colour_keys: Vec<u64>,
-    /// By function: slots of workers with idle instances, in order, and how many. Vectors and not a
-    /// tree, whose nodes would be allocated and freed all the time.
-    idle: Vec<Vec<(u32, u32)>>,
+    idle: IdleInstances,
 }
 
 #[derive(Debug)]
@@ -128,7 +127,7 @@ impl Cluster {
         self.in_flight_total -= u64::from(worker.in_flight);
         self.by_name.remove(&worker.name);
         self.ready.retain(|ready| *ready != id);
-        self.forget_idle(id.slot);
+        self.idle.forget(id.slot);
         Some((worker.name, worker.name_hash))
     }
 
@@ -167,57 +166,23 @@ impl Cluster {
     /// An instance became idle.
     pub fn idle(&mut self, id: WorkerId, function: FunctionId) {
         if self.worker(id).is_some() {
-            self.add_idle(id.slot, function, 1);
+            self.idle.add(id.slot, function);
         }
     }
 
     /// An idle instance was evicted or taken: one less. Events may be lost, so zero stays zero.
     pub fn not_idle(&mut self, id: WorkerId, function: FunctionId) {
-        if self.worker(id).is_some()
-            && let Some(idle) = self.idle.get_mut(function.0 as usize)
-            && let Ok(at) = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot)
-        {
-            idle[at].1 -= 1;
-            if idle[at].1 == 0 {
-                idle.remove(at);
-            }
+        if self.worker(id).is_some() {
+            self.idle.take(id.slot, function);
         }
     }
 
-    /// A snapshot of a worker's idle instances replaces what was known: it repairs lost events.
+    /// A snapshot of a worker's idle instances replaces what was known: it repairs lost events. In
+    /// any order; the counts of a function that is named twice add up. It costs as much as the worker
+    /// holds; fastest when functions come in the order of their ids.
     pub fn set_idle(&mut self, id: WorkerId, idle: impl IntoIterator<Item = (FunctionId, u32)>) {
         if self.worker(id).is_some() {
-            self.forget_idle(id.slot);
-            for (function, count) in idle {
-                self.add_idle(id.slot, function, count);
-            }
-        }
-    }
-
-    fn add_idle(&mut self, slot: u32, function: FunctionId, count: u32) {
-        let function = function.0 as usize;
-        if count == 0 {
-            return;
-        }
-        if function >= self.idle.len() {
-            self.idle.resize_with(function + 1, Vec::new);
-        }
-        let idle = &mut self.idle[function];
-        if idle.is_empty() {
-            // At once, so that a function which spreads over more workers allocates nothing later.
-            idle.reserve(self.slots.len().min(64));
-        }
-        match idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
-            Ok(at) => idle[at].1 = idle[at].1.saturating_add(count),
-            Err(at) => idle.insert(at, (slot, count)),
-        }
-    }
-
-    fn forget_idle(&mut self, slot: u32) {
-        for idle in &mut self.idle {
-            if let Ok(at) = idle.binary_search_by_key(&slot, |(slot, _)| *slot) {
-                idle.remove(at);
-            }
+            self.idle.set(id.slot, idle);
         }
     }
 
@@ -354,18 +319,13 @@ impl<'a> ClusterView<'a> {
 
     /// Idle instances of the function on the worker, as far as the events tell.
     pub fn idle(&self, id: WorkerId, function: FunctionId) -> u32 {
-        let idle = self.cluster.idle.get(function.0 as usize).filter(|_| self.worker(id).is_some());
-        let at = |idle: &Vec<(u32, u32)>| {
-            let at = idle.binary_search_by_key(&id.slot, |(slot, _)| *slot).ok()?;
-            Some(idle[at].1)
-        };
-        idle.and_then(at).unwrap_or(0)
+        self.worker(id).map_or(0, |_| self.cluster.idle.count(id.slot, function))
     }
 
     /// The workers with idle instances of the function, ready or not, and how many.
     pub fn idle_workers(&self, function: FunctionId) -> impl Iterator<Item = (WorkerId, u32)> {
         let cluster = self.cluster;
-        cluster.idle.get(function.0 as usize).into_iter().flatten().map(|(slot, count)| {
+        cluster.idle.slots(function).iter().map(|(slot, count)| {
             let generation = cluster.slots[*slot as usize].generation;
             (WorkerId { slot: *slot, generation }, *count)
         })

@@ -19,6 +19,7 @@
 
 mod cluster;
 pub mod driver;
+mod idle;
 mod latency;
 pub mod retry;
 
