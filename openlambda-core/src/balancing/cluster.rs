@@ -152,6 +152,16 @@ impl Cluster {
         }
     }
 
+    /// A request was sent to a worker, where it takes an idle instance of its function, if there is
+    /// one.
+    pub(super) fn sent(&mut self, id: WorkerId, function: FunctionId) {
+        if let Some(worker) = self.worker_mut(id) {
+            worker.in_flight += 1;
+            self.in_flight_total += 1;
+            self.idle.take(id.slot, function);
+        }
+    }
+
     /// A request was answered by a worker. For one that left meanwhile nothing happens.
     pub fn completed(&mut self, id: WorkerId) {
         if let Some(worker) = self.worker_mut(id) {
@@ -231,6 +241,7 @@ impl Cluster {
         if slot.generation == id.generation { slot.worker.as_ref() } else { None }
     }
 
+    #[inline]
     fn worker_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         let slot = self.slots.get_mut(id.index())?;
         if slot.generation == id.generation { slot.worker.as_mut() } else { None }

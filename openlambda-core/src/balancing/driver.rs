@@ -428,8 +428,10 @@ impl Balancer {
             size_estimate: entry.size_estimate,
         };
         let mut cx = PolicyContext::new(now, &mut self.rng, &mut self.asked);
-        let decision = self.policy.select(&request, &self.cluster.view(), &mut cx);
-        let decision = self.checked(ticket, decision);
+        let mut decision = self.policy.select(&request, &self.cluster.view(), &mut cx);
+        if let Some(refusal) = self.objection(ticket, &decision) {
+            decision = Decision::Refuse(refusal);
+        }
         match decision {
             Decision::To(worker, _) => self.dispatch(now, ticket, worker),
             Decision::Hold { until } => {
@@ -515,20 +517,24 @@ impl Balancer {
     /// The request is over; its ticket is not valid any more. One that is held is abandoned, one
     /// that is dispatched is completed as failed.
     pub fn finish(&mut self, now: Time, ticket: Ticket) {
-        self.abandoned(now, ticket);
-        self.completed(now, ticket, None, false);
-        if let Some(entry) = self.entry_mut(ticket) {
-            entry.state = State::Free;
-            entry.generation = entry.generation.wrapping_add(1);
-            entry.attempt = 0;
-            entry.probe_rounds = 0;
-            entry.excluded.clear();
-            entry.size_estimate = None;
-            self.free.push(ticket.0 as u32);
+        let Some(entry) = self.entry(ticket) else { return };
+        match entry.state {
+            State::Held { .. } => self.abandoned(now, ticket),
+            State::Dispatched { .. } => self.completed(now, ticket, None, false),
+            State::Free | State::Waiting => {}
         }
+        let entry = &mut self.entries[index_of(ticket)];
+        entry.state = State::Free;
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.attempt = 0;
+        entry.probe_rounds = 0;
+        entry.excluded.clear();
+        entry.size_estimate = None;
+        self.free.push(ticket.0 as u32);
     }
 
     /// The next thing that the driver has to do. Ask until there is none, after every other call.
+    #[inline]
     pub fn poll_output(&mut self) -> Option<BalancerOutput> {
         self.outputs.pop_front()
     }
@@ -583,33 +589,35 @@ impl Balancer {
         Some(self.woken.map_or(at, |woken| if at > woken { at } else { woken + WAKEUP_FLOOR }))
     }
 
-    /// Holds a decision against the policy's contract.
-    fn checked(&mut self, ticket: Ticket, decision: Decision) -> Decision {
+    /// Holds a decision against the policy's contract. Returns what is answered instead, where it must
+    /// not be obeyed.
+    fn objection(&mut self, ticket: Ticket, decision: &Decision) -> Option<Refusal> {
         let view = self.cluster.view();
         let entry = &self.entries[index_of(ticket)];
-        match decision {
+        match *decision {
             Decision::To(worker, _) if !view.is_ready(worker) => {
                 self.defect(Defect::ChoseUnready);
-                Decision::Refuse(Refusal::NoWorker)
+                Some(Refusal::NoWorker)
             }
             Decision::To(worker, _) if !entry.excluded.is_empty() => {
                 if entry.excluded.contains(&worker) && self.has_alternative(ticket) {
                     self.defect(Defect::ChoseExcluded);
                 }
-                decision
+                None
             }
             Decision::Probe(_) if entry.probe_rounds >= MOST_PROBE_ROUNDS => {
                 self.defect(Defect::ProbedForEver);
-                Decision::Refuse(Refusal::Overloaded)
+                Some(Refusal::Overloaded)
             }
             Decision::Refuse(Refusal::NoWorker) if !view.ready().is_empty() => {
                 self.defect(Defect::RefusedWithoutReason);
-                decision
+                None
             }
-            _ => decision,
+            _ => None,
         }
     }
 
+    #[cold]
     fn defect(&mut self, defect: Defect) {
         self.defects += 1;
         self.last_defect = Some(defect);
@@ -619,8 +627,7 @@ impl Balancer {
         let entry = &mut self.entries[index_of(ticket)];
         entry.state = State::Dispatched { worker, at: now };
         let function = entry.function;
-        self.cluster.dispatched(worker);
-        self.cluster.not_idle(worker, function);
+        self.cluster.sent(worker, function);
         self.observe(now, PolicyEvent::Dispatched { ticket, function, worker });
     }
 
@@ -634,8 +641,16 @@ impl Balancer {
         }
     }
 
-    /// Carries out what the policy asked for. Each bind ends a hold, so this ends.
+    /// Carries out what the policy asked for: mostly nothing.
+    #[inline]
     fn settle(&mut self, now: Time) {
+        if !self.asked.is_empty() {
+            self.carry_out(now);
+        }
+    }
+
+    /// Each bind ends a hold, so this ends.
+    fn carry_out(&mut self, now: Time) {
         let mut next = 0;
         while let Some(output) = self.asked.get(next).copied() {
             next += 1;
