@@ -16,8 +16,8 @@ use openlambda_core::invocation::StartKind;
 use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy, NAMES};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
-    Action, Event, EvictReason, InstanceId, InvocationId, Limits, ReservationEnd, Scheduler,
-    SchedulerConfig, VersionId,
+    Action, Counts, Event, EvictReason, InstanceChoice, InstanceId, InvocationId, Limits,
+    ReservationEnd, Scheduler, SchedulerConfig, VersionId,
 };
 use openlambda_core::time::Time;
 use proptest::prelude::*;
@@ -159,7 +159,10 @@ struct Shell {
     log: Vec<(Time, Action)>,
     now: Time,
     calls: BTreeMap<InvocationId, Call>,
-    next_id: u64,
+    /// The number that each slot was given last.
+    slots: Vec<InvocationId>,
+    /// Slots of what is over are given again; else each number is a new one.
+    reuse: bool,
     reservations: BTreeMap<InvocationId, Reservation>,
     /// Reservations that are over although their invocations have not arrived: those may come yet.
     unbound: BTreeMap<InvocationId, VersionId>,
@@ -176,13 +179,17 @@ struct Shell {
 
 impl Shell {
     fn new(pause: bool, keep_alive: &str) -> Self {
+        Shell::that_picks(InstanceChoice::default(), pause, keep_alive)
+    }
+
+    fn that_picks(pick: InstanceChoice, pause: bool, keep_alive: &str) -> Self {
         let config = SchedulerConfig {
             memory: 500 * MB,
             max_starting: MAX_STARTING,
             pause_after: pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
             offer_timeout: OFFER_TIMEOUT,
-            ..SchedulerConfig::default()
+            pick,
         };
         let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
         let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));
@@ -196,7 +203,8 @@ impl Shell {
             log: Vec::new(),
             now: Time::ZERO,
             calls: BTreeMap::new(),
-            next_id: 0,
+            slots: Vec::new(),
+            reuse: false,
             reservations: BTreeMap::new(),
             unbound: BTreeMap::new(),
             ends: Vec::new(),
@@ -370,10 +378,55 @@ impl Shell {
         let offered = self.reservations.values().filter(|r| r.offered.is_some()).count();
         let reserved = self.reservations.len() - offered;
         assert_eq!((counts.reserved, counts.offered), (reserved as u32, offered as u32));
+        self.check_counts();
         self.check_idle();
         if let Some(timeout) = self.scheduler.poll_timeout() {
             assert!(timeout > self.now, "a timer that has passed is still set");
         }
+    }
+
+    /// All counts, by looking at everything.
+    fn check_counts(&self) {
+        let mut counts = self.scheduler.counts();
+        (counts.reserved, counts.offered) = (0, 0);
+        let mut naive = Counts::default();
+        let mut idle = BTreeMap::new();
+        for (id, (version, place)) in &self.instances {
+            let at_rest = match place {
+                Place::Starting | Place::Cancelling => &mut naive.starting,
+                Place::Up if self.used(*id) > 0 => &mut naive.busy,
+                Place::Up => &mut naive.idle,
+                Place::Pausing | Place::Paused | Place::Resuming => {
+                    naive.paused += 1;
+                    &mut naive.idle
+                }
+                Place::Ending => &mut naive.ending,
+            };
+            *at_rest += 1;
+            if matches!(place, Place::Up | Place::Pausing | Place::Paused | Place::Resuming)
+                && self.used(*id) == 0
+            {
+                *idle.entry(*version).or_default() += 1;
+            }
+        }
+        // An instance that is gone while something runs in it counts until that is over.
+        let mut gone = BTreeSet::new();
+        for call in self.calls.values() {
+            match call {
+                Call::Waiting { .. } => naive.waiting += 1,
+                Call::Running { instance, .. } => {
+                    naive.running += 1;
+                    if !self.instances.contains_key(instance) {
+                        gone.insert(*instance);
+                    }
+                }
+                Call::Over => {}
+            }
+        }
+        naive.ending += gone.len() as u32;
+        assert_eq!(counts, naive);
+        assert!(self.scheduler.idle_versions().eq(idle.clone()), "in order, and none without");
+        assert_eq!(self.scheduler.idle_by_version(), idle);
     }
 
     fn advance(&mut self, by: Duration) {
@@ -399,8 +452,22 @@ impl Shell {
     }
 
     fn new_id(&mut self) -> InvocationId {
-        self.next_id += 1;
-        InvocationId(self.next_id - 1)
+        let id = match self.slots.iter().find(|id| self.reuse && self.is_over(**id)) {
+            Some(over) => InvocationId(over.0 + (1 << 32)),
+            None => InvocationId(self.slots.len() as u64),
+        };
+        let slot = id.0 as u32 as usize;
+        self.slots.resize(self.slots.len().max(slot + 1), id);
+        self.slots[slot] = id;
+        id
+    }
+
+    /// Neither the invocation nor its reservation is there or may come yet.
+    fn is_over(&self, id: InvocationId) -> bool {
+        let call = self.calls.get(&id);
+        call.is_none_or(|call| *call == Call::Over)
+            && !self.reservations.contains_key(&id)
+            && !self.unbound.contains_key(&id)
     }
 
     fn reserve(&mut self, version: u32, patience: u64) -> InvocationId {
@@ -584,8 +651,15 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn play(ops: &[Op], pause: bool, keep_alive: &str) -> Vec<(Time, Action)> {
-    let mut shell = Shell::new(pause, keep_alive);
+/// What may differ between workers beside the keep-alive policy: whether instances are paused, slots
+/// of invocations given again, and the newest instance chosen.
+type Settings = (bool, bool, bool);
+
+fn play(ops: &[Op], settings: Settings, keep_alive: &str) -> Vec<(Time, Action)> {
+    let (pause, reuse, newest) = settings;
+    let pick = if newest { InstanceChoice::Newest } else { InstanceChoice::MostRecent };
+    let mut shell = Shell::that_picks(pick, pause, keep_alive);
+    shell.reuse = reuse;
     for op in ops {
         match *op {
             Op::Arrive(version, patience) => shell.arrive(version, patience),
@@ -669,11 +743,11 @@ proptest! {
     #[test]
     fn random_histories_keep_every_promise(
         ops in proptest::collection::vec(op(), 1..250),
-        pause in any::<bool>(),
+        settings in any::<Settings>(),
         policy in proptest::sample::select(&POLICIES),
     ) {
-        let log = play(&ops, pause, policy);
-        prop_assert_eq!(log, play(&ops, pause, policy), "the same history, other actions");
+        let log = play(&ops, settings, policy);
+        prop_assert_eq!(log, play(&ops, settings, policy), "the same history, other actions");
     }
 }
 
@@ -723,6 +797,71 @@ fn a_warm_instance_is_used_again_and_the_last_used_first() {
     assert_eq!(shell.instances.len(), 2, "no third instance was made");
     let Call::Running { instance, .. } = shell.calls[&InvocationId(2)] else { panic!() };
     assert_eq!(instance, InstanceId(1));
+}
+
+/// Instances 0, 1 and 2 are idle, used last in the order 1, 2, 0.
+#[test]
+fn a_call_goes_to_the_instance_that_is_chosen() {
+    for (pick, order) in
+        [(InstanceChoice::MostRecent, [0, 2, 1]), (InstanceChoice::Newest, [2, 1, 0])]
+    {
+        let mut shell = Shell::that_picks(pick, false, "ttl");
+        for _ in 0..3 {
+            shell.arrive(0, 10_000);
+            fulfil_all(&mut shell);
+        }
+        for n in [1, 2, 0] {
+            assert!(shell.duties.remove(&Duty::Finish(InvocationId(n))));
+            shell.calls.insert(InvocationId(n), Call::Over);
+            shell.handle(Event::Finished { invocation: InvocationId(n), reusable: true });
+        }
+        for instance in order {
+            shell.arrive(0, 10_000);
+            let Some((_, Action::Run { instance: at, .. })) = shell.log.last() else { panic!() };
+            assert_eq!(*at, InstanceId(instance), "{pick:?}");
+        }
+        shell.finish();
+    }
+}
+
+#[test]
+fn the_number_of_an_earlier_generation_is_unknown() {
+    let mut shell = Shell::new(false, "ttl");
+    shell.reuse = true;
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    shell.arrive(0, 10_000);
+    let (old, new) = (InvocationId(0), InvocationId(1 << 32));
+    assert!(matches!(shell.calls[&new], Call::Running { .. }));
+    for invocation in [old, InvocationId(2 << 32)] {
+        shell.handle(Event::Finished { invocation, reusable: true });
+        shell.handle(Event::Cancelled { invocation });
+        shell.handle(Event::ReservationCancelled { invocation });
+    }
+    assert_eq!(shell.scheduler.counts().running, 1);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().running, 0);
+    shell.finish();
+}
+
+#[test]
+fn a_version_is_forgotten_when_nothing_is_left_of_it() {
+    let mut shell = Shell::new(false, "ttl");
+    assert!(shell.scheduler.forget(VersionId(0)), "it was never known");
+    shell.arrive(0, 10_000);
+    assert!(!shell.scheduler.forget(VersionId(0)), "its code is fetched");
+    fulfil_all(&mut shell);
+    assert!(!shell.scheduler.forget(VersionId(0)), "a call runs");
+    finish_one(&mut shell);
+    assert!(!shell.scheduler.forget(VersionId(0)), "an instance is idle");
+    shell.handle(Event::Superseded { version: VersionId(0) });
+    assert!(!shell.scheduler.forget(VersionId(0)), "an instance is ending");
+    fulfil_all(&mut shell);
+    assert!(shell.scheduler.forget(VersionId(0)));
+    shell.arrive(0, 10_000);
+    assert_eq!(Vec::from_iter(&shell.duties), [&Duty::Fetch(VersionId(0))], "all anew");
+    shell.finish();
 }
 
 #[test]
