@@ -1,9 +1,9 @@
 //! What happens next: a heap for what takes its own time, and a line for each delay that is always the
 //! same.
 //!
-//! Most events of a simulation are a network's hop away, or now: such a line is in order by itself, so
-//! entering and taking cost O(1). The heap's keys are 16 bytes, time before order of entry; what they
-//! stand for is beside it.
+//! Most events of a simulation are a network's hop away, or now, or come in the order of their times: such
+//! a line is in order by itself, so entering and taking cost O(1). The heap's keys are 16 bytes, time before
+//! order of entry; what they stand for is beside it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -21,6 +21,8 @@ pub(super) struct Calendar<T> {
     places: Vec<T>,
     free: Vec<u32>,
     lines: Vec<Line<T>>,
+    /// The key of each line's first event, beside each other so that the least is soon found.
+    firsts: Vec<Key>,
 }
 
 /// A time, then the order of entry in the upper and a place in the lower bits.
@@ -34,6 +36,8 @@ struct Key {
 const PLACE_BITS: u32 = 24;
 
 impl Key {
+    const NEVER: Key = Key { at: Time::MAX, order: u64::MAX };
+
     fn place(self) -> usize {
         (self.order & ((1 << PLACE_BITS) - 1)) as usize
     }
@@ -41,16 +45,22 @@ impl Key {
 
 #[derive(Debug)]
 struct Line<T> {
-    delay: Duration,
-    waiting: VecDeque<(Time, u64, T)>,
+    /// `None`: what is entered by [`Calendar::in_order`].
+    delay: Option<Duration>,
+    waiting: VecDeque<(Key, T)>,
 }
+
+/// The line of what comes in order.
+const IN_ORDER: usize = 0;
 
 impl<T: Copy> Calendar<T> {
     /// Nothing, at time zero. `delays`: those that many events have.
     pub(super) fn new(delays: &[Duration]) -> Self {
-        let mut delays = delays.to_vec();
+        let mut delays: Vec<_> = delays.iter().copied().map(Some).collect();
         delays.sort_unstable();
         delays.dedup();
+        delays.insert(IN_ORDER, None);
+        let firsts = vec![Key::NEVER; delays.len()];
         let lines = delays.into_iter().map(|delay| Line { delay, waiting: VecDeque::new() });
         Calendar {
             now: Time::ZERO,
@@ -59,6 +69,7 @@ impl<T: Copy> Calendar<T> {
             places: Vec::new(),
             free: Vec::new(),
             lines: lines.collect(),
+            firsts,
         }
     }
 
@@ -70,13 +81,27 @@ impl<T: Copy> Calendar<T> {
     /// Something happens after `delay`.
     pub(super) fn after(&mut self, delay: Duration, what: T) {
         let at = self.now + delay;
-        match self.lines.iter_mut().find(|line| line.delay == delay) {
-            Some(line) => {
-                line.waiting.push_back((at, self.entered << PLACE_BITS, what));
-                self.entered += 1;
-            }
+        match self.lines.iter().position(|line| line.delay == Some(delay)) {
+            Some(line) => self.enter(line, at, what),
             None => self.at(at, what),
         }
+    }
+
+    /// Something happens at `at`, which is not before what was entered in this way before.
+    pub(super) fn in_order(&mut self, at: Time, what: T) {
+        let last = self.lines[IN_ORDER].waiting.back().map(|(key, _)| key.at);
+        debug_assert!(last.is_none_or(|last| last <= at), "not in order");
+        self.enter(IN_ORDER, at.max(self.now), what);
+    }
+
+    fn enter(&mut self, line: usize, at: Time, what: T) {
+        let key = Key { at, order: self.entered << PLACE_BITS };
+        self.entered += 1;
+        let waiting = &mut self.lines[line].waiting;
+        if waiting.is_empty() {
+            self.firsts[line] = key;
+        }
+        waiting.push_back((key, what));
     }
 
     /// Something happens at `at`; now, if that has passed.
@@ -99,21 +124,20 @@ impl<T: Copy> Calendar<T> {
 
     /// Takes the next event; the time is its.
     pub(super) fn next(&mut self) -> Option<T> {
-        let never = Key { at: Time::MAX, order: u64::MAX };
-        let mut first = self.heap.peek().map_or(never, |Reverse(key)| *key);
+        let mut first = self.heap.peek().map_or(Key::NEVER, |Reverse(key)| *key);
         let mut from = None;
-        for (line, place) in self.lines.iter().zip(0..) {
-            if let Some((at, order, _)) = line.waiting.front() {
-                let key = Key { at: *at, order: *order };
-                if key < first {
-                    (first, from) = (key, Some(place));
-                }
+        for (line, key) in self.firsts.iter().enumerate() {
+            if *key < first {
+                (first, from) = (*key, Some(line));
             }
         }
+        debug_assert!(first.at >= self.now, "time went backwards");
         let what = match from {
-            Some(place) => {
-                let line: &mut Line<T> = &mut self.lines[place];
-                line.waiting.pop_front()?.2
+            Some(line) => {
+                let waiting = &mut self.lines[line].waiting;
+                let (_, what) = waiting.pop_front()?;
+                self.firsts[line] = waiting.front().map_or(Key::NEVER, |(key, _)| *key);
+                what
             }
             None => {
                 let Reverse(key) = self.heap.pop()?;
@@ -121,7 +145,6 @@ impl<T: Copy> Calendar<T> {
                 self.places[key.place()]
             }
         };
-        debug_assert!(first.at >= self.now, "time went backwards");
         self.now = first.at;
         Some(what)
     }
@@ -139,9 +162,14 @@ mod tests {
             let mut rng = Rng::from_seed(seed);
             let mut calendar = Calendar::new(&delays);
             let mut expected: Vec<(Time, u32)> = Vec::new();
-            let mut entered = 0;
+            let (mut entered, mut last) = (0, Time::ZERO);
             for step in 0..2_000 {
-                if step < 1_500 && rng.chance(0.7) {
+                if step < 1_500 && rng.chance(0.1) {
+                    last = last.max(calendar.now()) + Duration::from_nanos(rng.below(50) as u64);
+                    expected.push((last, entered));
+                    calendar.in_order(last, entered);
+                    entered += 1;
+                } else if step < 1_500 && rng.chance(0.7) {
                     let delay = match rng.below(3) {
                         0 => Duration::from_nanos(rng.below(200) as u64),
                         _ => delays[rng.below(4)],

@@ -327,7 +327,7 @@ impl<'a, R: FnMut(&SimulatedCall<'_>)> World<'a, R> {
     fn await_arrival(&mut self) {
         self.next_arrival = self.workload.next();
         if let Some(arrival) = &self.next_arrival {
-            self.calendar.at(arrival.at, What::Arrival);
+            self.calendar.in_order(arrival.at, What::Arrival);
         }
     }
 

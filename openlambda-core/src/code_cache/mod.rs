@@ -18,9 +18,10 @@
 //!                                                 pinned                fetching
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::function::Digest;
+use crate::hash::Hashed;
 use crate::time::Time;
 
 /// How many bundles one [`CodeCache::poll_removal`] looks at. When so many in a row are needed soon, it
@@ -35,7 +36,7 @@ pub struct CodeCache {
     used: u64,
     /// Bytes of what is being removed.
     going: u64,
-    entries: BTreeMap<Digest, Entry>,
+    entries: HashMap<Digest, Entry, Hashed>,
     /// What is held and not pinned.
     free: BTreeSet<(Turn, Digest)>,
     /// How many of `free` are discarded.
@@ -89,7 +90,7 @@ impl CodeCache {
             budget,
             used: 0,
             going: 0,
-            entries: BTreeMap::new(),
+            entries: HashMap::with_hasher(Hashed),
             free: BTreeSet::new(),
             discarded: 0,
         }

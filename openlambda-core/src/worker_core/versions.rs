@@ -3,15 +3,14 @@
 //!
 //! Versions are published and called for as long as a worker lives, so those of which nothing is left
 //! make room for others, all in all in O(1) for each new one. A look-up is one hash of the name and one
-//! probe of a table.
+//! probe of a table: the versions of a function stand in a chain, the one that came last first.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, Hasher};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::failure::Failure;
 use crate::function::{Digest, FunctionName, Version};
-use crate::hash::{mix, stable_hash};
+use crate::hash::{Hashed, stable_hash};
 use crate::manifest::Manifest;
 use crate::scheduler::{Limits, VersionId};
 use crate::time::Time;
@@ -25,13 +24,12 @@ pub(super) struct Versions {
     places: Vec<VersionState>,
     /// Places that can be used again.
     free: Vec<VersionId>,
-    /// The first place with each hash; the others follow by [`VersionState::next`].
+    /// The version that came last of those whose names have this hash; the others follow by
+    /// [`VersionState::next`].
     index: HashMap<u64, VersionId, Hashed>,
-    /// The newest version of each function that was called by number.
-    newest: BTreeMap<FunctionName, (Version, VersionId)>,
     /// Look for versions that can be forgotten when there are so many.
     sweep_at: usize,
-    bundles: BTreeMap<Digest, Bundle>,
+    bundles: HashMap<Digest, Bundle, Hashed>,
 }
 
 /// A version of a function.
@@ -51,8 +49,8 @@ pub(super) struct VersionState {
     pub(super) fetching: bool,
     /// Calls, reservations and instances of it.
     pub(super) uses: u32,
-    /// It is the newest of its function, as far as it is known.
-    newest: bool,
+    /// It is the newest of its function, as far as it is known, by this number.
+    newest: Option<Version>,
     hash: u64,
     next: Option<VersionId>,
     /// A place in `places` that nobody has.
@@ -75,9 +73,8 @@ impl Versions {
             places: Vec::new(),
             free: Vec::new(),
             index: HashMap::with_hasher(Hashed),
-            newest: BTreeMap::new(),
             sweep_at: MANY,
-            bundles: BTreeMap::new(),
+            bundles: HashMap::with_hasher(Hashed),
         }
     }
 
@@ -104,49 +101,54 @@ impl Versions {
         digest: Digest,
         forget: impl FnMut(VersionId) -> bool,
     ) -> (VersionId, Option<VersionId>) {
-        let hash = hash_of(function, &digest);
+        let hash = hash_of(function);
         let id = match self.find(hash, function, &digest) {
             Some(id) => id,
             None => self.add(hash, function, digest, forget),
         };
         let Some(version) = version else { return (id, None) };
         let place = &mut self.places[id.0 as usize];
-        if place.newest && place.version == Some(version) {
+        if place.newest == Some(version) {
             return (id, None);
         }
         place.version = Some(version);
-        let superseded = match self.newest.get(function) {
-            Some((known, old)) if version > *known && *old != id => Some(*old),
-            Some((known, _)) if version <= *known => return (id, None),
-            _ => None,
-        };
-        self.newest.insert(function.clone(), (version, id));
-        self.places[id.0 as usize].newest = true;
-        if let Some(old) = superseded {
-            self.places[old.0 as usize].newest = false;
+        let newest = self.newest(hash, function);
+        if newest.is_some_and(|(known, _)| version <= known) {
+            return (id, None);
         }
+        let superseded = newest.map(|(_, old)| old).filter(|old| *old != id);
+        if let Some(old) = superseded {
+            self.places[old.0 as usize].newest = None;
+        }
+        self.places[id.0 as usize].newest = Some(version);
         (id, superseded)
     }
 
     /// The newest version of a function that was called here.
     pub(super) fn newest_of(&self, function: &FunctionName) -> Option<VersionId> {
-        self.newest.get(function).map(|(_, id)| *id)
+        self.newest(hash_of(function), function).map(|(_, id)| id)
+    }
+
+    fn newest(&self, hash: u64, function: &FunctionName) -> Option<(Version, VersionId)> {
+        let mut of = self.chain(hash).filter(|id| self.get(*id).function == *function);
+        of.find_map(|id| Some((self.get(id).newest?, id)))
     }
 
     pub(super) fn known(&self, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
-        self.find(hash_of(function, digest), function, digest)
+        self.find(hash_of(function), function, digest)
     }
 
     fn find(&self, hash: u64, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
-        let mut next = self.index.get(&hash).copied();
-        while let Some(id) = next {
-            let place = &self.places[id.0 as usize];
-            if place.digest == *digest && place.function == *function {
-                return Some(id);
-            }
-            next = place.next;
-        }
-        None
+        self.chain(hash).find(|id| {
+            let place = self.get(*id);
+            place.digest == *digest && place.function == *function
+        })
+    }
+
+    /// All versions whose names have this hash.
+    fn chain(&self, hash: u64) -> impl Iterator<Item = VersionId> {
+        let first = self.index.get(&hash).copied();
+        std::iter::successors(first, |id| self.get(*id).next)
     }
 
     fn add(
@@ -169,7 +171,7 @@ impl Versions {
             failure: None,
             fetching: false,
             uses: 0,
-            newest: false,
+            newest: None,
             hash,
             next: self.index.get(&hash).copied(),
             vacant: false,
@@ -208,13 +210,10 @@ impl Versions {
     fn remove(&mut self, id: VersionId) {
         let place = &mut self.places[id.0 as usize];
         place.vacant = true;
-        let (hash, next, newest, digest) = (place.hash, place.next, place.newest, place.digest);
+        let (hash, next, digest) = (place.hash, place.next, place.digest);
         // Nothing of it is kept while its place is free.
         place.manifest = no_manifest();
-        place.failure = None;
-        if newest {
-            self.newest.remove(&self.places[id.0 as usize].function);
-        }
+        (place.failure, place.newest) = (None, None);
         match (self.index.get(&hash).copied(), next) {
             (Some(first), Some(next)) if first == id => {
                 self.index.insert(hash, next);
@@ -300,36 +299,8 @@ fn no_manifest() -> Arc<Manifest> {
     NONE.get_or_init(Arc::default).clone()
 }
 
-fn hash_of(function: &FunctionName, digest: &Digest) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&digest.as_bytes()[..8]);
-    mix(u64::from_le_bytes(bytes), stable_hash(0, function.full().as_bytes()))
-}
-
-/// The keys are hashes already.
-#[derive(Clone, Copy, Debug, Default)]
-struct Hashed;
-
-impl BuildHasher for Hashed {
-    type Hasher = Same;
-    fn build_hasher(&self) -> Same {
-        Same(0)
-    }
-}
-
-#[derive(Debug)]
-struct Same(u64);
-
-impl Hasher for Same {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, _: &[u8]) {
-        debug_assert!(false, "keys are of 64 bits");
-    }
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
+fn hash_of(function: &FunctionName) -> u64 {
+    stable_hash(0, function.full().as_bytes())
 }
 
 #[cfg(test)]
