@@ -37,7 +37,8 @@ impl Frontend {
     ) -> Self {
         // Several balancers decide independently; placement is the same for all.
         let seed = config.seed.wrapping_add(u64::from(number) << 32);
-        let mut balancer = Balancer::new(policy, seed).with_retries(config.retries);
+        let mut balancer =
+            Balancer::new(policy, seed).with_retries(config.retries).with_placement(config.seed);
         for function in 0..functions.len() {
             let id = balancer.function(functions.name(function));
             debug_assert_eq!(id.0, function, "ids are given out in order");

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use super::idle::IdleInstances;
 use super::{ColourId, FunctionId, PackageId, WorkerId, WorkerLoad};
 use crate::function::FunctionName;
-use crate::hash::stable_hash;
+use crate::hash::{mix, stable_hash};
 
-/// Seed of the hash of workers' and functions' names. A constant, so that placements agree between
-/// balancers and over restarts.
+/// Seed of the hash of workers' and functions' names, unless an experiment says: a constant, so that
+/// placements agree between balancers and over restarts.
 const NAME_SEED: u64 = 0x6f6c_2d6e_616d_6573;
 
 /// What is known of the workers and functions. See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cluster {
+    /// Seed of the hashes of names.
+    placement: u64,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Joined workers, by name.
@@ -72,10 +74,37 @@ impl WorkerInfo {
     }
 }
 
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster {
+            placement: NAME_SEED,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_name: BTreeMap::new(),
+            ready: Vec::new(),
+            in_flight_total: 0,
+            functions: Interner::default(),
+            function_keys: Vec::new(),
+            packages: Interner::default(),
+            package_keys: Vec::new(),
+            colours: Interner::default(),
+            colour_keys: Vec::new(),
+            idle: IdleInstances::default(),
+        }
+    }
+}
+
 impl Cluster {
     /// An empty cluster.
     pub fn new() -> Self {
         Cluster::default()
+    }
+
+    /// An empty cluster with a placement of its own: rings and tables hash names under this seed, where
+    /// those of all live balancers agree. For experiments, whose seeds must reach the placement: what
+    /// comes of a hash differs more between placements than between streams of calls.
+    pub fn with_placement(seed: u64) -> Self {
+        Cluster { placement: mix(NAME_SEED, seed), ..Cluster::default() }
     }
 
     /// What policies see.
@@ -91,7 +120,7 @@ impl Cluster {
     pub fn join(&mut self, info: WorkerInfo) -> WorkerId {
         assert!(!self.by_name.contains_key(&info.name), "worker {} joined twice", info.name);
         let worker = Worker {
-            name_hash: stable_hash(NAME_SEED, info.name.as_bytes()),
+            name_hash: stable_hash(self.placement, info.name.as_bytes()),
             name: info.name.clone(),
             weight: info.weight,
             capacity: info.capacity,
@@ -189,7 +218,7 @@ impl Cluster {
 
     /// A snapshot of a worker's idle instances replaces what was known: it repairs lost events. In
     /// any order; the counts of a function that is named twice add up. It costs as much as the worker
-    /// holds; fastest when functions come in the order of their ids.
+    /// holds.
     pub fn set_idle(&mut self, id: WorkerId, idle: impl IntoIterator<Item = (FunctionId, u32)>) {
         if self.worker(id).is_some() {
             self.idle.set(id.slot, idle);
@@ -207,7 +236,7 @@ impl Cluster {
     pub fn function(&mut self, name: &FunctionName) -> (FunctionId, u64) {
         let id = self.functions.intern(name);
         if id as usize == self.function_keys.len() {
-            self.function_keys.push(stable_hash(NAME_SEED, name.to_string().as_bytes()));
+            self.function_keys.push(stable_hash(self.placement, name.to_string().as_bytes()));
         }
         (FunctionId(id), self.function_keys[id as usize])
     }
@@ -221,7 +250,7 @@ impl Cluster {
     pub fn package(&mut self, name: &str) -> PackageId {
         let id = self.packages.intern(name);
         if id as usize == self.package_keys.len() {
-            self.package_keys.push(stable_hash(NAME_SEED, name.as_bytes()));
+            self.package_keys.push(stable_hash(self.placement, name.as_bytes()));
         }
         PackageId(id)
     }
@@ -230,7 +259,7 @@ impl Cluster {
     pub fn colour(&mut self, name: &str) -> ColourId {
         let id = self.colours.intern(name);
         if id as usize == self.colour_keys.len() {
-            self.colour_keys.push(stable_hash(NAME_SEED, name.as_bytes()));
+            self.colour_keys.push(stable_hash(self.placement, name.as_bytes()));
         }
         ColourId(id)
     }
@@ -336,9 +365,9 @@ impl<'a> ClusterView<'a> {
     /// The workers with idle instances of the function, ready or not, and how many.
     pub fn idle_workers(&self, function: FunctionId) -> impl Iterator<Item = (WorkerId, u32)> {
         let cluster = self.cluster;
-        cluster.idle.slots(function).iter().map(|(slot, count)| {
-            let generation = cluster.slots[*slot as usize].generation;
-            (WorkerId { slot: *slot, generation }, *count)
+        cluster.idle.slots(function).map(|(slot, count)| {
+            let generation = cluster.slots[slot as usize].generation;
+            (WorkerId { slot, generation }, count)
         })
     }
 }

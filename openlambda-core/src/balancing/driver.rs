@@ -201,6 +201,15 @@ impl Balancer {
         self
     }
 
+    /// The same, with a placement of its own; see [`Cluster::with_placement`]. Before its first function
+    /// and worker.
+    #[must_use]
+    pub fn with_placement(mut self, seed: u64) -> Self {
+        debug_assert_eq!(self.cluster.view().slots(), 0, "workers have their places");
+        self.cluster = Cluster::with_placement(seed);
+        self
+    }
+
     /// What is known of the workers.
     pub fn view(&self) -> ClusterView<'_> {
         self.cluster.view()

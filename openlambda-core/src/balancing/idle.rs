@@ -6,20 +6,36 @@ use super::FunctionId;
 ///
 /// A worker's report names all that it holds, several times a second, and replaces what was known of
 /// that worker. So that this costs as much as the report is long, however many functions and workers
-/// there are, each worker has a list of the functions that it may hold. Calls come and go far more often
-/// than reports: they only add to the end of that list, and it is the report which brings it into order.
+/// there are, each worker has a list of the functions that it may hold, and each of the list's places
+/// is known where the function's workers are: a report needs one search for each function that it names,
+/// in whatever order, marks it, and takes out what it has not marked.
+///
+/// Calls take an instance and give it back all the time: a count may be 0 until the next report, so that
+/// neither moves anything.
 ///
 /// All are vectors and not trees, whose nodes would be allocated and freed all the time. They grow as
 /// far as they were ever needed: room for each function on each worker would be far too much.
 #[derive(Debug, Default)]
 pub(super) struct IdleInstances {
-    /// By function: slots with idle instances of it, in order, and how many.
-    by_function: Vec<Vec<(u32, u32)>>,
-    /// By slot: functions with idle instances there; also some that have none any more, some twice, in
-    /// no order.
-    by_slot: Vec<Vec<FunctionId>>,
-    /// The report that is read.
-    told: Vec<(FunctionId, u32)>,
+    /// By function: where it may have idle instances, by slot.
+    by_function: Vec<Vec<Place>>,
+    /// By slot: functions that may have idle instances there.
+    by_slot: Vec<Held>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    slot: u32,
+    count: u32,
+    /// Where the function is in the slot's list.
+    at: u32,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    functions: Vec<(FunctionId, u32)>,
+    /// The number of the last report, with which the functions that it names are marked.
+    report: u32,
 }
 
 /// A worker's list has room for so many functions from the start.
@@ -28,25 +44,31 @@ const FEW: usize = 64;
 impl IdleInstances {
     /// The slots with idle instances of the function, in order, and how many.
     #[inline]
-    pub(super) fn slots(&self, function: FunctionId) -> &[(u32, u32)] {
-        self.by_function.get(function.0 as usize).map_or(&[], |slots| slots)
+    pub(super) fn slots(&self, function: FunctionId) -> impl Iterator<Item = (u32, u32)> {
+        let places = self.by_function.get(function.0 as usize).into_iter().flatten();
+        places.filter(|place| place.count > 0).map(|place| (place.slot, place.count))
     }
 
     /// How many instances of the function are idle there.
     #[inline]
     pub(super) fn count(&self, slot: u32, function: FunctionId) -> u32 {
-        let slots = self.slots(function);
-        slots.binary_search_by_key(&slot, |(slot, _)| *slot).map_or(0, |at| slots[at].1)
+        self.find(slot, function).map_or(0, |at| self.by_function[function.0 as usize][at].count)
     }
 
     /// One more is idle.
     pub(super) fn add(&mut self, slot: u32, function: FunctionId) {
-        let slots = self.slots_mut(function);
-        match slots.binary_search_by_key(&slot, |(slot, _)| *slot) {
-            Ok(at) => slots[at].1 = slots[at].1.saturating_add(1),
+        match self.find(slot, function) {
+            Ok(at) => {
+                let place = &mut self.by_function[function.0 as usize][at];
+                place.count = place.count.saturating_add(1);
+            }
             Err(at) => {
-                insert(slots, at, (slot, 1));
-                self.note(slot, function);
+                let held = self.held_mut(slot);
+                if held.functions.len() < held.functions.capacity() {
+                    self.insert(slot, function, at, 1);
+                } else {
+                    self.insert_in_little_room(slot, function);
+                }
             }
         }
     }
@@ -54,38 +76,33 @@ impl IdleInstances {
     /// One less is idle; where there is none, nothing happens.
     #[inline]
     pub(super) fn take(&mut self, slot: u32, function: FunctionId) {
-        if let Some(slots) = self.by_function.get_mut(function.0 as usize)
-            && let Ok(at) = slots.binary_search_by_key(&slot, |(slot, _)| *slot)
-        {
-            slots[at].1 -= 1;
-            if slots[at].1 == 0 {
-                slots.remove(at);
-            }
+        if let Ok(at) = self.find(slot, function) {
+            let place = &mut self.by_function[function.0 as usize][at];
+            place.count = place.count.saturating_sub(1);
         }
     }
 
     /// These are idle, and no others. In any order; what is named twice adds up.
     pub(super) fn set(&mut self, slot: u32, told: impl IntoIterator<Item = (FunctionId, u32)>) {
-        // Taken out for the while, as what follows needs all of `self`; they come back below.
-        let mut now = std::mem::take(&mut self.told);
-        read(told, &mut now);
-        let mut before = std::mem::take(self.functions_mut(slot));
-        before.sort_unstable();
-        before.dedup();
-        let mut named = now.iter().map(|(function, _)| *function).peekable();
-        for function in &before {
-            while named.next_if(|other| other < function).is_some() {}
-            if named.peek() != Some(function) {
-                self.set_count(slot, *function, 0);
+        let held = self.held_mut(slot);
+        held.report = held.report.wrapping_add(1);
+        let report = held.report;
+        for (function, count) in told {
+            if count == 0 {
+                continue;
+            }
+            match self.find(slot, function) {
+                Ok(at) => {
+                    let place = &mut self.by_function[function.0 as usize][at];
+                    let (_, mark) = &mut self.by_slot[slot as usize].functions[place.at as usize];
+                    // Named before in this report, or not.
+                    let before = if *mark == report { place.count } else { 0 };
+                    (place.count, *mark) = (before.saturating_add(count), report);
+                }
+                Err(at) => self.insert(slot, function, at, count),
             }
         }
-        for (function, count) in &now {
-            self.set_count(slot, *function, *count);
-        }
-        before.clear();
-        before.extend(now.iter().map(|(function, _)| *function));
-        self.by_slot[slot as usize] = before;
-        self.told = now;
+        self.retain(slot, |_, _, mark| mark == report);
     }
 
     /// Nothing is idle there.
@@ -93,90 +110,70 @@ impl IdleInstances {
         self.set(slot, []);
     }
 
-    fn set_count(&mut self, slot: u32, function: FunctionId, count: u32) {
-        let slots = self.slots_mut(function);
-        match slots.binary_search_by_key(&slot, |(slot, _)| *slot) {
-            Ok(at) if count == 0 => {
-                slots.remove(at);
+    /// Where the function's entry for the slot is, or where it belongs.
+    #[inline]
+    fn find(&self, slot: u32, function: FunctionId) -> Result<usize, usize> {
+        let places = self.by_function.get(function.0 as usize).map_or(&[][..], |places| places);
+        places.binary_search_by_key(&slot, |place| place.slot)
+    }
+
+    /// Enters what is not there: at `at` of the function's slots, marked as of the last report.
+    fn insert(&mut self, slot: u32, function: FunctionId, at: usize, count: u32) {
+        let held = &mut self.by_slot[slot as usize];
+        let place = Place { slot, count, at: held.functions.len() as u32 };
+        held.functions.push((function, held.report));
+        let of = function.0 as usize;
+        if of >= self.by_function.len() {
+            self.by_function.resize_with(of + 1, Vec::new);
+        }
+        let places = &mut self.by_function[of];
+        if places.len() == places.capacity() {
+            // A function on more than a few workers will soon be on many. Most are on few.
+            places.reserve(4 * places.len());
+        }
+        places.insert(at, place);
+    }
+
+    /// No report has cleared the worker's list for a while.
+    #[cold]
+    fn insert_in_little_room(&mut self, slot: u32, function: FunctionId) {
+        self.retain(slot, |idle, function, _| idle.count(slot, function) > 0);
+        let functions = &mut self.by_slot[slot as usize].functions;
+        // With little room left this would happen again soon.
+        functions.reserve(functions.len() / 2 + 1);
+        if let Err(at) = self.find(slot, function) {
+            self.insert(slot, function, at, 1);
+        }
+    }
+
+    /// Takes those of a worker's functions out that are not to be kept, by themselves and their marks.
+    fn retain(&mut self, slot: u32, keep: impl Fn(&Self, FunctionId, u32) -> bool) {
+        for at in (0..self.by_slot[slot as usize].functions.len()).rev() {
+            let (function, mark) = self.by_slot[slot as usize].functions[at];
+            if keep(self, function, mark) {
+                continue;
             }
-            Ok(at) => slots[at].1 = count,
-            Err(at) if count > 0 => insert(slots, at, (slot, count)),
-            Err(_) => {}
+            if let Ok(place) = self.find(slot, function) {
+                self.by_function[function.0 as usize].remove(place);
+            }
+            let functions = &mut self.by_slot[slot as usize].functions;
+            functions.swap_remove(at);
+            // The last one has moved here.
+            if let Some((moved, _)) = functions.get(at).copied()
+                && let Ok(place) = self.find(slot, moved)
+            {
+                self.by_function[moved.0 as usize][place].at = at as u32;
+            }
         }
     }
 
-    fn slots_mut(&mut self, function: FunctionId) -> &mut Vec<(u32, u32)> {
-        let function = function.0 as usize;
-        if function >= self.by_function.len() {
-            self.by_function.resize_with(function + 1, Vec::new);
-        }
-        &mut self.by_function[function]
-    }
-
-    fn functions_mut(&mut self, slot: u32) -> &mut Vec<FunctionId> {
+    fn held_mut(&mut self, slot: u32) -> &mut Held {
         let slot = slot as usize;
         if slot >= self.by_slot.len() {
-            self.by_slot.resize_with(slot + 1, || Vec::with_capacity(FEW));
+            let fresh = || Held { functions: Vec::with_capacity(FEW), report: 0 };
+            self.by_slot.resize_with(slot + 1, fresh);
         }
         &mut self.by_slot[slot]
-    }
-
-    /// The function has an idle instance there, and had none.
-    fn note(&mut self, slot: u32, function: FunctionId) {
-        let functions = self.functions_mut(slot);
-        // A popular function comes and goes.
-        if functions.last() == Some(&function) {
-            return;
-        }
-        if functions.len() == functions.capacity() {
-            return self.note_in_little_room(slot, function);
-        }
-        functions.push(function);
-    }
-
-    /// No report has brought the worker's list into order for a while.
-    #[cold]
-    fn note_in_little_room(&mut self, slot: u32, function: FunctionId) {
-        let mut functions = std::mem::take(self.functions_mut(slot));
-        functions.push(function);
-        functions.sort_unstable();
-        functions.dedup();
-        if functions.len() > functions.capacity() / 2 {
-            functions.retain(|function| self.count(slot, *function) > 0);
-        }
-        // With little room left this would happen again soon.
-        functions.reserve(functions.len() / 2);
-        self.by_slot[slot as usize] = functions;
-    }
-}
-
-fn insert(slots: &mut Vec<(u32, u32)>, at: usize, slot: (u32, u32)) {
-    if slots.len() == slots.capacity() {
-        // A function on more than a few workers will soon be on many. Most are on few.
-        slots.reserve(4 * slots.len());
-    }
-    slots.insert(at, slot);
-}
-
-/// Brings a report into order, each function once; the simulator's reports are so already.
-fn read(told: impl IntoIterator<Item = (FunctionId, u32)>, list: &mut Vec<(FunctionId, u32)>) {
-    list.clear();
-    let mut in_order = true;
-    for (function, count) in told {
-        if count > 0 {
-            in_order &= list.last().is_none_or(|(last, _)| *last < function);
-            list.push((function, count));
-        }
-    }
-    if !in_order {
-        list.sort_unstable_by_key(|(function, _)| *function);
-        list.dedup_by(|again, first| {
-            let same = again.0 == first.0;
-            if same {
-                first.1 = first.1.saturating_add(again.1);
-            }
-            same
-        });
     }
 }
 
@@ -250,7 +247,7 @@ mod tests {
                 model.retain(|_, count| *count > 0);
                 most_held = most_held.max(model.len());
                 // What is not held any more takes no room for long.
-                let room = idle.by_slot.iter().map(Vec::capacity).max().unwrap_or(0);
+                let room = idle.by_slot.iter().map(|held| held.functions.capacity()).max().unwrap_or(0);
                 prop_assert!(room <= (2 * FEW).max(4 * most_held), "{} of {}", room, most_held);
                 for slot in 0..SLOTS {
                     for function in 0..FUNCTIONS {
@@ -261,7 +258,8 @@ mod tests {
                 for function in 0..FUNCTIONS {
                     let of = model.iter().filter(|((_, other), _)| *other == function);
                     let expected: Vec<_> = of.map(|((slot, _), count)| (*slot, *count)).collect();
-                    prop_assert_eq!(idle.slots(FunctionId(function)), expected);
+                    let slots: Vec<_> = idle.slots(FunctionId(function)).collect();
+                    prop_assert_eq!(slots, expected);
                 }
             }
         }
