@@ -60,6 +60,9 @@ type Load = u32;
 
 const NOT_READY: Load = Load::MAX;
 
+/// No place: of an entry that `places` does not have yet.
+const NEW: usize = usize::MAX;
+
 impl Hiku {
     /// How many stale heads a decision puts in their place, before it takes the next as it is. It
     /// bounds the cost of a decision in the worst case.
@@ -131,68 +134,83 @@ impl Hiku {
         let before = place.map_or(0, |place| self.queues[queue][place].instances);
         // More than run at once cannot be idle; counts that drifted end here.
         let instances = count(before).min(known.capacity().max(1));
+        if instances == 0 {
+            if let Some(place) = place {
+                self.remove_at(function, place);
+            }
+            return;
+        }
         let reports = self.reports.get(worker).copied().unwrap_or_default();
         let idle = Idle { worker, load: load(worker, view), instances, reports };
-        let place = match place {
-            None if instances == 0 => return,
-            Some(place) if instances == 0 => return self.remove_at(function, place),
+        if queue >= self.queues.len() {
+            self.queues.resize_with(queue + 1, Vec::new);
+        }
+        let heap = &mut self.queues[queue];
+        match place {
             Some(place) => {
-                self.queues[queue][place] = idle;
-                place
+                heap[place] = idle;
+                self.sift(function, place, place);
             }
             None => {
-                if queue >= self.queues.len() {
-                    self.queues.resize_with(queue + 1, Vec::new);
-                }
-                let heap = &mut self.queues[queue];
+                let last = heap.len();
                 heap.push(idle);
-                self.places.insert(key(function, worker), heap.len() - 1);
-                heap.len() - 1
+                self.sift(function, last, NEW);
             }
-        };
-        self.sift(function, place);
+        }
     }
 
     fn place(&self, function: FunctionId, worker: WorkerId) -> Option<usize> {
+        let heap = self.queues.get(function.0 as usize)?;
+        // A request that is sent to a worker was mostly sent to the head.
+        if heap.first()?.worker == worker {
+            return Some(0);
+        }
         let place = *self.places.get(key(function, worker))?;
-        (self.queues[function.0 as usize][place].worker == worker).then_some(place)
+        (heap[place].worker == worker).then_some(place)
     }
 
     fn set_load(&mut self, function: FunctionId, place: usize, load: Load) {
         self.queues[function.0 as usize][place].load = load;
-        self.sift(function, place);
+        self.sift(function, place, place);
     }
 
     fn remove_at(&mut self, function: FunctionId, place: usize) {
         let heap = &mut self.queues[function.0 as usize];
         let removed = heap.swap_remove(place);
+        let moved_from = heap.len();
         self.places.remove(key(function, removed.worker));
-        if let Some(moved) = heap.get(place) {
-            self.places.insert(key(function, moved.worker), place);
-            self.sift(function, place);
+        if place < moved_from {
+            self.sift(function, place, moved_from);
         }
     }
 
-    /// Moves an entry up or down to where its load belongs.
-    fn sift(&mut self, function: FunctionId, mut place: usize) {
-        let heap = &mut self.queues[function.0 as usize];
-        let start = place;
-        while place > 0 && heap[place].load < heap[(place - 1) / 2].load {
+    /// Moves an entry, which its place in `places` has at `known`, up or down to where its load
+    /// belongs. The others step aside, and it is written once.
+    fn sift(&mut self, function: FunctionId, mut place: usize, known: usize) {
+        let heap = &mut self.queues[function.0 as usize][..];
+        let moving = heap[place];
+        while place > 0 && moving.load < heap[(place - 1) / 2].load {
             let parent = (place - 1) / 2;
-            heap.swap(place, parent);
+            heap[place] = heap[parent];
             self.places.insert(key(function, heap[place].worker), place);
             place = parent;
         }
-        while let Some(child) = (2 * place + 1..heap.len().min(2 * place + 3))
-            .min_by_key(|child| heap[*child].load)
-            .filter(|child| heap[*child].load < heap[place].load)
-        {
-            heap.swap(place, child);
+        loop {
+            let (left, right) = (2 * place + 1, 2 * place + 2);
+            let child = match heap.get(right) {
+                Some(other) if other.load < heap[left].load => right,
+                _ => left,
+            };
+            if heap.get(child).is_none_or(|child| child.load >= moving.load) {
+                break;
+            }
+            heap[place] = heap[child];
             self.places.insert(key(function, heap[place].worker), place);
             place = child;
         }
-        if place != start {
-            self.places.insert(key(function, heap[place].worker), place);
+        heap[place] = moving;
+        if place != known {
+            self.places.insert(key(function, moving.worker), place);
         }
     }
 }
@@ -202,9 +220,14 @@ fn key(function: FunctionId, worker: WorkerId) -> u64 {
 }
 
 fn load(worker: WorkerId, view: &ClusterView<'_>) -> Load {
-    match view.worker(worker).filter(|_| view.is_ready(worker)) {
-        Some(worker) => ((f64::from(worker.in_flight() + 1) / worker.weight()) as f32).to_bits(),
-        None => NOT_READY,
+    match view.worker(worker) {
+        Some(known) if known.healthy() && !known.draining() => {
+            let (requests, weight) = (f64::from(known.in_flight() + 1), known.weight());
+            // Mostly there is nothing to divide by, and a division takes as long as all the rest.
+            let load = if weight == 1.0 { requests } else { requests / weight };
+            (load as f32).to_bits()
+        }
+        _ => NOT_READY,
     }
 }
 

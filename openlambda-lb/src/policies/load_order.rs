@@ -62,17 +62,29 @@ impl LoadOrder {
         }
         while place.level < level {
             let last = self.end(place.level) - 1;
-            self.swap(place.at, last);
+            self.step_aside(last, place.at);
             self.start[place.level + 1] = last;
             place = Place { worker, at: last, level: place.level + 1 };
         }
         while place.level > level {
             let first = self.start[place.level];
-            self.swap(place.at, first);
+            self.step_aside(first, place.at);
             self.start[place.level] = first + 1;
             place = Place { worker, at: first, level: place.level - 1 };
         }
+        self.order[place.at] = worker;
         self.places[worker.index()] = Some(place);
+    }
+
+    /// The worker at a place goes to another one, whose own worker is on its way and comes to the first.
+    fn step_aside(&mut self, from: usize, to: usize) {
+        if from != to {
+            let other = self.order[from];
+            self.order[to] = other;
+            if let Some(place) = &mut self.places[other.index()] {
+                place.at = to;
+            }
+        }
     }
 
     /// Takes a worker out.
@@ -83,7 +95,7 @@ impl LoadOrder {
         let top = u32::try_from(self.start.len() - 1).unwrap_or(u32::MAX);
         self.set(worker, top);
         if let Some(place) = self.place(worker) {
-            self.swap(place.at, self.order.len() - 1);
+            self.step_aside(self.order.len() - 1, place.at);
             self.order.pop();
             self.places[worker.index()] = None;
         }
@@ -158,15 +170,6 @@ impl LoadOrder {
 
     fn place(&self, worker: WorkerId) -> Option<Place> {
         self.places.get(worker.index()).copied().flatten().filter(|place| place.worker == worker)
-    }
-
-    fn swap(&mut self, a: usize, b: usize) {
-        self.order.swap(a, b);
-        for at in [a, b] {
-            if let Some(place) = &mut self.places[self.order[at].index()] {
-                place.at = at;
-            }
-        }
     }
 }
 
