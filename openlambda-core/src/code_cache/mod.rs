@@ -19,6 +19,7 @@
 //! ```
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use crate::function::Digest;
 use crate::hash::Hashed;
@@ -58,10 +59,11 @@ enum Entry {
         discarded: bool,
     },
     Held(Held),
-    /// Its folder is being removed; `wanted` again meanwhile.
+    /// Its folder is being removed; `wanted` again meanwhile, and perhaps `discarded` after that.
     Going {
         bytes: u64,
         wanted: bool,
+        discarded: bool,
     },
 }
 
@@ -107,8 +109,8 @@ impl CodeCache {
                 *discarded = false;
                 Lookup::Wait
             }
-            Some(Entry::Going { wanted, .. }) => {
-                *wanted = true;
+            Some(Entry::Going { wanted, discarded, .. }) => {
+                (*wanted, *discarded) = (true, false);
                 Lookup::Wait
             }
             None => {
@@ -157,7 +159,9 @@ impl CodeCache {
     /// Its functions are deleted: it is removed as soon as no instance uses it, whatever the budget,
     /// unless somebody [wants](Self::want) it again.
     pub fn discard(&mut self, digest: Digest) {
-        if let Some(Entry::Fetching { discarded }) = self.entries.get_mut(&digest) {
+        if let Some(Entry::Fetching { discarded } | Entry::Going { discarded, .. }) =
+            self.entries.get_mut(&digest)
+        {
             *discarded = true;
         }
         self.change(digest, |held| held.turn.kept = false);
@@ -175,12 +179,13 @@ impl CodeCache {
     /// mean to fetch it again.
     pub fn poll_removal(&mut self, now: Time, wanted: impl Fn(&Digest) -> bool) -> Option<Digest> {
         for kept in [false, true] {
+            let first = (Turn { kept, used: Time::ZERO }, Digest::from_bytes([0; 32]));
+            let mut from = Bound::Included(first);
             for _ in 0..LOOKED_AT {
                 if kept && self.used <= self.budget {
                     return None;
                 }
-                let first = (Turn { kept, used: Time::ZERO }, Digest::from_bytes([0; 32]));
-                let next = self.free.range(first..).next().copied();
+                let next = self.free.range((from, Bound::Unbounded)).next().copied();
                 let Some((turn, digest)) = next.filter(|(turn, _)| turn.kept == kept) else {
                     break;
                 };
@@ -189,6 +194,8 @@ impl CodeCache {
                     return Some(digest);
                 }
                 self.change(digest, |held| held.turn.used = now);
+                // Others may have been used just now, too: it need not be behind them.
+                from = Bound::Excluded((turn, digest));
             }
         }
         None
@@ -201,7 +208,7 @@ impl CodeCache {
             // The bytes count as gone at once, or every further poll would remove another bundle.
             self.used -= bytes;
             self.going += bytes;
-            *entry = Entry::Going { bytes, wanted: false };
+            *entry = Entry::Going { bytes, wanted: false, discarded: false };
         }
     }
 
@@ -209,11 +216,12 @@ impl CodeCache {
     /// meanwhile.
     #[must_use]
     pub fn removed(&mut self, digest: Digest) -> bool {
-        let Some(Entry::Going { bytes, wanted }) = self.entries.get(&digest) else { return false };
-        let wanted = *wanted;
+        let Some(&Entry::Going { bytes, wanted, discarded }) = self.entries.get(&digest) else {
+            return false;
+        };
         self.going -= bytes;
         if wanted {
-            self.entries.insert(digest, Entry::Fetching { discarded: false });
+            self.entries.insert(digest, Entry::Fetching { discarded });
         } else {
             self.entries.remove(&digest);
         }
@@ -335,6 +343,37 @@ mod tests {
         assert!(cache.removed(digest(1)));
         cache.fetched(digest(1), 10, Time(3));
         assert_eq!(cache.want(digest(1), Time(3)), Lookup::Held);
+    }
+
+    #[test]
+    fn what_is_discarded_while_it_goes_and_comes_again_goes_for_good() {
+        let mut cache = CodeCache::new(0);
+        cache.want(digest(1), Time(1));
+        cache.fetched(digest(1), 10, Time(1));
+        assert_eq!(cache.poll_removal(Time(2), |_| false), Some(digest(1)));
+        cache.budget = 100;
+        // Somebody waits for it still, whose function is deleted.
+        assert_eq!(cache.want(digest(1), Time(3)), Lookup::Wait);
+        cache.discard(digest(1));
+        assert!(cache.removed(digest(1)));
+        cache.fetched(digest(1), 10, Time(4));
+        assert!(cache.pin(digest(1), Time(4)));
+        cache.unpin(digest(1), Time(5));
+        assert_eq!(cache.poll_removal(Time(5), |_| false), Some(digest(1)));
+    }
+
+    /// Many things happen at one time, most of all in simulations.
+    #[test]
+    fn what_is_needed_soon_hides_no_other_that_was_used_at_the_same_time() {
+        let mut cache = CodeCache::new(15);
+        for n in 1..=2 {
+            cache.want(digest(n), Time(1));
+            cache.fetched(digest(n), 10, Time(1));
+        }
+        assert_eq!(cache.poll_removal(Time(1), |it| *it == digest(1)), Some(digest(2)));
+        cache.discard(digest(1));
+        assert_eq!(cache.poll_removal(Time(1), |it| *it == digest(1)), None);
+        assert_eq!(cache.poll_removal(Time(1), |_| false), Some(digest(1)));
     }
 
     #[test]
