@@ -39,6 +39,8 @@ mod messages;
 mod notices;
 mod phases;
 pub mod recording;
+#[cfg(test)]
+mod tests;
 mod versions;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -577,6 +579,10 @@ impl WorkerCore {
             Action::Pause { instance } => self.outputs.push_back(Output::Pause { instance }),
             Action::Resume { instance } => self.resume(instance),
             Action::Evict { instance, why } => {
+                if let Some(place) = self.instances.get_mut(instance.0) {
+                    // It may have been wanted while its limit is set; it is not resumed any more.
+                    place.limit = Limit::Full;
+                }
                 self.outputs.push_back(Output::Destroy { instance, why });
             }
             Action::Offer { invocation, .. } => {
@@ -625,9 +631,12 @@ impl WorkerCore {
     // Code.
 
     fn want_code(&mut self, now: Time, id: VersionId) {
+        let digest = self.versions.get(id).digest;
+        let found = self.cache.want(digest, now);
+        // A call that came before its function was deleted does not make the bundle stay.
+        self.discard_if_deleted(digest);
         let version = self.versions.get_mut(id);
-        let digest = version.digest;
-        match self.cache.want(digest, now) {
+        match found {
             Lookup::Held => {
                 // Unpacked before, for itself or for another function with the same bytes.
                 let manifest = self.versions.manifest_of(&digest).expect("it is unpacked").clone();
@@ -686,20 +695,23 @@ impl WorkerCore {
     }
 
     fn on_deleted(&mut self, now: Time, functions: &[FunctionName]) {
-        let is_deleted = |function: &FunctionName| functions.contains(function);
-        let gone: Vec<_> = self
-            .versions
-            .iter()
-            .filter(|(_, version)| is_deleted(&version.function))
-            .map(|(id, version)| (id, version.digest))
-            .collect();
+        let known = self.versions.iter();
+        let gone = known.filter(|(_, version)| functions.contains(&version.function));
+        let gone: Vec<_> = gone.map(|(id, version)| (id, version.digest)).collect();
+        for (id, _) in &gone {
+            self.versions.get_mut(*id).deleted = true;
+        }
         for (id, digest) in gone {
-            // Another function may have the same bytes.
-            let mut with_it = self.versions.with_bundle(&digest).iter();
-            if with_it.all(|id| is_deleted(&self.versions.get(*id).function)) {
-                self.cache.discard(digest);
-            }
+            self.discard_if_deleted(digest);
             self.step(now, Event::Superseded { version: id });
+        }
+    }
+
+    /// Another function may have the same bytes.
+    fn discard_if_deleted(&mut self, digest: Digest) {
+        let mut with_it = self.versions.with_bundle(&digest).iter();
+        if with_it.all(|id| self.versions.get(*id).deleted) {
+            self.cache.discard(digest);
         }
     }
 

@@ -41,13 +41,14 @@ impl Notices {
     /// A stream is over. The balancer's name, when it was the last one of its.
     pub(super) fn unsubscribe(&mut self, id: StreamId) -> Option<Box<str>> {
         let at = self.streams.iter().position(|stream| stream.id == id)?;
-        let (_, name) = self.streams.remove(at).balancer?;
+        let Stream { balancer, .. } = self.streams.remove(at);
         // Who is next stays next.
         self.last = match self.last {
             last if last >= at && last > 0 => last - 1,
             0 if at == 0 => self.streams.len().saturating_sub(1),
             last => last,
         };
+        let (_, name) = balancer?;
         self.balancer(&name).is_none().then_some(name)
     }
 
@@ -108,6 +109,19 @@ mod tests {
         notices.unsubscribe(StreamId(2));
         assert_eq!(notices.next(), Some(StreamId(1)));
         assert_eq!(notices.unsubscribe(StreamId(2)), None);
+    }
+
+    #[test]
+    fn who_is_next_stays_next_when_a_stream_without_a_name_ends() {
+        let mut notices = Notices::default();
+        for n in 0..4 {
+            notices.subscribe(StreamId(n), (n > 1).then(|| format!("b{n}")));
+        }
+        assert_eq!([notices.next(), notices.next()], [Some(StreamId(1)), Some(StreamId(2))]);
+        assert_eq!(notices.unsubscribe(StreamId(0)), None);
+        assert_eq!(notices.next(), Some(StreamId(3)));
+        assert_eq!(notices.unsubscribe(StreamId(1)), None);
+        assert_eq!(notices.next(), Some(StreamId(2)));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(super) struct VersionState {
     pub(super) fetching: bool,
     /// Calls, reservations and instances of it.
     pub(super) uses: u32,
+    /// Its function was deleted, and nobody has asked for it since.
+    pub(super) deleted: bool,
     /// It is the newest of its function, as far as it is known, by this number.
     newest: Option<Version>,
     hash: u64,
@@ -106,8 +108,9 @@ impl Versions {
             Some(id) => id,
             None => self.add(hash, function, digest, forget),
         };
-        let Some(version) = version else { return (id, None) };
         let place = &mut self.places[id.0 as usize];
+        place.deleted = false;
+        let Some(version) = version else { return (id, None) };
         if place.newest == Some(version) {
             return (id, None);
         }
@@ -171,6 +174,7 @@ impl Versions {
             failure: None,
             fetching: false,
             uses: 0,
+            deleted: false,
             newest: None,
             hash,
             next: self.index.get(&hash).copied(),
@@ -198,13 +202,20 @@ impl Versions {
             if place.vacant {
                 continue;
             }
-            if place.uses > 0 || place.fetching || !forget(id) {
+            if place.uses > 0 || place.fetching || self.is_last_of_bundle(place) || !forget(id) {
                 known += 1;
                 continue;
             }
             self.remove(id);
         }
         self.sweep_at = MANY.max(2 * known);
+    }
+
+    /// Whether its bundle is unpacked here and nobody else has it: the bundle is to go when the function
+    /// is deleted.
+    fn is_last_of_bundle(&self, place: &VersionState) -> bool {
+        let bundle = &self.bundles[&place.digest];
+        bundle.manifest.is_some() && bundle.versions.len() == 1
     }
 
     fn remove(&mut self, id: VersionId) {

@@ -1,0 +1,453 @@
+//! What a worker decides, one example each. Random histories are in `tests/worker_core_properties.rs`.
+
+use super::*;
+use crate::failure::Started;
+use crate::scheduler::EvictReason;
+use crate::{keep_alive, queue};
+
+const MB: u64 = 1 << 20;
+
+/// A core, and the outputs of the last thing that it was told.
+struct Bench {
+    core: WorkerCore,
+    now: Time,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let scheduler = SchedulerConfig {
+            memory: 1000 * MB,
+            pause_after: Some(Duration::from_secs(1)),
+            ..SchedulerConfig::default()
+        };
+        let max_wait = Duration::from_secs(10);
+        let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000 };
+        let keep_alive = keep_alive::by_name("lru", Duration::ZERO).unwrap();
+        let core = WorkerCore::new(config, queue::by_name("fifo").unwrap(), keep_alive);
+        Bench { core, now: Time::ZERO }
+    }
+
+    fn outputs(&mut self) -> Vec<Output> {
+        std::iter::from_fn(|| self.core.poll_output()).collect()
+    }
+
+    fn tell(&mut self, input: Input<'_>) -> Vec<Output> {
+        self.core.handle(self.now, input);
+        self.outputs()
+    }
+
+    fn wait(&mut self, seconds: u64) -> Vec<Output> {
+        self.now += Duration::from_secs(seconds);
+        self.tell(Input::Timeout)
+    }
+
+    /// A call of a version, by its number, bundle and sender.
+    fn call(&mut self, name: &str, number: u64, bundle: u8, from: Option<&str>) -> InvocationId {
+        let call = self.call_of(name, number, bundle, from);
+        self.core.call(self.now, call).invocation
+    }
+
+    fn call_of<'a>(&self, name: &str, n: u64, bundle: u8, from: Option<&'a str>) -> Call<'a> {
+        let (function, version) = (name.parse().unwrap(), Some(Version(n)));
+        Call { function, version, digest: digest(bundle), balancer: from, reservation: None }
+    }
+
+    fn fetched(&mut self, bundle: u8) -> Vec<Output> {
+        let manifest = Arc::new(Manifest { memory_mb: 100, ..Manifest::default() });
+        self.tell(Input::Fetched { digest: digest(bundle), bytes: 1, manifest })
+    }
+
+    fn started(&mut self, instance: InstanceId) -> Vec<Output> {
+        let (start, time) = (StartKind::Cold, Duration::from_millis(5));
+        self.tell(Input::Started { instance, start, create: time, init: time })
+    }
+
+    /// The call is served by a new instance, and rests in `run`.
+    fn cold(&mut self, name: &str, number: u64, bundle: u8) -> (InvocationId, InstanceId) {
+        let invocation = self.call(name, number, bundle, None);
+        let mut outputs = self.outputs();
+        if outputs.contains(&Output::Fetch { digest: digest(bundle) }) {
+            outputs = self.fetched(bundle);
+        }
+        let instance = created(&outputs)[0];
+        assert_eq!(ran(&self.started(instance)), [(invocation, instance)]);
+        (invocation, instance)
+    }
+
+    fn finish(&mut self, invocation: InvocationId) -> Vec<Output> {
+        let run = Duration::ZERO;
+        let (reusable, failure, replies) = (true, None, true);
+        self.tell(Input::Finished { invocation, run, reusable, failure, replies })
+    }
+
+    fn subscribe(&mut self, stream: u64, balancer: &str) {
+        let (stream, balancer) = (StreamId(stream), Some(balancer.to_owned()));
+        assert_eq!(self.tell(Input::Subscribed { stream, balancer }), []);
+    }
+
+    fn deleted(&mut self, names: &[&str]) -> Vec<Output> {
+        let functions = names.iter().map(|name| name.parse().unwrap()).collect();
+        self.tell(Input::Deleted { functions })
+    }
+
+    fn reserve(&mut self, name: &str, number: u64, bundle: u8) -> ReservationKey {
+        let key = ReservationKey { balancer: "a".to_owned(), ticket: 7 };
+        self.core.handle(
+            self.now,
+            Input::Reserved(Reservation {
+                balancer: key.balancer.clone(),
+                ticket: key.ticket,
+                function: name.parse().unwrap(),
+                version: Version(number),
+                digest: digest(bundle),
+                deadline_ms: 5_000,
+            }),
+        );
+        key
+    }
+}
+
+fn digest(n: u8) -> Digest {
+    Digest::from_bytes([n; 32])
+}
+
+fn created(outputs: &[Output]) -> Vec<InstanceId> {
+    let created = outputs.iter().filter_map(|output| match output {
+        Output::Create { instance, .. } => Some(*instance),
+        _ => None,
+    });
+    created.collect()
+}
+
+fn ran(outputs: &[Output]) -> Vec<(InvocationId, InstanceId)> {
+    let ran = outputs.iter().filter_map(|output| match output {
+        Output::Run { invocation, instance, .. } => Some((*invocation, *instance)),
+        _ => None,
+    });
+    ran.collect()
+}
+
+fn answered(outputs: &[Output]) -> Vec<(InvocationId, &str)> {
+    let answered = outputs.iter().filter_map(|output| match output {
+        Output::Answer { invocation, failure } => Some((*invocation, &*failure.message)),
+        _ => None,
+    });
+    answered.collect()
+}
+
+/// Which stream or call was told of an idle instance.
+fn told(outputs: &[Output]) -> Vec<Result<StreamId, InvocationId>> {
+    let told = outputs.iter().filter_map(|output| match output {
+        Output::Tell { stream, notice: Notice::Idle { .. } } => Some(Ok(*stream)),
+        Output::IdleWithReply { invocation, .. } => Some(Err(*invocation)),
+        _ => None,
+    });
+    told.collect()
+}
+
+// Limits of what is paused.
+
+#[test]
+fn an_instance_that_is_wanted_while_its_limit_is_lowered_has_it_back_before_it_runs() {
+    let mut bench = Bench::new();
+    let (first, instance) = bench.cold("f", 1, 1);
+    bench.finish(first);
+    assert_eq!(bench.wait(1), [Output::Pause { instance }]);
+    // It uses 40 MiB; an eighth more is what it may hold.
+    let paused = bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    let bytes = 45 * MB;
+    assert_eq!(paused, [Output::SetLimit { instance, bytes }]);
+    let second = bench.call("f", 1, 1, None);
+    assert_eq!(bench.outputs(), [], "the limit is being set");
+    let set = bench.tell(Input::LimitSet { instance, bytes: Some(bytes) });
+    assert_eq!(set, [Output::Resume { instance, raise: Some(100 * MB) }]);
+    assert_eq!(bench.core.load().memory_used, 100 * MB, "its memory never went to others");
+    assert_eq!(ran(&bench.tell(Input::Resumed { instance })), [(second, instance)]);
+}
+
+#[test]
+fn a_lowered_instance_gives_its_memory_back_and_takes_it_again() {
+    let mut bench = Bench::new();
+    let (first, instance) = bench.cold("f", 1, 1);
+    bench.finish(first);
+    bench.wait(1);
+    bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.tell(Input::LimitSet { instance, bytes: Some(45 * MB) });
+    assert_eq!(bench.core.load().memory_used, 45 * MB);
+    bench.call("f", 1, 1, None);
+    assert_eq!(bench.outputs(), [Output::Resume { instance, raise: Some(100 * MB) }]);
+    assert_eq!(bench.core.load().memory_used, 100 * MB);
+}
+
+#[test]
+fn where_a_limit_cannot_be_lowered_there_is_nothing_to_raise() {
+    let mut bench = Bench::new();
+    let (first, instance) = bench.cold("f", 1, 1);
+    bench.finish(first);
+    bench.wait(1);
+    bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.tell(Input::LimitSet { instance, bytes: None });
+    assert_eq!(bench.core.load().memory_used, 100 * MB);
+    bench.call("f", 1, 1, None);
+    assert_eq!(bench.outputs(), [Output::Resume { instance, raise: None }]);
+}
+
+#[test]
+fn what_is_wanted_while_its_limit_is_lowered_and_ends_is_not_resumed() {
+    let mut bench = Bench::new();
+    let (first, instance) = bench.cold("f", 1, 1);
+    bench.finish(first);
+    bench.wait(1);
+    bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.call("f", 1, 1, None);
+    let outputs = bench.tell(Input::Exited { instance });
+    assert_eq!(outputs[0], Output::Destroy { instance, why: EvictReason::Broken });
+    assert_eq!(created(&outputs).len(), 1, "another one is made for the call");
+    assert_eq!(bench.tell(Input::LimitSet { instance, bytes: Some(45 * MB) }), []);
+    assert_eq!(bench.core.load().memory_used, 200 * MB);
+    bench.tell(Input::Destroyed { instance });
+    assert_eq!(bench.core.load().memory_used, 100 * MB);
+}
+
+// Who hears of an idle instance.
+
+#[test]
+fn an_idle_notice_goes_with_the_reply_when_it_is_its_balancers_turn() {
+    let mut bench = Bench::new();
+    for (stream, balancer) in [(0, "a"), (1, "b")] {
+        bench.subscribe(stream, balancer);
+    }
+    let (first, _) = bench.cold("f", 1, 1);
+    // It came from nobody, so its reply tells nobody.
+    assert_eq!(told(&bench.finish(first)), [Ok(StreamId(1))]);
+    for (from, by_reply) in [("a", true), ("a", false), ("a", true), ("b", true), ("b", false)] {
+        let invocation = bench.call("f", 1, 1, Some(from));
+        assert_eq!(ran(&bench.outputs()).len(), 1);
+        let other = if from == "a" { StreamId(1) } else { StreamId(0) };
+        let expected = if by_reply { Err(invocation) } else { Ok(other) };
+        assert_eq!(told(&bench.finish(invocation)), [expected], "{from}");
+    }
+    // The client has left, and the reply reaches nobody: the next one is told.
+    let invocation = bench.call("f", 1, 1, Some("b"));
+    bench.outputs();
+    let outputs = bench.finish(invocation);
+    let [Output::Record(record), Output::IdleWithReply { version, .. }] = outputs[..] else {
+        panic!("{outputs:?}");
+    };
+    assert_eq!((record.invocation, record.version), (invocation, version));
+    assert_eq!(told(&bench.tell(Input::ReplyLost { version })), [Ok(StreamId(0))]);
+}
+
+#[test]
+fn a_balancer_that_came_again_is_not_told_with_the_reply_to_what_it_was() {
+    let mut bench = Bench::new();
+    bench.subscribe(0, "a");
+    bench.cold("f", 1, 1);
+    let invocation = bench.call("f", 1, 1, Some("a"));
+    let instance = created(&bench.outputs())[0];
+    bench.started(instance);
+    bench.tell(Input::Unsubscribed { stream: StreamId(0) });
+    bench.subscribe(1, "a");
+    assert_eq!(told(&bench.finish(invocation)), [Ok(StreamId(1))]);
+}
+
+// Code.
+
+#[test]
+fn the_bundle_of_two_functions_goes_when_both_are_deleted() {
+    let remove = Output::Remove { digest: digest(1) };
+    for at_once in [true, false] {
+        let mut bench = Bench::new();
+        let (f, of_f) = bench.cold("f", 1, 1);
+        let (g, of_g) = bench.cold("g", 1, 1);
+        if at_once {
+            assert_eq!(bench.deleted(&["f", "g"]), []);
+        } else {
+            assert_eq!(bench.deleted(&["f"]), []);
+            assert_eq!(bench.deleted(&["g"]), []);
+        }
+        let why = EvictReason::Superseded;
+        for (invocation, instance) in [(f, of_f), (g, of_g)] {
+            assert_eq!(bench.finish(invocation)[1..], [Output::Destroy { instance, why }]);
+        }
+        assert_eq!(bench.tell(Input::Destroyed { instance: of_f }), [], "g's instance uses it");
+        let gone = bench.tell(Input::Destroyed { instance: of_g });
+        assert_eq!(gone, std::slice::from_ref(&remove), "deleted at once: {at_once}");
+    }
+}
+
+#[test]
+fn the_bundle_of_a_deleted_function_stays_for_the_other_that_has_it() {
+    let mut bench = Bench::new();
+    let (f, instance) = bench.cold("f", 1, 1);
+    let (g, _) = bench.cold("g", 1, 1);
+    bench.deleted(&["f"]);
+    bench.finish(f);
+    assert_eq!(bench.tell(Input::Destroyed { instance }), []);
+    bench.finish(g);
+    // It was deployed again before the other was deleted.
+    bench.call("f", 1, 1, None);
+    let instance = created(&bench.outputs())[0];
+    assert!(!bench.deleted(&["g"]).contains(&Output::Remove { digest: digest(1) }));
+    bench.started(instance);
+    assert_eq!(bench.core.code_bytes(), 1);
+}
+
+#[test]
+fn a_call_that_came_before_its_function_was_deleted_does_not_make_the_bundle_stay() {
+    let mut bench = Bench::new();
+    let others: Vec<_> = (0..10).map(|n| bench.cold("g", 1, 2 + n)).collect();
+    assert_eq!(bench.core.load().memory_used, 1000 * MB);
+    // The code of f was here before.
+    let first = bench.call("f", 1, 1, None);
+    bench.outputs();
+    bench.fetched(1);
+    bench.tell(Input::Cancelled { invocation: first });
+    let remove = Output::Remove { digest: digest(1) };
+    assert_eq!(bench.deleted(&["f"]), std::slice::from_ref(&remove));
+    bench.tell(Input::Removed { digest: digest(1) });
+    // It is called again, and waits for memory behind another one when it is deleted again.
+    bench.call("g", 1, 2, None);
+    let second = bench.call("f", 1, 1, None);
+    assert_eq!(bench.outputs(), []);
+    assert_eq!(bench.deleted(&["f"]), []);
+    let (call, _) = others[0];
+    assert!(bench.finish(call).contains(&Output::Fetch { digest: digest(1) }));
+    bench.fetched(1);
+    let (call, instance) = others[1];
+    bench.finish(call);
+    let instance = created(&bench.tell(Input::Destroyed { instance }))[0];
+    assert_eq!(ran(&bench.started(instance)), [(second, instance)]);
+    bench.finish(second);
+    assert_eq!(bench.tell(Input::Destroyed { instance }), [remove]);
+}
+
+/// However long ago they were called, and however many others came after them.
+#[test]
+fn the_bundles_of_deleted_functions_go_also_where_many_are_known() {
+    const MANY: u8 = 255;
+    let mut bench = Bench::new();
+    let names: Vec<String> =
+        (0..3).flat_map(|round| (0..MANY).map(move |n| format!("f{round}-{n}"))).collect();
+    for (name, n) in names.iter().zip((0..MANY).cycle()) {
+        let (invocation, instance) = bench.cold(name, 1, n);
+        bench.finish(invocation);
+        bench.tell(Input::MemoryPressure { bytes: 1 });
+        bench.tell(Input::Destroyed { instance });
+    }
+    assert_eq!(bench.core.code_bytes(), u64::from(MANY));
+    let known: Vec<_> = bench.core.functions().cloned().collect();
+    assert!(known.len() < names.len(), "all are known");
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_eq!(bench.deleted(&names).len(), usize::from(MANY));
+}
+
+#[test]
+fn versions_of_which_nothing_is_left_are_forgotten() {
+    let mut bench = Bench::new();
+    let mut highest = 0;
+    for n in 0..3_000 {
+        let call = bench.call_of(&format!("f{n}"), 1, 1, None);
+        let digest = Digest::from_bytes([(n % 251) as u8; 32]);
+        let accepted = bench.core.call(bench.now, Call { digest, ..call });
+        highest = highest.max(accepted.version.0);
+        bench.outputs();
+        let failure = Failure::new(FailureKind::NotFound, "there is no such bundle");
+        assert_eq!(answered(&bench.tell(Input::FetchFailed { digest, failure })).len(), 1);
+    }
+    assert!(highest < 600, "{highest}");
+    assert!(bench.core.functions().count() < 600);
+}
+
+// Places that are kept.
+
+#[test]
+fn a_call_of_another_version_than_was_reserved_gives_the_slot_back() {
+    let mut bench = Bench::new();
+    bench.subscribe(0, "a");
+    let (first, instance) = bench.cold("f", 1, 1);
+    let key = bench.reserve("f", 1, 1);
+    let [Output::Create { instance: second, .. }] = bench.outputs()[..] else { panic!() };
+    let offered = Output::Tell { stream: StreamId(0), notice: Notice::Offered { ticket: 7 } };
+    assert_eq!(bench.started(second), [offered]);
+    assert_eq!(bench.core.counts().offered, 1);
+    // A newer version was published meanwhile.
+    let call = Call { reservation: Some(key.clone()), ..bench.call_of("f", 2, 2, Some("a")) };
+    bench.core.call(bench.now, call);
+    let counts = bench.core.counts();
+    assert_eq!((counts.reserved, counts.offered, counts.waiting), (0, 0, 1));
+    let outputs = bench.outputs();
+    let why = EvictReason::Superseded;
+    assert_eq!(
+        outputs,
+        [Output::Destroy { instance: second, why }, Output::Fetch { digest: digest(2) }],
+        "nobody is told that the old version's instance is idle"
+    );
+    // The place is not there any more, and the call is not it.
+    assert_eq!(bench.tell(Input::ReservationCancelled { key }), []);
+    assert_eq!(bench.core.counts().waiting, 1);
+    assert_eq!(bench.finish(first)[1..], [Output::Destroy { instance, why }]);
+}
+
+#[test]
+fn places_end_with_the_last_stream_of_their_balancer() {
+    let mut bench = Bench::new();
+    for stream in [0, 1] {
+        bench.subscribe(stream, "a");
+    }
+    bench.reserve("f", 1, 1);
+    bench.outputs();
+    bench.tell(Input::Unsubscribed { stream: StreamId(1) });
+    assert_eq!(bench.core.counts().reserved, 1, "it listens still");
+    bench.tell(Input::Unsubscribed { stream: StreamId(0) });
+    assert_eq!(bench.core.counts().reserved, 0);
+    bench.reserve("f", 1, 1);
+    assert_eq!(bench.core.counts().reserved, 0, "it would not hear of an offer");
+}
+
+// Failures.
+
+#[test]
+fn a_start_that_fails_tells_the_call_that_it_was_started_for() {
+    let mut bench = Bench::new();
+    let [first, second] = [0, 1].map(|_| bench.call("f", 1, 1, None));
+    bench.outputs();
+    let [a, b] = created(&bench.fetched(1))[..] else { panic!("one instance for each") };
+    let failed = |instance, message: &str| {
+        let failure = Failure::new(FailureKind::StartFailed, message);
+        Input::StartFailed { instance, failure }
+    };
+    assert_eq!(answered(&bench.tell(failed(b, "no disk"))), [(first, "no disk")]);
+    assert_eq!(answered(&bench.tell(failed(a, "no luck"))), [(second, "no luck")]);
+    assert_eq!(bench.core.counts(), Counts::default());
+}
+
+#[test]
+fn a_sandbox_that_the_end_of_the_grace_ended_is_not_to_blame() {
+    let mut bench = Bench::new();
+    let crash = || Failure::new(FailureKind::SandboxCrashed, "it is gone").started(Started::Yes);
+    let (_, _) = bench.cold("f", 1, 1);
+    assert_eq!(bench.core.blamed(crash()), crash());
+    bench.tell(Input::Drain { until: bench.now + Duration::from_secs(5) });
+    assert_eq!(bench.core.blamed(crash()), crash(), "it may answer yet");
+    assert!(bench.wait(5).contains(&Output::Drained { in_time: false }));
+    let failure = bench.core.blamed(crash());
+    assert_eq!((failure.kind, failure.started), (FailureKind::WorkerDied, Started::Yes));
+    let own = Failure::new(FailureKind::FunctionError, "it raised");
+    assert_eq!(bench.core.blamed(own.clone()), own);
+}
+
+#[test]
+fn a_drain_is_over_once() {
+    let mut bench = Bench::new();
+    let (invocation, instance) = bench.cold("f", 1, 1);
+    let until = bench.now + Duration::from_secs(5);
+    let drains = bench.tell(Input::Drain { until });
+    assert_eq!(drains, [Output::TellAll { notice: Notice::Draining }]);
+    assert_eq!(bench.core.poll_timeout(), Some(until));
+    bench.finish(invocation);
+    assert_eq!(bench.tell(Input::Destroyed { instance }), [Output::Drained { in_time: true }]);
+    assert_eq!(bench.core.poll_timeout(), None);
+    assert_eq!(bench.wait(5), []);
+    assert_eq!(bench.tell(Input::Drain { until }), []);
+}
