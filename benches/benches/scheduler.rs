@@ -1,7 +1,7 @@
-//! Events a second through the worker's scheduler: warm invocations (arrived, run, finished), and
-//! cold ones (code, start, run, finished, evicted, destroyed). A call is over before the next one
-//! comes, so all have the same slot, each with a generation of its own, as a shell would give it.
+//! Calls a second through the worker's scheduler, warm (arrived, run, finished) and cold (arrived,
+//! started, run, finished, evicted, destroyed): each alone on the worker, and with many under way.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -12,18 +12,27 @@ use openlambda_core::scheduler::{
 use openlambda_core::time::Time;
 use openlambda_core::{keep_alive, queue};
 
-const VERSIONS: u32 = 100;
+/// Versions on the worker, and calls that are under way when the next one comes.
+const LOADS: [(&str, u32, usize); 2] = [("alone", 100, 0), ("crowded", 1000, 2000)];
 
+/// A world in which everything succeeds at once, and calls end in the order of their arrival.
 struct Worker {
     scheduler: Scheduler,
     limits: Limits,
     now: Time,
-    invocations: u64,
+    versions: u32,
+    under_way: usize,
+    calls: u32,
     events: u64,
+    /// The generations of the invocations' slots, and which are free.
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    running: VecDeque<InvocationId>,
+    next: Vec<Event>,
 }
 
 impl Worker {
-    fn new(reuse: bool) -> Self {
+    fn new(reuse: bool, versions: u32, under_way: usize) -> Self {
         let config = SchedulerConfig { memory: 1 << 40, ..SchedulerConfig::default() };
         let keep_alive = keep_alive::by_name("ttl", keep_alive::DEFAULT_TTL).expect("a policy");
         Worker {
@@ -41,36 +50,62 @@ impl Worker {
                 reuse,
             },
             now: Time::ZERO,
-            invocations: 0,
+            versions,
+            under_way,
+            calls: 0,
             events: 0,
+            generations: Vec::new(),
+            free: Vec::new(),
+            running: VecDeque::new(),
+            next: Vec::new(),
         }
     }
 
-    /// One invocation from arrival to its end, with a world in which everything succeeds at once.
-    fn invocation(&mut self) {
+    /// One call arrives, and the oldest one ends.
+    fn call(&mut self) {
         self.now += Duration::from_micros(10);
-        let invocation = InvocationId(self.invocations << 32);
-        let version = VersionId((self.invocations % u64::from(VERSIONS)) as u32);
-        self.invocations += 1;
+        self.calls += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.generations.push(0);
+            self.generations.len() as u32 - 1
+        });
+        let generation = u64::from(self.generations[slot as usize]);
+        let invocation = InvocationId(generation << 32 | u64::from(slot));
+        let version = VersionId((self.calls.wrapping_mul(0x9e37_79b9) >> 8) % self.versions);
         let deadline = self.now + Duration::from_secs(30);
-        let mut next = Some(Event::Arrived { invocation, version, deadline });
-        while let Some(event) = next.take() {
+        self.handle(Event::Arrived { invocation, version, deadline });
+        if self.running.len() > self.under_way
+            && let Some(invocation) = self.running.pop_front()
+        {
+            let slot = invocation.0 as u32;
+            self.generations[slot as usize] += 1;
+            self.free.push(slot);
+            self.handle(Event::Finished { invocation, reusable: true });
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.next.push(event);
+        while let Some(event) = self.next.pop() {
             self.events += 1;
             self.scheduler.handle(self.now, event);
             while let Some(action) = self.scheduler.poll_action() {
-                next = match action {
-                    Action::Fetch { version } => {
-                        Some(Event::CodeReady { version, limits: self.limits })
-                    }
+                let event = match action {
+                    Action::Fetch { version } => Event::CodeReady { version, limits: self.limits },
                     Action::Start { instance, .. } => {
-                        Some(Event::SandboxReady { instance, start: StartKind::Cold })
+                        Event::SandboxReady { instance, start: StartKind::Cold }
                     }
+                    Action::Evict { instance, .. } => Event::Destroyed { instance },
                     Action::Run { invocation, .. } => {
-                        Some(Event::Finished { invocation, reusable: true })
+                        self.running.push_back(invocation);
+                        continue;
                     }
-                    Action::Evict { instance, .. } => Some(Event::Destroyed { instance }),
-                    _ => next,
+                    _ => continue,
                 };
+                self.next.push(event);
+            }
+            if self.scheduler.poll_timeout().is_some_and(|at| at <= self.now) {
+                self.next.push(Event::Timeout);
             }
         }
     }
@@ -78,18 +113,20 @@ impl Worker {
 
 fn scheduler(c: &mut Criterion) {
     let mut group = c.benchmark_group("scheduler");
-    for (name, reuse) in [("warm", true), ("cold", false)] {
-        let mut worker = Worker::new(reuse);
-        for _ in 0..VERSIONS {
-            worker.invocation();
+    for (load, versions, under_way) in LOADS {
+        for (name, reuse) in [("warm", true), ("cold", false)] {
+            let mut worker = Worker::new(reuse, versions, under_way);
+            for _ in 0..100_000 {
+                worker.call();
+            }
+            let before = (worker.events, worker.calls);
+            for _ in 0..1000 {
+                worker.call();
+            }
+            let per_call = (worker.events - before.0) / u64::from(worker.calls - before.1);
+            group.throughput(Throughput::Elements(per_call));
+            group.bench_function(format!("{load}/{name}"), |b| b.iter(|| worker.call()));
         }
-        let before = (worker.events, worker.invocations);
-        for _ in 0..1000 {
-            worker.invocation();
-        }
-        let per_invocation = (worker.events - before.0) / (worker.invocations - before.1);
-        group.throughput(Throughput::Elements(per_invocation));
-        group.bench_function(name, |b| b.iter(|| worker.invocation()));
     }
     group.finish();
 }

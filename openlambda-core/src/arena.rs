@@ -29,55 +29,53 @@ pub(crate) struct Slots<T> {
     len: u32,
 }
 
-#[derive(Debug)]
+/// A slot that is free keeps its last value, which nobody sees: to look an id up is one comparison.
+#[derive(Clone, Copy, Debug)]
 struct Entry<T> {
-    generation: u32,
-    value: Option<T>,
+    /// The id that has the slot. Where it is free, the inverse of the one that had it last: that is no
+    /// id of this slot.
+    id: u64,
+    value: T,
 }
 
-impl<T> Slots<T> {
+impl<T: Copy> Slots<T> {
     /// # Panics
     ///
     /// When the slot is taken: the books of whoever gives the ids out are wrong.
     pub(crate) fn insert(&mut self, id: u64, value: T) {
         let slot = slot_of(id) as usize;
-        if slot >= self.entries.len() {
-            self.entries.resize_with(slot + 1, || Entry { generation: 0, value: None });
+        while slot >= self.entries.len() {
+            let free = !(self.entries.len() as u64);
+            self.entries.push(Entry { id: free, value });
         }
         let entry = &mut self.entries[slot];
-        assert!(
-            entry.value.is_none(),
-            "slot {slot} was given to {id:#x} while {:#x} has it",
-            id_of(entry.generation, slot as u32)
-        );
-        *entry = Entry { generation: generation_of(id), value: Some(value) };
+        let taken = slot_of(entry.id) == slot_of(id);
+        assert!(!taken, "slot {slot} was given to {id:#x} while {:#x} has it", entry.id);
+        *entry = Entry { id, value };
         self.len += 1;
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
-        let entry = self.entries.get_mut(slot_of(id) as usize)?;
-        if entry.generation != generation_of(id) {
-            return None;
-        }
-        let value = entry.value.take()?;
+        let entry = self.entries.get_mut(slot_of(id) as usize).filter(|entry| entry.id == id)?;
+        entry.id = !id;
         self.len -= 1;
-        Some(value)
+        Some(entry.value)
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
         let entry = self.entries.get(slot_of(id) as usize)?;
-        entry.value.as_ref().filter(|_| entry.generation == generation_of(id))
+        (entry.id == id).then_some(&entry.value)
     }
 
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         let entry = self.entries.get_mut(slot_of(id) as usize)?;
-        entry.value.as_mut().filter(|_| entry.generation == generation_of(id))
+        (entry.id == id).then_some(&mut entry.value)
     }
 
     /// The id that has this slot.
     pub(crate) fn id_at(&self, slot: u32) -> Option<u64> {
         let entry = self.entries.get(slot as usize)?;
-        entry.value.as_ref().map(|_| id_of(entry.generation, slot))
+        (slot_of(entry.id) == slot).then_some(entry.id)
     }
 
     /// How many slots are taken.
@@ -88,9 +86,8 @@ impl<T> Slots<T> {
     /// In the order of the slots, which says nothing about the order of insertion. O(slots).
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         let entries = (0u32..).zip(&self.entries);
-        entries.filter_map(|(slot, entry)| {
-            entry.value.as_ref().map(|value| (id_of(entry.generation, slot), value))
-        })
+        let taken = entries.filter(|(slot, entry)| slot_of(entry.id) == *slot);
+        taken.map(|(_, entry)| (entry.id, &entry.value))
     }
 }
 
@@ -108,10 +105,13 @@ pub(crate) struct Arena<T> {
     free: Vec<u32>,
 }
 
-impl<T> Arena<T> {
+impl<T: Copy> Arena<T> {
     pub(crate) fn insert(&mut self, value: T) -> u64 {
         let id = match self.free.pop() {
-            Some(slot) => id_of(self.slots.entries[slot as usize].generation.wrapping_add(1), slot),
+            Some(slot) => {
+                let last = !self.slots.entries[slot as usize].id;
+                id_of(generation_of(last).wrapping_add(1), slot)
+            }
             None => id_of(0, self.slots.entries.len() as u32),
         };
         self.slots.insert(id, value);

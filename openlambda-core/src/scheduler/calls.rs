@@ -74,6 +74,9 @@ impl Calls {
     }
 
     /// Enters a call, or gives it another state.
+    // Not inlined, the state is written on the stack in parts and read back at once as a whole, which
+    // stalls a processor for longer than all the rest takes.
+    #[inline(always)]
     pub(super) fn set(&mut self, id: InvocationId, call: Call) {
         self.counts[call.kind() as usize] += 1;
         match self.slots.get_mut(id.0) {

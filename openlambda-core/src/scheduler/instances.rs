@@ -25,7 +25,7 @@ pub(super) struct Instances {
     places: Lists,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Instance {
     pub(super) version: VersionId,
     /// Its number in the order of starts; ids are used again.
@@ -59,9 +59,9 @@ pub(super) enum State {
     Cancelling,
     /// Idle when no slot is used or held, else busy.
     Up,
-    Pausing {
-        wanted: bool,
-    },
+    Pausing,
+    /// Pausing, but to be resumed as soon as it is paused.
+    Wanted,
     Paused,
     Resuming,
     /// It takes no more invocations; `Evict` was said.
@@ -106,7 +106,7 @@ impl Instance {
             State::Starting | State::Cancelling => Kind::Starting,
             State::Up if self.used > 0 => Kind::Busy,
             State::Up => Kind::Idle,
-            State::Pausing { .. } | State::Paused | State::Resuming => Kind::Paused,
+            State::Pausing | State::Wanted | State::Paused | State::Resuming => Kind::Paused,
             State::Ending | State::Gone => Kind::Ending,
         }
     }
@@ -152,9 +152,10 @@ impl Instances {
 
     /// Nothing is left of it, and it is not idle.
     pub(super) fn remove(&mut self, id: InstanceId, version: &mut Version) {
-        self.counts[self[id].kind() as usize] -= 1;
-        self.table.remove(id.0);
-        version.members -= 1;
+        if let Some(instance) = self.table.remove(id.0) {
+            self.counts[instance.kind() as usize] -= 1;
+            version.members -= 1;
+        }
     }
 
     pub(super) fn get(&self, id: InstanceId) -> Option<&Instance> {

@@ -109,7 +109,16 @@ impl Scheduler {
     }
 
     /// Gives free slots to what waits, in turn, then sees that enough instances are coming.
+    #[inline]
     pub(super) fn pump(&mut self, now: Time, id: VersionId) {
+        let version = &self.versions[id.0 as usize];
+        // After a warm call nothing waits.
+        if version.waits() || version.wishes.count() > 0 {
+            self.pump_what_waits(now, id);
+        }
+    }
+
+    fn pump_what_waits(&mut self, now: Time, id: VersionId) {
         let index = id.0 as usize;
         while self.versions[index].waiting > 0 {
             let version = &mut self.versions[index];

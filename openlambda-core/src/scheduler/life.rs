@@ -108,7 +108,7 @@ impl Scheduler {
             self.timers.set(Timer::Expire, id.slot(), at);
         }
         let version = &mut self.versions[instance.version.0 as usize];
-        self.instances.set_state(id, State::Pausing { wanted: false });
+        self.instances.set_state(id, State::Pausing);
         self.instances.remove_free(id, version);
         self.instances.push_paused(id, version);
         self.actions.push_back(Action::Pause { instance: id });
@@ -116,11 +116,11 @@ impl Scheduler {
 
     pub(super) fn on_paused(&mut self, id: InstanceId) {
         match self.instances.get(id).map(Instance::state) {
-            Some(State::Pausing { wanted: true }) => {
+            Some(State::Wanted) => {
                 self.actions.push_back(Action::Resume { instance: id });
                 self.instances.set_state(id, State::Resuming);
             }
-            Some(State::Pausing { wanted: false }) => self.instances.set_state(id, State::Paused),
+            Some(State::Pausing) => self.instances.set_state(id, State::Paused),
             _ => {}
         }
     }
@@ -143,8 +143,8 @@ impl Scheduler {
         let version = &mut self.versions[instance.version.0 as usize];
         version.promised += slots;
         self.instances.remove_paused(id, version);
-        if let State::Pausing { .. } = state {
-            self.instances.set_state(id, State::Pausing { wanted: true });
+        if state == State::Pausing {
+            self.instances.set_state(id, State::Wanted);
         } else {
             self.instances.set_state(id, State::Resuming);
             self.actions.push_back(Action::Resume { instance: id });
@@ -169,7 +169,7 @@ impl Scheduler {
         let (after, action) = match before {
             State::Cancelling | State::Ending | State::Gone => return,
             State::Starting => (State::Cancelling, Action::CancelStart { instance: id }),
-            State::Up | State::Pausing { .. } | State::Paused | State::Resuming => {
+            State::Up | State::Pausing | State::Wanted | State::Paused | State::Resuming => {
                 (State::Ending, Action::Evict { instance: id, why })
             }
         };
@@ -188,10 +188,10 @@ impl Scheduler {
         version.prewarm = 0;
         match before {
             State::Up => self.instances.remove_free(id, version),
-            State::Paused | State::Pausing { wanted: false } => {
+            State::Paused | State::Pausing => {
                 self.instances.remove_paused(id, version);
             }
-            State::Starting | State::Resuming | State::Pausing { wanted: true } => {
+            State::Starting | State::Resuming | State::Wanted => {
                 version.promised -= slots;
             }
             State::Cancelling | State::Ending | State::Gone => {}
@@ -313,8 +313,7 @@ impl Scheduler {
 fn is_idle(instance: &Instance) -> bool {
     match instance.state() {
         State::Up => instance.used() == 0,
-        State::Pausing { wanted } => !wanted,
-        State::Paused => true,
+        State::Pausing | State::Paused => true,
         _ => false,
     }
 }
