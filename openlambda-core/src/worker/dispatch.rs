@@ -25,7 +25,7 @@ use super::events::Streams;
 use super::instances::Instance;
 use super::log::LogWriter;
 use super::metrics::{Counted, Metrics, Snapshot};
-use crate::arena::Slots;
+use crate::arena::Owned;
 use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, Version};
@@ -122,8 +122,8 @@ pub(super) struct Dispatcher {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) core: WorkerCore,
-    calls: Slots<Carried>,
-    pub(super) instances: Slots<Instance>,
+    calls: Owned<Carried>,
+    pub(super) instances: Owned<Instance>,
     streams: Streams,
     counted: Counted,
     timer: Option<Time>,
@@ -153,8 +153,8 @@ impl Dispatcher {
     ) -> Arc<Self> {
         let state = State {
             core,
-            calls: Slots::default(),
-            instances: Slots::default(),
+            calls: Owned::default(),
+            instances: Owned::default(),
             streams: Streams::default(),
             counted: Counted::default(),
             timer: None,

@@ -104,7 +104,7 @@ pub struct WorkerCore {
     outputs: VecDeque<Output>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct InstanceState {
     version: VersionId,
     create: Duration,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{CoreConfig, Input, Output, WorkerCore};
-use crate::arena::Slots;
+use crate::arena::Owned;
 use crate::config::ConfigError;
 use crate::invocation::{InvocationRecord, RequestId};
 use crate::time::Time;
@@ -163,7 +163,7 @@ pub fn replay(
     let header: Header =
         serde_json::from_str(&text).map_err(|source| ReplayError::Line { number: 1, source })?;
     let mut core = header.core()?;
-    let mut requests = Slots::default();
+    let mut requests = Owned::default();
     for number in 2.. {
         text.clear();
         if recording.read_line(&mut text)? == 0 || !text.ends_with('\n') {
