@@ -161,7 +161,7 @@ fn an_instance_that_is_wanted_while_its_limit_is_lowered_has_it_back_before_it_r
     assert_eq!(bench.outputs(), [], "the limit is being set");
     let set = bench.tell(Input::LimitSet { instance, bytes: Some(bytes) });
     assert_eq!(set, [Output::Resume { instance, raise: Some(100 * MB) }]);
-    assert_eq!(bench.core.load().memory_used, 100 * MB, "its memory never went to others");
+    assert_eq!(bench.core.memory().used(), 100 * MB, "its memory never went to others");
     assert_eq!(ran(&bench.tell(Input::Resumed { instance })), [(second, instance)]);
 }
 
@@ -173,10 +173,10 @@ fn a_lowered_instance_gives_its_memory_back_and_takes_it_again() {
     bench.wait(1);
     bench.tell(Input::Paused { instance, used: Some(40 * MB) });
     bench.tell(Input::LimitSet { instance, bytes: Some(45 * MB) });
-    assert_eq!(bench.core.load().memory_used, 45 * MB);
+    assert_eq!(bench.core.memory().used(), 45 * MB);
     bench.call("f", 1, 1, None);
     assert_eq!(bench.outputs(), [Output::Resume { instance, raise: Some(100 * MB) }]);
-    assert_eq!(bench.core.load().memory_used, 100 * MB);
+    assert_eq!(bench.core.memory().used(), 100 * MB);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn where_a_limit_cannot_be_lowered_there_is_nothing_to_raise() {
     bench.wait(1);
     bench.tell(Input::Paused { instance, used: Some(40 * MB) });
     bench.tell(Input::LimitSet { instance, bytes: None });
-    assert_eq!(bench.core.load().memory_used, 100 * MB);
+    assert_eq!(bench.core.memory().used(), 100 * MB);
     bench.call("f", 1, 1, None);
     assert_eq!(bench.outputs(), [Output::Resume { instance, raise: None }]);
 }
@@ -204,9 +204,9 @@ fn what_is_wanted_while_its_limit_is_lowered_and_ends_is_not_resumed() {
     assert_eq!(outputs[0], Output::Destroy { instance, why: EvictReason::Broken });
     assert_eq!(created(&outputs).len(), 1, "another one is made for the call");
     assert_eq!(bench.tell(Input::LimitSet { instance, bytes: Some(45 * MB) }), []);
-    assert_eq!(bench.core.load().memory_used, 200 * MB);
+    assert_eq!(bench.core.memory().used(), 200 * MB);
     bench.tell(Input::Destroyed { instance });
-    assert_eq!(bench.core.load().memory_used, 100 * MB);
+    assert_eq!(bench.core.memory().used(), 100 * MB);
 }
 
 // Who hears of an idle instance.
@@ -297,7 +297,7 @@ fn the_bundle_of_a_deleted_function_stays_for_the_other_that_has_it() {
 fn a_call_that_came_before_its_function_was_deleted_does_not_make_the_bundle_stay() {
     let mut bench = Bench::new();
     let others: Vec<_> = (0..10).map(|n| bench.cold("g", 1, 2 + n)).collect();
-    assert_eq!(bench.core.load().memory_used, 1000 * MB);
+    assert_eq!(bench.core.memory().used(), 1000 * MB);
     // The code of f was here before.
     let first = bench.call("f", 1, 1, None);
     bench.outputs();

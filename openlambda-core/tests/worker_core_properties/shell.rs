@@ -221,6 +221,7 @@ impl Shell {
             pause_after: pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
             offer_timeout: OFFER_TIMEOUT,
+            ..SchedulerConfig::default()
         };
         let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: CODE_BUDGET };
         let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
@@ -909,7 +910,7 @@ impl Shell {
     // What always holds.
 
     fn check(&self) {
-        let load = self.core.load();
+        let load = self.core.load(self.now);
         let counts = self.core.counts();
         let takes: u64 = self.instances.values().map(|place| place.takes).sum();
         assert_eq!(takes, load.memory_used, "the memory pool's books are wrong");
@@ -1005,7 +1006,7 @@ impl Shell {
         }
         assert!(self.drained.is_some(), "the drain did not end: {:?}", self.core);
         assert!(self.instances.is_empty(), "instances are left: {:?}", self.instances);
-        assert_eq!(self.core.load().memory_used, 0);
+        assert_eq!(self.core.memory().used(), 0);
         assert_eq!(self.core.counts(), Default::default());
         let drained = self.drained;
         let late = self.call(0, 1, true, Some("a"), None);

@@ -72,21 +72,21 @@ fn manifest_of(digest: &Digest) -> Manifest {
 
 impl WorkerNode {
     /// The load, the idle instances and whether it drains.
-    fn snapshot(&self) -> WorkerEvent {
+    fn snapshot(&self, now: Time) -> WorkerEvent {
         WorkerEvent::Snapshot {
             name: name_of(self.node.at),
             incarnation: self.node.incarnation,
-            load: self.core.load(),
+            load: self.core.load(now),
             idle: self.core.idle(),
             draining: self.core.is_draining(),
         }
     }
 
     pub(crate) fn check(&self) {
-        let load = self.core.load();
+        let pool = self.core.memory();
         let holds: u64 = self.instances.values().map(|instance| instance.holds).sum();
-        assert_eq!(holds, load.memory_used, "{:?}: {:?}", self.node, self.instances);
-        assert!(holds <= load.memory_total, "{:?} has sold more memory than it has", self.node);
+        assert_eq!(holds, pool.used(), "{:?}: {:?}", self.node, self.instances);
+        assert!(holds <= pool.total(), "{:?} has sold more memory than it has", self.node);
     }
 
     /// Nothing is here but what is idle.
@@ -101,7 +101,7 @@ impl WorkerNode {
     pub(crate) fn check_drained(&self) {
         assert_eq!(self.drained, Some(true), "{:?}: {:?}", self.node, self.core);
         assert!(self.instances.is_empty());
-        assert_eq!((self.core.counts(), self.core.load().memory_used), (Counts::default(), 0));
+        assert_eq!((self.core.counts(), self.core.memory().used()), (Counts::default(), 0));
     }
 }
 
@@ -176,7 +176,7 @@ impl World {
             return;
         }
         let worker = self.workers[node.at].as_ref().unwrap();
-        let event = worker.snapshot();
+        let event = worker.snapshot(self.now);
         let streams: Vec<_> = worker.streams.values().copied().collect();
         for (balancer, tag) in streams {
             self.tell_balancer(node, balancer, ToBalancer::Event { tag, event: event.clone() });
@@ -191,7 +191,7 @@ impl World {
     /// One snapshot that gets through.
     pub(crate) fn snapshot_for_all(&mut self, at: usize) {
         let worker = self.workers[at].as_ref().expect("it was mended");
-        let (node, event) = (worker.node, worker.snapshot());
+        let (node, event) = (worker.node, worker.snapshot(self.now));
         let listeners: BTreeMap<Node, Tag> = worker.streams.values().copied().collect();
         let up: Vec<_> = self.balancers.iter().flatten().map(|it| it.node).collect();
         assert_eq!(listeners.keys().copied().collect::<Vec<_>>(), up, "who listens");
@@ -241,7 +241,7 @@ impl World {
             }
             ToWorker::Unreserve(key) => self.input(to, Input::ReservationCancelled { key }),
             ToWorker::Probe { id } => {
-                let load = self.workers[to.at].as_ref().unwrap().core.load();
+                let load = self.workers[to.at].as_ref().unwrap().core.load(self.now);
                 self.tell_balancer(to, from, ToBalancer::Probed { id, load });
             }
             ToWorker::Subscribe { tag } => {
@@ -254,7 +254,7 @@ impl World {
                 self.workers[to.at].as_mut().unwrap().streams.insert(stream, (from, tag));
                 self.input(to, Input::Subscribed { stream, balancer });
                 let worker = self.workers[to.at].as_mut().unwrap();
-                let event = worker.snapshot();
+                let event = worker.snapshot(self.now);
                 self.tell_balancer(to, from, ToBalancer::Event { tag, event });
             }
             ToWorker::StreamEnded { tag } => {
