@@ -118,20 +118,39 @@ impl IdleInstances {
     }
 
     /// Enters what is not there: at `at` of the function's slots, marked as of the last report.
-    fn insert(&mut self, slot: u32, function: FunctionId, at: usize, count: u32) {
-        let held = &mut self.by_slot[slot as usize];
-        let place = Place { slot, count, at: held.functions.len() as u32 };
-        held.functions.push((function, held.report));
+    fn insert(&mut self, slot: u32, function: FunctionId, mut at: usize, count: u32) {
         let of = function.0 as usize;
         if of >= self.by_function.len() {
             self.by_function.resize_with(of + 1, Vec::new);
         }
+        if self.by_function[of].len() == self.by_function[of].capacity() {
+            self.make_room(function);
+            at = self.find(slot, function).unwrap_or_else(|at| at);
+        }
+        let held = &mut self.by_slot[slot as usize];
+        let place = Place { slot, count, at: held.functions.len() as u32 };
+        held.functions.push((function, held.report));
+        self.by_function[of].insert(at, place);
+    }
+
+    /// The function's list is full: what is idle nowhere any more goes first.
+    #[cold]
+    fn make_room(&mut self, function: FunctionId) {
+        let of = function.0 as usize;
+        for at in (0..self.by_function[of].len()).rev() {
+            let place = self.by_function[of][at];
+            if place.count == 0 {
+                self.by_function[of].remove(at);
+                self.remove_held(place.slot, place.at as usize);
+            }
+        }
         let places = &mut self.by_function[of];
-        if places.len() == places.capacity() {
+        let full = places.len() == places.capacity();
+        // A long list that is nearly full would be gone through again soon.
+        if full || places.len() > FEW && 4 * places.len() > 3 * places.capacity() {
             // A function on more than a few workers will soon be on many. Most are on few.
             places.reserve(4 * places.len());
         }
-        places.insert(at, place);
     }
 
     /// No report has cleared the worker's list for a while.
@@ -140,7 +159,9 @@ impl IdleInstances {
         self.retain(slot, |idle, function, _| idle.count(slot, function) > 0);
         let functions = &mut self.by_slot[slot as usize].functions;
         // With little room left this would happen again soon.
-        functions.reserve(functions.len() / 2 + 1);
+        if 4 * functions.len() > 3 * functions.capacity() {
+            functions.reserve(2 * functions.len());
+        }
         if let Err(at) = self.find(slot, function) {
             self.insert(slot, function, at, 1);
         }
@@ -156,14 +177,18 @@ impl IdleInstances {
             if let Ok(place) = self.find(slot, function) {
                 self.by_function[function.0 as usize].remove(place);
             }
-            let functions = &mut self.by_slot[slot as usize].functions;
-            functions.swap_remove(at);
-            // The last one has moved here.
-            if let Some((moved, _)) = functions.get(at).copied()
-                && let Ok(place) = self.find(slot, moved)
-            {
-                self.by_function[moved.0 as usize][place].at = at as u32;
-            }
+            self.remove_held(slot, at);
+        }
+    }
+
+    /// Takes a place out of a worker's list; the last one moves there.
+    fn remove_held(&mut self, slot: u32, at: usize) {
+        let functions = &mut self.by_slot[slot as usize].functions;
+        functions.swap_remove(at);
+        if let Some((moved, _)) = functions.get(at).copied()
+            && let Ok(place) = self.find(slot, moved)
+        {
+            self.by_function[moved.0 as usize][place].at = at as u32;
         }
     }
 
