@@ -581,6 +581,22 @@ impl Shell {
         (!up.is_empty()).then(|| *up[choice % up.len()].0)
     }
 
+    /// Everything that is asked for is done, at once: then nothing waits any more.
+    fn come_to_rest(&mut self) {
+        while let Some(invocation) = self.reservations.keys().next() {
+            self.unreserve(*invocation);
+        }
+        for _ in 0..10_000 {
+            if self.duties.is_empty() {
+                break;
+            }
+            self.fulfil(0, true);
+        }
+        let counts = self.scheduler.counts();
+        let still = Counts { idle: counts.idle, paused: counts.paused, ..Counts::default() };
+        assert_eq!(counts, still, "something waits for nothing");
+    }
+
     /// Drains and fulfils everything; it must come to an end.
     fn finish(&mut self) {
         self.handle(Event::Drain);
@@ -712,6 +728,7 @@ fn play(ops: &[Op], settings: Settings, keep_alive: &str) -> Vec<(Time, Action)>
             Op::Drain => shell.handle(Event::Drain),
         }
     }
+    shell.come_to_rest();
     shell.finish();
     shell.log
 }
@@ -861,6 +878,76 @@ fn a_version_is_forgotten_when_nothing_is_left_of_it() {
     assert!(shell.scheduler.forget(VersionId(0)));
     shell.arrive(0, 10_000);
     assert_eq!(Vec::from_iter(&shell.duties), [&Duty::Fetch(VersionId(0))], "all anew");
+    shell.finish();
+}
+
+#[test]
+fn balancers_are_told_of_what_becomes_idle_and_of_what_ends_while_it_is() {
+    let mut shell = Shell::new(false, "ttl");
+    let version = VersionId(0);
+    let told = |shell: &mut Shell| {
+        let told = [Action::TellIdle { version }, Action::TellEvicted { version }];
+        let log = std::mem::take(&mut shell.log);
+        told.map(|tell| log.iter().filter(|(_, action)| *action == tell).count())
+    };
+    for _ in 0..2 {
+        shell.arrive(0, 10_000);
+    }
+    fulfil_all(&mut shell);
+    assert_eq!(told(&mut shell), [0, 0]);
+    finish_one(&mut shell);
+    assert_eq!(told(&mut shell), [1, 0]);
+    shell.handle(Event::Died { instance: InstanceId(1) });
+    assert_eq!(told(&mut shell), [0, 0], "that one was busy");
+    shell.handle(Event::MemoryPressure { bytes: 1 });
+    assert_eq!(told(&mut shell), [0, 1]);
+    shell.finish();
+}
+
+#[test]
+fn a_free_slot_takes_a_call_although_none_may_wait() {
+    let mut shell = Shell::new(false, "ttl");
+    for _ in 0..3 {
+        shell.arrive(3, 10_000);
+        fulfil_all(&mut shell);
+        assert_eq!(shell.scheduler.counts().running, 1);
+        finish_one(&mut shell);
+    }
+}
+
+#[test]
+fn an_old_version_ends_when_nothing_waits_for_it_and_lives_on_when_it_is_called() {
+    let version = VersionId(0);
+    let mut shell = Shell::new(false, "ttl");
+    shell.arrive(0, 10_000);
+    fulfil_code(&mut shell);
+    shell.handle(Event::Superseded { version });
+    assert_eq!(shell.instances[&InstanceId(0)].1, Place::Starting, "a call waits for it");
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().ending, 1);
+    fulfil_all(&mut shell);
+    // As after an alias was set back.
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().idle, 1);
+    shell.finish();
+}
+
+#[test]
+fn what_a_cancelled_start_had_promised_is_not_waited_for() {
+    let mut shell = Shell::new(false, "ttl");
+    let version = VersionId(0);
+    shell.handle(Event::Prewarm { version, instances: 1 });
+    fulfil_code(&mut shell);
+    assert_eq!(shell.scheduler.counts().starting, 1);
+    shell.handle(Event::Superseded { version });
+    assert_eq!(shell.instances[&InstanceId(0)].1, Place::Cancelling);
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().running, 1);
+    finish_one(&mut shell);
     shell.finish();
 }
 
