@@ -74,8 +74,8 @@ impl Calls {
     }
 
     /// Enters a call, or gives it another state.
-    // Not inlined, the state is written on the stack in parts and read back at once as a whole, which
-    // stalls a processor for longer than all the rest takes.
+    // Not inlined, the state would be written to the stack in parts and read back at once as a whole,
+    // for which a processor has to wait.
     #[inline(always)]
     pub(super) fn set(&mut self, id: InvocationId, call: Call) {
         self.counts[call.kind() as usize] += 1;

@@ -117,10 +117,9 @@ pub enum InstanceChoice {
     /// caches. O(1).
     #[default]
     MostRecent,
-    /// The one that was started last, as AWS Lambda was seen to do for requests one after the other
-    /// and other platforms do by a stack of containers. Which one that is does not depend on the order
-    /// in which calls end. O(1) while the free ones are older than those in use, which this choice sees
-    /// to; else O(free ones of the version) when a slot becomes free.
+    /// The one that was started last. Which one that is does not depend on the order in which calls
+    /// end. O(1) while the free ones are older than those in use, which this choice sees to; else
+    /// O(free ones of the version) when a slot becomes free.
     Newest,
 }
 
@@ -139,7 +138,8 @@ impl Default for SchedulerConfig {
 
 /// See the module's documentation.
 ///
-/// A call costs O(1), beside the keep-alive policy and the queue policy, and one that finds a free
+/// Beside the keep-alive policy and the queue policy a call costs O(1), and O(log n) where a deadline
+/// comes up: once in a time limit for each slot of its table, not once a call. One that finds a free
 /// slot allocates nothing. What a version costs while nothing is there of it is a small constant.
 pub struct Scheduler {
     config: SchedulerConfig,
