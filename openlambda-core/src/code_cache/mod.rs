@@ -181,7 +181,8 @@ impl CodeCache {
         for kept in [false, true] {
             let first = (Turn { kept, used: Time::ZERO }, Digest::from_bytes([0; 32]));
             let mut from = Bound::Included(first);
-            for _ in 0..LOOKED_AT {
+            let (mut looked_at, mut looked) = ([first.1; LOOKED_AT], 0);
+            while looked < LOOKED_AT {
                 if kept && self.used <= self.budget {
                     return None;
                 }
@@ -189,13 +190,18 @@ impl CodeCache {
                 let Some((turn, digest)) = next.filter(|(turn, _)| turn.kept == kept) else {
                     break;
                 };
+                from = Bound::Excluded((turn, digest));
+                // It comes again, among those that were used just now.
+                if looked_at[..looked].contains(&digest) {
+                    continue;
+                }
                 if !wanted(&digest) {
                     self.remove(digest, turn);
                     return Some(digest);
                 }
                 self.change(digest, |held| held.turn.used = now);
-                // Others may have been used just now, too: it need not be behind them.
-                from = Bound::Excluded((turn, digest));
+                looked_at[looked] = digest;
+                looked += 1;
             }
         }
         None
@@ -374,6 +380,12 @@ mod tests {
         cache.discard(digest(1));
         assert_eq!(cache.poll_removal(Time(1), |it| *it == digest(1)), None);
         assert_eq!(cache.poll_removal(Time(1), |_| false), Some(digest(1)));
+        // Nor are those that were used before looked at twice, and it not at all.
+        for n in 2..9 {
+            cache.want(digest(n), Time(2));
+            cache.fetched(digest(n), 10, Time(if n < 8 { 2 } else { 3 }));
+        }
+        assert_eq!(cache.poll_removal(Time(3), |it| *it != digest(8)), Some(digest(8)));
     }
 
     #[test]
