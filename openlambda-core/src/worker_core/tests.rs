@@ -390,6 +390,24 @@ fn a_call_of_another_version_than_was_reserved_gives_the_slot_back() {
 }
 
 #[test]
+fn a_reservation_that_comes_after_its_call_is_none_until_the_call_is_over() {
+    let mut bench = Bench::new();
+    bench.subscribe(0, "a");
+    let key = bench.reserve("f", 1, 1);
+    let call = Call { reservation: Some(key), ..bench.call_of("f", 1, 1, Some("a")) };
+    let invocation = bench.core.call(bench.now, call).invocation;
+    bench.reserve("f", 1, 1);
+    assert_eq!((bench.core.counts().waiting, bench.core.counts().reserved), (1, 0));
+    bench.outputs();
+    let instance = created(&bench.fetched(1))[0];
+    assert_eq!(ran(&bench.started(instance)), [(invocation, instance)]);
+    bench.finish(invocation);
+    // The name is free again. A balancer gives it to one call only, but names must not pile up.
+    bench.reserve("f", 1, 1);
+    assert_eq!(bench.core.counts().offered, 1);
+}
+
+#[test]
 fn places_end_with_the_last_stream_of_their_balancer() {
     let mut bench = Bench::new();
     for stream in [0, 1] {
