@@ -204,7 +204,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_histories_keep_every_promise(
+    fn random_histories_of_a_worker_keep_every_promise(
         ops in proptest::collection::vec(op(), 1..300),
         pause in any::<bool>(),
         policy in proptest::sample::select(&POLICIES),

@@ -494,7 +494,10 @@ impl Shell {
             Duty::Create(instance) => self.create(instance, well, odd),
             Duty::Destroy(instance) => {
                 if odd {
+                    // It ends, and is there still.
+                    self.duties.insert(duty);
                     self.tell(Input::Exited { instance });
+                    self.duties.remove(&duty);
                 }
                 self.instances.remove(&instance);
                 self.gone.push(instance);
@@ -939,6 +942,10 @@ impl Shell {
         let kept = self.kept.values().filter(|kept| kept.until > self.now).count() as u32;
         let open = counts.reserved + counts.offered;
         assert!(open <= kept, "{open} places are kept, but at most {kept} were asked for");
+        if self.duties.is_empty() && counts.offered == 0 {
+            let forgotten = counts.waiting + counts.reserved;
+            assert_eq!(forgotten, 0, "calls wait, and nothing is being done for them");
+        }
         self.check_folders();
         if self.until.is_some() && self.calls.is_empty() && self.instances.is_empty() {
             assert!(self.drained.is_some(), "all is over, and the drain is not");
