@@ -43,6 +43,13 @@ fn unknown_names_get_the_nearest_known_one() {
         (&["up", "--registry", "nativ=http://127.0.0.1:1"], "did you mean \"native\"?"),
         (&["up", "--registry", "native=nowhere"], "write http://host:port"),
         (&["sim", "--policy", "randon"], "did you mean \"random\"?"),
+        (&["sim", "--queue-policy", "lifo"], "use one of fifo"),
+        (&["sim", "--timeout-seconds", "0"], "use more than 0"),
+        (
+            &["sim", "--seed", "1", "--seed", "2", "--records", "r", "--policy", "random"],
+            "one --seed",
+        ),
+        (&["replay", "/dev/null"], "line 1 of the recording"),
         (&["sim", "--keep-alive", "tt"], "did you mean \"ttl\"?"),
         (&["sim", "--keep-alive", "ttl,second=60"], "did you mean \"seconds\"?"),
     ] {

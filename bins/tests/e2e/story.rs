@@ -170,6 +170,39 @@ fn sim_prints_the_same_for_the_same_seed() {
 }
 
 #[test]
+fn sim_over_seeds_prints_the_same_whatever_the_threads() {
+    let place = Place::new();
+    let run = |threads: &str| {
+        let mut args = vec!["sim", "--invocations", "1500", "--threads", threads];
+        args.extend(["--policy", "random", "--policy", "hiku", "--balancers", "2"]);
+        args.extend(["--seed", "1", "--seed", "2", "--seed", "3"]);
+        let text = place.ol(&args);
+        args.push("--json");
+        (text, place.ol(&args))
+    };
+    let (text, json) = run("1");
+    assert_eq!((&text, &json), (&run("3").0, &run("3").1));
+    assert!(text.contains("Means over 3 seeds"), "{text}");
+    let result: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(result["seeds"], serde_json::json!([1, 2, 3]));
+    for policy in result["policies"].as_array().unwrap() {
+        assert_eq!(policy["runs"].as_array().unwrap().len(), 3);
+        assert!(policy["mean_ms"]["half_width"].as_f64().unwrap() > 0.0, "{policy}");
+        assert!(policy["per_second"]["mean"].as_f64().unwrap() > 50.0, "{policy}");
+    }
+}
+
+#[test]
+fn sim_says_why_calls_failed_and_of_which_calls_its_times_are() {
+    let place = Place::new();
+    let args = ["sim", "--policy", "random", "--workers", "1", "--functions", "1"];
+    let limits = ["--max-instances", "1", "--queue-limit", "1", "--invocations", "2000"];
+    let text = place.ol(&[&args[..], &limits].concat());
+    assert!(text.contains("random failed: ") && text.contains(" queue_full."), "{text}");
+    assert!(text.contains("those of the calls that were answered"), "{text}");
+}
+
+#[test]
 fn sim_runs_every_keep_alive_policy() {
     let place = Place::new();
     let policies = place.json(&["policies", "--json"]);
