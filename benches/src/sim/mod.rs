@@ -1,11 +1,12 @@
 //! A discrete-event simulator that runs the platform's own deciders.
 //!
-//! [`simulate`] plays a [`Workload`] against one or more [`Balancer`]s with a policy each and any number of
-//! workers, each of them a [`WorkerCore`]: the very types that serve live traffic. What is here is their
-//! shell, as `proxy/` and `worker/dispatch.rs` are in the live system, and decides nothing: a delay for
-//! each thing that the deciders want done, and a [calendar](calendar) instead of a clock. What the world
-//! does is modelled by a few durations: a hop of the network, a pull, a start, the handler's own time; and
-//! by what [goes wrong](Faults).
+//! [`simulate`] plays a [`Workload`](crate::workload::Workload) against one or more
+//! [`Balancer`](openlambda_core::balancing::driver::Balancer)s with a policy each and any number of
+//! workers, each of them a [`WorkerCore`](openlambda_core::worker_core::WorkerCore): the very types that
+//! serve live traffic. What is here is their shell, as `proxy/` and `worker/dispatch.rs` are in the live
+//! system, and decides nothing: a delay for each thing that the deciders want done, and a calendar instead
+//! of a clock. What the world does is modelled by a few durations: a hop of the network, a pull, a start,
+//! the handler's own time; and by what [goes wrong](Faults).
 //!
 //! | file | what |
 //! |---|---|
@@ -27,21 +28,13 @@ mod world;
 use std::time::Duration;
 
 use openlambda_core::balancing::BalancingPolicy;
-#[expect(unused_imports, reason = "for the documentation")]
-use openlambda_core::balancing::driver::Balancer;
 use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::config::ConfigError;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
-#[expect(unused_imports, reason = "for the documentation")]
-use openlambda_core::worker_core::WorkerCore;
 use openlambda_core::{keep_alive, queue};
 
 pub use self::calls::SimulatedCall;
 use self::world::World;
-#[expect(unused_imports, reason = "for the documentation")]
-use crate::processors::Processors;
-#[expect(unused_imports, reason = "for the documentation")]
-use crate::workload::Workload;
 use crate::workload::WorkloadConfig;
 
 /// A simulated cluster and what it is asked to do.
@@ -59,7 +52,7 @@ pub struct SimConfig {
     /// How often each balancer tries a call again.
     pub retries: RetryConfig,
     /// How many processors each worker has, which all that runs there shares equally (see
-    /// [`Processors`]); it is also what the worker tells the balancer as its capacity. `None`: a call
+    /// [`Processors`](crate::processors::Processors)); it is also what the worker tells the balancer as its capacity. `None`: a call
     /// has a processor of its own whatever else runs, and the capacity is how many instances fit.
     pub processors: Option<u32>,
     /// Each worker's scheduler.
