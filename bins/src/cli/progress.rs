@@ -6,6 +6,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use openlambda_core::time::{Clock, SystemClock};
+
 /// Work that is done before this needs no line.
 const LONG: Duration = Duration::from_millis(400);
 /// How often the line moves.
@@ -28,21 +30,23 @@ impl Progress {
         let (sender, texts) = channel::<String>();
         let mut text = text.into();
         let thread = std::thread::spawn(move || {
-            let mut wait = LONG;
+            let clock = SystemClock::new();
+            let (mut due, mut drawn) = (clock.now() + LONG, false);
             for sign in ['|', '/', '-', '\\'].into_iter().cycle() {
-                loop {
-                    match texts.recv_timeout(wait) {
+                // However often there is news, the line moves when it is due.
+                while clock.now() < due {
+                    match texts.recv_timeout(due.since(clock.now())) {
                         Ok(next) => text = next,
-                        Err(RecvTimeoutError::Timeout) => break,
+                        Err(RecvTimeoutError::Timeout) => {}
                         Err(RecvTimeoutError::Disconnected) => {
-                            if wait == TURN {
+                            if drawn {
                                 draw("");
                             }
                             return;
                         }
                     }
                 }
-                wait = TURN;
+                (due, drawn) = (clock.now() + TURN, true);
                 draw(&format!("{sign} {text}"));
             }
         });
