@@ -20,7 +20,10 @@ pub(super) struct ReplayArgs {
 /// `--records`.
 pub(super) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
     let file = File::open(&args.file);
-    let file = file.context(|| format!("cannot open {}", args.file.display()))?;
+    let file = file.context(|| {
+        let file = args.file.display();
+        format!("cannot open {file}; name a file that `ol-worker --inputs FILE` wrote")
+    })?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
     recording::replay(BufReader::new(file), |record| {

@@ -317,6 +317,19 @@ fn run(
     Ok(tally.summary(&policy.to_string()).with_usage(&usage))
 }
 
+/// Of one seed's table, and of that of the means.
+const HEADINGS: [&str; 9] = [
+    "POLICY",
+    "ANSWERED",
+    "FAILED",
+    "COLD",
+    "MEAN ms",
+    "P50 ms",
+    "P99 ms",
+    "A SECOND",
+    "MEMORY MiB",
+];
+
 fn report(args: &SimArgs, summaries: &[Summary], seed: u64) {
     if args.json {
         print_json(&serde_json::json!({ "policies": summaries, "seed": seed }));
@@ -338,18 +351,7 @@ fn report(args: &SimArgs, summaries: &[Summary], seed: u64) {
             ]
         })
         .collect();
-    let headings = [
-        "POLICY",
-        "ANSWERED",
-        "FAILED",
-        "COLD",
-        "MEAN ms",
-        "P50 ms",
-        "P99 ms",
-        "A SECOND",
-        "MEMORY MiB",
-    ];
-    print(&table(&headings, &rows));
+    print(&table(&HEADINGS, &rows));
     print(&failures(summaries.iter().map(|summary| (&*summary.name, &summary.failures))));
 }
 
@@ -427,18 +429,7 @@ fn report_means(args: &SimArgs, summaries: &[Summary]) {
             ]
         })
         .collect();
-    let headings = [
-        "POLICY",
-        "ANSWERED",
-        "FAILED",
-        "COLD",
-        "MEAN ms",
-        "P50 ms",
-        "P99 ms",
-        "A SECOND",
-        "MEMORY MiB",
-    ];
-    print(&table(&headings, &rows));
+    print(&table(&HEADINGS, &rows));
     print(&format!(
         "Means over {} seeds, with their 95 % confidence intervals.\n",
         args.seeds.len()
