@@ -7,6 +7,7 @@
 //!
 //! The criterion benches are beside this crate, in `benches/benches`.
 
+mod cumulative;
 pub mod keep_alive;
 pub mod orderings;
 pub mod parallel;

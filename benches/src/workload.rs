@@ -11,6 +11,8 @@ use openlambda_core::random::Rng;
 use openlambda_core::time::Time;
 use serde::Serialize;
 
+use crate::cumulative::Cumulative;
+
 /// How long handlers run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -288,7 +290,7 @@ pub struct Arrival {
 pub struct Workload {
     profiles: Vec<Profile>,
     /// The share of functions `0..=i` in the calls by chance, up to 1.
-    cumulative: Vec<f64>,
+    cumulative: Cumulative,
     left: u64,
     /// The mean time between calls by chance (of bursts: between their beginnings), and when the next
     /// one is; `None` without such calls.
@@ -319,7 +321,7 @@ impl Workload {
             sum += by_chance(profile) / total;
             sum
         });
-        let cumulative = cumulative.collect();
+        let cumulative = Cumulative::new(cumulative.collect());
         let mut phases = Rng::from_seed_and_label(seed, "phases");
         let timers = (0..).zip(&profiles).filter(|(_, profile)| profile.timer);
         let timers = timers.map(|(function, profile)| {
@@ -363,7 +365,7 @@ impl Workload {
 
     fn by_popularity(&mut self) -> u32 {
         let draw = self.functions.unit();
-        let mut function = self.cumulative.partition_point(|sum| *sum <= draw);
+        let mut function = self.cumulative.first_above(draw);
         // Sums round: the draw may be beyond the last of them.
         while self.profiles.get(function).is_none_or(|profile| profile.timer) {
             function -= 1;

@@ -41,6 +41,9 @@ struct Owner {
     deadline: Option<(Time, Timer)>,
     /// Where its entry is in the heap. If it has a deadline, it has an entry, and not a later one.
     entry: u32,
+    /// When the entry comes up, if it has one: to see here that it is early enough is one access to
+    /// memory less than to see it there.
+    bound: Time,
 }
 
 /// The owner has no entry.
@@ -65,12 +68,17 @@ impl Timers {
     pub(super) fn set(&mut self, timer: Timer, slot: u32, at: Time) {
         let owners = self.owners(timer);
         if slot as usize >= owners.len() {
-            owners.resize(slot as usize + 1, Owner { deadline: None, entry: NOWHERE });
+            let none = Owner { deadline: None, entry: NOWHERE, bound: Time::ZERO };
+            owners.resize(slot as usize + 1, none);
         }
         let owner = &mut owners[slot as usize];
         let place = owner.entry as usize;
         let fresh = owner.deadline.replace((at, timer)).is_none();
+        let early_enough = owner.entry != NOWHERE && owner.bound < at;
         self.set += u32::from(fresh);
+        if early_enough {
+            return;
+        }
         let entry = Entry { at, timer, slot };
         match self.heap.get_mut(place) {
             Some(bound) if *bound <= entry => {}
@@ -175,7 +183,8 @@ impl Timers {
 
     fn put(&mut self, place: usize, entry: Entry) {
         self.heap[place] = entry;
-        self.owners(entry.timer)[entry.slot as usize].entry = place as u32;
+        let owner = &mut self.owners(entry.timer)[entry.slot as usize];
+        (owner.entry, owner.bound) = (place as u32, entry.at);
     }
 }
 

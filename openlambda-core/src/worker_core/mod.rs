@@ -663,7 +663,7 @@ impl WorkerCore {
     fn code_came(&mut self, now: Time, digest: Digest, failure: Option<&Failure>) {
         let began = self.versions.fetch_began(&digest).unwrap_or(now);
         let manifest = self.versions.manifest_of(&digest).cloned();
-        let waiting = self.versions.with_bundle(&digest).iter().copied();
+        let waiting = self.versions.with_bundle(&digest);
         let waiting: Vec<_> = waiting.filter(|id| self.versions.get(*id).fetching).collect();
         for id in waiting {
             let version = self.versions.get_mut(id);
@@ -684,11 +684,12 @@ impl WorkerCore {
     fn remove_surplus_code(&mut self, now: Time) {
         while self.cache.has_surplus() {
             let (versions, scheduler) = (&self.versions, &self.scheduler);
-            let waits = |id: &VersionId| scheduler.waits(*id);
-            let wanted = |digest: &Digest| versions.with_bundle(digest).iter().any(waits);
+            let wanted =
+                |digest: &Digest| versions.with_bundle(digest).any(|id| scheduler.waits(id));
             let Some(digest) = self.cache.poll_removal(now, wanted) else { return };
-            for id in self.versions.with_bundle(&digest).to_vec() {
-                self.step(now, Event::CodeGone { version: id });
+            let with_it: Vec<_> = self.versions.with_bundle(&digest).collect();
+            for version in with_it {
+                self.step(now, Event::CodeGone { version });
             }
             self.outputs.push_back(Output::Remove { digest });
         }
@@ -709,8 +710,8 @@ impl WorkerCore {
 
     /// Another function may have the same bytes.
     fn discard_if_deleted(&mut self, digest: Digest) {
-        let mut with_it = self.versions.with_bundle(&digest).iter();
-        if with_it.all(|id| self.versions.get(*id).deleted) {
+        let mut with_it = self.versions.with_bundle(&digest);
+        if with_it.all(|id| self.versions.get(id).deleted) {
             self.cache.discard(digest);
         }
     }

@@ -55,6 +55,8 @@ pub(super) struct VersionState {
     newest: Option<Version>,
     hash: u64,
     next: Option<VersionId>,
+    /// The next one with the same bundle.
+    next_of_bundle: Option<VersionId>,
     /// A place in `places` that nobody has.
     vacant: bool,
 }
@@ -62,7 +64,9 @@ pub(super) struct VersionState {
 /// A bundle that versions have, or the code cache.
 #[derive(Debug, Default)]
 struct Bundle {
-    versions: Vec<VersionId>,
+    /// The first and the last of the versions that have it; the others follow by
+    /// [`VersionState::next_of_bundle`].
+    versions: Option<(VersionId, VersionId)>,
     /// What is in it, while it is unpacked here.
     manifest: Option<Arc<Manifest>>,
     /// When the fetch that is under way began.
@@ -165,6 +169,7 @@ impl Versions {
             self.sweep(forget);
         }
         let bundle = self.bundles.entry(digest).or_default();
+        let before = bundle.versions;
         let state = VersionState {
             function: function.clone(),
             digest,
@@ -178,6 +183,7 @@ impl Versions {
             newest: None,
             hash,
             next: self.index.get(&hash).copied(),
+            next_of_bundle: None,
             vacant: false,
         };
         let id = match self.free.pop() {
@@ -190,7 +196,10 @@ impl Versions {
                 VersionId(u32::try_from(self.places.len() - 1).expect("fewer than 2^32 versions"))
             }
         };
-        bundle.versions.push(id);
+        bundle.versions = Some((before.map_or(id, |(first, _)| first), id));
+        if let Some((_, last)) = before {
+            self.places[last.0 as usize].next_of_bundle = Some(id);
+        }
         self.index.insert(hash, id);
         id
     }
@@ -215,13 +224,14 @@ impl Versions {
     /// is deleted.
     fn is_last_of_bundle(&self, place: &VersionState) -> bool {
         let bundle = &self.bundles[&place.digest];
-        bundle.manifest.is_some() && bundle.versions.len() == 1
+        bundle.manifest.is_some() && bundle.versions.is_some_and(|(first, last)| first == last)
     }
 
     fn remove(&mut self, id: VersionId) {
         let place = &mut self.places[id.0 as usize];
         place.vacant = true;
         let (hash, next, digest) = (place.hash, place.next, place.digest);
+        let next_of_bundle = place.next_of_bundle;
         // Nothing of it is kept while its place is free.
         place.manifest = no_manifest();
         (place.failure, place.newest) = (None, None);
@@ -241,9 +251,16 @@ impl Versions {
             }
             (None, _) => debug_assert!(false, "a version is in the index"),
         }
+        let before = self.with_bundle(&digest).take_while(|other| *other != id).last();
+        if let Some(before) = before {
+            self.places[before.0 as usize].next_of_bundle = next_of_bundle;
+        }
         let bundle = self.bundles.get_mut(&digest).expect("a version has a bundle");
-        bundle.versions.retain(|version| *version != id);
-        if bundle.versions.is_empty() && bundle.manifest.is_none() {
+        let (first, last) = bundle.versions.expect("its versions are in a chain");
+        let first = if first == id { next_of_bundle } else { Some(first) };
+        let last = if last == id { before } else { Some(last) };
+        bundle.versions = first.zip(last);
+        if bundle.versions.is_none() && bundle.manifest.is_none() {
             self.bundles.remove(&digest);
         }
         self.free.push(id);
@@ -252,8 +269,10 @@ impl Versions {
     // Bundles.
 
     /// The versions with this bundle.
-    pub(super) fn with_bundle(&self, digest: &Digest) -> &[VersionId] {
-        self.bundles.get(digest).map_or(&[], |bundle| &bundle.versions)
+    pub(super) fn with_bundle(&self, digest: &Digest) -> impl Iterator<Item = VersionId> {
+        let first = self.bundles.get(digest).and_then(|bundle| bundle.versions);
+        let first = first.map(|(first, _)| first);
+        std::iter::successors(first, |id| self.get(*id).next_of_bundle)
     }
 
     /// What is in a bundle that is unpacked here.
@@ -280,7 +299,7 @@ impl Versions {
     pub(super) fn not_here(&mut self, digest: &Digest) {
         if let Some(bundle) = self.bundles.get_mut(digest) {
             bundle.manifest = None;
-            if bundle.versions.is_empty() {
+            if bundle.versions.is_none() {
                 self.bundles.remove(digest);
             }
         }
@@ -357,13 +376,16 @@ mod tests {
         let names: Vec<_> = (0..5).map(function).collect();
         let ids: Vec<_> =
             names.iter().map(|name| versions.add(7, name, digest(1), |_| true)).collect();
-        assert_eq!(versions.with_bundle(&digest(1)), ids);
+        let with_it = |versions: &Versions| versions.with_bundle(&digest(1)).collect::<Vec<_>>();
+        assert_eq!(with_it(&versions), ids);
         for gone in [4, 0, 2] {
             versions.remove(ids[gone]);
             assert_eq!(versions.find(7, &names[gone], &digest(1)), None);
             for kept in [1, 3] {
                 assert_eq!(versions.find(7, &names[kept], &digest(1)), Some(ids[kept]));
+                assert!(with_it(&versions).contains(&ids[kept]));
             }
+            assert!(!with_it(&versions).contains(&ids[gone]));
         }
         versions.remove(ids[1]);
         versions.remove(ids[3]);
