@@ -42,6 +42,11 @@ impl Processors {
         self.running.insert((end.to_bits(), invocation));
     }
 
+    /// How many calls run for each processor.
+    pub fn load(&self) -> f64 {
+        self.running.len() as f64 / self.count
+    }
+
     /// When the next call is over, if no other starts before.
     pub fn next_end(&self) -> Option<Time> {
         let (end, _) = self.running.first()?;

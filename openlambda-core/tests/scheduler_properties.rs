@@ -17,7 +17,7 @@ use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy, NAMES};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
     Action, Counts, Event, EvictReason, InstanceChoice, InstanceId, InvocationId, Limits,
-    ReservationEnd, Scheduler, SchedulerConfig, VersionId,
+    LoadLimit, Rejection, ReservationEnd, RunningLimit, Scheduler, SchedulerConfig, VersionId,
 };
 use openlambda_core::time::Time;
 use proptest::prelude::*;
@@ -40,7 +40,8 @@ fn limits_of(version: VersionId) -> Limits {
         1 => Limits { slots: 3, memory: 200 * MB, max_instances: 2, ..base },
         2 => Limits { reuse: false, memory: 50 * MB, ..base },
         3 => Limits { memory: 450 * MB, max_instances: 1, queue: 0, ..base },
-        _ => Limits { memory: 5000 * MB, ..base },
+        4 => Limits { memory: 5000 * MB, ..base },
+        _ => Limits { memory: 50 * MB, queue: 1000, timeout: Duration::from_secs(10), ..base },
     }
 }
 
@@ -159,6 +160,10 @@ struct Shell {
     log: Vec<(Time, Action)>,
     now: Time,
     calls: BTreeMap<InvocationId, Call>,
+    /// What calls that arrived call.
+    versions: BTreeMap<InvocationId, VersionId>,
+    /// No more runs than this: the limit does not change, and no call passes by it.
+    limit: Option<u32>,
     /// The number that each slot was given last.
     slots: Vec<InvocationId>,
     /// Slots of what is over are given again; else each number is a new one.
@@ -183,28 +188,43 @@ impl Shell {
     }
 
     fn that_picks(pick: InstanceChoice, pause: bool, keep_alive: &str) -> Self {
+        Shell::with(&Settings { pick, pause, ..Settings::default() }, keep_alive)
+    }
+
+    /// One that runs no more than so many calls, in the order of this policy.
+    fn that_runs(running: RunningLimit, queue: &'static str) -> Self {
+        Shell::with(&Settings { running, queue, ..Settings::default() }, "ttl")
+    }
+
+    fn with(settings: &Settings, keep_alive: &str) -> Self {
         let config = SchedulerConfig {
             memory: 500 * MB,
             max_starting: MAX_STARTING,
-            pause_after: pause.then_some(Duration::from_millis(50)),
+            pause_after: settings.pause.then_some(Duration::from_millis(50)),
             fairness: Duration::from_millis(100),
             offer_timeout: OFFER_TIMEOUT,
-            pick,
+            pick: settings.pick,
+            running: settings.running,
         };
         let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
         let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));
         Shell {
             scheduler: Scheduler::new(
                 config,
-                queue::by_name("fifo").unwrap(),
+                queue::by_name(settings.queue).unwrap(),
                 Box::new(spy.clone()),
             ),
             keep_alive: spy,
             log: Vec::new(),
             now: Time::ZERO,
             calls: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            limit: match settings.running {
+                RunningLimit::Calls(calls) if settings.queue != "bypass" => Some(calls),
+                _ => None,
+            },
             slots: Vec::new(),
-            reuse: false,
+            reuse: settings.reuse,
             reservations: BTreeMap::new(),
             unbound: BTreeMap::new(),
             ends: Vec::new(),
@@ -221,6 +241,7 @@ impl Shell {
         while let Some(action) = self.scheduler.poll_action() {
             self.log.push((self.now, action));
             self.carry_out(action);
+            self.check_limit(&action);
         }
         self.check();
     }
@@ -438,16 +459,38 @@ impl Shell {
         self.now = until;
     }
 
-    /// No slot is lost: nothing waits while an instance of its version has one that was never
-    /// given up, unless that instance retires for others.
+    /// No slot and no place is lost: nothing waits while an instance of its version has a slot that was
+    /// never given up, unless as much runs as may.
     fn check_idle(&self) {
+        let counts = self.scheduler.counts();
+        let starting = self.instances.values().filter(|(_, place)| *place == Place::Starting);
+        let places = counts.running + counts.offered + starting.count() as u32;
+        let limit = self.scheduler.running_limit();
+        if limit.is_some_and(|limit| places >= limit) {
+            return;
+        }
         let waits = |version| {
-            self.reservations.values().any(|r| r.version == version && r.offered.is_none())
+            let reserved = self.reservations.values();
+            let mut reserved = reserved.filter(|r| r.version == version && r.offered.is_none());
+            let waits = |call: &Call| matches!(call, Call::Waiting { .. });
+            let mut calls = self.calls.iter().filter(|(_, call)| waits(call));
+            reserved.next().is_some() || calls.any(|(id, _)| self.versions[id] == version)
         };
         for (id, (version, place)) in &self.instances {
             if *place == Place::Up && self.used(*id) == 0 {
-                assert!(!waits(*version), "a reservation waits beside {id:?}, which is idle");
+                assert!(!waits(*version), "a call waits beside {id:?}, which is idle");
             }
+        }
+    }
+
+    /// No more runs than may.
+    fn check_limit(&self, action: &Action) {
+        let Some(limit) = self.limit else { return };
+        if let Action::Run { .. } | Action::Offer { .. } | Action::Start { .. } = action {
+            let counts = self.scheduler.counts();
+            let starting = self.instances.values().filter(|(_, place)| *place == Place::Starting);
+            let places = counts.running + counts.offered + starting.count() as u32;
+            assert!(places <= limit, "{places} run or start, of {limit}");
         }
     }
 
@@ -493,6 +536,7 @@ impl Shell {
         let Some(version) = reservation.map(|r| r.version).or(over) else { return };
         let deadline = self.now + Duration::from_millis(patience);
         self.calls.insert(invocation, Call::Waiting { deadline });
+        self.versions.insert(invocation, version);
         self.handle(Event::Arrived { invocation, version, deadline });
         let Some(reservation) = reservation else { return };
         match self.calls[&invocation] {
@@ -512,7 +556,9 @@ impl Shell {
         let invocation = self.new_id();
         let deadline = self.now + Duration::from_millis(patience);
         self.calls.insert(invocation, Call::Waiting { deadline });
-        self.handle(Event::Arrived { invocation, version: VersionId(version), deadline });
+        let version = VersionId(version);
+        self.versions.insert(invocation, version);
+        self.handle(Event::Arrived { invocation, version, deadline });
     }
 
     /// Does one of the things that the scheduler has asked for, well or badly.
@@ -621,6 +667,7 @@ impl Shell {
         drop(watched);
         let invocation = InvocationId(u64::MAX);
         self.calls.insert(invocation, Call::Waiting { deadline: Time::MAX });
+        self.versions.insert(invocation, VersionId(0));
         let version = VersionId(0);
         self.handle(Event::Arrived { invocation, version, deadline: Time::MAX });
         assert_eq!(self.calls[&invocation], Call::Over, "took an invocation after the drain");
@@ -644,6 +691,7 @@ enum Op {
     Supersede(u32),
     Prewarm(u32, u32),
     Pressure(u64),
+    Load(u32),
     Drain,
 }
 
@@ -663,19 +711,56 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..5u32).prop_map(Op::Supersede),
         1 => (0..5u32, 0..4u32).prop_map(|(version, n)| Op::Prewarm(version, n)),
         1 => (0..600u64).prop_map(Op::Pressure),
+        2 => (0..3u32).prop_map(Op::Load),
         1 => (0..40u32).prop_map(|n| if n == 0 { Op::Drain } else { Op::Advance(1) }),
     ]
 }
 
-/// What may differ between workers beside the keep-alive policy: whether instances are paused, slots
-/// of invocations given again, and the newest instance chosen.
-type Settings = (bool, bool, bool);
+/// What may differ between workers beside the keep-alive policy.
+#[derive(Clone, Debug)]
+struct Settings {
+    pick: InstanceChoice,
+    /// Instances are paused.
+    pause: bool,
+    /// The slots of invocations are given again.
+    reuse: bool,
+    queue: &'static str,
+    running: RunningLimit,
+}
 
-fn play(ops: &[Op], settings: Settings, keep_alive: &str) -> Vec<(Time, Action)> {
-    let (pause, reuse, newest) = settings;
-    let pick = if newest { InstanceChoice::Newest } else { InstanceChoice::MostRecent };
-    let mut shell = Shell::that_picks(pick, pause, keep_alive);
-    shell.reuse = reuse;
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            pick: InstanceChoice::default(),
+            pause: false,
+            reuse: false,
+            queue: "fifo",
+            running: RunningLimit::None,
+        }
+    }
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let load = LoadLimit { least: 1, most: 4, target: 1.0 };
+    let running = prop_oneof![
+        2 => Just(RunningLimit::None),
+        2 => (1..4u32).prop_map(RunningLimit::Calls),
+        1 => Just(RunningLimit::Load(load)),
+    ];
+    let pick = prop_oneof![Just(InstanceChoice::MostRecent), Just(InstanceChoice::Newest)];
+    let queue = proptest::sample::select(&queue::NAMES[..]);
+    let switches = any::<(bool, bool)>();
+    (pick, switches, queue, running).prop_map(|(pick, (pause, reuse), queue, running)| Settings {
+        pick,
+        pause,
+        reuse,
+        queue,
+        running,
+    })
+}
+
+fn play(ops: &[Op], settings: &Settings, keep_alive: &str) -> Vec<(Time, Action)> {
+    let mut shell = Shell::with(settings, keep_alive);
     for op in ops {
         match *op {
             Op::Arrive(version, patience) => shell.arrive(version, patience),
@@ -724,6 +809,7 @@ fn play(ops: &[Op], settings: Settings, keep_alive: &str) -> Vec<(Time, Action)>
             Op::Prewarm(version, instances) => {
                 shell.handle(Event::Prewarm { version: VersionId(version), instances });
             }
+            Op::Load(load) => shell.handle(Event::Load { per_processor: f64::from(load) }),
             Op::Pressure(mb) => shell.handle(Event::MemoryPressure { bytes: mb * MB }),
             Op::Drain => shell.handle(Event::Drain),
         }
@@ -760,11 +846,11 @@ proptest! {
     #[test]
     fn random_histories_keep_every_promise(
         ops in proptest::collection::vec(op(), 1..250),
-        settings in any::<Settings>(),
+        settings in settings(),
         policy in proptest::sample::select(&POLICIES),
     ) {
-        let log = play(&ops, settings, policy);
-        prop_assert_eq!(log, play(&ops, settings, policy), "the same history, other actions");
+        let log = play(&ops, &settings, policy);
+        prop_assert_eq!(log, play(&ops, &settings, policy), "the same history, other actions");
     }
 }
 
@@ -1265,6 +1351,228 @@ fn a_call_for_a_paused_instance_that_lacks_memory_waits_in_turn() {
     finish_one(&mut shell);
     assert!(shell.calls.values().all(|call| *call == Call::Over), "{:?}", shell.scheduler);
     assert_eq!(shell.log.iter().filter(|(_, a)| matches!(a, Action::Reject { .. })).count(), 0);
+    shell.finish();
+}
+
+/// Versions from this one on are alike and small.
+const PLAIN: u32 = 5;
+
+fn call(shell: &mut Shell, version: u32, patience: u64) {
+    shell.arrive(PLAIN + version, patience);
+}
+
+/// The versions of the calls that ran, in order.
+fn ran(shell: &Shell) -> Vec<u32> {
+    let runs = shell.log.iter().filter_map(|(_, action)| match action {
+        Action::Run { invocation, .. } => Some(shell.versions[invocation].0 - PLAIN),
+        _ => None,
+    });
+    runs.collect()
+}
+
+/// A shell that runs one call at once, in which versions 0, 1 and 2 have an idle instance each; a call of
+/// them takes 30, 10 and 20 ms. Then one of version 0 runs.
+fn warm_and_busy(queue: &'static str) -> Shell {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(1), queue);
+    for version in 0..3 {
+        call(&mut shell, version, 10_000);
+        fulfil_all(&mut shell);
+        shell.advance(Duration::from_millis([30, 10, 20][version as usize]));
+        finish_one(&mut shell);
+    }
+    call(&mut shell, 0, 10_000);
+    shell.log.clear();
+    shell
+}
+
+/// One after the other ends, after so many milliseconds each.
+fn run_all(shell: &mut Shell, milliseconds: [u64; 3]) {
+    while let Some(Duty::Finish(invocation)) =
+        shell.duties.iter().find(|duty| matches!(duty, Duty::Finish(_))).copied()
+    {
+        let version = (shell.versions[&invocation].0 - PLAIN) as usize;
+        shell.advance(Duration::from_millis(*milliseconds.get(version).unwrap_or(&1)));
+        finish_one(shell);
+    }
+}
+
+#[test]
+fn a_limit_of_running_calls_keeps_an_order_between_functions() {
+    for (queue, order) in [
+        ("fifo", [2, 1, 0, 1]),
+        // 10 ms before 20 before 30; those alike in the order of their arrival.
+        ("sjf", [1, 1, 2, 0]),
+        // Due at 1 + 20, 2 + 10, 3 + 30, 20 + 10 ms.
+        ("edf", [1, 2, 1, 0]),
+    ] {
+        let mut shell = warm_and_busy(queue);
+        for version in [2, 1, 0] {
+            shell.advance(Duration::from_millis(1));
+            call(&mut shell, version, 10_000);
+        }
+        shell.advance(Duration::from_millis(17));
+        call(&mut shell, 1, 10_000);
+        assert_eq!(shell.scheduler.counts().running, 1, "the others wait beside idle instances");
+        run_all(&mut shell, [30, 10, 20]);
+        assert_eq!(ran(&shell), order, "{queue}");
+        shell.finish();
+    }
+}
+
+/// A function that sends a hundred calls ahead delays the one call of another by one call, and by all
+/// hundred without fairness.
+#[test]
+fn a_flood_of_one_function_does_not_hold_up_another() {
+    for (queue, before) in [("fifo", 100), ("fair", 1)] {
+        let mut shell = warm_and_busy(queue);
+        for _ in 0..100 {
+            shell.advance(Duration::from_millis(1));
+            call(&mut shell, 0, 1_000_000);
+        }
+        call(&mut shell, 1, 1_000_000);
+        run_all(&mut shell, [30, 10, 20]);
+        let order = ran(&shell);
+        let waited_for = order.iter().position(|version| *version == 1).unwrap();
+        assert!(waited_for <= before && order.len() == 101, "{queue}: {waited_for}");
+        assert!(queue == "fair" || waited_for == before, "{queue}: {waited_for}");
+        shell.finish();
+    }
+}
+
+/// Two functions that always have calls waiting get the same time, whatever their calls take.
+#[test]
+fn fair_is_by_time_and_not_by_calls() {
+    let mut shell = warm_and_busy("fair");
+    for _ in 0..400 {
+        call(&mut shell, 0, 1_000_000);
+        call(&mut shell, 1, 1_000_000);
+    }
+    let mut took = [0, 0];
+    for _ in 0..200 {
+        let running = shell.duties.iter().find_map(|duty| match duty {
+            Duty::Finish(invocation) => Some((shell.versions[invocation].0 - PLAIN) as usize),
+            _ => None,
+        });
+        let version = running.unwrap();
+        took[version] += [30, 10][version];
+        shell.advance(Duration::from_millis([30, 10][version]));
+        finish_one(&mut shell);
+    }
+    let difference = i64::abs_diff(took[0], took[1]);
+    assert!(difference <= 2 * (30 + 10), "{took:?}");
+    shell.come_to_rest();
+    shell.finish();
+}
+
+#[test]
+fn under_overload_the_newest_call_is_the_next() {
+    let mut shell = warm_and_busy("adaptive-lifo");
+    for version in [1, 2] {
+        call(&mut shell, version, 10_000);
+    }
+    // Nobody has waited for 100 ms yet.
+    shell.advance(Duration::from_millis(30));
+    finish_one(&mut shell);
+    assert_eq!(ran(&shell), [1]);
+    shell.advance(Duration::from_millis(70));
+    for version in [0, 1, 2] {
+        call(&mut shell, version, 10_000);
+    }
+    run_all(&mut shell, [1, 1, 1]);
+    assert_eq!(ran(&shell), [1, 2, 1, 0, 2]);
+    // Nobody waits any more, and the overload is over.
+    call(&mut shell, 0, 10_000);
+    for version in [1, 2] {
+        call(&mut shell, version, 10_000);
+    }
+    run_all(&mut shell, [1, 1, 1]);
+    assert_eq!(ran(&shell)[5..], [0, 1, 2]);
+    shell.finish();
+}
+
+#[test]
+fn a_short_call_passes_by_the_queue_if_it_finds_a_slot() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(1), "bypass");
+    for (version, milliseconds) in [(0, 30), (1, 5)] {
+        call(&mut shell, version, 10_000);
+        fulfil_all(&mut shell);
+        shell.advance(Duration::from_millis(milliseconds));
+        finish_one(&mut shell);
+    }
+    for version in [0, 0, 1] {
+        call(&mut shell, version, 10_000);
+    }
+    assert_eq!(ran(&shell), [0, 1, 0, 1], "the short one, before the second of the long ones");
+    // Without a slot that is free it waits in its turn.
+    call(&mut shell, 1, 10_000);
+    assert_eq!(shell.scheduler.counts().waiting, 2);
+    shell.come_to_rest();
+    shell.finish();
+}
+
+/// What starts takes a place, and gets it in its turn.
+#[test]
+fn an_instance_starts_when_its_call_has_the_place_to_run() {
+    let mut shell = warm_and_busy("fifo");
+    call(&mut shell, 1, 10_000);
+    call(&mut shell, 3, 10_000);
+    call(&mut shell, 2, 10_000);
+    fulfil_code(&mut shell);
+    assert_eq!(shell.scheduler.counts().starting, 0);
+    finish_one(&mut shell);
+    assert_eq!(ran(&shell), [1]);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().starting, 1, "its turn is before that of version 2");
+    assert_eq!(shell.scheduler.counts().running, 0);
+    fulfil_all(&mut shell);
+    run_all(&mut shell, [1, 1, 1]);
+    shell.finish();
+}
+
+/// A drain and a newer version do not take an instance from calls that only wait for their turn.
+#[test]
+fn an_instance_that_waiting_calls_need_is_there_for_them() {
+    for drain in [false, true] {
+        let mut shell = warm_and_busy("fifo");
+        call(&mut shell, 1, 10_000);
+        call(&mut shell, 1, 10_000);
+        shell.handle(match drain {
+            true => Event::Drain,
+            false => Event::Superseded { version: VersionId(PLAIN + 1) },
+        });
+        run_all(&mut shell, [1, 1, 1]);
+        assert_eq!(ran(&shell), [1, 1]);
+        let started = shell.log.iter().any(|(_, action)| matches!(action, Action::Start { .. }));
+        assert!(!started, "an instance was started in the place of one that was there");
+        let evicted = |version| {
+            let gone = |action: &Action| match action {
+                Action::Evict { instance, .. } => {
+                    shell.instances[instance].0 == VersionId(PLAIN + version)
+                }
+                _ => false,
+            };
+            shell.log.iter().any(|(_, action)| gone(action))
+        };
+        assert!(evicted(1), "it ends after them");
+        shell.finish();
+    }
+}
+
+#[test]
+fn a_queue_behind_a_limit_is_bounded_though_slots_are_free() {
+    let mut shell = warm_and_busy("fifo");
+    let spare = 3 * limits_of(VersionId(PLAIN + 1)).slots;
+    for _ in 0..limits_of(VersionId(PLAIN + 1)).queue + spare {
+        call(&mut shell, 1, 10_000);
+    }
+    let waiting = shell.scheduler.counts().waiting;
+    call(&mut shell, 1, 10_000);
+    assert_eq!(shell.scheduler.counts().waiting, waiting);
+    assert!(matches!(
+        shell.log.last(),
+        Some((_, Action::Reject { why: Rejection::QueueFull, .. }))
+    ));
+    shell.come_to_rest();
     shell.finish();
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::Digest;
 use openlambda_core::invocation::StartKind;
-use openlambda_core::scheduler::{InstanceId, InvocationId, VersionId};
+use openlambda_core::scheduler::{InstanceId, InvocationId, LoadLimit, VersionId};
 use openlambda_core::time::Time;
 use openlambda_core::wire::{Reservation, ReservationKey};
 use openlambda_core::worker_core::{Call, CoreConfig, Input, Notice, Output, StreamId, WorkerCore};
@@ -74,7 +74,7 @@ impl Meter {
 impl Host {
     pub(super) fn new(config: &SimConfig) -> Result<Self, SimError> {
         let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
-        let make_queue = queue::by_name(&config.queue)
+        let queue = queue::by_name(&config.queue)
             .ok_or_else(|| SimError::UnknownQueue { name: config.queue.clone() })?;
         let core = CoreConfig {
             scheduler: config.scheduler.clone(),
@@ -84,7 +84,7 @@ impl Host {
         Ok(Host {
             life: 0,
             up: true,
-            core: WorkerCore::new(core, make_queue, keep_alive),
+            core: WorkerCore::new(core, queue, keep_alive),
             versions: Vec::new(),
             calls: Vec::new(),
             starting: Vec::new(),
@@ -235,6 +235,12 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
                 }
             }
             What::Heartbeat { worker } if self.lives(worker) => self.heartbeat(worker),
+            What::Load { worker } if self.lives(worker) => {
+                let processors = &self.host(worker).processors;
+                let load = processors.as_ref().map_or(0.0, |(processors, _)| processors.load());
+                self.step(worker, Input::Load { per_processor: load });
+                self.calendar.after(LoadLimit::EVERY, What::Load { worker });
+            }
             What::Dies { worker } if self.lives(worker) => self.die(worker),
             What::Revives { worker } => self.revive(worker),
             // Nobody hears it any more.
@@ -492,6 +498,9 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
             self.step(worker, Input::Subscribed { stream, balancer: name });
         }
         self.calendar.after(first_beat, What::Heartbeat { worker });
+        if self.config.scheduler.running.follows_the_load() {
+            self.calendar.after(LoadLimit::EVERY, What::Load { worker });
+        }
         if let Some(deaths) = self.config.faults.workers {
             let lives = self.faults.exponential(deaths.every);
             self.calendar.after(lives, What::Dies { worker });

@@ -93,6 +93,9 @@ pub(super) enum What {
     WorkerTimer {
         worker: Life,
     },
+    Load {
+        worker: Life,
+    },
     Heartbeat {
         worker: Life,
     },

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use openlambda_core::keep_alive::KeepAliveConfig;
 use openlambda_core::queue;
-use openlambda_core::scheduler::{Limits, SchedulerConfig};
+use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, Users, simulate_with};
@@ -106,7 +106,11 @@ pub(super) struct SimArgs {
     /// The most calls of a function that wait on one worker
     #[arg(long, value_name = "N", default_value_t = 1024)]
     queue_limit: u32,
-    /// Each worker's queue policy
+    /// How many calls a worker runs at once: none (no limit), a number, a multiple of the processors
+    /// (2x), or load to follow it (load=1.5 for 1.5 threads per processor)
+    #[arg(long, value_name = "LIMIT", default_value = "none")]
+    running_limit: String,
+    /// Each worker's queue policy, which orders the calls of all functions
     #[arg(long, value_name = "NAME", default_value = "fifo")]
     queue_policy: String,
     /// Each worker's memory pool, MiB; an instance takes 128, unless --mix says
@@ -189,6 +193,16 @@ impl SimArgs {
                 format!("there is no queue policy \"{}\"; use one of {known}", self.queue_policy);
             return Err(CliError::new(message));
         }
+        let processors = self.processors.unwrap_or(1);
+        let by_processors = |limit: &str| limit.ends_with('x') || limit.starts_with("load");
+        if self.processors.is_none() && by_processors(&self.running_limit) {
+            return Err(CliError::new(format!(
+                "--running-limit {} needs --processors: without it each call has a processor of its own",
+                self.running_limit
+            )));
+        }
+        let running = RunningLimit::parse(&self.running_limit, processors)
+            .map_err(|error| CliError::new(format!("--running-limit: {error}")))?;
         let bursts = Bursts { size: self.burst, gap: ms("burst-gap-ms", self.burst_gap_ms)? };
         let think = ms("think-ms", self.think_ms)?;
         let keep_alive: KeepAliveConfig = self.keep_alive.parse()?;
@@ -222,6 +236,7 @@ impl SimArgs {
             processors: self.processors,
             scheduler: SchedulerConfig {
                 memory: self.memory_mb << 20,
+                running,
                 ..SchedulerConfig::default()
             },
             keep_alive: keep_alive.to_string(),

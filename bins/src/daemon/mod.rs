@@ -23,7 +23,7 @@ use crate::{Catalog, Daemon};
 #[derive(Debug, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Runs functions on one machine.
-    Worker(worker::Options),
+    Worker(Box<worker::Options>),
     /// The load balancer in front of workers.
     Lb(balancer::Options),
     /// Keeps functions' bundles.
@@ -53,7 +53,7 @@ struct RegistryCommand {
 
 pub(crate) fn main(daemon: Daemon, catalog: &Catalog) -> ExitCode {
     let command = match daemon {
-        Daemon::Worker => DaemonCommand::Worker(WorkerCommand::parse().options),
+        Daemon::Worker => DaemonCommand::Worker(Box::new(WorkerCommand::parse().options)),
         Daemon::Balancer => DaemonCommand::Lb(BalancerCommand::parse().options),
         Daemon::Registry => DaemonCommand::Registry(RegistryCommand::parse().options),
     };
@@ -67,7 +67,7 @@ pub(crate) fn commands() -> [clap::Command; 3] {
 
 pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
     let (name, result) = match command {
-        DaemonCommand::Worker(options) => ("ol-worker", block_on(worker::run(options, catalog))),
+        DaemonCommand::Worker(options) => ("ol-worker", block_on(worker::run(*options, catalog))),
         DaemonCommand::Lb(options) => ("ol-lb", block_on(balancer::run(options, catalog))),
         DaemonCommand::Registry(options) => ("ol-registry", block_on(registry::run(options))),
     };

@@ -1,12 +1,14 @@
 //! `ol-worker`.
 
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use openlambda_core::sandbox::Isolation;
+use openlambda_core::scheduler::RunningLimit;
 use openlambda_core::time::SystemClock;
 use openlambda_core::worker::{Worker, WorkerConfig};
 use openlambda_sandbox::sys::{MARK, Spawner};
@@ -60,6 +62,13 @@ pub(crate) struct Options {
     /// [default: 600].
     #[arg(long, value_name = "SECONDS")]
     ttl_seconds: Option<f64>,
+    /// Queue policy, which orders the waiting calls of all functions [default: fifo].
+    #[arg(long, value_name = "NAME")]
+    queue_policy: Option<String>,
+    /// How many calls run at once: none, a number, a multiple of the processors (2x), or load to follow
+    /// it (load=1.5 for 1.5 threads per processor) [default: none].
+    #[arg(long, value_name = "LIMIT")]
+    running_limit: Option<String>,
     /// Pause an instance after this time without use [default: never].
     #[arg(long, value_name = "SECONDS")]
     pause_after_seconds: Option<f64>,
@@ -90,6 +99,8 @@ impl Settings for Options {
         memory_mb = 4096
         keep_alive = "ttl"
         ttl_seconds = 600
+        queue_policy = "fifo"
+        running_limit = "none"
         max_wait_seconds = 35
         weight = 1
         most_connections = 10000
@@ -110,6 +121,8 @@ impl Settings for Options {
             memory_mb: self.memory_mb.or(file.memory_mb),
             keep_alive: self.keep_alive.or(file.keep_alive),
             ttl_seconds: self.ttl_seconds.or(file.ttl_seconds),
+            queue_policy: self.queue_policy.or(file.queue_policy),
+            running_limit: self.running_limit.or(file.running_limit),
             pause_after_seconds: self.pause_after_seconds.or(file.pause_after_seconds),
             max_wait_seconds: self.max_wait_seconds.or(file.max_wait_seconds),
             weight: self.weight.or(file.weight),
@@ -141,6 +154,14 @@ impl Options {
         };
         if let Some(ttl) = self.ttl_seconds {
             config.ttl = seconds("ttl-seconds", ttl)?;
+        }
+        if let Some(name) = self.queue_policy {
+            config.queue = name;
+        }
+        if let Some(limit) = self.running_limit {
+            let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+            config.scheduler.running = RunningLimit::parse(&limit, processors as u32)
+                .map_err(|error| CliError::new(format!("--running-limit: {error}")))?;
         }
         if let Some(after) = self.pause_after_seconds {
             config.scheduler.pause_after = Some(seconds("pause-after-seconds", after)?);

@@ -203,6 +203,31 @@ fn sim_says_why_calls_failed_and_of_which_calls_its_times_are() {
 }
 
 #[test]
+fn sim_orders_calls_by_every_queue_policy() {
+    let sim = |queue: &str, limit: &str| {
+        let args = ["sim", "--policy", "round-robin", "--workers", "2", "--processors", "2"];
+        let more = ["--mix", "azure", "--rate", "2", "--invocations", "2000", "--json"];
+        let queueing = ["--queue-policy", queue, "--running-limit", limit];
+        Place::new().ol(&[&args[..], &more, &queueing].concat())
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for queue in openlambda_core::queue::NAMES {
+        seen.insert(sim(queue, "1x"));
+    }
+    assert!(seen.len() >= 5, "{} different outputs", seen.len());
+    assert_ne!(sim("fifo", "none"), sim("fifo", "1"));
+    assert_ne!(sim("fifo", "none"), sim("fifo", "load=1.2"));
+    let refused = |args: &[&str], expected: &str| {
+        let output = Place::new().run(&[&["sim"], args].concat());
+        let (_, error) = texts(&output);
+        assert!(!output.status.success() && error.contains(expected), "{args:?}: {error}");
+    };
+    refused(&["--running-limit", "many"], "write none, a number of calls (8)");
+    refused(&["--running-limit", "2x"], "needs --processors");
+    refused(&["--queue-policy", "fife"], "fifo");
+}
+
+#[test]
 fn sim_runs_every_keep_alive_policy() {
     let place = Place::new();
     let policies = place.json(&["policies", "--json"]);

@@ -1,66 +1,125 @@
-//! The order in which waiting invocations of one function get a slot.
+//! The order in which a worker's waiting calls run.
 //!
-//! [`QueuePolicy`] is a pure decider: the scheduler keeps one per version of a function. It is
-//! selected by name: [`by_name`].
+//! A call waits while no instance of its version has a free slot, and while the worker runs as many
+//! calls as it may ([`RunningLimit`](crate::scheduler::RunningLimit)). [`QueuePolicy`] is a pure decider
+//! that orders all that wait on a worker, of whatever function; the scheduler keeps one for the whole
+//! worker, and the queues themselves. It is selected by name: [`by_name`].
+//!
+//! A policy gives each call a **rank** when it comes, and the call with the lowest rank is the next one;
+//! those with the same rank keep the order of their arrival. So a policy is as small as its idea, and the
+//! scheduler's queues do the rest in O(log n), O(1) where all ranks are alike. What cannot be said by a
+//! rank at arrival, that the *newest* call is the next, is said by [`QueuePolicy::newest_first`].
+//! (Sivaraman et al., Programmable packet scheduling at line rate, SIGCOMM 2016, show how much a
+//! push-in-first-out queue expresses.)
+//!
+//! | name | next is | for |
+//! |---|---|---|
+//! | `fifo` | who came first | fairness between calls |
+//! | `sjf` | who is expected to run for the shortest time | the mean latency |
+//! | `edf` | whose deadline is the earliest | lateness |
+//! | `fair` | whose function has had the least | fairness between functions |
+//! | `adaptive-lifo` | who came first; under overload, who came last | that some are in time |
+//! | `bypass` | who came first; short calls do not wait for others to end | short calls |
+//!
+//! Between two calls of *one* version an order is of use as soon as it waits for a slot. Between
+//! versions it decides who gets memory for a new instance, and with a limit of running calls who runs.
 
+mod bypass;
+mod edf;
+mod estimates;
+mod fair;
 mod fifo;
+mod lifo;
+mod sjf;
 
 use std::fmt;
+use std::time::Duration;
 
+pub use bypass::Bypass;
+pub use edf::Edf;
+pub use estimates::Estimates;
+pub use fair::Fair;
 pub use fifo::Fifo;
+pub use lifo::AdaptiveLifo;
+pub use sjf::Sjf;
 
-use crate::scheduler::InvocationId;
+use crate::scheduler::VersionId;
 use crate::time::Time;
 
-/// Orders the invocations that wait for one version of a function.
+/// Orders the calls that wait on a worker. See the module's documentation.
 ///
-/// It holds each invocation that was pushed until it is popped or removed. No method is on the path
-/// of a warm start that finds a free slot.
+/// The scheduler asks for the [`rank`](Self::rank) of a call once. If the policy
+/// [`learns`](Self::learns), it does so for every call, and tells of each that runs when it starts and
+/// when it has finished; else only calls that have to wait come here, and warm starts do not pay.
+///
+/// ```text
+///   rank ──▶ (waits) ──started──▶ (runs) ──finished──▶
+///                └─ (cancelled, too late: not told)
+/// ```
 pub trait QueuePolicy: Send + fmt::Debug {
-    /// An invocation starts to wait. Its id is not in the queue.
-    fn push(&mut self, waiting: Waiting);
+    /// Whether it is to be told of all calls. Asked once.
+    fn learns(&self) -> bool {
+        false
+    }
 
-    /// The invocation that gets the slot that is free now, if any waits.
-    fn pop(&mut self, now: Time) -> Option<Waiting>;
+    /// The rank of a call that has arrived: the lowest is served first.
+    fn rank(&mut self, call: &Arrival, now: Time) -> u64;
 
-    /// An invocation stops to wait: it was cancelled, or its deadline has passed. Returns whether
-    /// it was waiting.
-    fn remove(&mut self, invocation: InvocationId) -> bool;
+    /// Whether a call that finds a free slot runs at once although the worker runs as many calls as it
+    /// may.
+    fn passes_by(&self, call: &Arrival) -> bool {
+        let _ = call;
+        false
+    }
 
-    /// When the invocation that waits for longest arrived.
-    fn oldest(&self) -> Option<Time>;
+    /// Whether the highest rank is served now, and of those with the same rank who came last.
+    ///
+    /// Asked whenever a place is free. `waiting_since` is when the first call of those began to wait
+    /// since when somebody always waits.
+    fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
+        let _ = (waiting_since, now);
+        false
+    }
 
-    /// How many wait.
-    fn len(&self) -> usize;
+    /// A call of this rank begins to run. Only if it [`learns`](Self::learns).
+    fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
+        let _ = (call, rank, now);
+    }
 
-    /// Whether none waits.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// A call has run for so long. Only if it [`learns`](Self::learns).
+    fn finished(&mut self, version: VersionId, run: Duration, now: Time) {
+        let _ = (version, run, now);
+    }
+
+    /// Nothing is left of a version, and its number may be given to another one.
+    fn forgotten(&mut self, version: VersionId) {
+        let _ = version;
     }
 }
 
-/// An invocation that waits, or the reservation of one.
+/// A call that has arrived, or the reservation of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Which one.
-    pub invocation: InvocationId,
+pub struct Arrival {
+    /// What it calls.
+    pub version: VersionId,
     /// When it arrived.
     pub arrived: Time,
-    /// Until when it may wait. What takes over the place of its reservation may have another
-    /// deadline; the scheduler keeps it, and the queue is not told.
+    /// Until when it may wait.
     pub deadline: Time,
 }
 
-/// Makes the queue of a version.
-pub type MakeQueue = Box<dyn Fn() -> Box<dyn QueuePolicy> + Send + Sync>;
-
 /// The names that [`by_name`] knows.
-pub const NAMES: [&str; 1] = ["fifo"];
+pub const NAMES: [&str; 6] = ["adaptive-lifo", "bypass", "edf", "fair", "fifo", "sjf"];
 
-/// The maker of queues with this policy; `None` for a name that is not in [`NAMES`].
-pub fn by_name(name: &str) -> Option<MakeQueue> {
-    match name {
-        "fifo" => Some(Box::new(|| Box::new(Fifo::default()))),
-        _ => None,
-    }
+/// The policy of this name, with its defaults; `None` for a name that is not in [`NAMES`].
+pub fn by_name(name: &str) -> Option<Box<dyn QueuePolicy>> {
+    Some(match name {
+        "adaptive-lifo" => Box::new(AdaptiveLifo::default()),
+        "bypass" => Box::new(Bypass::new(Box::new(Fifo), Bypass::DEFAULT_UNDER)),
+        "edf" => Box::new(Edf::default()),
+        "fair" => Box::new(Fair::default()),
+        "fifo" => Box::new(Fifo),
+        "sjf" => Box::new(Sjf::default()),
+        _ => return None,
+    })
 }

@@ -19,17 +19,24 @@ pub(super) enum Call {
     Waiting(Place),
     /// A reservation that a slot is held for.
     Offered(Offer),
-    /// In this instance.
-    Running(InstanceId),
+    /// In an instance.
+    Running(Run),
 }
 
-/// A place in a version's queue.
+/// A place among those that wait for a version's slots.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) version: VersionId,
     pub(super) deadline: Time,
     /// Its invocation has not arrived yet.
     pub(super) reserved: bool,
+}
+
+/// A run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) instance: InstanceId,
+    pub(super) since: Time,
 }
 
 /// A slot that is held.

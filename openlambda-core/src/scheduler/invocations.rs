@@ -1,7 +1,7 @@
 //! An invocation's way: it arrives, waits for a slot unless one is free, runs, and gives the slot to
 //! the next.
 
-use super::calls::{Call, Offer, Place};
+use super::calls::{Call, Offer, Place, Run};
 use super::instances::State;
 use super::timers::Timer;
 use super::version::Code;
@@ -10,7 +10,7 @@ use super::{
     VersionId,
 };
 use crate::invocation::StartKind;
-use crate::queue::Waiting;
+use crate::queue::Arrival;
 use crate::time::Time;
 
 /// The most invocations that wait for a version's code, before its manifest says how many may.
@@ -38,7 +38,10 @@ impl Scheduler {
     pub(super) fn admits(&mut self, id: VersionId) -> Result<(), Rejection> {
         let draining = self.draining;
         let pool = self.pool.total();
+        let running = self.places_in_use();
+        let has_place = self.queueing.limiter.admits(running);
         let version = self.version(id);
+        let runs_at_once = !version.free.is_empty() && version.waiting == 0 && has_place;
         match version.code.limits() {
             _ if draining => Err(Rejection::Draining),
             Some(limits) if limits.memory > pool => {
@@ -47,7 +50,7 @@ impl Scheduler {
             // What a free slot takes at once does not wait, so a limit of 0 still serves. The slots
             // that are coming are not part of the queue's bound.
             Some(limits)
-                if version.free.is_empty()
+                if !runs_at_once
                     && u64::from(version.waiting)
                         >= u64::from(limits.queue) + u64::from(version.spare(limits)) =>
             {
@@ -60,21 +63,34 @@ impl Scheduler {
 
     pub(super) fn enqueue(&mut self, now: Time, invocation: InvocationId, place: Place) {
         let id = place.version;
+        let running = self.places_in_use();
         let version = &mut self.versions[id.0 as usize];
         version.superseded = false;
-        if version.waiting == 0
-            && let Some(instance) = self.instances.next_free(version)
+        let free = if version.waiting == 0 { self.instances.next_free(version) } else { None };
+        let call = Arrival { version: id, arrived: now, deadline: place.deadline };
+        let queueing = &mut self.queueing;
+        if let Some(instance) = free
+            && (queueing.limiter.admits(running) || queueing.policy.passes_by(&call))
         {
+            if queueing.learns {
+                let rank = queueing.policy.rank(&call, now);
+                queueing.policy.started(&call, rank, now);
+            }
             self.serve(now, invocation, place, now, instance);
         } else {
-            let deadline = place.deadline;
-            let queue = version.queue.get_or_insert_with(|| (self.make_queue)());
-            queue.push(Waiting { invocation, arrived: now, deadline });
+            let rank = queueing.policy.rank(&call, now);
+            let others = self.calls.count_waiting() + self.calls.count_reserved();
+            queueing.push(now, &mut version.line, invocation.slot(), &call, rank, others);
             version.waiting += 1;
             self.calls.set(invocation, Call::Waiting(place));
-            self.timers.set(Timer::Wait, invocation.slot(), deadline);
+            self.timers.set(Timer::Wait, invocation.slot(), place.deadline);
         }
         self.pump(now, id);
+    }
+
+    /// Calls that run or for which a slot is held, and starts that are under way.
+    fn places_in_use(&self) -> u32 {
+        self.calls.count_running() + self.calls.count_offered() + self.starting
     }
 
     /// What waits is over; its wishes for instances shrink with the queue.
@@ -97,9 +113,7 @@ impl Scheduler {
         self.timers.clear_call(invocation.slot());
         let version = &mut self.versions[place.version.0 as usize];
         version.waiting -= 1;
-        if let Some(queue) = &mut version.queue {
-            queue.remove(invocation);
-        }
+        self.queueing.remove(&mut version.line, invocation.slot());
         if place.reserved {
             self.reservation_over(invocation, end);
         } else {
@@ -120,14 +134,12 @@ impl Scheduler {
 
     fn pump_what_waits(&mut self, now: Time, id: VersionId) {
         let index = id.0 as usize;
-        while self.versions[index].waiting > 0 {
-            let version = &mut self.versions[index];
-            let Some(instance) = self.instances.next_free(version) else { break };
-            let next = version.queue.as_mut().and_then(|queue| queue.pop(now));
-            let Some(Waiting { invocation, arrived, .. }) = next else { break };
-            version.waiting -= 1;
-            let place = *self.calls.waiting(invocation).expect("what is in a queue waits");
-            self.serve(now, invocation, place, arrived, instance);
+        if self.queueing.limiter.limits() {
+            self.enter_ready(id);
+            self.dispatch(now);
+        } else {
+            self.queueing.look(now);
+            while self.serve_next(now, id) {}
         }
         let version = &mut self.versions[index];
         if !version.waits() {
@@ -144,7 +156,8 @@ impl Scheduler {
             Code::Ready(limits) | Code::Gone(limits) => limits,
         };
         // Paused instances first: waking one is cheaper than making one.
-        while self.versions[index].waiting > self.versions[index].promised {
+        let calls = self.queueing.limiter.calls();
+        while self.versions[index].waiting.min(calls) > self.versions[index].promised {
             let (paused, instances) = (self.versions[index].paused, &self.instances);
             let whole = instances.paused(paused).find(|id| instances[*id].missing() == 0);
             let Some(instance) = whole.or_else(|| {
@@ -158,11 +171,78 @@ impl Scheduler {
             self.resume(instance);
         }
         let version = &mut self.versions[index];
-        let wanted = version.wanted(&limits);
+        let wanted = version.wanted(&limits, calls);
         while version.wishes.count() < wanted {
-            self.wishes.push(&mut version.wishes, id, now);
+            let key = self.queueing.last_key(&version.line);
+            self.wishes.push(&mut version.wishes, id, key, now);
         }
         self.wishes.shrink(&mut version.wishes, wanted);
+    }
+
+    /// The version's next call gets its next free slot, if there are both.
+    fn serve_next(&mut self, now: Time, id: VersionId) -> bool {
+        let version = &mut self.versions[id.0 as usize];
+        let Some(instance) = self.instances.next_free(version) else { return false };
+        let Some(slot) = self.queueing.next(&version.line) else { return false };
+        let waiting = self.queueing.get(slot);
+        self.queueing.remove(&mut version.line, slot);
+        version.waiting -= 1;
+        let invocation = self.calls.at(slot);
+        let place = *self.calls.waiting(invocation).expect("what is in a queue waits");
+        if self.queueing.learns {
+            let (arrived, deadline) = (waiting.arrived, place.deadline);
+            let call = Arrival { version: id, arrived, deadline };
+            self.queueing.policy.started(&call, waiting.key.rank, now);
+        }
+        self.serve(now, invocation, place, waiting.arrived, instance);
+        true
+    }
+
+    /// A version is entered among those of which a call can run, under the place of that call, or taken
+    /// out.
+    fn enter_ready(&mut self, id: VersionId) {
+        let version = &self.versions[id.0 as usize];
+        let free = self.instances.next_free(version).is_some();
+        let next = self.queueing.next(&version.line).filter(|_| free);
+        let key = next.map(|slot| self.queueing.get(slot).key);
+        self.queueing.set_ready(id, key);
+    }
+
+    /// Where the number of running calls is limited: gives places to what is first in the order of the
+    /// queue policy, over all versions, of calls that have a slot and of wishes for instances.
+    pub(super) fn dispatch(&mut self, now: Time) {
+        // What is evicted for a wish comes back here.
+        if std::mem::replace(&mut self.dispatching, true) {
+            return;
+        }
+        if self.calls.count_waiting() + self.calls.count_reserved() > 0 && self.queueing.look(now) {
+            for id in (0..self.versions.len() as u32).map(VersionId) {
+                self.enter_ready(id);
+            }
+        }
+        loop {
+            let running = self.places_in_use();
+            if !self.queueing.limiter.admits(running) {
+                break;
+            }
+            let ready = self.queueing.ready();
+            let wish = self.wishes.first(self.queueing.newest_first());
+            let wish_first = match (wish, ready) {
+                (Some(wish), Some((key, _))) => self.queueing.precedes(wish.key, key),
+                (wish, _) => wish.is_some(),
+            };
+            if wish_first && self.grant(now) {
+                continue;
+            }
+            // The memory that a wish lacks may have been taken from this version.
+            let Some((key, id)) = self.queueing.ready() else { break };
+            self.enter_ready(id);
+            if self.queueing.is_ready(id, key) {
+                self.serve_next(now, id);
+                self.enter_ready(id);
+            }
+        }
+        self.dispatching = false;
     }
 
     /// An invocation, or the reservation of one, gets a slot of this instance, which is the version's
@@ -215,22 +295,26 @@ impl Scheduler {
             }
             None => self.timers.clear_call(invocation.slot()),
         }
-        self.calls.set(invocation, Call::Running(id));
+        self.calls.set(invocation, Call::Running(Run { instance: id, since: now }));
         self.actions.push_back(Action::Run { invocation, instance: id, start });
     }
 
     pub(super) fn on_finished(&mut self, now: Time, invocation: InvocationId, reusable: bool) {
-        let Some(&Call::Running(id)) = self.calls.get(invocation) else { return };
+        let Some(&Call::Running(run)) = self.calls.get(invocation) else { return };
         self.calls.remove(invocation);
         self.timers.clear_call(invocation.slot());
-        self.free_slot(now, id, reusable);
+        if self.queueing.learns {
+            let version = self.instances[run.instance].version;
+            self.queueing.policy.finished(version, now.since(run.since), now);
+        }
+        self.free_slot(now, run.instance, reusable);
     }
 
     /// It has run for as long as it may.
     pub(super) fn expire(&mut self, now: Time, invocation: InvocationId) {
-        if let Some(&Call::Running(instance)) = self.calls.get(invocation) {
+        if let Some(&Call::Running(run)) = self.calls.get(invocation) {
             self.actions.push_back(Action::Expire { invocation });
-            self.evict(now, instance, EvictReason::TimedOut);
+            self.evict(now, run.instance, EvictReason::TimedOut);
         }
     }
 
@@ -289,44 +373,38 @@ impl Scheduler {
         if limits.memory > pool {
             version.prewarm = 0;
             let why = Rejection::TooLarge { needs: limits.memory, pool };
-            self.reject_all(id, why, now);
+            self.reject_all(id, why);
             return;
         }
         // Before the code was there nobody knew the bound; the latest are over it.
         let room = limits.queue.saturating_add(version.spare(&limits));
-        if version.waiting > room
-            && let Some(queue) = &mut version.queue
+        while self.versions[id.0 as usize].waiting > room
+            && let Some(slot) = self.queueing.last(&self.versions[id.0 as usize].line)
         {
-            let mut waiting: Vec<_> = std::iter::from_fn(|| queue.pop(now)).collect();
-            let over = waiting.split_off(waiting.len().min(room as usize));
-            for waiting in waiting {
-                queue.push(waiting);
-            }
-            for waiting in over {
-                self.reject_waiting(waiting.invocation, Rejection::QueueFull);
-            }
+            self.reject_waiting(self.calls.at(slot), Rejection::QueueFull);
         }
         self.pump(now, id);
     }
 
-    pub(super) fn on_code_failed(&mut self, now: Time, id: VersionId) {
+    pub(super) fn on_code_failed(&mut self, id: VersionId) {
         let version = self.version(id);
         if version.code == Code::Fetching {
             version.code = Code::Unknown;
         }
         version.prewarm = 0;
-        self.reject_all(id, Rejection::CodeFailed, now);
+        self.reject_all(id, Rejection::CodeFailed);
     }
 
-    fn reject_all(&mut self, id: VersionId, why: Rejection, now: Time) {
-        while let Some(waiting) = self.pop_waiting(now, id) {
-            self.reject_waiting(waiting.invocation, why);
+    fn reject_all(&mut self, id: VersionId, why: Rejection) {
+        while let Some(invocation) = self.next_waiting(id) {
+            self.reject_waiting(invocation, why);
         }
         self.drop_surplus_wishes(id);
     }
 
-    /// Takes the version's next call out of the queue; the caller sees to its end.
-    pub(super) fn pop_waiting(&mut self, now: Time, id: VersionId) -> Option<Waiting> {
-        self.version(id).queue.as_mut()?.pop(now)
+    /// The version's next call, of those that wait.
+    pub(super) fn next_waiting(&mut self, id: VersionId) -> Option<InvocationId> {
+        let slot = self.queueing.next(&self.versions[id.0 as usize].line)?;
+        Some(self.calls.at(slot))
     }
 }

@@ -1,12 +1,17 @@
 //! An instance's life, as the module above draws it: it becomes ready, rests, is paused and resumed,
 //! and ends.
 
+use std::time::Duration;
+
 use super::instances::{Instance, State};
 use super::timers::Timer;
 use super::{Action, EvictReason, InstanceId, Rejection, ReservationEnd, Scheduler, VersionId};
 use crate::invocation::StartKind;
 use crate::keep_alive::InstanceFacts;
 use crate::time::Time;
+
+/// When an instance is looked at again that calls may need although it rests.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Scheduler {
     pub(super) fn on_sandbox_ready(&mut self, now: Time, id: InstanceId, start: StartKind) {
@@ -59,9 +64,8 @@ impl Scheduler {
                 // It was started for one invocation, and that one learns why it did not come. With
                 // every failure one invocation fewer waits, so a function that never starts cannot
                 // keep the worker busy for ever.
-                if let Some(waiting) = self.pop_waiting(now, version_id) {
-                    let why = Rejection::StartFailed(id);
-                    self.reject_waiting(waiting.invocation, why);
+                if let Some(invocation) = self.next_waiting(version_id) {
+                    self.reject_waiting(invocation, Rejection::StartFailed(id));
                 }
             }
             State::Cancelling => self.ending_bytes -= memory,
@@ -80,10 +84,10 @@ impl Scheduler {
         }
         let version_id = instance.version;
         if self.draining {
-            return self.evict(now, id, EvictReason::Draining);
+            return self.end_or_spare(now, id, EvictReason::Draining);
         }
         if self.versions[version_id.0 as usize].superseded {
-            return self.evict(now, id, EvictReason::Superseded);
+            return self.end_or_spare(now, id, EvictReason::Superseded);
         }
         // One that was resumed but not needed after all has rested all the time.
         if !instance.resting {
@@ -99,6 +103,20 @@ impl Scheduler {
         let expire = instance.expire_at.map(|at| (at, Timer::Expire));
         if let Some((at, timer)) = pause.into_iter().chain(expire).min() {
             self.timers.set(timer, id.slot(), at);
+        }
+    }
+
+    /// It has rested so long that it is paused or ends, unless calls wait for their turn to run in it: then
+    /// it is looked at again.
+    fn rested(&mut self, now: Time, id: InstanceId, timer: Timer) {
+        let instance = &mut self.instances[id];
+        if self.versions[instance.version.0 as usize].waiting > 0 && self.queueing.limiter.limits()
+        {
+            return self.timers.set(timer, id.slot(), now + LOOK_AGAIN);
+        }
+        match timer {
+            Timer::Pause => self.pause(id),
+            _ => self.evict(now, id, EvictReason::Expired),
         }
     }
 
@@ -227,6 +245,28 @@ impl Scheduler {
         self.pool.give_back(memory);
     }
 
+    /// Ends an idle instance, unless its version's calls wait for their turn alone: then it is there for
+    /// them, and ends after that.
+    fn end_or_spare(&mut self, now: Time, id: InstanceId, why: EvictReason) {
+        let instance = &self.instances[id];
+        let needed = self.versions[instance.version.0 as usize].waiting > 0;
+        if needed && self.queueing.limiter.limits() && instance.state() == State::Up {
+            self.spared.push(id);
+        } else {
+            self.evict(now, id, why);
+        }
+    }
+
+    /// Instances that are idle but were needed end when they are not needed any more.
+    pub(super) fn end_spared(&mut self, now: Time) {
+        if self.spared.is_empty() {
+            return;
+        }
+        for id in std::mem::take(&mut self.spared) {
+            self.rest(now, id);
+        }
+    }
+
     // Many at once.
 
     pub(super) fn on_superseded(&mut self, now: Time, id: VersionId) {
@@ -235,7 +275,7 @@ impl Scheduler {
         version.prewarm = 0;
         let waiting = version.waiting > 0;
         for instance in self.instances.filter(|of| of.version == id && is_idle(of)) {
-            self.evict(now, instance, EvictReason::Superseded);
+            self.end_or_spare(now, instance, EvictReason::Superseded);
         }
         if !waiting {
             for instance in self.instances.filter(|of| of.version == id && is_starting(of)) {
@@ -272,7 +312,7 @@ impl Scheduler {
         }
         self.end_reservations(now);
         for instance in self.instances.filter(is_idle) {
-            self.evict(now, instance, EvictReason::Draining);
+            self.end_or_spare(now, instance, EvictReason::Draining);
         }
         for instance in self.instances.filter(is_starting) {
             let version = self.instances[instance].version;
@@ -295,9 +335,8 @@ impl Scheduler {
                     self.end_offer(now, self.calls.at(slot), ReservationEnd::NotTaken);
                 }
                 Timer::Run => self.expire(now, self.calls.at(slot)),
-                Timer::Pause => self.pause(self.instances.at(slot)),
-                Timer::Expire => {
-                    self.evict(now, self.instances.at(slot), EvictReason::Expired);
+                Timer::Pause | Timer::Expire => {
+                    self.rested(now, self.instances.at(slot), timer);
                 }
             }
         }

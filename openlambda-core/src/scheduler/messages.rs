@@ -167,6 +167,12 @@ pub enum Event {
         /// How many.
         bytes: u64,
     },
+    /// How busy the machine's processors are: for a limit of running calls that
+    /// [follows the load](super::RunningLimit::Load).
+    Load {
+        /// Threads that run or want to, for each processor.
+        per_processor: f64,
+    },
     /// Take no more invocations, finish those that arrived, end all instances, then
     /// [`Action::Drained`].
     Drain,

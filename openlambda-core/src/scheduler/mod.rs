@@ -27,9 +27,17 @@
 //!
 //! Each invocation that arrives gets exactly one of [`Action::Reject`] and [`Action::Run`]. Memory
 //! is taken from the pool when an instance starts and given back when it is *gone*, not when its
-//! end begins. Wishes for instances are served first come, first served over all functions, so a
-//! large function is not starved by small ones. A paused instance may be told to hold less
+//! end begins. Wishes for instances are served in the order of the queue policy over all functions,
+//! with `fifo` first come, first served, so a large function is not starved by small ones. A paused instance may be told to hold less
 //! ([`Event::Lowered`]); before it is resumed the rest is taken again, in turn with the wishes.
+//!
+//! # Which one runs next
+//!
+//! All that waits is in the order of the [queue policy](crate::queue). Of what can run, because its
+//! version has a free slot, the first one runs as soon as the [limit](RunningLimit) of running calls
+//! admits it; what cannot run holds up nobody. Where there is a limit, an instance that is to be started
+//! needs a place too, and gets it when its call's turn is before that of all who have a slot. While memory
+//! for it is missing they go on.
 //!
 //! # The life of a reservation
 //!
@@ -58,8 +66,11 @@ mod calls;
 mod instances;
 mod invocations;
 mod life;
+mod limit;
+mod line;
 mod memory;
 mod messages;
+mod queueing;
 mod reservations;
 mod timers;
 mod version;
@@ -72,18 +83,20 @@ use calls::Calls;
 use instances::{Instances, Kind};
 use serde::{Deserialize, Serialize};
 
+pub use limit::{LimitError, LoadLimit, RunningLimit};
 pub use memory::MemoryPool;
 pub use messages::{
     Action, Counts, Event, EvictReason, InstanceId, InvocationId, Limits, Rejection,
     ReservationEnd, VersionId,
 };
+use queueing::Queueing;
 use timers::Timers;
 use version::{Code, Version};
 use wishes::Wishes;
 
 use crate::arena::Lists;
 use crate::keep_alive::KeepAlivePolicy;
-use crate::queue::MakeQueue;
+use crate::queue::QueuePolicy;
 use crate::time::Time;
 
 /// What the scheduler is told about the worker.
@@ -104,6 +117,9 @@ pub struct SchedulerConfig {
     pub offer_timeout: Duration,
     /// Which instance gets a call when several have a free slot.
     pub pick: InstanceChoice,
+    /// How many calls run at once.
+    #[serde(default)]
+    pub running: RunningLimit,
 }
 
 /// Which instance of a version gets a call, of those with a free slot.
@@ -132,18 +148,21 @@ impl Default for SchedulerConfig {
             fairness: Duration::from_secs(1),
             offer_timeout: Duration::from_millis(200),
             pick: InstanceChoice::default(),
+            running: RunningLimit::default(),
         }
     }
 }
 
 /// See the module's documentation.
 ///
-/// Beside the keep-alive policy and the queue policy a call costs O(1), and O(log n) where a deadline
-/// comes up: once in a time limit for each slot of its table, not once a call. One that finds a free
+/// Beside the keep-alive policy and the queue policy a call costs O(1), and O(log n) where its rank is
+/// not that of the others that wait, where running calls are limited, and where a deadline comes up: once in a time limit for each slot of its table, not once a call. One that finds a free
 /// slot allocates nothing. What a version costs while nothing is there of it is a small constant.
 pub struct Scheduler {
     config: SchedulerConfig,
-    make_queue: MakeQueue,
+    queueing: Queueing,
+    /// Places are being given out already.
+    dispatching: bool,
     keep_alive: Box<dyn KeepAlivePolicy>,
     pool: MemoryPool,
     versions: Vec<Version>,
@@ -158,6 +177,8 @@ pub struct Scheduler {
     /// Bytes of the instances that retire.
     retiring_bytes: u64,
     timers: Timers,
+    /// Idle instances that are to end as soon as no call of their version waits.
+    spared: Vec<InstanceId>,
     actions: VecDeque<Action>,
     draining: bool,
     drained: bool,
@@ -173,13 +194,14 @@ impl Scheduler {
     /// A scheduler without instances.
     pub fn new(
         config: SchedulerConfig,
-        make_queue: MakeQueue,
+        queue: Box<dyn QueuePolicy>,
         keep_alive: Box<dyn KeepAlivePolicy>,
     ) -> Self {
         Scheduler {
             pool: MemoryPool::new(config.memory),
+            queueing: Queueing::new(queue, &config.running),
+            dispatching: false,
             config,
-            make_queue,
             keep_alive,
             versions: Vec::new(),
             instances: Instances::default(),
@@ -190,6 +212,7 @@ impl Scheduler {
             ending_bytes: 0,
             retiring_bytes: 0,
             timers: Timers::default(),
+            spared: Vec::new(),
             actions: VecDeque::new(),
             draining: false,
             drained: false,
@@ -220,7 +243,7 @@ impl Scheduler {
                 self.on_reservation_cancelled(now, invocation);
             }
             Event::CodeReady { version, limits } => self.on_code_ready(now, version, limits),
-            Event::CodeFailed { version } => self.on_code_failed(now, version),
+            Event::CodeFailed { version } => self.on_code_failed(version),
             Event::CodeGone { version } => {
                 let version = self.version(version);
                 if let Code::Ready(limits) = version.code {
@@ -242,11 +265,17 @@ impl Scheduler {
                 self.on_prewarm(now, version, instances);
             }
             Event::MemoryPressure { bytes } => self.on_memory_pressure(now, bytes),
+            Event::Load { per_processor } => self.queueing.limiter.load(per_processor),
             Event::Drain => self.on_drain(now),
             Event::Timeout if !self.on_timeout(now) => return,
             Event::Timeout => {}
         }
-        self.serve_wishes(now);
+        if self.queueing.limiter.limits() {
+            self.dispatch(now);
+        } else {
+            self.serve_wishes(now);
+        }
+        self.end_spared(now);
         self.timers.settle(now);
         if self.draining && !self.drained && self.instances.is_empty() && self.calls.is_empty() {
             self.drained = true;
@@ -305,6 +334,11 @@ impl Scheduler {
         self.idle_versions().collect()
     }
 
+    /// How many calls may run at once now; `None` is no limit.
+    pub fn running_limit(&self) -> Option<u32> {
+        self.queueing.limiter.limits().then(|| self.queueing.limiter.calls())
+    }
+
     /// Whether an instance of the version is wished for, so that its code is needed soon.
     pub fn waits(&self, version: VersionId) -> bool {
         let version = self.versions.get(version.0 as usize);
@@ -328,6 +362,7 @@ impl Scheduler {
             return false;
         }
         *version = Version::default();
+        self.queueing.policy.forgotten(id);
         true
     }
 

@@ -1,8 +1,8 @@
 //! What the scheduler knows of one version of a function.
 
+use super::line::Line;
 use super::{Limits, wishes};
 use crate::arena::List;
-use crate::queue::QueuePolicy;
 
 /// Small while nothing is there of it: a worker knows every version that it was ever asked for, and a
 /// simulated cluster has thousands of workers.
@@ -10,9 +10,9 @@ use crate::queue::QueuePolicy;
 pub(super) struct Version {
     pub(super) code: Code,
     pub(super) superseded: bool,
-    /// Made when the first call has to wait.
-    pub(super) queue: Option<Box<dyn QueuePolicy>>,
-    /// Calls in the queue.
+    /// The calls that wait.
+    pub(super) line: Line,
+    /// How many they are.
     pub(super) waiting: u32,
     /// Instances with a free slot, the one that gets the next call at the end.
     pub(super) free: List,
@@ -54,14 +54,19 @@ impl Version {
         self.waiting > 0 || self.prewarm > 0
     }
 
-    /// How many instances to wish for: enough slots for what waits, within the limit. A paused one
-    /// that has not been resumed for what waits lacks memory, and is wished for like a new one.
-    pub(super) fn wanted(&self, limits: &Limits) -> u32 {
+    /// How many instances to wish for: enough slots for what waits, within the limit, and not more than
+    /// may be used at once when the worker runs so many `calls`. A paused one that has not been resumed
+    /// for what waits lacks memory, and is wished for like a new one.
+    pub(super) fn wanted(&self, limits: &Limits, calls: u32) -> u32 {
         let slots = self.waiting.saturating_sub(self.promised);
         let for_queue = slots.div_ceil(limits.slots);
         let for_prewarm = self.prewarm.saturating_sub(self.instances);
         let more = limits.max_instances.saturating_sub(self.instances);
-        for_queue.min(more + self.paused.len()).max(for_prewarm.min(more))
+        let usable = calls.div_ceil(limits.slots).saturating_sub(self.instances);
+        for_queue
+            .min(more.saturating_add(self.paused.len()))
+            .min(usable.saturating_add(self.paused.len()))
+            .max(for_prewarm.min(more))
     }
 
     /// Slots that may still come: of instances that are coming, that are paused, or that the limit

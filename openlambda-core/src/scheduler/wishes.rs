@@ -1,39 +1,42 @@
-//! Wishes for memory for one more instance: first come, first served over all functions, and taken
-//! back latest first by the function that made them.
+//! Wishes for memory for one more instance: served in the order of the queue policy over all functions,
+//! with `fifo` first come, first served, and taken back latest first by the function that made them.
 
+use super::line::Line;
+use super::queueing::Key;
 use super::version::Code;
 use super::{Action, EvictReason, Scheduler, VersionId};
 use crate::arena::{List, Lists};
 use crate::time::Time;
 
-/// The wishes of all versions in their order. Every operation is O(1).
+/// The wishes of all versions in their order. Every operation is O(1), with several ranks O(log ranks).
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     wishes: Vec<Wish>,
     free: Vec<u32>,
-    links: Lists,
-    order: List,
+    /// Of all wishes, by rank.
+    order: Line,
+    order_links: Lists,
+    /// Of each version, in the order in which it made them.
+    own_links: Lists,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Wish {
-    version: VersionId,
-    since: Time,
-    /// The wish that this version made before, if this is not its first.
-    older: u32,
+pub(super) struct Wish {
+    pub(super) version: VersionId,
+    pub(super) since: Time,
+    /// The place of the call for which it was made.
+    pub(super) key: Key,
 }
 
 /// What a version knows of its wishes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Own {
-    count: u32,
-    /// The latest, if there is one.
-    newest: u32,
+    wishes: List,
 }
 
 impl Own {
     pub(super) fn count(&self) -> u32 {
-        self.count
+        self.wishes.len()
     }
 }
 
@@ -42,15 +45,15 @@ impl Wishes {
         self.order.is_empty()
     }
 
-    /// Whose turn it is, and since when it wishes.
-    pub(super) fn first(&self) -> Option<(VersionId, Time)> {
-        let wish = self.wishes[self.order.first()? as usize];
-        Some((wish.version, wish.since))
+    /// Whose turn it is; with the highest rank, if `newest_first`.
+    pub(super) fn first(&self, newest_first: bool) -> Option<Wish> {
+        let first = if newest_first { self.order.last() } else { self.order.first() };
+        first.map(|slot| self.wishes[slot as usize])
     }
 
     /// The version makes one more.
-    pub(super) fn push(&mut self, own: &mut Own, version: VersionId, now: Time) {
-        let wish = Wish { version, since: now, older: own.newest };
+    pub(super) fn push(&mut self, own: &mut Own, version: VersionId, key: Key, now: Time) {
+        let wish = Wish { version, since: now, key };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.wishes[slot as usize] = wish;
@@ -61,29 +64,31 @@ impl Wishes {
                 self.wishes.len() as u32 - 1
             }
         };
-        self.links.push_back(&mut self.order, slot);
-        *own = Own { count: own.count + 1, newest: slot };
+        self.order.push(&mut self.order_links, key.rank, slot);
+        self.own_links.push_back(&mut own.wishes, slot);
     }
 
-    /// The first one is granted. It is the oldest of its version, whose `own` must be given.
-    pub(super) fn pop(&mut self, own: &mut Own) {
-        if let Some(slot) = self.order.first() {
-            self.remove(slot);
-            own.count -= 1;
+    /// The first one is granted, whose version's `own` must be given.
+    pub(super) fn pop(&mut self, own: &mut Own, newest_first: bool) {
+        let first = if newest_first { self.order.last() } else { self.order.first() };
+        if let Some(slot) = first {
+            self.remove(own, slot);
         }
     }
 
     /// The version takes its latest ones back until it has this many.
     pub(super) fn shrink(&mut self, own: &mut Own, count: u32) {
-        while own.count > count {
-            let older = self.wishes[own.newest as usize].older;
-            self.remove(own.newest);
-            *own = Own { count: own.count - 1, newest: older };
+        while own.count() > count
+            && let Some(newest) = own.wishes.last()
+        {
+            self.remove(own, newest);
         }
     }
 
-    fn remove(&mut self, slot: u32) {
-        self.links.remove(&mut self.order, slot);
+    fn remove(&mut self, own: &mut Own, slot: u32) {
+        let rank = self.wishes[slot as usize].key.rank;
+        self.order.remove(&mut self.order_links, rank, slot);
+        self.own_links.remove(&mut own.wishes, slot);
         self.free.push(slot);
     }
 }
@@ -93,7 +98,8 @@ impl Scheduler {
     pub(super) fn drop_surplus_wishes(&mut self, id: VersionId) {
         let version = &mut self.versions[id.0 as usize];
         if version.wishes.count() > 0 {
-            let wanted = version.code.limits().map_or(0, |limits| version.wanted(limits));
+            let calls = self.queueing.limiter.calls();
+            let wanted = version.code.limits().map_or(0, |limits| version.wanted(limits, calls));
             self.wishes.shrink(&mut version.wishes, wanted);
         }
     }
@@ -101,49 +107,56 @@ impl Scheduler {
     /// Starts instances in the order of the wishes while there is memory, or resumes those that gave
     /// some back, and evicts idle ones until the first wish fits.
     pub(super) fn serve_wishes(&mut self, now: Time) {
-        while let Some((id, _)) = self.wishes.first() {
-            let version = &mut self.versions[id.0 as usize];
-            let paused = self.instances.paused(version.paused).next();
-            if version.code.limits().is_some()
-                && version.waiting > version.promised
-                && let Some(paused) = paused
-            {
-                let missing = self.instances[paused].missing();
-                if !self.pool.take(missing) {
-                    self.make_room(now, missing);
-                    return;
-                }
-                self.wishes.pop(&mut version.wishes);
-                self.resume(paused);
-                continue;
+        while self.grant(now) {}
+    }
+
+    /// Grants the first wish, if there is one and what it takes. Returns whether anything has changed so
+    /// that the next one may be granted.
+    pub(super) fn grant(&mut self, now: Time) -> bool {
+        let newest_first = self.queueing.newest_first();
+        let Some(Wish { version: id, .. }) = self.wishes.first(newest_first) else { return false };
+        let version = &mut self.versions[id.0 as usize];
+        let paused = self.instances.paused(version.paused).next();
+        if version.code.limits().is_some()
+            && version.waiting > version.promised
+            && let Some(paused) = paused
+        {
+            let missing = self.instances[paused].missing();
+            if !self.pool.take(missing) {
+                self.make_room(now, missing);
+                return false;
             }
-            if self.starting >= self.config.max_starting {
-                return;
-            }
-            let (memory, slots) = match &version.code {
-                Code::Ready(limits) => (limits.memory, limits.slots),
-                Code::Gone(_) | Code::Unknown | Code::Fetching => {
-                    // The folder is needed again; the wishes are made anew when it is there.
-                    version.code = Code::Fetching;
-                    self.actions.push_back(Action::Fetch { version: id });
-                    self.drop_surplus_wishes(id);
-                    continue;
-                }
-            };
-            if !self.pool.take(memory) {
-                self.make_room(now, memory);
-                return;
-            }
-            self.wishes.pop(&mut version.wishes);
-            version.instances += 1;
-            version.promised += slots;
-            if version.instances >= version.prewarm {
-                version.prewarm = 0;
-            }
-            self.starting += 1;
-            let instance = self.instances.start(now, id, version, memory, slots);
-            self.actions.push_back(Action::Start { instance, version: id });
+            self.wishes.pop(&mut version.wishes, newest_first);
+            self.resume(paused);
+            return true;
         }
+        if self.starting >= self.config.max_starting {
+            return false;
+        }
+        let (memory, slots) = match &version.code {
+            Code::Ready(limits) => (limits.memory, limits.slots),
+            Code::Gone(_) | Code::Unknown | Code::Fetching => {
+                // The folder is needed again; the wishes are made anew when it is there.
+                version.code = Code::Fetching;
+                self.actions.push_back(Action::Fetch { version: id });
+                self.drop_surplus_wishes(id);
+                return true;
+            }
+        };
+        if !self.pool.take(memory) {
+            self.make_room(now, memory);
+            return false;
+        }
+        self.wishes.pop(&mut version.wishes, newest_first);
+        version.instances += 1;
+        version.promised += slots;
+        if version.instances >= version.prewarm {
+            version.prewarm = 0;
+        }
+        self.starting += 1;
+        let instance = self.instances.start(now, id, version, memory, slots);
+        self.actions.push_back(Action::Start { instance, version: id });
+        true
     }
 
     fn make_room(&mut self, now: Time, bytes: u64) {
@@ -156,7 +169,8 @@ impl Scheduler {
     /// Whether a version must give up a free instance: somebody else has waited for memory for too
     /// long, and what is ending already does not suffice.
     pub(super) fn must_yield(&self, now: Time, version: VersionId) -> bool {
-        let Some((wisher, since)) = self.wishes.first() else { return false };
+        let first = self.wishes.first(self.queueing.newest_first());
+        let Some(Wish { version: wisher, since, .. }) = first else { return false };
         let limits = self.versions[wisher.0 as usize].code.limits();
         let needs = limits.map_or(0, |limits| limits.memory);
         wisher != version
@@ -175,30 +189,43 @@ mod tests {
         #[test]
         fn wishes_are_as_in_a_vector(
             ops in proptest::collection::vec((0..4usize, 0..5u32), 1..200),
+            ranks in 0..2u64,
+            newest_first: bool,
         ) {
             let mut wishes = Wishes::default();
             let mut owns = [Own::default(); 3];
-            let mut model: Vec<(VersionId, Time)> = Vec::new();
+            let mut model: Vec<(VersionId, Key)> = Vec::new();
             for (n, (version, count)) in ops.into_iter().enumerate() {
                 let id = VersionId(version as u32);
-                match (owns.get_mut(version), wishes.first()) {
+                model.sort_by_key(|wish| wish.1);
+                match (owns.get_mut(version), wishes.first(newest_first)) {
                     (Some(own), _) if count > own.count() => {
-                        wishes.push(own, id, Time(n as u64));
-                        model.push((id, Time(n as u64)));
+                        // A rank that does not come in order.
+                        let key = Key { rank: ranks * (n as u64 * 7 % 3), number: n as u64 };
+                        wishes.push(own, id, key, Time(n as u64));
+                        model.push((id, key));
                     }
                     (Some(own), _) => {
                         wishes.shrink(own, count);
-                        while model.iter().filter(|wish| wish.0 == id).count() > count as usize {
-                            model.remove(model.iter().rposition(|wish| wish.0 == id).unwrap());
+                        let of = |model: &Vec<(VersionId, Key)>| {
+                            let of = model.iter().filter(|wish| wish.0 == id);
+                            of.map(|wish| wish.1.number).collect::<Vec<_>>()
+                        };
+                        while of(&model).len() > count as usize {
+                            let newest = of(&model).into_iter().max().unwrap();
+                            model.retain(|wish| wish.1.number != newest);
                         }
                     }
-                    (None, Some((first, _))) => {
-                        wishes.pop(&mut owns[first.0 as usize]);
-                        model.remove(0);
+                    (None, Some(first)) => {
+                        wishes.pop(&mut owns[first.version.0 as usize], newest_first);
+                        model.remove(if newest_first { model.len() - 1 } else { 0 });
                     }
                     (None, None) => {}
                 }
-                prop_assert_eq!(wishes.first(), model.first().copied());
+                model.sort_by_key(|wish| wish.1);
+                let first = if newest_first { model.last() } else { model.first() };
+                let found = wishes.first(newest_first).map(|wish| (wish.version, wish.key));
+                prop_assert_eq!(found, first.copied());
                 prop_assert_eq!(wishes.is_empty(), model.is_empty());
                 for (own, version) in owns.iter().zip(0..) {
                     let expected = model.iter().filter(|wish| wish.0.0 == version).count();

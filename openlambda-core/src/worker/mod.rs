@@ -19,6 +19,7 @@ mod deletions;
 mod dispatch;
 mod events;
 mod instances;
+mod load;
 mod log;
 mod metrics;
 mod server;
@@ -180,7 +181,7 @@ impl Worker {
         clock: Arc<SystemClock>,
     ) -> Result<Worker, StartError> {
         let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
-        let make_queue = queue::by_name(&config.queue)
+        let queue = queue::by_name(&config.queue)
             .ok_or_else(|| unknown("queue", &config.queue, &queue::NAMES))?;
         let state_dir_error =
             |source| StartError::StateDir { path: config.state_dir.clone(), source };
@@ -220,7 +221,7 @@ impl Worker {
                 Some(started.map_err(failed)?)
             }
         };
-        let core = WorkerCore::new(core, make_queue, keep_alive);
+        let core = WorkerCore::new(core, queue, keep_alive);
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
@@ -261,6 +262,9 @@ impl Worker {
         );
         let mut background = tokio::task::JoinSet::new();
         background.spawn(deletions::follow(shared.registry.clone(), shared.dispatcher.clone()));
+        if shared.config.scheduler.running.follows_the_load() {
+            background.spawn(load::report(shared.dispatcher.clone()));
+        }
         let drained = async {
             shutdown.await;
             tracing::info!("draining");

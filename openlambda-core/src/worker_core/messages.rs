@@ -180,6 +180,12 @@ pub enum Input<'a> {
         /// How many.
         bytes: u64,
     },
+    /// How busy the machine's processors are, where the limit of running calls
+    /// [follows the load](crate::scheduler::RunningLimit::Load).
+    Load {
+        /// Threads that run or want to, for each processor.
+        per_processor: f64,
+    },
     /// Take no more calls, finish those that arrived, end all instances, then [`Output::Drained`]; but
     /// that not later than `until`.
     Drain {

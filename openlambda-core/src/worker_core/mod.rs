@@ -64,7 +64,7 @@ use crate::invocation::{InvocationRecord, Phases, RequestId, StartKind};
 use crate::keep_alive::KeepAlivePolicy;
 use crate::manifest::Manifest;
 use crate::metrics::Outcome;
-use crate::queue::MakeQueue;
+use crate::queue::QueuePolicy;
 use crate::scheduler::{
     Action, Counts, Event, InstanceId, InvocationId, MemoryPool, Rejection, Scheduler,
     SchedulerConfig, VersionId,
@@ -146,12 +146,12 @@ impl WorkerCore {
     /// A core without calls and instances. The same inputs at the same times give the same outputs.
     pub fn new(
         config: CoreConfig,
-        make_queue: MakeQueue,
+        queue: Box<dyn QueuePolicy>,
         keep_alive: Box<dyn KeepAlivePolicy>,
     ) -> Self {
         WorkerCore {
             max_wait: config.max_wait,
-            scheduler: Scheduler::new(config.scheduler, make_queue, keep_alive),
+            scheduler: Scheduler::new(config.scheduler, queue, keep_alive),
             cache: CodeCache::new(config.code_budget),
             versions: Versions::new(),
             calls: Calls::default(),
@@ -236,6 +236,7 @@ impl WorkerCore {
                 }
             }
             Input::MemoryPressure { bytes } => self.step(now, Event::MemoryPressure { bytes }),
+            Input::Load { per_processor } => self.step(now, Event::Load { per_processor }),
             Input::Drain { until } => {
                 if self.drain == Drain::No {
                     self.drain = Drain::Until(until);

@@ -49,9 +49,9 @@ impl Header {
     /// [`ReplayError`]: a policy that is not known here.
     pub fn core(&self) -> Result<WorkerCore, ReplayError> {
         let keep_alive = keep_alive::by_name(&self.keep_alive, self.ttl)?;
-        let make_queue = queue::by_name(&self.queue)
+        let queue = queue::by_name(&self.queue)
             .ok_or_else(|| ReplayError::UnknownQueue { name: self.queue.clone() })?;
-        Ok(WorkerCore::new(self.core.clone(), make_queue, keep_alive))
+        Ok(WorkerCore::new(self.core.clone(), queue, keep_alive))
     }
 }
 

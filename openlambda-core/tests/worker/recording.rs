@@ -2,6 +2,7 @@
 
 use std::io::BufReader;
 
+use openlambda_core::scheduler::{LoadLimit, RunningLimit};
 use openlambda_core::worker_core::recording::replay;
 
 use super::*;
@@ -59,6 +60,62 @@ async fn a_live_runs_inputs_give_the_same_records_again() {
     for outcome in ["ok", "function_error", "timeout", "queue_full"] {
         assert!(outcomes.contains(outcome), "{outcomes:?}");
     }
+    assert_eq!(replayed(&rig).unwrap(), written);
+}
+
+/// One call at a time: the calls of a function that is known to be short run before those that came
+/// earlier, and a replay puts them in the same order.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_worker_runs_the_shortest_first_and_a_replay_too() {
+    let mut rig = Rig::start(|config| {
+        record_inputs(config);
+        config.max_wait = Duration::from_secs(30);
+        config.queue = "sjf".to_owned();
+        config.scheduler.running = RunningLimit::Calls(1);
+    })
+    .await;
+    for (name, milliseconds) in [("long", 60), ("short", 1)] {
+        rig.function(name, "", move |body: Bytes| async move {
+            tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+            Ok(body)
+        })
+        .await;
+        assert_eq!(rig.call(name, "1").await.status, 200);
+    }
+    let order = std::sync::Mutex::new(Vec::new());
+    let calls = ["long", "long", "long", "short", "short"].into_iter().enumerate();
+    let calls = calls.map(|(n, name)| {
+        let (rig, order) = (&rig, &order);
+        async move {
+            // In this order, while the first one runs.
+            tokio::time::sleep(Duration::from_millis(5 * n as u64)).await;
+            assert_eq!(rig.call(name, "1").await.status, 200);
+            order.lock().unwrap().push(name);
+        }
+    });
+    join_all(calls).await;
+    assert_eq!(*order.lock().unwrap(), ["long", "short", "short", "long", "long"]);
+    rig.stop().await;
+    let written = std::fs::read_to_string(rig.folder.path().join("records.jsonl")).unwrap();
+    assert_eq!(replayed(&rig).unwrap(), written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_follows_the_load_serves_all() {
+    let mut rig = Rig::start(|config| {
+        record_inputs(config);
+        config.scheduler.running = RunningLimit::Load(LoadLimit::default());
+    })
+    .await;
+    rig.function("f", "", echo).await;
+    let call = async |_| assert_eq!(rig.call("f", "1").await.status, 200);
+    join_all((0..50).map(call)).await;
+    // Some reports of the load.
+    tokio::time::sleep(3 * LoadLimit::EVERY).await;
+    rig.stop().await;
+    let inputs = std::fs::read_to_string(rig.folder.path().join("inputs.jsonl")).unwrap();
+    assert!(inputs.contains("per_processor"), "the load was reported");
+    let written = std::fs::read_to_string(rig.folder.path().join("records.jsonl")).unwrap();
     assert_eq!(replayed(&rig).unwrap(), written);
 }
 

@@ -1,0 +1,71 @@
+//! Short calls pass by the queue.
+
+use std::time::Duration;
+
+use super::{Arrival, Estimates, QueuePolicy};
+use crate::scheduler::VersionId;
+use crate::time::Time;
+
+/// Lets calls pass that are expected to be short: such a call runs at once if an instance of its version
+/// has a free slot, although the worker runs as many calls as it may. It is through before it disturbs,
+/// and to wait would take it many times as long as to run. All others are in the order of another policy.
+///
+/// It makes a difference where the number of running calls is limited.
+///
+/// Source: A. Fuerst et al., Ilúvatar, HPDC 2023 (queue bypass).
+#[derive(Debug)]
+pub struct Bypass {
+    order: Box<dyn QueuePolicy>,
+    order_learns: bool,
+    under: Duration,
+    estimates: Estimates,
+}
+
+impl Bypass {
+    /// Which calls are short, unless told otherwise: expected to run for less than this.
+    pub const DEFAULT_UNDER: Duration = Duration::from_millis(10);
+
+    /// Calls that are expected to run for less than `under` pass by the queue, which is in the order of
+    /// another policy.
+    pub fn new(order: Box<dyn QueuePolicy>, under: Duration) -> Self {
+        let order_learns = order.learns();
+        Bypass { order, order_learns, under, estimates: Estimates::default() }
+    }
+}
+
+impl QueuePolicy for Bypass {
+    fn learns(&self) -> bool {
+        true
+    }
+
+    fn rank(&mut self, call: &Arrival, now: Time) -> u64 {
+        self.order.rank(call, now)
+    }
+
+    fn passes_by(&self, call: &Arrival) -> bool {
+        let expected = self.estimates.of(call.version);
+        expected.is_some_and(|expected| expected < self.under) || self.order.passes_by(call)
+    }
+
+    fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
+        self.order.newest_first(waiting_since, now)
+    }
+
+    fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
+        if self.order_learns {
+            self.order.started(call, rank, now);
+        }
+    }
+
+    fn finished(&mut self, version: VersionId, run: Duration, now: Time) {
+        self.estimates.observe(version, run);
+        if self.order_learns {
+            self.order.finished(version, run, now);
+        }
+    }
+
+    fn forgotten(&mut self, version: VersionId) {
+        self.estimates.forget(version);
+        self.order.forgotten(version);
+    }
+}

@@ -1,0 +1,47 @@
+//! First in, first out, and last in, first out under overload.
+
+use std::time::Duration;
+
+use super::{Arrival, QueuePolicy};
+use crate::time::Time;
+
+/// Serves calls in the order of their arrival, and while the worker is overloaded the newest first:
+/// whoever has waited for long has often given up, and by serving the old ones first nobody would be in
+/// time any more. Those that are passed over run when the overload is over, or leave when they have
+/// waited for as long as they may.
+///
+/// The worker counts as overloaded from when somebody has always waited for [`after`](Self::new) until
+/// nobody waits.
+///
+/// Source: B. Maurer, Fail at scale, ACM Queue 13(8), 2015 (adaptive LIFO, with CoDel's sign of
+/// overload: a queue that has not been empty for 100 ms).
+#[derive(Clone, Copy, Debug)]
+pub struct AdaptiveLifo {
+    after: Duration,
+}
+
+impl AdaptiveLifo {
+    /// How long somebody must have waited, unless told otherwise.
+    pub const DEFAULT_AFTER: Duration = Duration::from_millis(100);
+
+    /// Overloaded when somebody has always waited for `after`; at once with zero.
+    pub fn new(after: Duration) -> Self {
+        AdaptiveLifo { after }
+    }
+}
+
+impl Default for AdaptiveLifo {
+    fn default() -> Self {
+        AdaptiveLifo::new(AdaptiveLifo::DEFAULT_AFTER)
+    }
+}
+
+impl QueuePolicy for AdaptiveLifo {
+    fn rank(&mut self, _: &Arrival, _: Time) -> u64 {
+        0
+    }
+
+    fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
+        now.since(waiting_since) >= self.after
+    }
+}
