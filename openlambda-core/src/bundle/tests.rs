@@ -1,8 +1,13 @@
-use std::os::unix::fs::symlink;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
 
+use bytes::Bytes;
 use futures_util::stream;
 use proptest::prelude::*;
+use tar::EntryType;
 
+use super::write::header;
 use super::*;
 
 /// An archive as a stranger could make it: names and targets go in as they are.

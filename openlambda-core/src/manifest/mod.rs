@@ -4,20 +4,23 @@
 //! A [`Manifest`] is always complete: [`Manifest::load`] fills in what the text leaves out, so no
 //! later layer has defaults of its own.
 
+mod check;
+mod cors;
+mod files;
+mod yaml;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
-use http::{HeaderName, Method};
+use http::Method;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use cors::Cors;
+
 use crate::config::{ConfigError, parse_toml};
 use crate::failure::{Failure, FailureKind};
-
-mod yaml;
 
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";
@@ -181,33 +184,6 @@ pub struct Volume {
     pub path: String,
 }
 
-/// Which pages of other origins may call the function, and how: the headers of
-/// [CORS](https://fetch.spec.whatwg.org/#http-cors-protocol). The balancer answers their preflights
-/// itself and puts the headers on replies and failures; what the function says of it is replaced.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cors {
-    /// Origins that may call, as `https://example.org` or `http://localhost:3000`; or `*` alone: any,
-    /// also `null`, which is what a page from a file has.
-    pub allow_origins: Vec<String>,
-    /// The methods they may use; `None`: [`Manifest::methods`], else whichever they ask for.
-    #[serde(default)]
-    pub allow_methods: Option<Vec<String>>,
-    /// The headers they may set; `None`: whichever they ask for.
-    #[serde(default)]
-    pub allow_headers: Option<Vec<String>>,
-    /// Headers of replies that a page may read, beside those that it always may.
-    #[serde(default)]
-    pub expose_headers: Vec<String>,
-    /// For how long a browser may keep the answer to a preflight, up to 86,400; `None`: as long as
-    /// it likes, which is 5 seconds.
-    #[serde(default)]
-    pub max_age_seconds: Option<u32>,
-    /// Whether calls may carry cookies and other credentials. Not with the origin `*`.
-    #[serde(default)]
-    pub allow_credentials: bool,
-}
-
 /// A folder that is no valid function.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -236,154 +212,6 @@ impl Manifest {
         let manifest: Manifest = parse_toml(text, MANIFEST_FILE)?;
         manifest.check()?;
         Ok(manifest)
-    }
-
-    /// Reads the manifest of the function in the folder `dir` and fills in what its files tell.
-    ///
-    /// | file | runtime, handler, style |
-    /// |---|---|
-    /// | `f.py` | python, `f.f`, event |
-    /// | `lambda_func.py` | python, `lambda_func.handler`, legacy |
-    /// | `lambda_function.py` | python, `lambda_function.lambda_handler`, lambda |
-    /// | `bootstrap` | bootstrap |
-    /// | `index.js`, `index.mjs`, `index.cjs` | node, `index.handler`, lambda |
-    ///
-    /// With `style = "wsgi"` or `"asgi"` they tell the handler: `wsgi.application` or
-    /// `asgi.application`, or `app` in `f.py`, `app.py` or `main.py`.
-    ///
-    /// # Errors
-    ///
-    /// [`ManifestError`], also when the files do not tell what the function is.
-    pub fn load(dir: &Path) -> Result<Self, ManifestError> {
-        let text = |file: &str| match std::fs::read_to_string(dir.join(file)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(ManifestError::from(error)),
-        };
-        Manifest::of_files(text, |file| dir.join(file).is_file())
-    }
-
-    /// The manifest of a function whose files say `text` and `has`: what one file's text is, if there
-    /// is one, and whether there is one.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Manifest::load`], and of `text`.
-    pub fn of_files<E: From<ManifestError>>(
-        text: impl Fn(&str) -> Result<Option<String>, E>,
-        has: impl Fn(&str) -> bool,
-    ) -> Result<Self, E> {
-        let manifest = match (text(MANIFEST_FILE)?, text(YAML_FILE)?) {
-            (Some(_), Some(_)) => Err(ManifestError::Unclear(format!(
-                "there are both {MANIFEST_FILE} and {YAML_FILE}; keep one of them ({MANIFEST_FILE} \
-                 has more settings)"
-            ))),
-            (Some(toml), None) => Manifest::parse(&toml),
-            (None, Some(yaml)) => Manifest::parse_yaml(&yaml, &has),
-            (None, None) => Ok(Manifest::default()),
-        };
-        Ok(manifest.and_then(|manifest| manifest.complete(has))?)
-    }
-
-    /// Fills in runtime, handler and style from the files that `has` says are there.
-    ///
-    /// # Errors
-    ///
-    /// [`ManifestError::Unclear`] when they do not tell.
-    pub fn complete(mut self, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
-        use Runtime::{Bootstrap, Node, Python};
-        const TOLD_BY: [(&str, Runtime, &str, Style); 7] = [
-            ("f.py", Python, "f.f", Style::Event),
-            ("lambda_func.py", Python, "lambda_func.handler", Style::Legacy),
-            ("lambda_function.py", Python, "lambda_function.lambda_handler", Style::Lambda),
-            ("bootstrap", Bootstrap, "", Style::Lambda),
-            ("index.js", Node, "index.handler", Style::Lambda),
-            ("index.mjs", Node, "index.handler", Style::Lambda),
-            ("index.cjs", Node, "index.handler", Style::Lambda),
-        ];
-        if let Some((module, object)) = self.handler.as_deref().and_then(|h| h.split_once(':')) {
-            self.handler = Some(format!("{module}.{object}"));
-        }
-        if matches!(self.style, Some(Style::Wsgi | Style::Asgi)) {
-            self.complete_web(&has)?;
-        }
-        if let Some(handler) = &self.handler {
-            // A handler names its file, so it tells the runtime and, for known names, the style.
-            let module = handler.rsplit_once('.').map_or("", |(module, _)| module);
-            let file = module.replace('.', "/");
-            // In Node.js the function may be a property of a property: `path/file.api.get`.
-            let (folder, name) = handler.rsplit_once('/').unwrap_or(("", handler));
-            let script = name.split('.').next().unwrap_or_default();
-            let script =
-                if folder.is_empty() { script.into() } else { format!("{folder}/{script}") };
-            let has_script = || {
-                ["js", "mjs", "cjs"].iter().any(|extension| has(&format!("{script}.{extension}")))
-            };
-            if self.runtime.is_none() {
-                self.runtime = match () {
-                    () if has(&format!("{file}.py")) || has(&format!("{file}/__init__.py")) => {
-                        Some(Python)
-                    }
-                    () if has_script() => Some(Node),
-                    () if has("bootstrap") => Some(Bootstrap),
-                    () => None,
-                };
-            }
-            if self.style.is_none() {
-                let known = TOLD_BY.iter().find(|(_, _, known, _)| known == handler);
-                self.style = Some(known.map_or(Style::Lambda, |(.., style)| *style));
-            }
-        } else {
-            let told = TOLD_BY
-                .iter()
-                .filter(|(_, runtime, ..)| self.runtime.is_none_or(|wanted| wanted == *runtime))
-                .find(|(file, ..)| has(file));
-            if let Some((_, runtime, handler, style)) = told {
-                self.runtime = Some(*runtime);
-                self.handler = Some((*handler).to_owned());
-                self.style.get_or_insert(*style);
-            } else if self.runtime == Some(Bootstrap) {
-                return Err(ManifestError::Unclear(
-                    "the runtime is bootstrap, but there is no file named bootstrap; add one, \
-                     executable, that speaks the Lambda Runtime API"
-                        .to_owned(),
-                ));
-            }
-        }
-        if self.runtime.is_none() || self.handler.is_none() {
-            return Err(ManifestError::Unclear(
-                "cannot tell what to run: there is no f.py, lambda_func.py, lambda_function.py, \
-                 index.js or bootstrap here; add one of them, or set runtime and handler in ol.toml"
-                    .to_owned(),
-            ));
-        }
-        Ok(self)
-    }
-
-    /// Fills in where a web application is, if its style alone is known.
-    fn complete_web(&mut self, has: impl Fn(&str) -> bool) -> Result<(), ManifestError> {
-        let style = self.style.map_or("", Style::as_str);
-        if let Some(other) = self.runtime.filter(|runtime| *runtime != Runtime::Python) {
-            let other = format!("{other:?}").to_lowercase();
-            return Err(ManifestError::Value(format!(
-                "style = \"{style}\" is for Python, and the runtime is {other}; remove one of them"
-            )));
-        }
-        self.runtime = Some(Runtime::Python);
-        if self.handler.is_none() {
-            let own = format!("{style}.application");
-            let known = [own.as_str(), "f.app", "app.app", "main.app"];
-            let module = |handler: &str| handler.split('.').next().map(|name| format!("{name}.py"));
-            let found = known.iter().find(|handler| module(handler).is_some_and(|file| has(&file)));
-            let handler = found.ok_or_else(|| {
-                ManifestError::Unclear(format!(
-                    "cannot tell where the application is: there is no {style}.py, f.py, app.py or \
-                     main.py here; set handler = \"module:application\" in {MANIFEST_FILE}"
-                ))
-            })?;
-            self.handler = Some((*handler).to_owned());
-        }
-        Ok(())
     }
 
     /// The time limit of one invocation.
@@ -424,132 +252,6 @@ impl Manifest {
         failure.allow = Some(allow.into());
         Err(failure)
     }
-
-    fn check(&self) -> Result<(), ManifestError> {
-        let wrong = |text: String| Err(ManifestError::Value(text));
-        let positive = [
-            ("memory_mb", self.memory_mb, 1 << 20),
-            ("processes", u64::from(self.processes), 1 << 20),
-            ("tmp_mb", self.tmp_mb, 1 << 20),
-            ("concurrency", u64::from(self.concurrency), 1000),
-            ("max_instances", u64::from(self.max_instances), 10_000),
-        ];
-        for (key, value, most) in positive {
-            if !(1..=most).contains(&value) {
-                return wrong(format!("{key} = {value} is out of range; use 1 to {most}"));
-            }
-        }
-        if !(self.timeout_seconds > 0.0 && self.timeout_seconds <= 86_400.0) {
-            return wrong(format!(
-                "timeout_seconds = {} is out of range; use more than 0 and at most 86400",
-                self.timeout_seconds
-            ));
-        }
-        if !(self.cpus > 0.0 && self.cpus <= 1024.0) {
-            return wrong(format!("cpus = {} is out of range; use more than 0", self.cpus));
-        }
-        for method in self.methods.iter().flatten() {
-            if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
-                return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
-            }
-        }
-        for key in self.environment.keys() {
-            let valid = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-                && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-            if !valid {
-                return wrong(format!(
-                    "environment variable \"{key}\" is not valid; use letters, digits and _"
-                ));
-            }
-        }
-        for volume in &self.volumes {
-            if crate::function::FunctionName::new("v", &volume.name).is_err() {
-                return wrong(format!(
-                    "volume name \"{}\" is not valid; use letters, digits, dots, _ and -",
-                    volume.name
-                ));
-            }
-            if !volume.path.starts_with('/') || volume.path.split('/').any(|part| part == "..") {
-                return wrong(format!(
-                    "volume path \"{}\" is not valid; use an absolute path without \"..\"",
-                    volume.path
-                ));
-            }
-        }
-        self.cors.as_ref().map_or(Ok(()), Cors::check)
-    }
-}
-
-impl Cors {
-    fn check(&self) -> Result<(), ManifestError> {
-        let wrong = |text: String| Err(ManifestError::Value(format!("[cors] {text}")));
-        let any = self.allow_origins.iter().any(|origin| origin == "*");
-        if self.allow_origins.is_empty() {
-            return wrong(
-                "allow_origins is empty; name the pages' origins, or \"*\" for any".into(),
-            );
-        }
-        if any && self.allow_origins.len() > 1 {
-            return wrong("allow_origins has \"*\" and others; \"*\" alone is any".into());
-        }
-        if any && self.allow_credentials {
-            return wrong(
-                "allow_credentials with the origin \"*\" would let every page on the web act for \
-                 whoever is logged in, and browsers refuse it; name the origins"
-                    .into(),
-            );
-        }
-        for origin in self.allow_origins.iter().filter(|origin| *origin != "*") {
-            if let Err(why) = check_origin(origin) {
-                return wrong(format!("origin \"{origin}\" is not valid; {why}"));
-            }
-        }
-        for method in self.allow_methods.iter().flatten().filter(|method| *method != "*") {
-            if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
-                return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
-            }
-        }
-        if self.allow_credentials && self.expose_headers.iter().any(|name| name == "*") {
-            let text = "expose_headers = [\"*\"] does nothing with allow_credentials; name them";
-            return wrong(text.into());
-        }
-        let headers = self.allow_headers.iter().flatten().chain(&self.expose_headers);
-        for header in headers.filter(|header| *header != "*") {
-            if header.parse::<HeaderName>().is_err() {
-                return wrong(format!(
-                    "header \"{header}\" is not valid; write its name alone, as \"content-type\""
-                ));
-            }
-        }
-        match self.max_age_seconds {
-            Some(age) if age > 86_400 => wrong(format!(
-                "max_age_seconds = {age} is out of range; use 0 to 86400, no browser keeps it longer"
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Whether a browser may ever send this as `Origin`; if not, what to write.
-fn check_origin(origin: &str) -> Result<(), String> {
-    let form = "write scheme://host or scheme://host:port, without a path".to_owned();
-    if origin == "null" {
-        let why = "every sandboxed page has it; use \"*\" for pages from files";
-        return Err(why.to_owned());
-    }
-    let (scheme, rest) = origin.split_once("://").ok_or_else(|| form.clone())?;
-    let authority: Authority = rest.parse().map_err(|_| form.clone())?;
-    let plain = !rest.contains(['@', '*', ',']) && scheme.parse::<Scheme>().is_ok();
-    if !plain || (rest.contains(':') && !rest.ends_with(']') && authority.port().is_none()) {
-        return Err(form);
-    }
-    if origin.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        return Err(format!("browsers write it as {}", origin.to_ascii_lowercase()));
-    }
-    if matches!((scheme, authority.port_u16()), ("http", Some(80)) | ("https", Some(443))) {
-        return Err(format!("browsers leave the usual port out: {scheme}://{}", authority.host()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,131 @@
+//! From any tar to a bundle.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+
+use tar::EntryType;
+
+use super::Packed;
+use super::entries::{Checker, Kind, path_of, target_of};
+use super::limits::{
+    BundleError, Limits, MANIFEST_LIMIT, copy, is_manifest, plain, read_error, refuse, too_large,
+};
+use super::write::Writer;
+use crate::manifest::Manifest;
+
+/// Reads a tar, plain or gzipped, from anybody, and writes the bundle that it stands for.
+///
+/// The content of its files is spooled in an unnamed temporary file, since a canonical order needs
+/// all names first.
+///
+/// # Errors
+///
+/// [`BundleError`]; nothing was written to `out` unless writing itself failed.
+pub fn canonicalise(
+    mut archive: impl Read,
+    limits: Limits,
+    out: impl Write,
+) -> Result<Packed, BundleError> {
+    let mut checker = Checker::new(limits);
+    let mut spool = BufWriter::new(tempfile::tempfile().map_err(BundleError::Write)?);
+    let mut places = BTreeMap::<String, u64>::new();
+    let mut spooled = 0;
+    let mut manifests = BTreeMap::<String, Vec<u8>>::new();
+    let mut tar = tar::Archive::new(plain(&mut archive, limits)?);
+    for entry in tar.entries().map_err(BundleError::Read)? {
+        let mut entry = entry.map_err(read_error)?;
+        let path = path_of(&entry.path_bytes())?;
+        if path.is_empty() {
+            continue;
+        }
+        match entry.header().entry_type() {
+            EntryType::Directory => checker.folder(&path)?,
+            EntryType::Symlink => {
+                let target = target_of(&path, entry.link_name_bytes().as_deref())?;
+                checker.add(path, Kind::Link { target })?;
+            }
+            EntryType::Link => {
+                if is_manifest(&path) {
+                    return Err(refuse(&path, "is a hard link; put the manifest itself there"));
+                }
+                // A second name of a file that came before: the bundle holds it twice.
+                let target = target_of(&path, entry.link_name_bytes().as_deref())?;
+                let of = path_of(target.as_bytes())?;
+                let (Some(kind @ Kind::File { .. }), Some(place)) =
+                    (checker.entries.get(&of).cloned(), places.get(&of).copied())
+                else {
+                    return Err(refuse(
+                        &path,
+                        "is a hard link to no file of the bundle; pack a copy",
+                    ));
+                };
+                places.insert(path.clone(), place);
+                checker.add(path, kind)?;
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                let bytes = entry.size();
+                let executable = entry.header().mode().is_ok_and(|mode| mode & 0o111 != 0);
+                places.insert(path.clone(), spooled);
+                checker.add(path.clone(), Kind::File { bytes, executable })?;
+                let copied = if is_manifest(&path) {
+                    let mut text = Vec::new();
+                    (&mut entry)
+                        .take(MANIFEST_LIMIT + 1)
+                        .read_to_end(&mut text)
+                        .map_err(read_error)?;
+                    if text.len() as u64 > MANIFEST_LIMIT {
+                        return Err(refuse(&path, "is over 1 MiB; a manifest is a few lines"));
+                    }
+                    spool.write_all(&text).map_err(BundleError::Write)?;
+                    let length = text.len() as u64;
+                    manifests.insert(path.clone(), text);
+                    length
+                } else {
+                    copy(&mut entry, &mut spool)?
+                };
+                if copied != bytes {
+                    return Err(refuse(&path, "is cut short; pack the archive anew"));
+                }
+                spooled += copied;
+            }
+            // Headers for the entries after it, which the reader has dealt with.
+            EntryType::XGlobalHeader | EntryType::XHeader => {}
+            _ => {
+                return Err(refuse(
+                    &path,
+                    "is neither a file nor a folder nor a link; leave it out of the bundle",
+                ));
+            }
+        }
+    }
+    drop(tar);
+    // What follows the end of the archive means nothing, and is not unpacked. But it has to come: who
+    // breaks off there has not said that this is all.
+    let rest = io::copy(&mut archive.take(limits.bytes.saturating_add(1)), &mut io::sink());
+    if rest.map_err(read_error)? > limits.bytes {
+        return Err(too_large(limits));
+    }
+    let text = |file: &str| match manifests.get(file) {
+        Some(text) => std::str::from_utf8(text)
+            .map(|text| Some(text.to_owned()))
+            .map_err(|_| refuse(file, "is not UTF-8; save it as UTF-8")),
+        None => Ok(None),
+    };
+    let has = |file: &str| matches!(checker.entries.get(file), Some(Kind::File { .. }));
+    let manifest = Manifest::of_files(text, has)?;
+    let mut spool = spool.into_inner().map_err(|error| BundleError::Write(error.into_error()))?;
+    let mut writer = Writer::new(out);
+    for (path, kind) in &checker.entries {
+        match kind {
+            Kind::Folder => writer.folder(path)?,
+            Kind::Link { target } => writer.link(path, target)?,
+            Kind::File { bytes, executable } => {
+                let place = places.get(path).copied().unwrap_or_default();
+                spool.seek(SeekFrom::Start(place)).map_err(BundleError::Read)?;
+                writer.file(path, *bytes, *executable, &mut spool)?;
+            }
+        }
+    }
+    let (digest, bytes) = writer.finish()?;
+    Ok(Packed { digest, manifest, bytes })
+}

@@ -1,0 +1,144 @@
+//! Which entries a bundle may have: their paths, links and number.
+
+use std::collections::BTreeMap;
+
+use super::limits::{BundleError, Limits, is_manifest, refuse, too_large};
+
+/// What a path in a bundle names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Folder,
+    File { bytes: u64, executable: bool },
+    Link { target: String },
+}
+
+/// The entries so far, and whether the next one may join them.
+pub(super) struct Checker {
+    pub(super) limits: Limits,
+    pub(super) entries: BTreeMap<String, Kind>,
+    pub(super) bytes: u64,
+}
+
+impl Checker {
+    pub(super) fn new(limits: Limits) -> Self {
+        Checker { limits, entries: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// A folder may be named more than once.
+    pub(super) fn folder(&mut self, path: &str) -> Result<(), BundleError> {
+        match self.entries.get(path) {
+            Some(Kind::Folder) => Ok(()),
+            Some(_) => Err(refuse(path, "is named twice, as a folder and as something else")),
+            None => self.insert(path.to_owned(), Kind::Folder),
+        }
+    }
+
+    pub(super) fn add(&mut self, path: String, kind: Kind) -> Result<(), BundleError> {
+        if self.entries.contains_key(&path) {
+            return Err(refuse(&path, "is named twice; pack the folder anew"));
+        }
+        if let Kind::Link { target } = &kind {
+            check_target(&path, target)?;
+        }
+        if is_manifest(&path) && !matches!(kind, Kind::File { .. }) {
+            return Err(refuse(&path, "is no regular file; put the manifest itself there"));
+        }
+        if let Kind::File { bytes, .. } = kind {
+            self.bytes = self.bytes.saturating_add(bytes);
+            if self.bytes > self.limits.bytes {
+                return Err(too_large(self.limits));
+            }
+        }
+        self.insert(path, kind)
+    }
+
+    pub(super) fn insert(&mut self, path: String, kind: Kind) -> Result<(), BundleError> {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            match self.entries.get(parent) {
+                Some(Kind::Folder) => {}
+                Some(_) => {
+                    let why = format!("lies below \"{parent}\", which is no folder");
+                    return Err(refuse(&path, why));
+                }
+                // Some archives name files only.
+                None => self.insert(parent.to_owned(), Kind::Folder)?,
+            }
+        }
+        if self.entries.len() >= self.limits.entries {
+            return Err(BundleError::TooLarge(format!(
+                "it has more than {} files; deploy fewer, or pack them into one",
+                self.limits.entries
+            )));
+        }
+        self.entries.insert(path, kind);
+        Ok(())
+    }
+}
+
+/// Reads an entry's path: relative, downwards, UTF-8. Empty for the archive's own folder, `./`.
+pub(super) fn path_of(bytes: &[u8]) -> Result<String, BundleError> {
+    let lossy = || String::from_utf8_lossy(bytes).chars().take(200).collect::<String>();
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Err(refuse(&lossy(), "is a path that is not UTF-8; rename it"));
+    };
+    if text.starts_with('/') {
+        return Err(refuse(&lossy(), "is an absolute path; pack with relative ones"));
+    }
+    let mut path = String::with_capacity(text.len());
+    for part in text.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                return Err(refuse(&lossy(), "leads out of the bundle by \"..\"; pack without it"));
+            }
+            part if part.len() > 255 || part.contains('\0') => {
+                return Err(refuse(&lossy(), "is a name that no file can have; rename it"));
+            }
+            part => {
+                if !path.is_empty() {
+                    path.push('/');
+                }
+                path.push_str(part);
+            }
+        }
+    }
+    Ok(path)
+}
+
+pub(super) fn target_of(path: &str, target: Option<&[u8]>) -> Result<String, BundleError> {
+    let target = target.and_then(|target| std::str::from_utf8(target).ok());
+    let target = target.filter(|target| !target.is_empty());
+    target.map(str::to_owned).ok_or_else(|| refuse(path, "is a link without a valid target"))
+}
+
+/// See the module's documentation.
+pub(super) fn check_target(path: &str, target: &str) -> Result<(), BundleError> {
+    let leads_out = |target: &str| {
+        refuse(
+            path,
+            format!(
+                "is a link that leads out of the bundle, to \"{target}\"; pack what it leads to"
+            ),
+        )
+    };
+    if target.starts_with('/') {
+        return Err(leads_out(target));
+    }
+    let mut up = 0;
+    let mut down = false;
+    for part in target.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        match part {
+            ".." if down => {
+                let why =
+                    format!("is a link with \"..\" after a name, \"{target}\"; write it without");
+                return Err(refuse(path, why));
+            }
+            ".." => up += 1,
+            _ => down = true,
+        }
+    }
+    if up > path.matches('/').count() {
+        return Err(leads_out(target));
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! What is refused: [`BundleError`], and archives over their [`Limits`].
+
+use std::io::{self, BufReader, Read, Write};
+
+use thiserror::Error;
+
+use crate::function::Digest;
+use crate::manifest::{MANIFEST_FILES, ManifestError};
+use crate::registry::RegistryError;
+
+/// How large a bundle may be. A decompression bomb is refused at the limit, not when the disk is
+/// full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The uncompressed tar, bytes.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub entries: usize,
+}
+
+impl Default for Limits {
+    /// 512 MiB (AWS Lambda allows 250 MB) and 100,000 entries.
+    fn default() -> Self {
+        Limits { bytes: 512 << 20, entries: 100_000 }
+    }
+}
+
+/// The largest manifest, bytes.
+pub(super) const MANIFEST_LIMIT: u64 = 1 << 20;
+
+pub(super) fn is_manifest(path: &str) -> bool {
+    MANIFEST_FILES.contains(&path)
+}
+
+/// Why something is no bundle.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// An entry is refused.
+    #[error("\"{path}\" {why}")]
+    Entry {
+        /// The entry's path, as the archive names it.
+        path: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// It is too large as a whole.
+    #[error("{0}")]
+    TooLarge(String),
+    /// Its manifest is not valid, or the files do not tell what to run.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Its bytes are not those that the digest names.
+    #[error("the bundle is damaged: it has the digest {found}, not {wanted}")]
+    Damaged {
+        /// The digest that was asked for.
+        wanted: Digest,
+        /// The digest of what came.
+        found: Digest,
+    },
+    /// The archive, or the folder, cannot be read.
+    #[error("the bundle cannot be read: {0}")]
+    Read(#[source] io::Error),
+    /// The result cannot be written.
+    #[error("the bundle cannot be written: {0}")]
+    Write(#[source] io::Error),
+}
+
+impl From<BundleError> for RegistryError {
+    fn from(error: BundleError) -> Self {
+        match error {
+            BundleError::Write(_) | BundleError::Damaged { .. } => {
+                RegistryError::Storage(error.into())
+            }
+            _ => RegistryError::BadBundle { reason: error.to_string() },
+        }
+    }
+}
+
+pub(super) fn refuse(path: &str, why: impl Into<String>) -> BundleError {
+    BundleError::Entry { path: path.to_owned(), why: why.into() }
+}
+
+pub(super) fn too_large(limits: Limits) -> BundleError {
+    BundleError::TooLarge(format!(
+        "it is over {} MiB unpacked; deploy less, or fetch large data at run time",
+        limits.bytes >> 20
+    ))
+}
+
+/// The limit was reached inside of a decoder, which knows only I/O errors.
+pub(super) fn read_error(error: io::Error) -> BundleError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<OverLimit>()) {
+        Some(OverLimit(bytes)) => too_large(Limits { bytes: *bytes, ..Limits::default() }),
+        None => BundleError::Read(error),
+    }
+}
+
+/// Tells apart whether reading or writing failed.
+pub(super) fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<u64, BundleError> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut total = 0;
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(count) => {
+                to.write_all(&buffer[..count]).map_err(BundleError::Write)?;
+                total += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(read_error(error)),
+        }
+    }
+}
+
+/// The archive without its compression, up to the limit.
+pub(super) fn plain<'a>(
+    archive: impl Read + 'a,
+    limits: Limits,
+) -> Result<Box<dyn Read + 'a>, BundleError> {
+    use std::io::BufRead;
+    let mut archive = BufReader::with_capacity(64 << 10, archive);
+    let start = archive.fill_buf().map_err(BundleError::Read)?;
+    // Headers and padding count too, but a bundle at the limit must get through.
+    let bytes = limits.bytes.saturating_add(1024 * limits.entries as u64);
+    if start.starts_with(&[0x1f, 0x8b]) {
+        let decoded = flate2::bufread::MultiGzDecoder::new(archive);
+        return Ok(Box::new(Limited::new(decoded, bytes)));
+    }
+    Ok(Box::new(Limited::new(archive, bytes)))
+}
+
+/// Fails when more than a number of bytes come.
+pub(super) struct Limited<R> {
+    pub(super) inner: R,
+    pub(super) left: u64,
+    pub(super) limit: u64,
+}
+
+#[derive(Debug, Error)]
+#[error("it is over the limit of {0} bytes")]
+pub(super) struct OverLimit(pub(super) u64);
+
+impl<R> Limited<R> {
+    pub(super) fn new(inner: R, limit: u64) -> Self {
+        Limited { inner, left: limit, limit }
+    }
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        match self.left.checked_sub(count as u64) {
+            Some(left) => self.left = left,
+            None => return Err(io::Error::other(OverLimit(self.limit))),
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,73 @@
+//! Bundles: a function's code and manifest as one content-addressed archive.
+//!
+//! A bundle is a tar in *canonical form*, so that its [`Digest`] depends on what is in it and not on
+//! who packed it, when, or on which machine:
+//!
+//! * entries in order of their paths' bytes, every folder named before what is in it;
+//! * folders (mode 755), regular files (644, or 755 when somebody may execute them) and symbolic
+//!   links; owner 0, group 0, time 0, no names of users;
+//! * GNU headers, with the GNU extension for paths over 100 bytes.
+//!
+//! [`pack_dir`] makes one from a folder, [`canonicalise`] from any tar, plain or gzipped, and
+//! [`unpack`] turns one into a folder again. All three refuse what could do harm outside of the
+//! folder that it is unpacked into: absolute paths, `..`, links that lead out, devices, two entries
+//! of one path, and more than [`Limits`] allow. A refusal says which entry and why.
+//!
+//! # Why a link cannot lead out
+//!
+//! A target is relative, and `..` stands only at its beginning, at most as often as its link is deep.
+//! No entry's path leads through a link, so a link's folder is a real one, and so is each folder that
+//! `..` leads to; the rest of the target leads down, perhaps over other links, which hold the same
+//! promise. (A `..` after a name would not: the name could be a link to somewhere less deep.)
+
+mod canonical;
+mod entries;
+mod limits;
+mod pack;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod unpack;
+mod write;
+
+pub use canonical::canonicalise;
+pub use limits::{BundleError, Limits};
+pub use pack::pack_dir;
+pub use stream::reader;
+pub use unpack::unpack;
+
+use crate::function::Digest;
+use crate::manifest::Manifest;
+
+/// Names that [`pack_dir`] leaves out wherever they are: what tools leave behind, and what is not
+/// the function's.
+pub const LEFT_OUT: [&str; 7] =
+    [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
+
+/// What `ol deploy` writes beside a function's web page: where the function is. Each cluster has its
+/// own, so it is no part of the bundle, whose digest is the same everywhere.
+pub const PAGE_CONFIG: [&str; 2] = ["static/config.json", "static/config.js"];
+
+/// Whether [`pack_dir`] leaves out what is at this path below the function's folder: [`PAGE_CONFIG`],
+/// and wherever it is, what is named like one of [`LEFT_OUT`] or like what an editor keeps beside a
+/// file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would make every
+/// look of a bundle another one.
+pub fn is_left_out(path: &str) -> bool {
+    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+    let editor = (name.starts_with('.') && (name.ends_with(".swp") || name.ends_with(".swx")))
+        || (name.len() > 1 && name.ends_with('~'))
+        || name.starts_with(".#")
+        || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
+    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path)
+}
+
+/// A bundle that was packed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packed {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its manifest, complete.
+    pub manifest: Manifest,
+    /// The size of its tar, bytes.
+    pub bytes: u64,
+}

@@ -1,0 +1,151 @@
+//! Our own headers, and what is done with everybody's.
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+use crate::failure::{Failure, FailureKind};
+use crate::invocation::RequestId;
+
+/// The invocation's id, on requests (optional) and replies to clients (always).
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-openlambda-request-id");
+
+/// `cold`, `zygote` or `warm`, on replies.
+pub const START: HeaderName = HeaderName::from_static("x-openlambda-start");
+
+/// The culprit of a failure, on replies.
+pub const ERROR: HeaderName = HeaderName::from_static("x-openlambda-error");
+
+/// Whether the handler may have started, on failures.
+pub const STARTED: HeaderName = HeaderName::from_static("x-openlambda-started");
+
+/// The code of a failure, as in its JSON, on replies: for those who do not read bodies.
+pub const FAILURE: HeaderName = HeaderName::from_static("x-openlambda-failure");
+
+/// The bundle's digest, from balancer to worker.
+pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
+
+/// The version's number, from balancer to worker, and on replies.
+pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
+
+/// The worker's name, on replies to clients. To a balancer, which knows both, a worker tells neither
+/// this nor the id.
+pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
+
+/// The call's reservation, a [`ReservationKey`], from balancer to worker.
+pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reservation");
+
+/// The balancer's name, as it subscribed to events, from balancer to worker.
+pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer");
+
+/// From worker to balancer, on a reply that is whole: an instance of the function is idle now. It is
+/// the notice that would have come as [`WorkerEvent::Idle`], without a message of its own.
+pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
+
+/// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// All our own headers start so; a balancer removes them from clients' requests.
+pub const PREFIX: &str = "x-openlambda-";
+
+/// Whether it is one of the hop-by-hop headers of RFC 9110, section 7.6.1, beside those that
+/// `Connection` names.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // By their text: to compare nine names with each of a head's is a tenth of what it takes to read.
+    matches!(
+        name.as_str(),
+        "connection"
+            | "proxy-connection"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
+}
+
+/// Removes the hop-by-hop headers and those that `Connection` names.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    // To look is cheaper than to remove what is not there.
+    let hop_by_hop = |name: &&HeaderName| is_hop_by_hop(name) || named.contains(name);
+    let there: Vec<HeaderName> = headers.keys().filter(hop_by_hop).cloned().collect();
+    for name in there {
+        headers.remove(name);
+    }
+}
+
+/// Removes our own headers, which a client must not set.
+pub fn remove_own(headers: &mut HeaderMap) {
+    let own: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
+    for name in own {
+        headers.remove(name);
+    }
+}
+
+/// A request id as a header's value.
+pub fn id_value(id: &RequestId) -> HeaderValue {
+    HeaderValue::from_str(id.as_str()).expect("a request id has only header characters")
+}
+
+/// The request's id, when it carries a valid one.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`] when it carries one that is not valid.
+pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> {
+    let Some(value) = headers.get(REQUEST_ID) else { return Ok(None) };
+    value.to_str().unwrap_or_default().parse().map(Some)
+}
+
+/// Whether a request has come through a proxy, which then stands for somebody else.
+pub fn is_relayed(headers: &HeaderMap) -> bool {
+    headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
+}
+
+/// Refuses what a browser asks on behalf of a page.
+///
+/// # Errors
+///
+/// [`FailureKind::Forbidden`]. Browsers say that a page asks in `Origin` or `Sec-Fetch-Site`.
+pub fn refuse_pages(headers: &HeaderMap) -> Result<(), Failure> {
+    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "none");
+    if site && !headers.contains_key(http::header::ORIGIN) {
+        return Ok(());
+    }
+    let message = "a page in a browser cannot do this; use curl, or `ol` from a terminal";
+    Err(Failure::new(FailureKind::Forbidden, message))
+}
+
+/// Whether `headers` declare a body of more than `limit` bytes.
+pub fn declares_more_than(headers: &HeaderMap, limit: u64) -> bool {
+    headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        .is_some_and(|length| length > limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hop_by_hop_headers_go_with_those_that_connection_names() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "close, X-Private"), ("x-private", "1"), ("te", "trailers"), ("a", "b")]
+        {
+            headers.insert(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+}
