@@ -55,7 +55,7 @@ use openlambda_core::balancing::retry::{FailedAttempt, RetryConfig, Verdict};
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::registry::Registry;
-use openlambda_core::serving::Patience;
+use openlambda_core::serving::{HttpConfig, Patience};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{self, DEFAULT_BODY_LIMIT};
 use serde::Deserialize;
@@ -289,6 +289,13 @@ impl ProxyConfig {
         patience.head = Duration::try_from_secs_f64(self.header_seconds).unwrap_or_default();
         patience.write = Duration::try_from_secs_f64(self.write_seconds).unwrap_or_default();
         patience
+    }
+
+    fn http(&self) -> HttpConfig {
+        let mut http = HttpConfig::default();
+        http.header_limit = Some(self.header_limit);
+        http.drain = Duration::try_from_secs_f64(self.drain_seconds).unwrap_or_default();
+        http
     }
 
     fn retries(&self) -> RetryConfig {

@@ -12,16 +12,13 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use openlambda_core::balancing::retry::GiveUp;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::{Body, BoxError, full_body};
 use openlambda_core::metrics::{Kind, Text};
-use openlambda_core::serving::{Door, Steady, SteadyBody};
+use openlambda_core::serving::{Door, HttpServer, Patient, SteadyBody, Stream};
 use openlambda_core::wire::{self, Announcement, RegistryPath};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -55,46 +52,17 @@ impl Proxy {
         background.spawn(async move { proxy.resolver.follow().await });
         self.membership.start(&self.config.workers);
 
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs_f64(self.config.header_seconds))
-            // The buffer alone is no exact bound.
-            .max_header_size(self.config.header_limit)
-            .max_buf_size(self.config.header_limit.max(8 << 10));
-        let door = Door::new(listener, self.config.patience());
         let invocations = self.invocations();
-        let graceful = GracefulShutdown::new();
-        let mut connections = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
-        loop {
-            let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
-            let stream = tokio::select! {
-                stream = door.accept(failed) => stream,
-                () = &mut shutdown => break,
-                // Reaps, so that the set does not grow.
-                Some(_) = connections.join_next() => continue,
-            };
-            let peer = stream.peer();
-            let (proxy, invocations) = (Arc::clone(&self), invocations.clone());
-            let service = service_fn(move |request: Request<Incoming>| {
+        let welcome = |client: &Patient<Stream>| {
+            let (proxy, invocations, peer) =
+                (Arc::clone(&self), invocations.clone(), client.peer());
+            Ok(service_fn(move |request: Request<Incoming>| {
                 let (proxy, invocations) = (Arc::clone(&proxy), invocations.clone());
                 async move { Ok::<_, Infallible>(proxy.route(request, peer, invocations).await) }
-            });
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            let connection = graceful.watch(connection);
-            connections.spawn(async move {
-                if let Err(error) = Steady::new(connection).await {
-                    tracing::debug!(%peer, %error, "connection ended");
-                }
-            });
-        }
-
-        drop(door);
-        let patience = Duration::from_secs_f64(self.config.drain_seconds);
-        if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
-            tracing::warn!(calls = connections.len(), "calls were still running at the end");
-        }
-        connections.shutdown().await;
+            }))
+        };
+        let door = Door::new(listener, self.config.patience());
+        HttpServer::new(door, self.config.http()).run(welcome, shutdown).await;
         self.membership.stop();
         let flushed = tokio::task::spawn_blocking(move || {
             if let Some(log) = self.telemetry.log.get() {
