@@ -12,7 +12,13 @@
 pub use openlambda_core::balancing::driver as balancer;
 
 #[cfg(feature = "proxy")]
-mod membership;
+mod api;
+#[cfg(feature = "proxy")]
+mod front;
+#[cfg(feature = "proxy")]
+mod observe;
 pub mod policies;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+#[cfg(feature = "proxy")]
+mod workers;

@@ -27,18 +27,6 @@
 //! Paths below `/internal/` are answered to clients on this machine only, and not to what has come
 //! through another proxy or is asked by a page in a browser; for others they do not exist. Workers on other machines are named in [`ProxyConfig::workers`].
 
-mod access_log;
-mod admin;
-mod connections;
-mod cors;
-mod decode;
-mod forward;
-mod outcome;
-mod resolver;
-mod select;
-mod server;
-mod telemetry;
-
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,31 +48,33 @@ use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{self, DEFAULT_BODY_LIMIT};
 use serde::Deserialize;
 
-pub use self::access_log::AccessLog;
-pub use self::admin::Admin;
-use self::cors::Caller;
-use self::outcome::ReplyBody;
-use self::resolver::Resolver;
-pub(crate) use self::select::Selector;
-use self::telemetry::{Record, Subject, Telemetry};
-use crate::membership::Membership;
+pub use crate::api::Admin;
+use crate::front::cors::Caller;
+use crate::front::outcome::ReplyBody;
+use crate::front::resolver::Resolver;
+use crate::front::{decode, forward, outcome};
+pub use crate::observe::AccessLog;
+use crate::observe::telemetry::{Record, Subject, Telemetry};
+use crate::workers::connections;
+use crate::workers::membership::Membership;
+use crate::workers::selector::Selector;
 
 /// The balancer as a server. See the module's documentation.
 #[derive(Debug)]
 pub struct Proxy {
-    config: ProxyConfig,
-    policy: String,
-    registry: Arc<dyn Registry>,
-    telemetry: Arc<Telemetry>,
-    resolver: Resolver,
-    selector: Arc<Selector>,
-    membership: Arc<Membership>,
+    pub(crate) config: ProxyConfig,
+    pub(crate) policy: String,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) resolver: Resolver,
+    pub(crate) selector: Arc<Selector>,
+    pub(crate) membership: Arc<Membership>,
     client: HttpClient,
-    ids: RequestIds,
-    stats: Stats,
+    pub(crate) ids: RequestIds,
+    pub(crate) stats: Stats,
 }
 
-/// The client for workers, for everything but calls whose body is at hand; see `connections.rs`.
+/// The client for workers, for everything but calls whose body is at hand; see `workers/connections.rs`.
 pub(crate) type HttpClient = Client<HttpConnector, Body>;
 
 impl Proxy {
@@ -94,7 +84,7 @@ impl Proxy {
         self.recorded(request, peer, record).await
     }
 
-    async fn recorded(
+    pub(crate) async fn recorded(
         &self,
         request: Request<Body>,
         peer: SocketAddr,
@@ -283,7 +273,7 @@ impl Default for ProxyConfig {
 }
 
 impl ProxyConfig {
-    fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         let mut patience = Patience::default();
         patience.most_connections = self.most_connections;
         patience.head = Duration::try_from_secs_f64(self.header_seconds).unwrap_or_default();
@@ -291,7 +281,7 @@ impl ProxyConfig {
         patience
     }
 
-    fn http(&self) -> HttpConfig {
+    pub(crate) fn http(&self) -> HttpConfig {
         let mut http = HttpConfig::default();
         http.header_limit = Some(self.header_limit);
         http.drain = Duration::try_from_secs_f64(self.drain_seconds).unwrap_or_default();
@@ -304,7 +294,7 @@ impl ProxyConfig {
     }
 
     /// How long a worker may be silent during a call, beside the function's own time limit.
-    fn silence_limit(&self) -> Duration {
+    pub(crate) fn silence_limit(&self) -> Duration {
         let seconds = self.timeout_grace_seconds + self.start_allowance_seconds;
         Duration::try_from_secs_f64(seconds).unwrap_or_default()
     }
@@ -312,14 +302,14 @@ impl ProxyConfig {
 
 /// What the balancer counts.
 #[derive(Debug, Default)]
-struct Stats {
-    calls: AtomicU64,
+pub(crate) struct Stats {
+    pub(crate) calls: AtomicU64,
     /// In the order of [`FailureKind::ALL`].
-    failures: [AtomicU64; FailureKind::ALL.len()],
+    pub(crate) failures: [AtomicU64; FailureKind::ALL.len()],
 }
 
 impl Stats {
-    fn failed(&self, failure: &Failure) {
+    pub(crate) fn failed(&self, failure: &Failure) {
         if let Some(place) = FailureKind::ALL.iter().position(|kind| *kind == failure.kind) {
             self.failures[place].fetch_add(1, Ordering::Relaxed);
         }

@@ -29,9 +29,10 @@ use tower::{ServiceBuilder, ServiceExt};
 
 use super::cors::Caller;
 use super::outcome::{self, ReplyBody};
-use super::telemetry::{Record, Subject};
-use super::{AccessLog, Proxy};
-use crate::membership::HEARTBEAT;
+use crate::observe::AccessLog;
+use crate::observe::telemetry::{Record, Subject};
+use crate::proxy::Proxy;
+use crate::workers::membership::HEARTBEAT;
 
 /// The largest body of a request between the project's own processes.
 const INTERNAL_BODY: usize = 64 << 10;
@@ -42,7 +43,7 @@ type Invocations =
 
 impl Proxy {
     /// Serves until `shutdown` resolves; then takes no more connections, lets the calls in flight
-    /// end, for at most [`drain_seconds`](super::ProxyConfig::drain_seconds), and returns.
+    /// end, for at most [`drain_seconds`](crate::proxy::ProxyConfig::drain_seconds), and returns.
     ///
     /// Call it once: it also runs the balancer's timer and follows workers and the registry.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: impl Future<Output = ()>) {

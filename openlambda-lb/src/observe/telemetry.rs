@@ -15,9 +15,9 @@ use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
 
 use super::access_log::{self, AccessLog, Line, PhasesMs};
-use super::decode::BytesTaken;
-use super::resolver::Resolution;
-use super::select::Peer;
+use crate::front::decode::BytesTaken;
+use crate::front::resolver::Resolution;
+use crate::workers::selector::Peer;
 
 /// Where records go.
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use openlambda_core::metrics::Outcome;
 use openlambda_core::wire;
 use tokio::time::Sleep;
 
-use super::Stats;
 use super::resolver::Resolution;
-use super::select::{Peer, Route};
-use super::telemetry::Record;
+use crate::observe::telemetry::Record;
+use crate::proxy::Stats;
+use crate::workers::selector::{Peer, Route};
 
 /// The reply on its way to the client. The call counts as in flight until its body ended.
 pub(crate) fn stream(

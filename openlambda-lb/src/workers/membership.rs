@@ -31,7 +31,8 @@ use openlambda_core::wire::{self, Announcement, WorkerEvent};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use crate::proxy::{HttpClient, Selector};
+use super::selector::Selector;
+use crate::proxy::HttpClient;
 
 /// How often a worker announces itself, so that a balancer that restarted learns of it.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);

@@ -34,13 +34,13 @@ use tower::ServiceExt;
 
 /// A connection that was idle for longer is closed. Below the time after which a worker closes one:
 /// a request that is sent at that very moment could not be told from one that had started.
-pub(super) const MOST_IDLE: Duration = Duration::from_secs(5);
+pub(crate) const MOST_IDLE: Duration = Duration::from_secs(5);
 
 /// How long it may take until a worker accepts a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// What connects to workers: to each address of a name, if need be.
-pub(super) fn connector() -> HttpConnector {
+pub(crate) fn connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(CONNECT_LIMIT));

@@ -17,7 +17,7 @@ use openlambda_core::failure::{Failure, FailureKind, Started};
 use openlambda_core::invocation::{Body, BoxError, RequestId, RequestIds};
 use openlambda_core::wire::{self, Target};
 
-use super::ProxyConfig;
+use crate::proxy::ProxyConfig;
 
 /// A body of a known length up to this is read before the worker is chosen, and can be sent again.
 const KEPT_BODY: u64 = 64 << 10;

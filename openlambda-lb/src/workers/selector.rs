@@ -26,10 +26,10 @@ use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, BalancerStatus, Reservation, ReservationKey, WorkerStatus};
 use tokio::sync::{Notify, oneshot};
 
-use super::HttpClient;
 use super::connections::Connections;
-use super::resolver::Resolution;
 use crate::balancer::{Balancer, BalancerOutput};
+use crate::front::resolver::Resolution;
+use crate::proxy::HttpClient;
 
 /// A worker that has not answered a probe by then is decided about without it.
 const PROBE_LIMIT: Duration = Duration::from_millis(50);

@@ -12,11 +12,11 @@ use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
 use tokio::time::timeout;
 
-use super::HttpClient;
-use super::connections::SendError;
 use super::decode::{Call, CallBody};
 use super::resolver::Resolution;
-use super::select::Peer;
+use crate::proxy::HttpClient;
+use crate::workers::connections::SendError;
+use crate::workers::selector::Peer;
 
 /// The largest reply that is read to see why a worker refused, and how long it may take.
 const LARGEST_REFUSAL: usize = 64 << 10;

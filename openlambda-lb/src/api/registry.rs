@@ -39,7 +39,7 @@ use openlambda_core::wire::{self, RegistryPath};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Proxy;
+use crate::proxy::Proxy;
 
 /// How long a client may take to send the next part of a bundle.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -129,7 +129,7 @@ fn by_address(uri: &Uri, headers: &HeaderMap) -> bool {
 
 impl Proxy {
     /// Answers a request to the registry's paths.
-    pub(super) async fn administer(
+    pub(crate) async fn administer(
         &self,
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,

@@ -30,7 +30,7 @@ use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
 
 use super::cors::Cors;
-use super::telemetry::Telemetry;
+use crate::observe::telemetry::Telemetry;
 
 /// The most references that are remembered; then the one that was used longest ago goes.
 const MOST_ENTRIES: usize = 10_000;

@@ -1,0 +1,5 @@
+//! What the balancer answers beside calls.
+
+mod registry;
+
+pub use self::registry::Admin;

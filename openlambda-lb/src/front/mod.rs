@@ -1,0 +1,8 @@
+//! The balancer's face to its clients: from a request to a reply.
+
+pub(crate) mod cors;
+pub(crate) mod decode;
+pub(crate) mod forward;
+pub(crate) mod outcome;
+pub(crate) mod resolver;
+mod server;
