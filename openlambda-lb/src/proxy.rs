@@ -50,11 +50,12 @@ use serde::Deserialize;
 
 pub use crate::api::Admin;
 use crate::front::cors::Caller;
-use crate::front::outcome::ReplyBody;
+use crate::front::limits::Limits;
+use crate::front::reply::{ReplyBody, recorded};
 use crate::front::resolver::Resolver;
 use crate::front::{decode, forward, outcome};
 pub use crate::observe::AccessLog;
-use crate::observe::telemetry::{Record, Subject, Telemetry};
+use crate::observe::{Record, Subject, Telemetry};
 use crate::workers::connections;
 use crate::workers::membership::Membership;
 use crate::workers::selector::Selector;
@@ -92,7 +93,7 @@ impl Proxy {
     ) -> Response<Body> {
         record.taken();
         let caller = Caller::of(&request);
-        let (id, call) = decode::decode(request, peer, &self.config, &self.ids).await;
+        let (id, call) = decode::decode(request, peer, &self.config.limits(), &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);
         let answer = async {
@@ -100,20 +101,21 @@ impl Proxy {
             record.takes(call.body.taken());
             let function = resolved.insert(self.resolver.resolve(&call.target.function).await?);
             let preflight = function.cors.as_ref().and_then(|cors| cors.preflight(&caller));
-            record.resolved(function);
+            let meant = function.resolved();
+            record.resolved(&meant.name, meant.version, &function.calls);
             if let Some(preflight) = preflight {
                 record.was_preflight();
                 return Ok(preflight.map(ReplyBody::of));
             }
-            function.resolved.manifest.admits(&call.method)?;
+            meant.manifest.admits(&call.method)?;
             call.headers.insert(wire::DIGEST, function.digest.clone());
             call.headers.insert(wire::VERSION, function.version.clone());
             // For the worker to tell us of what it tells one balancer alone.
             call.headers.insert(wire::BALANCER, self.selector.header().clone());
-            let mut route = self.selector.arrive(function);
+            let mut route = self.selector.arrive(&function.function);
             loop {
                 let chosen = worker.insert(route.select().await?);
-                record.tried(chosen);
+                record.tried(&chosen.name);
                 let place = route.reservation();
                 let reply =
                     forward::forward(&self.client, &call, function, chosen, place, &id).await;
@@ -148,7 +150,7 @@ impl Proxy {
         if let Some(cors) = resolved.as_ref().and_then(|function| function.cors.as_ref()) {
             cors.allow(&caller, answer.headers_mut());
         }
-        outcome::recorded(answer, record).map(BodyExt::boxed_unsync)
+        recorded(answer, record).map(BodyExt::boxed_unsync)
     }
 
     /// A balancer that asks `policy` and `registry`. `policy_name` is what status reports call it.
@@ -293,10 +295,10 @@ impl ProxyConfig {
         RetryConfig { most: self.retries, share, reserve }
     }
 
-    /// How long a worker may be silent during a call, beside the function's own time limit.
-    pub(crate) fn silence_limit(&self) -> Duration {
+    fn limits(&self) -> Limits {
         let seconds = self.timeout_grace_seconds + self.start_allowance_seconds;
-        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+        let silence = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Limits { body: self.body_limit, silence }
     }
 }
 

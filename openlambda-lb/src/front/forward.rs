@@ -12,7 +12,8 @@ use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
 use tokio::time::timeout;
 
-use super::decode::{Call, CallBody};
+use super::body::CallBody;
+use super::decode::Call;
 use super::resolver::Resolution;
 use crate::proxy::HttpClient;
 use crate::workers::connections::SendError;

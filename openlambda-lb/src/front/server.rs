@@ -28,9 +28,8 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
 use super::cors::Caller;
-use super::outcome::{self, ReplyBody};
-use crate::observe::AccessLog;
-use crate::observe::telemetry::{Record, Subject};
+use super::reply::{ReplyBody, recorded};
+use crate::observe::{AccessLog, Record, Subject};
 use crate::proxy::Proxy;
 use crate::workers::membership::HEARTBEAT;
 
@@ -211,7 +210,7 @@ impl Proxy {
         let answer = answer.unwrap_or_else(|failure| wire::failure_response(&failure, Some(&id)));
         let mut answer = answer.map(ReplyBody::of);
         answer.headers_mut().insert(wire::REQUEST_ID, wire::id_value(&id));
-        outcome::recorded(answer, record).map(BodyExt::boxed_unsync)
+        recorded(answer, record).map(BodyExt::boxed_unsync)
     }
 
     /// Everything that is counted, in Prometheus' text format.
@@ -286,7 +285,7 @@ impl Proxy {
             let text = std::str::from_utf8(&body).unwrap_or_default().trim();
             let reference: FunctionRef = text.parse().map_err(|error| bad(format!("{error}")))?;
             let resolution = self.resolver.refresh(&reference).await?;
-            Ok(wire::json_response(&resolution.resolved))
+            Ok(wire::json_response(resolution.resolved()))
         };
         answer.await.unwrap_or_else(|failure: Failure| wire::failure_response(&failure, None))
     }

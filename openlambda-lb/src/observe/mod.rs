@@ -1,6 +1,9 @@
 //! What is kept of requests when they are over: counts, and lines of the access log.
 
 mod access_log;
-pub(crate) mod telemetry;
+mod line;
+mod telemetry;
+mod writer;
 
 pub use self::access_log::AccessLog;
+pub(crate) use self::telemetry::{Record, Subject, Telemetry};

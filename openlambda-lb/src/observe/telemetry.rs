@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use openlambda_core::failure::FailureKind;
+use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::{RequestId, StartKind};
 use openlambda_core::metrics::{CallMetrics, FunctionCalls, Outcome};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
 
-use super::access_log::{self, AccessLog, Line, PhasesMs};
-use crate::front::decode::BytesTaken;
-use crate::front::resolver::Resolution;
-use crate::workers::selector::Peer;
+use super::access_log::AccessLog;
+use super::line::{Line, PhasesMs, shown, trace_of};
+use crate::front::body::BytesTaken;
 
 /// Where records go.
 #[derive(Debug)]
@@ -50,10 +50,10 @@ impl Telemetry {
                 time_ms: self.clock.unix_millis(),
                 // One call too many is never looked at more closely.
                 request_id: wire::request_id_of(request.headers()).ok().flatten(),
-                trace_id: traceparent.and_then(access_log::trace_of).map(str::to_owned),
+                trace_id: traceparent.and_then(trace_of).map(str::to_owned),
                 client: peer.ip().to_canonical(),
                 method: request.method().to_string(),
-                path: access_log::shown(request.uri().path()),
+                path: shown(request.uri().path()),
                 function: None,
                 version: None,
                 worker: None,
@@ -134,12 +134,17 @@ impl Record {
         }
     }
 
-    /// It is known which function it is.
-    pub(crate) fn resolved(&mut self, function: &Resolution) {
-        self.function = Some(Arc::clone(&function.calls));
+    /// It is known which function it is, and where its calls are counted.
+    pub(crate) fn resolved(
+        &mut self,
+        name: &FunctionName,
+        version: Version,
+        calls: &Arc<FunctionCalls>,
+    ) {
+        self.function = Some(Arc::clone(calls));
         if let Some(line) = &mut self.line {
-            line.function = Some(function.resolved.name.clone());
-            line.version = Some(function.resolved.version);
+            line.function = Some(name.clone());
+            line.version = Some(version);
         }
     }
 
@@ -161,9 +166,9 @@ impl Record {
         }
     }
 
-    pub(crate) fn tried(&mut self, worker: &Peer) {
+    pub(crate) fn tried(&mut self, worker: &str) {
         if let Some(line) = &mut self.line {
-            line.worker = Some(worker.name.to_string());
+            line.worker = Some(worker.to_owned());
         }
     }
 

@@ -27,8 +27,8 @@ use openlambda_core::wire::{self, BalancerStatus, Reservation, ReservationKey, W
 use tokio::sync::{Notify, oneshot};
 
 use super::connections::Connections;
+use super::deployed::Deployed;
 use crate::balancer::{Balancer, BalancerOutput};
-use crate::front::resolver::Resolution;
 use crate::proxy::HttpClient;
 
 /// A worker that has not answered a probe by then is decided about without it.
@@ -69,7 +69,7 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     bound: oneshot::Sender<Result<Bound, Refusal>>,
-    function: Arc<Resolution>,
+    function: Arc<Deployed>,
     until: Time,
     /// Some worker was asked for a reservation.
     reserved: bool,
@@ -137,7 +137,7 @@ impl Selector {
     }
 
     /// A call came in.
-    pub(crate) fn arrive(self: &Arc<Self>, function: &Arc<Resolution>) -> Route {
+    pub(crate) fn arrive(self: &Arc<Self>, function: &Arc<Deployed>) -> Route {
         let ticket = self.with(|state, _| {
             let id = *function.id.get_or_init(|| {
                 let id = state.balancer.function(&function.resolved.name);
@@ -464,7 +464,7 @@ impl Waiting {
 pub(crate) struct Route {
     selector: Arc<Selector>,
     ticket: Ticket,
-    function: Arc<Resolution>,
+    function: Arc<Deployed>,
     /// How workers know of the call already. Also for a retry: its worker may have a reservation
     /// whose cancellation is on its way.
     reservation: Option<HeaderValue>,

@@ -1,0 +1,188 @@
+//! The body of a call, which several attempts may send: [`CallBody`].
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use openlambda_core::failure::{Failure, FailureKind, Started, chain};
+use openlambda_core::invocation::{Body, BoxError};
+use openlambda_core::wire;
+
+use super::limits::{BODY_PATIENCE, KEPT_BODY};
+
+/// The body of a call, for one attempt after another.
+#[derive(Debug)]
+pub(crate) enum CallBody {
+    /// At hand: each attempt gets all of it.
+    Kept(Bytes),
+    /// On its way: an attempt gets it only if no other one has taken any of it.
+    Stream(StreamedBody),
+}
+
+/// A body that streams through, within its limit.
+struct Stream {
+    body: Body,
+    limit: u64,
+    taken: u64,
+    begun: bool,
+    /// The worker wants more of it and the client has not sent it yet.
+    awaited: bool,
+    /// The attempt that may take from it; handles of earlier ones find it closed.
+    attempt: u32,
+    /// What is wrong with it, once something is.
+    failure: Option<Failure>,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+impl CallBody {
+    /// Reads the body if it is small, and else lets it stream; up to `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// A small one broke off, or did not come in time.
+    pub(super) async fn read(body: Body, limit: u64) -> Result<Self, Failure> {
+        if body.size_hint().exact().is_none_or(|length| length > KEPT_BODY) {
+            let stream = Stream {
+                body,
+                limit,
+                taken: 0,
+                begun: false,
+                awaited: false,
+                attempt: 0,
+                failure: None,
+            };
+            return Ok(CallBody::Stream(StreamedBody(Arc::new(Mutex::new(stream)))));
+        }
+        match tokio::time::timeout(BODY_PATIENCE, body.collect()).await {
+            Ok(Ok(collected)) => Ok(CallBody::Kept(collected.to_bytes())),
+            Ok(Err(error)) => Err(broken_off(error)),
+            Err(_) => Err(Failure::new(
+                FailureKind::BadRequest,
+                format!("the body did not arrive within {BODY_PATIENCE:?}; send it faster"),
+            )),
+        }
+    }
+
+    /// How much of it came, also later.
+    pub(crate) fn taken(&self) -> BytesTaken {
+        match self {
+            CallBody::Kept(bytes) => BytesTaken { known: bytes.len() as u64, stream: None },
+            CallBody::Stream(stream) => BytesTaken { known: 0, stream: Some(stream.clone()) },
+        }
+    }
+
+    /// Whether another attempt would get all of it.
+    pub(crate) fn can_be_sent_again(&self) -> bool {
+        match self {
+            CallBody::Kept(_) => true,
+            CallBody::Stream(stream) => !stream.lock().begun,
+        }
+    }
+}
+
+/// A body on its way, shared by the attempts at sending it.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamedBody(Arc<Mutex<Stream>>);
+
+impl StreamedBody {
+    /// The body for the next attempt.
+    pub(crate) fn next(&self) -> Body {
+        let mut stream = self.lock();
+        stream.attempt += 1;
+        let size = stream.body.size_hint();
+        Handle { attempt: stream.attempt, size, stream: self.clone() }.boxed_unsync()
+    }
+
+    /// Whether the client is late with it.
+    pub(crate) fn awaited(&self) -> bool {
+        self.lock().awaited
+    }
+
+    /// What was wrong with the client's body, if that is why an attempt failed.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.lock().failure.clone()
+    }
+
+    /// No code panics while it holds this lock, and nothing in it could be half done.
+    fn lock(&self) -> MutexGuard<'_, Stream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many bytes of a body came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BytesTaken {
+    known: u64,
+    stream: Option<StreamedBody>,
+}
+
+impl BytesTaken {
+    pub(crate) fn get(&self) -> u64 {
+        self.stream.as_ref().map_or(self.known, |stream| stream.lock().taken)
+    }
+}
+
+fn broken_off(error: BoxError) -> Failure {
+    Failure::new(FailureKind::BadRequest, format!("the body broke off: {}", chain(&*error)))
+}
+
+/// One attempt's access to the client's body.
+struct Handle {
+    attempt: u32,
+    size: SizeHint,
+    stream: StreamedBody,
+}
+
+impl http_body::Body for Handle {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut stream = self.stream.lock();
+        if stream.attempt != self.attempt {
+            return Poll::Ready(Some(Err("another attempt has the body".into())));
+        }
+        let frame = Pin::new(&mut stream.body).poll_frame(cx);
+        stream.awaited = frame.is_pending();
+        let frame = std::task::ready!(frame);
+        stream.begun = true;
+        let failure = match &frame {
+            None => return Poll::Ready(None),
+            Some(Ok(frame)) => {
+                stream.taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+                (stream.taken > stream.limit).then(|| wire::body_too_large(stream.limit))
+            }
+            Some(Err(error)) => {
+                Some(Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}")))
+            }
+        };
+        match failure {
+            None => Poll::Ready(frame),
+            Some(failure) => {
+                // The worker may have begun with what it got so far.
+                let failure = failure.started(Started::Maybe);
+                stream.failure = Some(failure.clone());
+                Poll::Ready(Some(Err(failure.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.lock().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size
+    }
+}
