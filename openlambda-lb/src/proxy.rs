@@ -25,19 +25,17 @@
 //! # Limits
 //!
 //! Paths below `/internal/` are answered to clients on this machine only, and not to what has come
-//! through another proxy or is asked by a page in a browser; for others they do not exist. Workers on other machines are named in [`ProxyConfig::workers`].
+//! through another proxy or is asked by a page in a browser; for others they do not exist. Workers on
+//! other machines are named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::balancing::retry::{FailedAttempt, RetryConfig, Verdict};
 use openlambda_core::failure::{Failure, FailureKind};
@@ -47,6 +45,7 @@ use openlambda_core::serving::{HttpConfig, Patience};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{self, DEFAULT_BODY_LIMIT};
 use serde::Deserialize;
+use tokio::task::JoinSet;
 
 pub use crate::api::Admin;
 use crate::front::cors::Caller;
@@ -56,9 +55,8 @@ use crate::front::resolver::Resolver;
 use crate::front::{decode, forward, outcome};
 pub use crate::observe::AccessLog;
 use crate::observe::{Record, Subject, Telemetry};
-use crate::workers::connections;
-use crate::workers::membership::Membership;
-use crate::workers::selector::Selector;
+use crate::workers::membership::{Announced, Announcements, Configured, Follower, Source, Watcher};
+use crate::workers::{Route, Selector, SelectorFollower, http_client};
 
 /// The balancer as a server. See the module's documentation.
 #[derive(Debug)]
@@ -69,14 +67,12 @@ pub struct Proxy {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) resolver: Resolver,
     pub(crate) selector: Arc<Selector>,
-    pub(crate) membership: Arc<Membership>,
-    client: HttpClient,
+    pub(crate) announcements: Announcements,
+    /// Those that do not run yet.
+    sources: Mutex<Vec<Box<dyn Source>>>,
     pub(crate) ids: RequestIds,
     pub(crate) stats: Stats,
 }
-
-/// The client for workers, for everything but calls whose body is at hand; see `workers/connections.rs`.
-pub(crate) type HttpClient = Client<HttpConnector, Body>;
 
 impl Proxy {
     /// One invocation, from the client's request to the reply, whose body may still be on its way.
@@ -112,13 +108,12 @@ impl Proxy {
             call.headers.insert(wire::VERSION, function.version.clone());
             // For the worker to tell us of what it tells one balancer alone.
             call.headers.insert(wire::BALANCER, self.selector.header().clone());
-            let mut route = self.selector.arrive(&function.function);
+            let mut route = Route::begin(&self.selector, &function.function);
             loop {
                 let chosen = worker.insert(route.select().await?);
                 record.tried(&chosen.name);
                 let place = route.reservation();
-                let reply =
-                    forward::forward(&self.client, &call, function, chosen, place, &id).await;
+                let reply = forward::forward(&call, function, chosen, place, &id).await;
                 match reply {
                     Ok(mut reply) => {
                         if reply.headers_mut().remove(wire::IDLE).is_some() {
@@ -170,14 +165,12 @@ impl Proxy {
         // Workers keep places by this name, so no two balancers may share it, not even two of one
         // process that began at the same time. It decides nothing.
         let name = format!("{:016x}", RandomState::new().hash_one(run));
-        let (retries, workers) = (config.retries(), client.clone());
-        let selector = Selector::new(policy, seed, retries, name, workers, Arc::clone(&clock));
-        let membership = Membership::new(
-            Arc::clone(&selector),
-            client.clone(),
-            Arc::clone(&clock),
-            Duration::from_secs_f64(config.silence_seconds),
-        );
+        let silence = Duration::try_from_secs_f64(config.silence_seconds).unwrap_or_default();
+        let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), silence);
+        let configured = Configured::new(&config.workers, watcher.clone());
+        let (announcements, announced) = Announced::new(&configured, watcher);
+        let sources: Vec<Box<dyn Source>> = vec![Box::new(configured), Box::new(announced)];
+        let selector = Selector::new(policy, seed, config.retries(), name, client, clock.clone());
         let telemetry = Telemetry::new(Arc::clone(&clock));
         Arc::new(Proxy {
             policy: policy_name.into(),
@@ -185,25 +178,39 @@ impl Proxy {
             registry,
             telemetry,
             selector,
-            membership,
-            client,
+            announcements,
+            sources: Mutex::new(sources),
             ids: RequestIds::new(run),
             stats: Stats::default(),
             config,
         })
     }
 
+    /// Follows the workers that `source` knows as well. Before the balancer serves.
+    pub fn follow(&self, source: impl Source + 'static) {
+        self.sources().push(Box::new(source));
+    }
+
+    /// Has all sources tell the balancer, for as long as it is polled.
+    pub(crate) async fn follow_sources(self: Arc<Self>) {
+        let follower: Arc<dyn Follower> = Arc::new(SelectorFollower::new(self.selector.clone()));
+        let mut tasks = JoinSet::new();
+        for source in std::mem::take(&mut *self.sources()) {
+            let follower = Arc::clone(&follower);
+            tasks.spawn(async move { source.run(follower).await });
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// No code panics while it holds this lock.
+    fn sources(&self) -> MutexGuard<'_, Vec<Box<dyn Source>>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes a line for each request to `log` from now on. The first log that is given stays.
     pub fn write_access_log(&self, log: AccessLog) {
         let _ = self.telemetry.log.set(log);
     }
-}
-
-fn http_client() -> HttpClient {
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(connections::MOST_IDLE)
-        .build(connections::connector())
 }
 
 /// How a [`Proxy`] behaves. Every field has a default.

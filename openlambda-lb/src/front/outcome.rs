@@ -11,7 +11,7 @@ use openlambda_core::wire;
 use super::reply::ReplyBody;
 use super::resolver::Resolution;
 use crate::proxy::Stats;
-use crate::workers::selector::{Peer, Route};
+use crate::workers::{Peer, Route};
 
 /// The reply on its way to the client. The call counts as in flight until its body ended.
 pub(crate) fn stream(

@@ -12,7 +12,7 @@ use openlambda_core::metrics::Outcome;
 use tokio::time::Sleep;
 
 use crate::observe::Record;
-use crate::workers::selector::Route;
+use crate::workers::Route;
 
 /// A reply's body, which ends the call when it ends.
 pub(crate) struct ReplyBody {

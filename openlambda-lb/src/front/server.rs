@@ -50,7 +50,7 @@ impl Proxy {
         background.spawn(Arc::clone(&self.selector).run_timer());
         let proxy = Arc::clone(&self);
         background.spawn(async move { proxy.resolver.follow().await });
-        self.membership.start(&self.config.workers);
+        background.spawn(Arc::clone(&self).follow_sources());
 
         let invocations = self.invocations();
         let welcome = |client: &Patient<Stream>| {
@@ -63,7 +63,7 @@ impl Proxy {
         };
         let door = Door::new(listener, self.config.patience());
         HttpServer::new(door, self.config.http()).run(welcome, shutdown).await;
-        self.membership.stop();
+        background.shutdown().await;
         let flushed = tokio::task::spawn_blocking(move || {
             if let Some(log) = self.telemetry.log.get() {
                 log.flush();
@@ -76,7 +76,7 @@ impl Proxy {
     /// call it. Never resolves while nobody [serves](Self::serve).
     pub async fn ready(&self, workers: u64) {
         // Asked again and again: this is for the moment of a start, and calls pay nothing for it.
-        while self.selector.counts()[0] < workers {
+        while self.selector.counts().ready < workers {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -154,11 +154,11 @@ impl Proxy {
     }
 
     fn readiness(&self) -> Response<Body> {
-        let [ready, known, ..] = self.selector.counts();
-        if ready > 0 {
-            return wire::json_response(&json!({ "ready": true, "workers": ready }));
+        let counts = self.selector.counts();
+        if counts.ready > 0 {
+            return wire::json_response(&json!({ "ready": true, "workers": counts.ready }));
         }
-        let reason = match known {
+        let reason = match counts.workers {
             0 => "no worker has announced itself; start one, or see `ol status`".to_owned(),
             n => format!("none of the {n} workers is ready; `ol status` shows them"),
         };
@@ -168,7 +168,7 @@ impl Proxy {
     }
 
     fn counts(&self) -> serde_json::Value {
-        let [ready, known, in_flight, held, tickets, defects] = self.selector.counts();
+        let counts = self.selector.counts();
         let failures: serde_json::Map<_, _> = FailureKind::ALL
             .iter()
             .zip(&self.stats.failures)
@@ -181,12 +181,12 @@ impl Proxy {
             "calls": self.stats.calls.load(Ordering::Relaxed),
             "retries": self.selector.retries().retries,
             "failures": failures,
-            "in_flight": in_flight,
-            "held": held,
-            "tickets": tickets,
-            "workers": known,
-            "workers_ready": ready,
-            "policy_defects": defects,
+            "in_flight": counts.in_flight,
+            "held": counts.held,
+            "tickets": counts.tickets,
+            "workers": counts.workers,
+            "workers_ready": counts.ready,
+            "policy_defects": counts.defects,
         })
     }
 
@@ -215,13 +215,13 @@ impl Proxy {
 
     /// Everything that is counted, in Prometheus' text format.
     fn metrics(&self) -> String {
-        let [_, _, in_flight, held, _, defects] = self.selector.counts();
+        let counts = self.selector.counts();
         let mut text = Text::of("balancer");
         self.telemetry.calls.write(&mut text, self.telemetry.now());
         let help = "Invocations that were sent to a worker and are not over.";
-        text.gauge("ol_invocations_in_flight", help, in_flight);
+        text.gauge("ol_invocations_in_flight", help, counts.in_flight);
         let help = "Invocations that the policy has not sent to a worker yet.";
-        text.gauge("ol_invocations_held", help, held);
+        text.gauge("ol_invocations_held", help, counts.held);
         let help = "Attempts at another worker, for calls that had not started.";
         let retries = self.selector.retries();
         text.counter("ol_retries_total", help, retries.retries);
@@ -242,7 +242,7 @@ impl Proxy {
             decisions.sample(&[("policy", &self.policy), ("decision", decision)], count);
         }
         let help = "How often the policy broke its contract.";
-        text.counter("ol_policy_defects_total", help, defects);
+        text.counter("ol_policy_defects_total", help, counts.defects);
         let dropped = self.telemetry.log.get().map_or(0, AccessLog::dropped);
         let help = "Lines of the access log that could not be written.";
         text.counter("ol_access_log_dropped_total", help, dropped);
@@ -278,7 +278,7 @@ impl Proxy {
             if path == wire::ANNOUNCE_PATH {
                 let announcement: Announcement = serde_json::from_slice(&body)
                     .map_err(|error| bad(format!("this is no announcement: {error}")))?;
-                self.membership.announced(announcement)?;
+                self.announcements.take(announcement)?;
                 let seconds = HEARTBEAT.as_secs_f64();
                 return Ok(wire::json_response(&json!({ "heartbeat_seconds": seconds })));
             }

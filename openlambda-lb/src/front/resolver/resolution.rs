@@ -8,7 +8,7 @@ use openlambda_core::metrics::FunctionCalls;
 use openlambda_core::registry::Resolved;
 
 use crate::front::cors::Cors;
-use crate::workers::deployed::Deployed;
+use crate::workers::Deployed;
 
 /// What a reference means, in the forms that the later hops need.
 #[derive(Debug)]
