@@ -15,6 +15,8 @@ pub use openlambda_core::balancing::driver as balancer;
 #[cfg(feature = "proxy")]
 mod api;
 #[cfg(feature = "proxy")]
+mod config;
+#[cfg(feature = "proxy")]
 mod front;
 #[cfg(feature = "proxy")]
 mod observe;

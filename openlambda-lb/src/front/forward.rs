@@ -25,7 +25,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// With what is known of its start: a refusal by the worker, that it cannot be reached, that the
 /// connection broke, that it is silent for too long, that the client's own body is at fault.
-pub(crate) async fn forward(
+pub(super) async fn forward(
     call: &Call,
     function: &Resolution,
     worker: &Peer,

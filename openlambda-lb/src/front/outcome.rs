@@ -1,6 +1,5 @@
 //! From a worker's reply, or a failure, to what the client gets: the last hop.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{Response, header};
@@ -10,11 +9,11 @@ use openlambda_core::wire;
 
 use super::reply::ReplyBody;
 use super::resolver::Resolution;
-use crate::proxy::Stats;
+use crate::observe::Stats;
 use crate::workers::{Peer, Route};
 
 /// The reply on its way to the client. The call counts as in flight until its body ended.
-pub(crate) fn stream(
+pub(super) fn stream(
     reply: Response<Body>,
     route: Route,
     limit: Duration,
@@ -36,13 +35,13 @@ pub(crate) fn stream(
 }
 
 /// The answer to the client, with what each answer carries.
-pub(crate) fn answer(
+pub(super) fn answer(
     result: Result<Response<ReplyBody>, Failure>,
     id: &RequestId,
     worker: Option<&Peer>,
     stats: &Stats,
 ) -> Response<ReplyBody> {
-    stats.calls.fetch_add(1, Ordering::Relaxed);
+    stats.answered();
     let mut response = match result {
         Ok(response) => response,
         Err(failure) => {

@@ -2,8 +2,10 @@
 
 mod access_log;
 mod line;
+mod stats;
 mod telemetry;
 mod writer;
 
 pub use self::access_log::AccessLog;
+pub(crate) use self::stats::Stats;
 pub(crate) use self::telemetry::{Record, Subject, Telemetry};

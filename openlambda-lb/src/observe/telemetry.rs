@@ -117,20 +117,12 @@ impl Record {
         }
     }
 
-    /// Whoever drops it before [`taken`](Self::taken) has refused the call: one too many.
-    pub(crate) fn refused_unless_taken(&mut self) {
+    /// The call is one too many, and nobody answers it.
+    pub(crate) fn refused(mut self) {
         self.failure = Some(FailureKind::NoWorker);
         if let Some(line) = &mut self.line {
             line.status = Some(wire::status_of(FailureKind::NoWorker).as_u16());
             line.error = Some("balancer".to_owned());
-        }
-    }
-
-    /// Somebody answers the call. Until the reply, whoever drops it has left.
-    pub(crate) fn taken(&mut self) {
-        self.failure = None;
-        if let Some(line) = &mut self.line {
-            (line.status, line.error) = (None, None);
         }
     }
 
