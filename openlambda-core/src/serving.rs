@@ -1,5 +1,6 @@
-//! A server in a task of this process: [`Serving`]; and what every server has at its [`Door`]: a
-//! bound of connections, and only so much patience for [each](Patient).
+//! A server in a task of this process: [`Serving`]; what every server has at its [`Door`]: a bound of
+//! connections, and only so much patience for [each](Patient); and the one loop that answers HTTP there,
+//! [`HttpServer`].
 //!
 //! Whatever serves here takes a listener and a future that says when to stop: the worker, the
 //! balancer, the native registry. A program that embeds a cluster runs several of them beside each
@@ -16,6 +17,7 @@
 //! ```
 
 mod door;
+mod http;
 pub mod local;
 mod patient;
 mod quiet;
@@ -32,6 +34,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use self::door::{Door, Patience};
+pub use self::http::{HttpConfig, HttpServer};
 pub use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};

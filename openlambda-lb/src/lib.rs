@@ -4,7 +4,8 @@
 //!   which makes one from its name and parameters;
 //! * [`balancer`]: the state machine around a policy. It lives in `openlambda_core`, beside the
 //!   contract, so that the conformance suite can drive any policy with it;
-//! * [`proxy`] (feature `proxy`): the HTTP reverse proxy.
+//! * [`proxy`] (feature `proxy`): the balancer as a server, or inside of a program;
+//! * [`workers`] (feature `proxy`): the live cluster behind it, and where its workers come from.
 //!
 //! Without the feature `proxy` the crate has neither tokio nor hyper: the simulator and the benches
 //! use it so.
@@ -12,7 +13,15 @@
 pub use openlambda_core::balancing::driver as balancer;
 
 #[cfg(feature = "proxy")]
-mod membership;
+mod api;
+#[cfg(feature = "proxy")]
+mod config;
+#[cfg(feature = "proxy")]
+mod front;
+#[cfg(feature = "proxy")]
+mod observe;
 pub mod policies;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+#[cfg(feature = "proxy")]
+pub mod workers;

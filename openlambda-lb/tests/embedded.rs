@@ -5,12 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
+use openlambda_core::invocation::full_body;
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::serving::Serving;
 use openlambda_core::time::SystemClock;
 use openlambda_core::worker::{Worker, WorkerConfig};
 use openlambda_lb::policies::RoundRobin;
 use openlambda_lb::proxy::{Proxy, ProxyConfig};
+use openlambda_lb::workers::membership::{Follower, Source};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -83,6 +89,59 @@ async fn calls_go_to_a_worker_on_the_same_machine_by_a_local_socket() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("no socket is left");
+}
+
+/// Workers that this program knows of by itself.
+#[derive(Debug)]
+struct Known(Vec<Arc<Member>>);
+
+#[async_trait]
+impl Source for Known {
+    async fn run(self: Box<Self>, follower: Arc<dyn Follower>) {
+        for worker in self.0 {
+            follower.apply(ClusterEvent::new(worker, Change::Joined));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_calls_the_balancer_inside_of_it_without_a_server() {
+    let clock = Arc::new(SystemClock::new());
+    let registry = Arc::new(MemoryRegistry::new());
+    let code = tempfile::tempdir().unwrap();
+    std::fs::write(code.path().join("f.py"), "").unwrap();
+    let name = "echo".parse().unwrap();
+    registry.publish_dir(&name, code.path()).await.unwrap();
+    let factory = Arc::new(MemorySandboxFactory::new());
+    factory.register_async(name, |event| async { Ok(event) });
+    let config = WorkerConfig::new("worker", code.path().join("worker"));
+    let worker = Worker::start(config, factory, registry.clone(), clock.clone()).await.unwrap();
+    let worker = Serving::start(async move |listener, stop| worker.serve(listener, stop).await);
+    let worker = worker.unwrap();
+
+    let policy = Box::new(RoundRobin::new());
+    let proxy = Proxy::new(ProxyConfig::default(), "round-robin", policy, registry, clock);
+    let address = worker.url().strip_prefix("http://").unwrap().parse().unwrap();
+    let member = Member::new(WorkerInfo::new("worker", 4), 1, address);
+    proxy.follow(Known(vec![Arc::new(member)]));
+    let runs = Arc::clone(&proxy);
+    let runs = tokio::spawn(async move { runs.run().await });
+    proxy.ready(1).await;
+
+    let call = async |function: &str, event: &'static str| {
+        let request = Request::post(format!("/run/{function}")).body(full_body(event)).unwrap();
+        let (parts, body) = proxy.call(request, ([127, 0, 0, 1], 1).into()).await.into_parts();
+        let by = parts.headers.get("x-openlambda-worker").cloned();
+        (parts.status, by, body.collect().await.unwrap().to_bytes())
+    };
+    for start in ["cold", "warm"] {
+        let (status, by, reply) = call("echo", r#"{"one": 1}"#).await;
+        assert_eq!((status, &reply[..]), (StatusCode::OK, &br#"{"one": 1}"#[..]), "{start}");
+        assert_eq!(by.unwrap(), "worker");
+    }
+    assert_eq!(call("nothing", "").await.0, StatusCode::NOT_FOUND);
+    runs.abort();
+    worker.stop().await.unwrap();
 }
 
 /// How many sockets there are at the name of the worker with this port.

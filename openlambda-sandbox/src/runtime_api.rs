@@ -34,14 +34,14 @@ use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::{Body, Completion, Invocation, Reply, RequestHead, RequestId};
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
-use openlambda_core::serving::{Quiet, Stream};
+use openlambda_core::serving::{Door, Patience};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use self::answer::Claim;
-use self::connection::{Peer, Refusal, converse};
+use self::connection::{Peer, Refusal};
 use crate::event;
 use crate::output::{FunctionOutput, Running};
 use crate::raw;
@@ -353,39 +353,14 @@ impl RuntimeApi {
     /// Serves the code on `listener`, until what is returned is dropped. Must be called within a
     /// tokio runtime.
     pub fn serve(&self, listener: Listener) -> Serving {
-        // Each slot needs one connection; a few more are for clients that open one per request.
-        let most = Arc::new(Semaphore::new(self.shared.config.slots as usize + 32));
-        let shared = Arc::clone(&self.shared);
-        let accept = async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let Ok(permit) = Arc::clone(&most).acquire_owned().await else { return };
-                let accepted = match &listener {
-                    Listener::Unix(listener) => {
-                        let accepted = listener.accept().await;
-                        accepted.and_then(|(stream, _)| Ok(Stream::Local(Quiet::new(stream)?)))
-                    }
-                    Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                        let _ = stream.set_nodelay(true);
-                        Stream::Tcp(stream)
-                    }),
-                };
-                let shared = Arc::clone(&shared);
-                match accepted {
-                    Ok(stream) => connections.spawn(async move {
-                        let _permit = permit;
-                        converse(shared, stream).await;
-                    }),
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection from a sandbox");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                };
-                while connections.try_join_next().is_some() {}
-            }
+        // Each slot needs one connection; a few more are for clients that open one per request. None is
+        // given up: `next` is a long poll, and a handler may take its time to stream.
+        let patience = Patience::without_end(self.shared.config.slots as usize + 32);
+        let door = match listener {
+            Listener::Unix(listener) => Door::within(listener, patience),
+            Listener::Tcp(listener) => Door::new(listener, patience),
         };
-        Serving(tokio::spawn(accept))
+        Serving(tokio::spawn(connection::serve(Arc::clone(&self.shared), door)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The balancers' shell: carries out what the pure [`Balancer`] decides, as `proxy/` does in the live
+//! The balancers' shell: carries out what the pure [`Balancer`] decides, as `workers/` does in the live
 //! system.
 
 use openlambda_core::balancing::driver::{Balancer, BalancerOutput};

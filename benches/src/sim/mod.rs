@@ -3,7 +3,7 @@
 //! [`simulate`] plays a [`Workload`](crate::workload::Workload) against one or more
 //! [`Balancer`](openlambda_core::balancing::driver::Balancer)s with a policy each and any number of
 //! workers, each of them a [`WorkerCore`](openlambda_core::worker_core::WorkerCore): the very types that
-//! serve live traffic. What is here is their shell, as `proxy/` and `worker/dispatch.rs` are in the live
+//! serve live traffic. What is here is their shell, as `workers/` and `worker/dispatch.rs` are in the live
 //! system, and decides nothing: a delay for each thing that the deciders want done, and a calendar instead
 //! of a clock. What the world does is modelled by a few durations: a hop of the network, a pull, a start,
 //! the handler's own time; and by what [goes wrong](Faults).

@@ -19,6 +19,7 @@
 
 mod cluster;
 pub mod driver;
+mod event;
 mod idle;
 mod latency;
 pub mod retry;
@@ -27,6 +28,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use cluster::{Cluster, ClusterView, WorkerInfo, WorkerView};
+pub use event::{Change, ClusterEvent, Member};
 pub use latency::LatencyByLoad;
 use serde::{Deserialize, Serialize};
 

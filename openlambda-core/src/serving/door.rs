@@ -1,5 +1,6 @@
 //! Where a server's connections come in: [`Door`].
 
+use std::future::pending;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_core::Stream as Sequence;
 use futures_util::future::select;
+use futures_util::stream;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
@@ -17,7 +20,8 @@ use super::{Patient, Quiet, Stream};
 /// descriptors: calls that end give some back.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// How a server treats clients that are many or slow. Every field has a default.
+/// How a server treats clients that are many or slow. Every field has a default; a time of
+/// [`Duration::MAX`] is for ever.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Patience {
@@ -39,10 +43,17 @@ impl Default for Patience {
     }
 }
 
-/// A listener that counts what it lets in.
+impl Patience {
+    /// No time is too long: for clients whose protocol has them wait, and whose end is known otherwise.
+    pub fn without_end(most_connections: usize) -> Self {
+        Patience { most_connections, head: Duration::MAX, write: Duration::MAX }
+    }
+}
+
+/// Listeners that count what they let in.
 #[derive(Debug)]
 pub struct Door {
-    listener: TcpListener,
+    tcp: Option<TcpListener>,
     local: Option<UnixListener>,
     local_first: AtomicBool,
     patience: Patience,
@@ -50,16 +61,36 @@ pub struct Door {
 }
 
 impl Door {
-    /// Lets clients in from `listener`.
+    /// Lets clients in by TCP.
     pub fn new(listener: TcpListener, patience: Patience) -> Self {
-        let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
-        let (local, local_first) = (None, AtomicBool::new(false));
-        Door { listener, local, local_first, patience, places: Arc::new(Semaphore::new(most)) }
+        Door::of(Some(listener), None, patience)
+    }
+
+    /// Lets clients in by a Unix socket alone.
+    pub fn within(listener: UnixListener, patience: Patience) -> Self {
+        Door::of(None, Some(listener), patience)
     }
 
     /// Lets clients in by a [local](super::local) socket, too.
     pub fn and_local(self, local: UnixListener) -> Self {
         Door { local: Some(local), ..self }
+    }
+
+    fn of(tcp: Option<TcpListener>, local: Option<UnixListener>, patience: Patience) -> Self {
+        let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
+        let (local_first, places) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
+        Door { tcp, local, local_first, patience, places }
+    }
+
+    /// How the server treats who comes in.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// The connections one after another, without an end, for a server that does not speak HTTP/1.1 and
+    /// accepts by itself; [`HttpServer`](super::HttpServer) is for those that do. What fails is logged.
+    pub fn into_connections(self) -> impl Sequence<Item = Patient<Stream>> + Send {
+        stream::unfold(self, |door| async move { Some((door.accept(cannot_accept).await, door)) })
     }
 
     /// The next connection, when there is a place for it. A failure of the system's is passed to
@@ -84,7 +115,8 @@ impl Door {
 
     async fn next(&self) -> io::Result<(Stream, SocketAddr)> {
         let tcp = async {
-            let (stream, peer) = self.listener.accept().await?;
+            let Some(listener) = &self.tcp else { return pending().await };
+            let (stream, peer) = listener.accept().await?;
             // Replies are written in whole pieces; waiting for more only delays them.
             let _ = stream.set_nodelay(true);
             Ok((Stream::Tcp(stream), peer))
@@ -101,6 +133,11 @@ impl Door {
             select(pin!(tcp), pin!(local)).await.factor_first().0
         }
     }
+}
+
+/// What servers say of a connection that the system does not give them.
+pub(super) fn cannot_accept(error: io::Error) {
+    tracing::warn!(%error, "cannot accept a connection; trying again");
 }
 
 #[cfg(test)]

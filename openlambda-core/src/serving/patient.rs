@@ -31,7 +31,7 @@ pub struct Patient<T> {
 
 impl<T> Patient<T> {
     /// `greeting`: how long the client may say nothing at first; `write`: how long it may take
-    /// nothing. Must be called within a tokio runtime with time.
+    /// nothing; [`Duration::MAX`] is for ever. Must be called within a tokio runtime with time.
     pub(super) fn new(
         stream: T,
         peer: SocketAddr,
@@ -39,13 +39,18 @@ impl<T> Patient<T> {
         write: Duration,
         place: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        let greeting = Some(Box::pin(tokio::time::sleep(greeting)));
+        let greeting = (greeting < Duration::MAX).then(|| Box::pin(tokio::time::sleep(greeting)));
         Patient { stream, peer, greeting, limit: write, waits: None, _place: place }
     }
 
     /// Who is at the other end. Who came by a local socket is at 127.0.0.1, without a port.
     pub fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The connection itself.
+    pub fn get_ref(&self) -> &T {
+        &self.stream
     }
 
     fn bounded<R>(
@@ -58,6 +63,9 @@ impl<T> Patient<T> {
             return written;
         }
         let limit = self.limit;
+        if limit == Duration::MAX {
+            return Poll::Pending;
+        }
         let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(waits.as_mut().poll(cx));
         Poll::Ready(Err(timed_out(format!("the client took nothing for {limit:?}"))))

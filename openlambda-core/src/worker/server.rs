@@ -9,7 +9,6 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -18,8 +17,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper::service::service_fn;
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
@@ -35,7 +33,7 @@ use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
 use crate::scheduler::Counts;
-use crate::serving::{Door, Steady, SteadyBody};
+use crate::serving::{Door, HttpConfig, HttpServer, Patient, SteadyBody, Stream};
 use crate::wire::{self, Reservation, ReservationKey};
 use crate::worker_core::StreamId;
 
@@ -398,39 +396,17 @@ pub(super) async fn serve(
     local: Option<UnixListener>,
     over: impl Future<Output = ()>,
 ) {
-    let mut over = std::pin::pin!(over);
-    let connections = GracefulShutdown::new();
-    let head = shared.config.patience.head;
     let mut door = Door::new(listener, shared.config.patience.clone());
     if let Some(local) = local {
         door = door.and_local(local);
     }
-    loop {
-        let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
-        let stream = tokio::select! {
-            stream = door.accept(failed) => stream,
-            () = &mut over => break,
-        };
+    let config = HttpConfig { header_limit: Some(HEADER_LIMIT), ..HttpConfig::default() };
+    let welcome = |_: &Patient<Stream>| {
         let shared = shared.clone();
-        let service = hyper::service::service_fn(move |request| {
+        Ok(service_fn(move |request| {
             let shared = shared.clone();
             async move { Ok::<_, Infallible>(answer(shared, request).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(head)
-            .max_buf_size(HEADER_LIMIT)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = Steady::new(connection).await {
-                tracing::debug!(error = crate::failure::chain(&error), "a connection ended");
-            }
-        });
-    }
-    drop(door);
-    let closed = tokio::time::timeout(Duration::from_secs(5), connections.shutdown()).await;
-    if closed.is_err() {
-        tracing::warn!("connections were still open at the end and were cut");
-    }
+        }))
+    };
+    HttpServer::new(door, config).run(welcome, over).await;
 }

@@ -46,11 +46,8 @@ pub async fn serve(
     let service = Service { registry, stopped };
     let service = v1::registry_server::RegistryServer::new(service);
     let door = Door::new(listener, Patience::default());
-    let incoming = stream::unfold(door, |door| async move {
-        let failed = |error| tracing::warn!(%error, "cannot accept a connection; trying again");
-        let connection = door.accept(failed).await;
-        Some((Ok::<_, std::io::Error>(Caller(connection)), door))
-    });
+    let incoming = door.into_connections();
+    let incoming = incoming.map(|connection| Ok::<_, std::io::Error>(Caller(connection)));
     let stop = async move {
         stop.await;
         stopping.send_replace(true);

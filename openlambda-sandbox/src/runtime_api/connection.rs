@@ -1,19 +1,19 @@
 //! The code's end of the conversation as HTTP/1.1: connections, paths, refusals.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use openlambda_core::serving::{Steady, Stream};
+use openlambda_core::serving::{Door, HttpConfig, HttpServer, Patient, Stream};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -23,29 +23,26 @@ use crate::raw;
 
 const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
 
-pub(super) async fn converse(shared: Arc<Shared>, stream: Stream) {
-    let peer = match stream.as_fd().try_clone_to_owned() {
-        Ok(fd) => Arc::new(Peer(fd)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot serve a connection from a sandbox");
-            return;
-        }
+/// Serves the code, until this is dropped.
+pub(super) async fn serve(shared: Arc<Shared>, door: Door) {
+    let mut config = HttpConfig::default();
+    // Clients have a clock, and each line of a head is one to take apart.
+    config.date = false;
+    // When the code is gone, nobody is left to be answered.
+    config.drain = Duration::ZERO;
+    let welcome = |client: &Patient<Stream>| {
+        let peer = Arc::new(Peer(client.get_ref().as_fd().try_clone_to_owned()?));
+        let shared = Arc::clone(&shared);
+        Ok(service_fn(move |request| {
+            let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
+            async move {
+                let answer = route(shared, &peer, request).await;
+                Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
+            }
+        }))
     };
-    let service = service_fn(|request| {
-        let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
-        async move {
-            let answer = route(shared, &peer, request).await;
-            Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
-        }
-    });
-    // No read limits: `next` is a long poll, and a handler may take its time to stream.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        // Clients have a clock, and each line of a head is one to take apart.
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is told by what it leaves unanswered.
-    let _ = Steady::new(connection).await;
+    HttpServer::new(door, config).run(welcome, pending()).await;
 }
 
 /// The other end of a connection.

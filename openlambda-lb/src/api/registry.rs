@@ -12,130 +12,73 @@
 //! `/ns/<namespace>`. Failures are those of calls. What was uploaded is checked as every bundle is,
 //! takes effect at the next call, and leaves nothing behind when it is refused.
 //!
-//! # Who may
-//!
-//! [`Admin`] says whether anybody but this machine may. In any case a browser may not on behalf of a
-//! page: not of another origin (cross-site request forgery), not one whose name was pointed to this
-//! machine after it was loaded (DNS rebinding), and not one that a function served from this very
-//! port. Browsers say that a page asks, in `Origin` or `Sec-Fetch-Site`, and by whose name, in `Host`.
+//! Who may is [`Admin`]'s to say.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
-use http::header::{HOST, HeaderMap};
-use http::uri::Authority;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
-use openlambda_core::invocation::{Body, BoxError};
-use openlambda_core::registry::BundleStream;
+use openlambda_core::invocation::{Body, BoxError, RequestIds};
+use openlambda_core::registry::{BundleStream, Registry};
 use openlambda_core::wire::{self, RegistryPath};
-use serde::Deserialize;
 use serde_json::json;
 
-use super::Proxy;
+use super::admin::Admin;
+use crate::front::{ReplyBody, Resolver, recorded};
+use crate::observe::{Subject, Telemetry};
 
 /// How long a client may take to send the next part of a bundle.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Who may read and change the registry over HTTP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Admin {
-    /// Nobody.
-    Off,
-    /// Clients on this machine. One whose request has come through another proxy is not.
-    #[default]
-    Loopback,
-    /// Whoever reaches the balancer.
-    Any,
+/// Answers requests to the registry's paths.
+#[derive(Debug)]
+pub(crate) struct RegistryApi {
+    pub(crate) admin: Admin,
+    /// The largest bundle, bytes as they come.
+    pub(crate) bundle_limit: u64,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) resolver: Arc<Resolver>,
+    pub(crate) ids: Arc<RequestIds>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
-impl fmt::Display for Admin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Admin::Off => "off",
-            Admin::Loopback => "loopback",
-            Admin::Any => "any",
-        })
-    }
-}
-
-impl FromStr for Admin {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Admin::Off),
-            "loopback" => Ok(Admin::Loopback),
-            "any" => Ok(Admin::Any),
-            _ => Err("use off, loopback (clients on this machine) or any".to_owned()),
+impl RegistryApi {
+    /// The answer, with what each answer carries.
+    pub(crate) async fn answer(
+        &self,
+        path: Result<RegistryPath, Failure>,
+        request: Request<Body>,
+        peer: SocketAddr,
+    ) -> Response<Body> {
+        let mut record = self.telemetry.begin(&request, peer, Subject::Other);
+        let id = wire::request_id_of(request.headers()).ok().flatten();
+        let id = id.unwrap_or_else(|| self.ids.next());
+        record.named(&id);
+        let (method, target) = (request.method().clone(), request.uri().path().to_owned());
+        let answer = self.administer(path, request, peer).await;
+        if !matches!(method, Method::GET | Method::HEAD) {
+            let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
+            tracing::info!(%method, path = target, %peer, outcome, "registry request");
         }
+        let answer = answer.unwrap_or_else(|failure| wire::failure_response(&failure, Some(&id)));
+        let mut answer = answer.map(ReplyBody::of);
+        answer.headers_mut().insert(wire::REQUEST_ID, wire::id_value(&id));
+        recorded(answer, record).map(BodyExt::boxed_unsync)
     }
-}
 
-impl Admin {
-    /// Whether a request may pass.
-    fn admit(self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
-        let forbidden = |message: &str| Err(Failure::new(FailureKind::Forbidden, message));
-        match self {
-            Admin::Off => {
-                return forbidden(
-                    "the registry is closed here; use `ol deploy`, or start the \
-                                  balancer with --admin loopback",
-                );
-            }
-            Admin::Loopback => {
-                if !peer.to_canonical().is_loopback() || wire::is_relayed(headers) {
-                    return forbidden(
-                        "the registry is open to clients on the balancer's own \
-                                      machine; start it with --admin any to open it to all",
-                    );
-                }
-                // A name that leads here and is not this machine's own: somebody rebound it.
-                if !by_address(uri, headers) {
-                    return forbidden(
-                        "the registry is reached by this machine's address; use \
-                                      127.0.0.1 or localhost",
-                    );
-                }
-            }
-            Admin::Any => {}
-        }
-        wire::refuse_pages(headers)
-    }
-}
-
-/// Whether the client got here by an address: no name server had a say in who this is. One that does
-/// not say is no browser.
-fn by_address(uri: &Uri, headers: &HeaderMap) -> bool {
-    let hosts = headers.get_all(HOST).iter();
-    let hosts = hosts.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    hosts.chain(uri.authority().cloned().map(Some)).all(|host| {
-        host.is_some_and(|host| {
-            let host = host.host();
-            let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            host.eq_ignore_ascii_case("localhost") || bare.unwrap_or(host).parse::<IpAddr>().is_ok()
-        })
-    })
-}
-
-impl Proxy {
-    /// Answers a request to the registry's paths.
-    pub(super) async fn administer(
+    async fn administer(
         &self,
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
     ) -> Result<Response<Body>, Failure> {
-        self.config.admin.admit(peer.ip(), request.uri(), request.headers())?;
+        self.admin.admit(peer.ip(), request.uri(), request.headers())?;
         let path = path?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.function, path.config) {
@@ -175,7 +118,7 @@ impl Proxy {
         name: FunctionName,
         request: Request<Body>,
     ) -> Result<Response<Body>, Failure> {
-        let limit = self.config.bundle_limit;
+        let limit = self.bundle_limit;
         if wire::declares_more_than(request.headers(), limit) {
             return Err(too_large(limit));
         }
@@ -269,74 +212,6 @@ fn bounded(body: Body, limit: u64, surplus: Arc<AtomicBool>) -> BundleStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn admits(admin: Admin, peer: &str, headers: &[(&'static str, &str)]) -> bool {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(*name, value.parse().unwrap());
-        }
-        admin.admit(peer.parse().unwrap(), &Uri::from_static("/registry/"), &map).is_ok()
-    }
-
-    #[test]
-    fn who_is_who_is_told_by_the_connection() {
-        let host = [("host", "127.0.0.1:8080")];
-        for (admin, here, there) in
-            [(Admin::Off, false, false), (Admin::Loopback, true, false), (Admin::Any, true, true)]
-        {
-            for (peer, may) in [
-                ("127.0.0.1", here),
-                ("::1", here),
-                ("::ffff:127.0.0.1", here),
-                ("10.0.0.7", there),
-            ] {
-                assert_eq!(admits(admin, peer, &host), may, "{admin} {peer}");
-            }
-            assert_eq!(admin.to_string().parse(), Ok(admin));
-        }
-        // Through a proxy on this machine: whoever it comes from.
-        for header in ["x-forwarded-for", "forwarded"] {
-            assert!(!admits(Admin::Loopback, "127.0.0.1", &[host[0], (header, "127.0.0.1")]));
-        }
-        assert!("all".parse::<Admin>().is_err());
-    }
-
-    #[test]
-    fn pages_of_others_may_not() {
-        let may = |admin, host: &str, more: &[(&'static str, &str)]| {
-            let headers: Vec<_> =
-                [("host", host)].into_iter().chain(more.iter().copied()).collect();
-            admits(admin, "127.0.0.1", &headers)
-        };
-        for admin in [Admin::Loopback, Admin::Any] {
-            for host in ["127.0.0.1:8080", "localhost:8080", "[::1]:8080", "LOCALHOST"] {
-                assert!(may(admin, host, &[]), "{host}");
-                // Typed into the address bar.
-                assert!(may(admin, host, &[("sec-fetch-site", "none")]));
-                let own = format!("http://{host}");
-                for origin in ["https://evil.org", "http://localhost:3000", "null", "", &own] {
-                    assert!(!may(admin, host, &[("origin", origin)]), "{host} {origin}");
-                }
-                for site in ["cross-site", "same-site", "same-origin"] {
-                    assert!(!may(admin, host, &[("sec-fetch-site", site)]), "{host} {site}");
-                }
-            }
-            // Rebinding: the page's own name leads here.
-            assert!(!may(admin, "evil.org:8080", &[("origin", "http://evil.org:8080")]));
-        }
-        for host in ["evil.org:8080", "evil org", "127.0.0.1@evil.org", "127.0.0.1.evil.org", ""] {
-            assert!(!may(Admin::Loopback, host, &[]), "{host}");
-        }
-        assert!(!may(Admin::Loopback, "127.0.0.1", &[("host", "evil.org")]));
-        assert!(admits(Admin::Loopback, "127.0.0.1", &[]), "HTTP/1.0 needs no host");
-        // Another machine reaches this one by its name.
-        assert!(may(Admin::Any, "balancer.lan:8080", &[]));
-        // A target in absolute form goes before the header.
-        let mut headers = HeaderMap::new();
-        headers.insert(HOST, "127.0.0.1".parse().unwrap());
-        let uri = Uri::from_static("http://evil.org/registry/");
-        assert!(Admin::Loopback.admit([127, 0, 0, 1].into(), &uri, &headers).is_err());
-    }
 
     #[tokio::test]
     async fn a_bundle_that_is_too_large_breaks_off() {

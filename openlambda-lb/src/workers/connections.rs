@@ -8,12 +8,10 @@
 //! So a client that does not read its reply holds up what is still to be sent of its request. Calls
 //! that stream their body, who may come to that, go by hyper-util's client.
 
-use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
@@ -22,30 +20,14 @@ use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
-use openlambda_core::invocation::BoxError;
 use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use tokio::net::TcpStream;
-use tokio::task::unconstrained;
 use tower::ServiceExt;
 
-/// A connection that was idle for longer is closed. Below the time after which a worker closes one:
-/// a request that is sent at that very moment could not be told from one that had started.
-pub(super) const MOST_IDLE: Duration = Duration::from_secs(5);
-
-/// How long it may take until a worker accepts a connection.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-
-/// What connects to workers: to each address of a name, if need be.
-pub(super) fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_LIMIT));
-    connector
-}
+use super::client::{MOST_IDLE, connector};
+use super::connection::{Connection, SendError};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -64,17 +46,6 @@ pub(crate) struct Connections {
 struct Idle {
     connection: Connection,
     since: Time,
-}
-
-/// Why there is no reply.
-#[derive(Debug)]
-pub(crate) enum SendError {
-    /// There is no connection.
-    Connect(BoxError),
-    /// The connection ended, with nothing of the request written.
-    Unsent(hyper::Error),
-    /// The connection ended, and the worker may have got the request.
-    Broken(hyper::Error),
 }
 
 impl Connections {
@@ -127,21 +98,19 @@ impl Connections {
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if used => request = unsent,
-                    Some(_) => return Err(SendError::Unsent(error.into_error())),
-                    None => return Err(SendError::Broken(error.into_error())),
+                    Some(_) => return Err(SendError::Unsent(error.into_error().into())),
+                    None => return Err(SendError::Broken(error.into_error().into())),
                 },
             }
         }
     }
 
     async fn connect(&self) -> Result<Connection, SendError> {
-        let stream = match self.connect_locally().await {
+        Connection::over(match self.connect_locally().await {
             Some(stream) => Stream::Local(stream),
             None => Stream::Tcp(self.connect_by_tcp().await?),
-        };
-        let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (sender, driver) = handshake.map_err(SendError::Unsent)?;
-        Ok(Connection { sender, driver: Some(Box::new(driver)) })
+        })
+        .await
     }
 
     /// Whatever is wrong with the local socket, the port says what is wrong with the worker.
@@ -168,7 +137,7 @@ impl Connections {
 
     /// Whether it is still open is asked by who takes it.
     fn give_back(&self, connection: Connection) {
-        if connection.driver.is_some() {
+        if !connection.has_ended() {
             let since = self.clock.now();
             self.lock().push(Idle { connection, since });
         }
@@ -205,45 +174,6 @@ fn port_here(authority: &Authority) -> Option<u16> {
     let host = authority.host().trim_matches(['[', ']']);
     let address: IpAddr = host.parse().ok()?;
     authority.port_u16().filter(|_| address.to_canonical().is_loopback())
-}
-
-#[derive(Debug)]
-struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// Dropped when it has ended: with it goes a request that it has not looked at, and whoever sent
-    /// that gets it back.
-    ///
-    /// Boxed: connections move from call to body to pool, and a driver is nearly a kilobyte.
-    driver: Option<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>,
-}
-
-impl Connection {
-    async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
-        // However much else this task has done: a reply that is there is taken.
-        let mut reply = pin!(unconstrained(self.sender.try_send_request(request)));
-        poll_fn(|cx| {
-            self.poll(cx);
-            // It comes by the poll above or not at all; that need not wake us once more.
-            reply.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        })
-        .await
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        if self.driver.as_mut().is_some_and(|driver| Pin::new(&mut **driver).poll(cx).is_ready()) {
-            self.driver = None;
-        }
-    }
-
-    /// Whether another request can be sent: the last reply is at its end, and neither side has
-    /// closed it.
-    fn is_open(&mut self) -> bool {
-        self.poll(&mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && self.sender.is_ready()
-    }
 }
 
 /// The body of a reply, and the connection it comes over.
@@ -305,6 +235,7 @@ impl Drop for WorkerBody {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     use http_body_util::BodyExt;
     use openlambda_core::time::ManualClock;

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use openlambda_core::failure::FailureKind;
+use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::{RequestId, StartKind};
 use openlambda_core::metrics::{CallMetrics, FunctionCalls, Outcome};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
 
-use super::access_log::{self, AccessLog, Line, PhasesMs};
-use super::decode::BytesTaken;
-use super::resolver::Resolution;
-use super::select::Peer;
+use super::access_log::AccessLog;
+use super::line::{Line, PhasesMs, shown, trace_of};
+use crate::front::body::BytesTaken;
 
 /// Where records go.
 #[derive(Debug)]
@@ -50,10 +50,10 @@ impl Telemetry {
                 time_ms: self.clock.unix_millis(),
                 // One call too many is never looked at more closely.
                 request_id: wire::request_id_of(request.headers()).ok().flatten(),
-                trace_id: traceparent.and_then(access_log::trace_of).map(str::to_owned),
+                trace_id: traceparent.and_then(trace_of).map(str::to_owned),
                 client: peer.ip().to_canonical(),
                 method: request.method().to_string(),
-                path: access_log::shown(request.uri().path()),
+                path: shown(request.uri().path()),
                 function: None,
                 version: None,
                 worker: None,
@@ -117,8 +117,8 @@ impl Record {
         }
     }
 
-    /// Whoever drops it before [`taken`](Self::taken) has refused the call: one too many.
-    pub(crate) fn refused_unless_taken(&mut self) {
+    /// The call is one too many, and nobody answers it.
+    pub(crate) fn refused(mut self) {
         self.failure = Some(FailureKind::NoWorker);
         if let Some(line) = &mut self.line {
             line.status = Some(wire::status_of(FailureKind::NoWorker).as_u16());
@@ -126,20 +126,17 @@ impl Record {
         }
     }
 
-    /// Somebody answers the call. Until the reply, whoever drops it has left.
-    pub(crate) fn taken(&mut self) {
-        self.failure = None;
+    /// It is known which function it is, and where its calls are counted.
+    pub(crate) fn resolved(
+        &mut self,
+        name: &FunctionName,
+        version: Version,
+        calls: &Arc<FunctionCalls>,
+    ) {
+        self.function = Some(Arc::clone(calls));
         if let Some(line) = &mut self.line {
-            (line.status, line.error) = (None, None);
-        }
-    }
-
-    /// It is known which function it is.
-    pub(crate) fn resolved(&mut self, function: &Resolution) {
-        self.function = Some(Arc::clone(&function.calls));
-        if let Some(line) = &mut self.line {
-            line.function = Some(function.resolved.name.clone());
-            line.version = Some(function.resolved.version);
+            line.function = Some(name.clone());
+            line.version = Some(version);
         }
     }
 
@@ -161,9 +158,9 @@ impl Record {
         }
     }
 
-    pub(crate) fn tried(&mut self, worker: &Peer) {
+    pub(crate) fn tried(&mut self, worker: &str) {
         if let Some(line) = &mut self.line {
-            line.worker = Some(worker.name.to_string());
+            line.worker = Some(worker.to_owned());
         }
     }
 

@@ -1,128 +1,17 @@
-//! From a client's request to a [`Call`]: the first hop.
+//! The body of a call, which several attempts may send: [`CallBody`].
 
-use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use openlambda_core::failure::{Failure, FailureKind, Started};
-use openlambda_core::invocation::{Body, BoxError, RequestId, RequestIds};
-use openlambda_core::wire::{self, Target};
+use openlambda_core::failure::{Failure, FailureKind, Started, chain};
+use openlambda_core::invocation::{Body, BoxError};
+use openlambda_core::wire;
 
-use super::ProxyConfig;
-
-/// A body of a known length up to this is read before the worker is chosen, and can be sent again.
-const KEPT_BODY: u64 = 64 << 10;
-
-/// How long the client may take to send such a body.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The most headers of a request. A worker takes 100, and some are added on the way.
-const MOST_HEADERS: usize = 90;
-
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-
-/// An invocation as the later hops need it.
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) target: Target,
-    pub(crate) method: Method,
-    pub(crate) path: PathAndQuery,
-    /// End-to-end headers, and those that go to the worker in any case.
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: CallBody,
-    /// How long the worker may be silent, beside the function's own time limit.
-    pub(crate) limit: Duration,
-}
-
-/// Reads a client's request. The id is there even when the rest is not valid.
-pub(crate) async fn decode(
-    request: Request<Body>,
-    peer: SocketAddr,
-    config: &ProxyConfig,
-    ids: &RequestIds,
-) -> (RequestId, Result<Call, Failure>) {
-    let (id, given) = match wire::request_id_of(request.headers()) {
-        Ok(Some(id)) => (id, Ok(())),
-        Ok(None) => (ids.next(), Ok(())),
-        Err(failure) => (ids.next(), Err(failure)),
-    };
-    let call = match given {
-        Ok(()) => read(request, peer, config, &id).await,
-        Err(failure) => Err(failure),
-    };
-    (id, call)
-}
-
-async fn read(
-    request: Request<Body>,
-    peer: SocketAddr,
-    config: &ProxyConfig,
-    id: &RequestId,
-) -> Result<Call, Failure> {
-    let target = wire::parse_target(request.uri().path()).unwrap_or_else(|| {
-        let message = format!("there is nothing at {}; call /run/<function>", request.uri().path());
-        Err(Failure::new(FailureKind::NotFound, message))
-    })?;
-    if request.method() == Method::CONNECT {
-        let message =
-            "CONNECT asks for a tunnel, and there is none; call functions with POST or GET";
-        return Err(Failure::new(FailureKind::BadRequest, message));
-    }
-    if wire::declares_more_than(request.headers(), config.body_limit) {
-        return Err(wire::body_too_large(config.body_limit));
-    }
-    if request.headers().len() > MOST_HEADERS {
-        let message = format!("there are more than {MOST_HEADERS} headers; send fewer");
-        return Err(Failure::new(FailureKind::BadRequest, message));
-    }
-    let (parts, body) = request.into_parts();
-    let mut headers = parts.headers;
-    // At once, for all that is added below and where the worker is known.
-    headers.reserve(8);
-    let trailer = headers.remove(header::TRAILER);
-    wire::remove_hop_by_hop(&mut headers);
-    wire::remove_own(&mut headers);
-    // The server has told the client to go on already.
-    headers.remove(header::EXPECT);
-    append_forwarded_for(&mut headers, peer);
-    headers.insert(wire::REQUEST_ID, wire::id_value(id));
-    // The connection to the worker is ours, and we do take trailers.
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-
-    let body = CallBody::read(body, config.body_limit).await?;
-    if let (CallBody::Stream(_), Some(trailer)) = (&body, trailer) {
-        headers.insert(header::TRAILER, trailer);
-    }
-    let path = parts.uri.path_and_query().cloned();
-    Ok(Call {
-        target,
-        method: parts.method,
-        path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
-        headers,
-        body,
-        limit: config.silence_limit(),
-    })
-}
-
-fn append_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
-    let mut text = String::with_capacity(48);
-    for value in headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
-        text.push_str(value);
-        text.push_str(", ");
-    }
-    let _ = write!(text, "{}", peer.ip().to_canonical());
-    let value = HeaderValue::from_maybe_shared(Bytes::from(text)).expect("text and an address");
-    headers.insert(FORWARDED_FOR, value);
-}
+use super::limits::{BODY_PATIENCE, KEPT_BODY};
 
 /// The body of a call, for one attempt after another.
 #[derive(Debug)]
@@ -154,7 +43,12 @@ impl std::fmt::Debug for Stream {
 }
 
 impl CallBody {
-    async fn read(body: Body, limit: u64) -> Result<Self, Failure> {
+    /// Reads the body if it is small, and else lets it stream; up to `limit` bytes.
+    ///
+    /// # Errors
+    ///
+    /// A small one broke off, or did not come in time.
+    pub(super) async fn read(body: Body, limit: u64) -> Result<Self, Failure> {
         if body.size_hint().exact().is_none_or(|length| length > KEPT_BODY) {
             let stream = Stream {
                 body,
@@ -237,8 +131,7 @@ impl BytesTaken {
 }
 
 fn broken_off(error: BoxError) -> Failure {
-    let cause = openlambda_core::failure::chain(&*error);
-    Failure::new(FailureKind::BadRequest, format!("the body broke off: {cause}"))
+    Failure::new(FailureKind::BadRequest, format!("the body broke off: {}", chain(&*error)))
 }
 
 /// One attempt's access to the client's body.

@@ -1,87 +1,18 @@
-//! From a worker's reply, or a failure, to what the client gets: the last hop.
+//! The body of a reply on its way to the client: [`ReplyBody`].
 
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, header};
+use http::Response;
 use http_body::{Body as _, Frame, SizeHint};
-use openlambda_core::failure::Failure;
-use openlambda_core::invocation::{Body, BoxError, RequestId, StartKind};
+use openlambda_core::invocation::{Body, BoxError, StartKind};
 use openlambda_core::metrics::Outcome;
-use openlambda_core::wire;
 use tokio::time::Sleep;
 
-use super::Stats;
-use super::resolver::Resolution;
-use super::select::{Peer, Route};
-use super::telemetry::Record;
-
-/// The reply on its way to the client. The call counts as in flight until its body ended.
-pub(crate) fn stream(
-    reply: Response<Body>,
-    route: Route,
-    limit: Duration,
-    function: &Resolution,
-) -> Response<ReplyBody> {
-    let (mut parts, body) = reply.into_parts();
-    let trailer = parts.headers.remove(header::TRAILER);
-    wire::remove_hop_by_hop(&mut parts.headers);
-    // Trailers need this announcement. The server leaves them out for a client that takes none.
-    if let Some(trailer) = trailer {
-        parts.headers.insert(header::TRAILER, trailer);
-    }
-    parts.headers.entry(wire::VERSION).or_insert_with(|| function.version.clone());
-    let start: Option<StartKind> =
-        parts.headers.get(wire::START).and_then(|value| value.to_str().ok()?.parse().ok());
-    let body = ReplyBody {
-        body,
-        start,
-        broken: None,
-        ok: !parts.headers.contains_key(wire::ERROR),
-        limit: limit + function.timeout,
-        silence: None,
-        route: Some(route),
-        record: None,
-    };
-    Response::from_parts(parts, body)
-}
-
-/// The answer to the client, with what each answer carries.
-pub(crate) fn answer(
-    result: Result<Response<ReplyBody>, Failure>,
-    id: &RequestId,
-    worker: Option<&Peer>,
-    stats: &Stats,
-) -> Response<ReplyBody> {
-    stats.calls.fetch_add(1, Ordering::Relaxed);
-    let mut response = match result {
-        Ok(response) => response,
-        Err(failure) => {
-            stats.failed(&failure);
-            tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed");
-            wire::failure_response(&failure, Some(id)).map(ReplyBody::of)
-        }
-    };
-    let headers = response.headers_mut();
-    headers.insert(wire::REQUEST_ID, wire::id_value(id));
-    if let Some(worker) = worker {
-        headers.insert(wire::WORKER, worker.header.clone());
-    }
-    response
-}
-
-/// The record goes with the reply until it is at its end.
-pub(crate) fn recorded(
-    mut response: Response<ReplyBody>,
-    mut record: Record,
-) -> Response<ReplyBody> {
-    record.replied(&response);
-    response.body_mut().record = Some(record);
-    response
-}
+use crate::observe::Record;
+use crate::workers::Route;
 
 /// A reply's body, which ends the call when it ends.
 pub(crate) struct ReplyBody {
@@ -105,6 +36,20 @@ impl ReplyBody {
     pub(crate) fn of(body: Body) -> Self {
         let (start, broken, silence, route, record) = (None, None, None, None, None);
         ReplyBody { body, start, ok: true, broken, limit: Duration::MAX, silence, route, record }
+    }
+
+    /// A worker's, which may be silent for `limit` in the middle. Its end is the end of the call, by
+    /// `start` and `ok`.
+    pub(super) fn from_worker(
+        body: Body,
+        route: Route,
+        limit: Duration,
+        start: Option<StartKind>,
+        ok: bool,
+    ) -> Self {
+        let mut reply = ReplyBody::of(body);
+        (reply.start, reply.ok, reply.limit, reply.route) = (start, ok, limit, Some(route));
+        reply
     }
 
     fn end(&mut self, how: Outcome) {
@@ -184,4 +129,14 @@ impl Drop for ReplyBody {
         let ended = self.body.is_end_stream();
         self.end(if ended { Outcome::Ok } else { Outcome::Cancelled });
     }
+}
+
+/// The record goes with the reply until it is at its end.
+pub(crate) fn recorded(
+    mut response: Response<ReplyBody>,
+    mut record: Record,
+) -> Response<ReplyBody> {
+    record.replied(&response);
+    response.body_mut().record = Some(record);
+    response
 }

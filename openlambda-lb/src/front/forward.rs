@@ -1,10 +1,8 @@
 //! One attempt at one worker: send the call, wait for the head of the reply.
 
-use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::Scheme;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started, chain};
@@ -12,11 +10,10 @@ use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
 use tokio::time::timeout;
 
-use super::HttpClient;
-use super::connections::SendError;
-use super::decode::{Call, CallBody};
+use super::body::CallBody;
+use super::decode::Call;
 use super::resolver::Resolution;
-use super::select::Peer;
+use crate::workers::{Peer, SendError};
 
 /// The largest reply that is read to see why a worker refused, and how long it may take.
 const LARGEST_REFUSAL: usize = 64 << 10;
@@ -28,8 +25,7 @@ const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// With what is known of its start: a refusal by the worker, that it cannot be reached, that the
 /// connection broke, that it is silent for too long, that the client's own body is at fault.
-pub(crate) async fn forward(
-    client: &HttpClient,
+pub(super) async fn forward(
     call: &Call,
     function: &Resolution,
     worker: &Peer,
@@ -45,24 +41,18 @@ pub(crate) async fn forward(
     match &call.body {
         CallBody::Kept(bytes) => {
             let request = request(&call.method, uri, headers, Full::new(bytes.clone()));
-            let reply = timeout(limit, worker.connections.send(request)).await;
+            let reply = timeout(limit, worker.send(request)).await;
             let reply = reply.map_err(|_| silent(limit, worker, id))?;
-            refusal(reply.map_err(|error| cut_off(error, worker))?, worker).await
+            refusal(reply.map_err(|error| explain(error, worker))?, worker).await
         }
         CallBody::Stream(body) => {
-            let mut parts = uri.into_parts();
-            parts.scheme = Some(Scheme::HTTP);
-            parts.authority = Some(worker.authority().clone());
-            let uri = Uri::from_parts(parts).map_err(|error| {
-                Failure::new(FailureKind::BadRequest, format!("bad URL: {error}"))
-            })?;
             let request = request(&call.method, uri, headers, body.next());
-            let reply = timeout(limit, client.request(request)).await;
+            let reply = timeout(limit, worker.stream(request)).await;
             let reply = reply.map_err(|_| match body.awaited() {
                 true => slow(limit),
                 false => silent(limit, worker, id),
             })?;
-            let explained = |error| body.failure().unwrap_or_else(|| explain(&error, worker));
+            let explained = |error| body.failure().unwrap_or_else(|| explain(error, worker));
             refusal(reply.map_err(explained)?, worker).await
         }
     }
@@ -91,25 +81,12 @@ fn silent(limit: Duration, worker: &Peer, id: &RequestId) -> Failure {
     Failure::new(FailureKind::Timeout, message).blame(Culprit::Worker).started(Started::Maybe)
 }
 
-/// A connection's failure. Whether the call can have started is what matters.
-fn cut_off(error: SendError, worker: &Peer) -> Failure {
+/// Why there is no reply. Whether the call can have started is what matters.
+fn explain(error: SendError, worker: &Peer) -> Failure {
     match error {
-        SendError::Connect(error) => unreached(worker, chain(&*error)),
-        SendError::Unsent(error) => unreached(worker, chain(&error)),
-        SendError::Broken(error) => broken(worker, chain(&error)),
+        SendError::Connect(error) | SendError::Unsent(error) => unreached(worker, chain(&*error)),
+        SendError::Broken(error) => broken(worker, chain(&*error)),
     }
-}
-
-/// The same, of hyper-util's client.
-fn explain(error: &hyper_util::client::legacy::Error, worker: &Peer) -> Failure {
-    let never_written = error
-        .source()
-        .and_then(|cause| cause.downcast_ref::<hyper::Error>())
-        .is_some_and(hyper::Error::is_canceled);
-    if error.is_connect() || never_written {
-        return unreached(worker, chain(error));
-    }
-    broken(worker, chain(error))
 }
 
 fn unreached(worker: &Peer, cause: String) -> Failure {

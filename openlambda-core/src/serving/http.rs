@@ -1,0 +1,292 @@
+//! HTTP/1.1 for whoever comes in at a [`Door`]: [`HttpServer`], the one accept loop of worker,
+//! balancer and sandboxes.
+//!
+//! ```text
+//!  the door is open ─ a client comes in ─▶ a task: its requests, one after the other ─▶ it leaves
+//!         │ stop                                │
+//!  the door is closed ─ each is told ─▶ its task ends with the request that it is at
+//!         │ all have ended, or `drain` is over   │
+//!        end ──────────────────────────────▶ what is open is cut
+//! ```
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::task::JoinSet;
+
+use super::door::cannot_accept;
+use super::{Door, Patient, Steady, Stream};
+use crate::failure::chain;
+
+/// How a server speaks HTTP. Every field has a default; who may come in, and how slow they may be, is
+/// the [door's](super::Patience).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HttpConfig {
+    /// The largest head of a request, bytes; a larger one is answered with 431. `None`: hyper's bound,
+    /// some 400 KiB.
+    pub header_limit: Option<usize>,
+    /// How long requests under way may take after the word to stop. With zero, connections are cut
+    /// in the middle of them.
+    pub drain: Duration,
+    /// Whether replies say what time it is, which HTTP asks of servers that have a clock.
+    pub date: bool,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        HttpConfig { header_limit: None, drain: Duration::from_secs(5), date: true }
+    }
+}
+
+/// A server at a door. See the module's documentation.
+#[derive(Debug)]
+pub struct HttpServer {
+    door: Door,
+    config: HttpConfig,
+}
+
+impl HttpServer {
+    /// Serves who comes in at `door`, once it [runs](Self::run).
+    pub fn new(door: Door, config: HttpConfig) -> Self {
+        HttpServer { door, config }
+    }
+
+    /// Accepts connections until `stop` resolves, then lets those that are open finish what they have
+    /// begun, for at most [`HttpConfig::drain`].
+    ///
+    /// `welcome` is asked for the service of each connection, which answers its requests one after the
+    /// other; a connection that it fails for is closed. Each connection is a task. A connection's own
+    /// failure ends it alone, and so does a panic of its service. Bodies of requests may be taken as
+    /// [`SteadyBody`](super::SteadyBody).
+    ///
+    /// **Drop** cuts all connections at once.
+    pub async fn run<S, B>(
+        self,
+        mut welcome: impl FnMut(&Patient<Stream>) -> io::Result<S>,
+        stop: impl Future<Output = ()>,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
+        S::Future: Send,
+        B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + 'static,
+    {
+        let HttpServer { door, config } = self;
+        let head = door.patience().head;
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout((head < Duration::MAX).then_some(head))
+            .auto_date_header(config.date);
+        if let Some(limit) = config.header_limit {
+            // The buffer alone is no exact bound.
+            http.max_header_size(limit).max_buf_size(limit.max(SMALLEST_BUFFER));
+        }
+        // A connection that nobody will tell to end is not to ask each time it is polled.
+        let graceful = (!config.drain.is_zero()).then(GracefulShutdown::new);
+        let mut connections = JoinSet::new();
+        let mut stop = pin!(stop);
+        loop {
+            let stream = tokio::select! {
+                stream = door.accept(cannot_accept) => stream,
+                () = &mut stop => break,
+                // Reaps, so that the set does not grow.
+                Some(_) = connections.join_next() => continue,
+            };
+            let peer = stream.peer();
+            let service = match welcome(&stream) {
+                Ok(service) => service,
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "cannot serve a connection");
+                    continue;
+                }
+            };
+            let ended = move |result: Result<(), hyper::Error>| {
+                if let Err(error) = result {
+                    tracing::debug!(%peer, error = chain(&error), "a connection ended");
+                }
+            };
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            match &graceful {
+                Some(graceful) => {
+                    let connection = Steady::new(graceful.watch(connection));
+                    connections.spawn(async move { ended(connection.await) });
+                }
+                None => {
+                    let connection = Steady::new(connection);
+                    connections.spawn(async move { ended(connection.await) });
+                }
+            }
+        }
+        drop(door);
+        if let Some(graceful) = graceful
+            && tokio::time::timeout(config.drain, graceful.shutdown()).await.is_err()
+        {
+            let open = connections.len();
+            tracing::warn!(open, "connections were still open at the end and are cut");
+        }
+        connections.shutdown().await;
+    }
+}
+
+/// hyper takes no smaller one.
+const SMALLEST_BUFFER: usize = 8 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+    use tokio::sync::{Semaphore, oneshot};
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::serving::Patience;
+
+    /// A server that answers when it is let to, and tells when it has a request.
+    struct Server {
+        address: SocketAddr,
+        came: Arc<Semaphore>,
+        answers: Arc<Semaphore>,
+        stop: Option<oneshot::Sender<()>>,
+        runs: JoinHandle<()>,
+    }
+
+    impl Server {
+        async fn start(patience: Patience, config: HttpConfig) -> Server {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            Server::at(Door::new(listener, patience), address, config)
+        }
+
+        fn at(door: Door, address: SocketAddr, config: HttpConfig) -> Server {
+            let (came, answers) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+            let (stop, stopped) = oneshot::channel::<()>();
+            let (tell, may) = (came.clone(), answers.clone());
+            let welcome = move |client: &Patient<Stream>| {
+                let (tell, may, peer) = (tell.clone(), may.clone(), client.peer());
+                Ok(service_fn(move |_| {
+                    let (tell, may) = (tell.clone(), may.clone());
+                    async move {
+                        tell.add_permits(1);
+                        may.acquire().await.unwrap().forget();
+                        let body = Full::new(Bytes::from(peer.port().to_string()));
+                        Ok(Response::new(body))
+                    }
+                }))
+            };
+            let server = HttpServer::new(door, config);
+            let stopped = async move {
+                let _ = stopped.await;
+            };
+            let runs = tokio::spawn(async move { server.run(welcome, stopped).await });
+            Server { address, came, answers, stop: Some(stop), runs }
+        }
+
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        /// Sends a request and waits until the server has it.
+        async fn begin(&self, client: &mut TcpStream) {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+            self.came.acquire().await.unwrap().forget();
+        }
+    }
+
+    async fn rest(mut client: impl AsyncReadExt + Unpin) -> String {
+        let mut text = Vec::new();
+        // A connection that is cut is at its end.
+        let _ = client.read_to_end(&mut text).await;
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_is_finished_and_nobody_else_comes_in() {
+        let mut server = Server::start(Patience::default(), HttpConfig::default()).await;
+        let (mut busy, idle) = (server.connect().await, server.connect().await);
+        server.begin(&mut busy).await;
+        server.stop.take();
+        assert_eq!(rest(idle).await, "", "an idle connection ends at once");
+        TcpStream::connect(server.address).await.unwrap_err();
+        server.answers.add_permits(1);
+        let reply = rest(busy).await;
+        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+        assert!(reply.contains("date: "), "{reply}");
+        server.runs.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_at_the_end_is_cut() {
+        for drain in [Duration::ZERO, Duration::from_millis(20)] {
+            let config = HttpConfig { drain, date: false, ..HttpConfig::default() };
+            let mut server = Server::start(Patience::default(), config).await;
+            let mut client = server.connect().await;
+            server.answers.add_permits(1);
+            server.begin(&mut client).await;
+            let mut reply = [0; 1024];
+            let length = client.read(&mut reply).await.unwrap();
+            let reply = std::str::from_utf8(&reply[..length]).unwrap();
+            assert!(!reply.contains("date: "), "{reply}");
+            server.begin(&mut client).await;
+            server.stop.take();
+            assert_eq!(rest(client).await, "");
+            server.runs.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_dropped_cuts_its_connections() {
+        let server = Server::start(Patience::default(), HttpConfig::default()).await;
+        let mut client = server.connect().await;
+        server.begin(&mut client).await;
+        server.runs.abort();
+        assert_eq!(rest(client).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_too_large_is_refused() {
+        let config = HttpConfig { header_limit: Some(1000), ..HttpConfig::default() };
+        let server = Server::start(Patience::default(), config).await;
+        for (filling, status) in [(900, "200"), (1000, "431")] {
+            server.answers.add_permits(1);
+            let mut client = server.connect().await;
+            let head = format!(
+                "GET / HTTP/1.1\r\nconnection: close\r\nx: {}\r\n\r\n",
+                "x".repeat(filling)
+            );
+            client.write_all(head.as_bytes()).await.unwrap();
+            let reply = rest(client).await;
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let door = Door::within(UnixListener::bind(&path).unwrap(), Patience::without_end(1));
+        let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
+        let server = Server::at(door, nowhere, HttpConfig::default());
+        server.answers.add_permits(2);
+        for _ in 0..2 {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+            let reply = rest(client).await;
+            assert!(reply.ends_with("\r\n\r\n0"), "{reply}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What is kept of requests when they are over: counts, and lines of the access log.
+
+mod access_log;
+mod line;
+mod stats;
+mod telemetry;
+mod writer;
+
+pub use self::access_log::AccessLog;
+pub(crate) use self::stats::Stats;
+pub(crate) use self::telemetry::{Record, Subject, Telemetry};

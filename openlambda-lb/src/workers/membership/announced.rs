@@ -1,0 +1,140 @@
+//! Workers that announce themselves over HTTP: [`Announced`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::header::HeaderValue;
+use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
+use openlambda_core::failure::{Failure, FailureKind};
+use openlambda_core::wire::Announcement;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::configured::Configured;
+use super::source::{Follower, Source};
+use super::watch::{Watched, Watcher, address_of};
+
+/// How often a worker announces itself, so that a balancer that restarted learns of it.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Announcements that wait to be looked at. One too many is lost, and comes again with the next heartbeat.
+const BACKLOG: usize = 4096;
+
+/// Where announcements go in.
+#[derive(Clone, Debug)]
+pub(crate) struct Announcements(mpsc::Sender<Arc<Member>>);
+
+/// A source that is told of workers by themselves, again and again while they live.
+///
+/// A restart (another incarnation under the same name) replaces the worker at once. Two live workers under
+/// one name replace each other again and again; the log says so. A worker that is configured as well is
+/// left to that source.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    announcements: mpsc::Receiver<Arc<Member>>,
+    configured: Vec<Arc<Watched>>,
+    watcher: Watcher,
+    /// Those that are followed, by their name.
+    workers: BTreeMap<Arc<str>, (Arc<Watched>, AbortHandle)>,
+    /// Returns the worker that was given up.
+    tasks: JoinSet<Arc<Watched>>,
+}
+
+impl Announcements {
+    /// A worker announced itself; looked at once the source runs.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the announcement; that there are too many at once.
+    pub(crate) fn take(&self, worker: Announcement) -> Result<(), Failure> {
+        let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
+        let address = address_of(&worker.url)?;
+        if worker.name.is_empty() || HeaderValue::from_str(&worker.name).is_err() {
+            return Err(bad(format!("{:?} cannot be a worker's name; use letters", worker.name)));
+        }
+        if !(worker.weight > 0.0 && worker.weight <= 1e6) {
+            let message = format!("weight {} is out of range; use more than 0", worker.weight);
+            return Err(bad(message));
+        }
+        let mut info = WorkerInfo::new(worker.name, worker.capacity);
+        info.weight = worker.weight;
+        let member = Arc::new(Member::new(info, worker.incarnation, address));
+        self.0.try_send(member).map_err(|_| {
+            let message = "too many workers announce themselves at once; do it again in a moment";
+            Failure::new(FailureKind::NoWorker, message)
+        })
+    }
+}
+
+impl Announced {
+    /// The source, and where it is told.
+    pub(crate) fn new(configured: &Configured, watcher: Watcher) -> (Announcements, Self) {
+        let (sender, announcements) = mpsc::channel(BACKLOG);
+        let (workers, tasks) = (BTreeMap::new(), JoinSet::new());
+        let configured = configured.workers();
+        let source = Announced { announcements, configured, watcher, workers, tasks };
+        (Announcements(sender), source)
+    }
+
+    /// A worker announced itself, most likely one that is followed.
+    fn announced(&mut self, member: Arc<Member>, follower: &Arc<dyn Follower>) {
+        let same_worker = |watched: &Watched| {
+            watched.member().is_some_and(|known| {
+                known.name() == member.name() && known.incarnation == member.incarnation
+            })
+        };
+        let same_place = |watched: &Watched| *watched.address() == member.address;
+        let configured = self.configured.iter();
+        // A configured one is known by its address, also before its first snapshot and when it has just
+        // been restarted.
+        let mut known = configured.filter(|watched| same_place(watched) || same_worker(watched));
+        if let Some(watched) = known.next() {
+            return watched.nudge();
+        }
+        if let Some((watched, task)) = self.workers.get(member.name()) {
+            if same_place(watched) && same_worker(watched) {
+                return watched.nudge();
+            }
+            let (old, new) = (watched.address(), &member.address);
+            tracing::info!(worker = member.name(), %old, %new, "restarted");
+            task.abort();
+            // Now, and not when its task comes to its end.
+            if let Some(member) = watched.member() {
+                follower.apply(ClusterEvent::new(member, Change::Left));
+            }
+        }
+        let (name, watched) = (Arc::clone(&member.info.name), Arc::new(Watched::named(member)));
+        let (watcher, follower) = (self.watcher.clone(), Arc::clone(follower));
+        let worker = Arc::clone(&watched);
+        let task = self.tasks.spawn(async move {
+            watcher.watch(&worker, &follower).await;
+            worker
+        });
+        self.workers.insert(name, (watched, task));
+    }
+
+    /// A worker has left for good, unless it was replaced already.
+    fn gave_up(&mut self, worker: &Arc<Watched>) {
+        self.workers.retain(|_, (watched, _)| !Arc::ptr_eq(watched, worker));
+    }
+}
+
+#[async_trait]
+impl Source for Announced {
+    async fn run(mut self: Box<Self>, follower: Arc<dyn Follower>) {
+        loop {
+            tokio::select! {
+                Some(member) = self.announcements.recv() => self.announced(member, &follower),
+                Some(ended) = self.tasks.join_next() => {
+                    // One that was aborted has been replaced.
+                    if let Ok(worker) = ended {
+                        self.gave_up(&worker);
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Who the workers are: sources, each of which tells a follower of the workers that it knows.
+//!
+//! ```text
+//!  configured (a list) ──┐ watch: one worker's               ┌─▶ the balancer's selector
+//!  announced (over HTTP) ┤ stream of events  ── ClusterEvent ┤
+//!  a Source of your own ─┘                                   └─▶ any other Follower
+//! ```
+//!
+//! [`Source`] and [`Follower`] are the two sides, and [`ClusterEvent`] is all that passes between them.
+//! The sources here learn where a worker is in their own ways, and of everything else from the worker's
+//! own stream of events, as `watch` draws it.
+//!
+//! [`ClusterEvent`]: openlambda_core::balancing::ClusterEvent
+
+mod announced;
+mod configured;
+mod lines;
+mod source;
+mod watch;
+
+pub(crate) use self::announced::{Announced, Announcements, HEARTBEAT};
+pub(crate) use self::configured::Configured;
+pub use self::source::{Follower, Source};
+pub(crate) use self::watch::Watcher;
