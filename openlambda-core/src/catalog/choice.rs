@@ -71,7 +71,7 @@ impl FromStr for Choice {
             None => (text.trim(), None),
         };
         if name.is_empty() {
-            return Err(refuse("it has no name; `ol policies` lists those of policies"));
+            return Err(refuse("it has no name; `ol policies` lists the names"));
         }
         let mut choice = Choice::named(name);
         while let Some(text) = rest {
