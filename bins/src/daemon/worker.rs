@@ -86,17 +86,23 @@ pub(crate) struct Options {
 }
 
 impl Settings for Options {
-    const DEFAULTS: &'static str = r#"
-        listen = "127.0.0.1:0"
-        sandbox = "auto"
-        memory_mb = 4096
-        keep_alive = "ttl"
-        ttl_seconds = 600
-        max_wait_seconds = 35
-        weight = 1
-        most_connections = 10000
-        head_seconds = 30
-    "#;
+    fn defaults() -> String {
+        format!(
+            r#"
+            listen = "127.0.0.1:0"
+            sandbox = "auto"
+            memory_mb = 4096
+            keep_alive = "{keep_alive}"
+            ttl_seconds = {ttl}
+            max_wait_seconds = 35
+            weight = 1
+            most_connections = 10000
+            head_seconds = 30
+            "#,
+            keep_alive = keep_alive::DEFAULT,
+            ttl = DEFAULT_TTL.as_secs(),
+        )
+    }
 
     fn or(self, file: Options) -> Options {
         Options {

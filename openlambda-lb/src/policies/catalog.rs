@@ -24,8 +24,8 @@ pub type PolicyMaker = Maker<dyn BalancingPolicy>;
 pub type BuildPolicy = Build<dyn BalancingPolicy>;
 
 impl PolicyCatalog {
-    /// The policy that is used when none is named.
-    pub const DEFAULT: &'static str = "round-robin";
+    /// The policy of a balancer that is told of none: the nearest to optimal that needs no tuning.
+    pub const DEFAULT: &'static str = "least-outstanding";
 
     /// No policies.
     pub fn new() -> Self {
