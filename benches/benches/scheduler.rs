@@ -34,12 +34,11 @@ struct Worker {
 impl Worker {
     fn new(reuse: bool, versions: u32, under_way: usize) -> Self {
         let config = SchedulerConfig { memory: 1 << 40, ..SchedulerConfig::default() };
-        let keep_alive = keep_alive::by_name("ttl", keep_alive::DEFAULT_TTL).expect("a policy");
         Worker {
             scheduler: Scheduler::new(
                 config,
                 queue::by_name("fifo").expect("a policy"),
-                keep_alive,
+                keep_alive::default().make(),
             ),
             limits: Limits {
                 memory: 128 << 20,

@@ -4,9 +4,11 @@
 //!
 //! The second number is how many instances of a function there may be at once.
 
-use openlambda_core::keep_alive::NAMES;
+use std::error::Error;
+
+use openlambda_core::keep_alive::{self, KeepAliveMaker};
 use openlambda_lab::keep_alive::{day, run};
-use openlambda_lab::sim::{SimError, Usage};
+use openlambda_lab::sim::Usage;
 use openlambda_lab::summary::Summary;
 
 /// From a few functions' worth to nearly all of them at once.
@@ -25,20 +27,22 @@ const TABLES: [(&str, Cell); 3] = [
     }),
 ];
 
-fn main() -> Result<(), SimError> {
+fn main() -> Result<(), Box<dyn Error>> {
     let number = |place| std::env::args().nth(place).and_then(|number| number.parse::<u64>().ok());
     let seed = number(1).unwrap_or(1);
     let max_instances = number(2).map(|number| number as u32);
-    let simulate = |policy, memory| {
+    let simulate = |policy: &KeepAliveMaker, memory: u64| {
         let mut config = day(policy, memory, seed);
         config.limits.max_instances = max_instances.unwrap_or(config.limits.max_instances);
         run(&config)
     };
-    let policies = NAMES.into_iter().chain(["greedy-dual,per_instance=1"]);
+    let catalog = keep_alive::standard();
+    let names = catalog.entries().map(|entry| &*entry.name);
     let mut rows = Vec::new();
-    for policy in policies {
+    for policy in names.chain(["greedy-dual,per_instance=1"]) {
+        let maker = catalog.maker_of(policy)?;
         let runs: Result<Vec<_>, _> =
-            MEMORY_GIB.iter().map(|memory| simulate(policy, *memory)).collect();
+            MEMORY_GIB.iter().map(|memory| simulate(&maker, *memory)).collect();
         rows.push((policy, runs?));
     }
     let failed = rows.iter().flat_map(|(_, runs)| runs).map(|(summary, _)| summary.failed).max();

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use openlambda_core::balancing::BalancingPolicy;
+use openlambda_core::keep_alive::KeepAliveMaker;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lb::policies::Random;
 
@@ -17,7 +18,7 @@ use crate::summary::{Summary, Tally};
 use crate::workload::{FunctionMix, Service, WorkloadConfig};
 
 /// A day on one worker of `memory_gb` GiB.
-pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
+pub fn day(keep_alive: &KeepAliveMaker, memory_gb: u64, seed: u64) -> SimConfig {
     let rate = 5.0;
     SimConfig {
         workload: WorkloadConfig {
@@ -30,8 +31,7 @@ pub fn day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
         },
         workers: 1,
         scheduler: SchedulerConfig { memory: memory_gb << 30, ..SchedulerConfig::default() },
-        keep_alive: keep_alive.to_owned(),
-        ttl: Duration::from_secs(600),
+        keep_alive: keep_alive.clone(),
         code_budget: u64::MAX,
         bundle_bytes: 1 << 20,
         limits: Limits {
@@ -62,5 +62,5 @@ pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     let only_worker: Box<dyn BalancingPolicy> = Box::new(Random);
     let mut tally = Tally::default();
     let usage = simulate(config, only_worker, |call| tally.add(call))?;
-    Ok((tally.summary(&config.keep_alive), usage))
+    Ok((tally.summary(config.keep_alive.text()), usage))
 }

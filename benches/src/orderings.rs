@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use openlambda_core::config::ConfigError;
 use openlambda_core::invocation::StartKind;
+use openlambda_core::keep_alive::{KeepAliveMaker, Lru};
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lb::policies::PolicyCatalog;
 
@@ -468,7 +469,7 @@ fn azure_on_cores(seed: u64) -> SimConfig {
 
 fn base(seed: u64) -> SimConfig {
     SimConfig {
-        keep_alive: "lru".to_owned(),
+        keep_alive: KeepAliveMaker::new("lru", || Box::new(Lru::default())),
         limits: patient(),
         max_wait: Duration::from_secs(86_400),
         seed,

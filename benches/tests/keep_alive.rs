@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use openlambda_core::keep_alive::NAMES;
+use openlambda_core::keep_alive::{self, KeepAliveMaker};
 use openlambda_lab::keep_alive::{day, run};
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::workload::LogNormal;
@@ -12,9 +12,14 @@ use openlambda_lb::policies::Random;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
+/// The policy of this name and parameters.
+fn policy(text: &str) -> KeepAliveMaker {
+    keep_alive::standard().maker_of(text).unwrap()
+}
+
 /// A quarter of the published day, so that it is soon over: 100 functions and memory in proportion.
 fn quarter_day(keep_alive: &str, memory_gb: u64, seed: u64) -> SimConfig {
-    let mut config = day(keep_alive, memory_gb, seed);
+    let mut config = day(&policy(keep_alive), memory_gb, seed);
     config.workload.functions = 100;
     config.workload.rate = 1.0;
     config.workload.invocations = 86_400;
@@ -43,8 +48,8 @@ fn greedy_dual_waits_least_when_memory_is_short() {
 #[test]
 fn the_histogram_starts_what_a_timer_calls_ahead() {
     // Only timers, half of them slower than once in 40 minutes, and memory for all.
-    let timers = |policy: &str| {
-        let mut config = day(policy, 200, 1);
+    let timers = |name: &str| {
+        let mut config = day(&policy(name), 200, 1);
         config.workload.functions = 50;
         config.workload.mix.timers = 1.0;
         config.workload.mix.popularity =
@@ -67,7 +72,8 @@ fn the_histogram_starts_what_a_timer_calls_ahead() {
 
 #[test]
 fn every_policy_serves_every_call_and_repeats_itself() {
-    for name in NAMES {
+    let catalog = keep_alive::standard();
+    for name in catalog.entries().map(|entry| &*entry.name) {
         let lines = |seed| {
             let mut config = quarter_day(name, 4, seed);
             config.workload.invocations = 4_000;
@@ -90,6 +96,6 @@ fn every_policy_serves_every_call_and_repeats_itself() {
 
 #[test]
 fn a_policy_that_is_not_known_is_refused_with_the_nearest() {
-    let error = run(&day("greedy_dual", 1, 1)).unwrap_err().to_string();
+    let error = keep_alive::standard().maker_of("greedy_dual").unwrap_err().to_string();
     assert!(error.contains("did you mean \"greedy-dual\"?"), "{error}");
 }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openlambda_core::invocation::InvocationRecord;
+use openlambda_core::keep_alive::{self, KeepAliveMaker, Lru};
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, SimError, Users, simulate};
 use openlambda_lab::summary::{Summary, Tally};
@@ -32,8 +33,7 @@ fn queueing(workers: u32, load: f64, invocations: u64, seed: u64) -> SimConfig {
         },
         workers,
         scheduler: SchedulerConfig::default(),
-        keep_alive: "lru".to_owned(),
-        ttl: Duration::from_secs(600),
+        keep_alive: KeepAliveMaker::new("lru", || Box::new(Lru::default())),
         code_budget: 1 << 30,
         bundle_bytes: 1 << 10,
         limits: Limits {
@@ -166,8 +166,7 @@ fn no_invocation_is_lost_and_a_seed_gives_the_same_bytes() {
     config.hop = Duration::from_micros(100);
     config.pull = Duration::from_millis(30);
     config.cold_start = Duration::from_millis(20);
-    config.ttl = Duration::from_millis(500);
-    config.keep_alive = "ttl".to_owned();
+    config.keep_alive = keep_alive::standard().maker_of("ttl,seconds=0.5").unwrap();
     config.code_budget = 5 << 10;
     config.scheduler.pause_after = Some(Duration::from_millis(100));
     for entry in PolicyCatalog::standard().entries() {

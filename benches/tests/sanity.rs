@@ -18,6 +18,7 @@
 use std::time::Duration;
 
 use openlambda_core::invocation::StartKind;
+use openlambda_core::keep_alive::{KeepAliveMaker, Lru};
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::workload::{FunctionMix, Service, WorkloadConfig};
@@ -280,7 +281,7 @@ fn queueing(workers: u32, processors: u32, load: f64, invocations: u64, seed: u6
         },
         workers,
         scheduler: SchedulerConfig { memory: 1 << 20, ..SchedulerConfig::default() },
-        keep_alive: "lru".to_owned(),
+        keep_alive: KeepAliveMaker::new("lru", || Box::new(Lru::default())),
         limits: Limits {
             memory: 1 << 20,
             slots: 1,

@@ -11,6 +11,7 @@ use openlambda_core::balancing::{
     Ticket, Why,
 };
 use openlambda_core::failure::FailureKind;
+use openlambda_core::keep_alive;
 use openlambda_core::metrics::Outcome;
 use openlambda_core::time::Time;
 use openlambda_lab::sim::{Deaths, Faults, SimConfig, SimError, simulate, simulate_with};
@@ -197,7 +198,7 @@ fn a_call_that_cannot_start_on_one_worker_starts_on_another() {
     config.workers = 3;
     config.workload.invocations = 2_000;
     config.faults.start = 0.5;
-    config.keep_alive = "ttl,seconds=0".to_owned();
+    config.keep_alive = keep_alive::standard().maker_of("ttl,seconds=0").unwrap();
     let ran = |config: &SimConfig| {
         let mut ok = 0;
         simulate(config, policy("random"), |call| {

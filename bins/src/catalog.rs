@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use openlambda_core::config::nearest;
 use openlambda_core::invocation::BoxError;
+use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_core::time::SystemClock;
@@ -19,11 +20,13 @@ use openlambda_sandbox::sys::Spawner;
 
 use crate::error::{CliError, Context, Result};
 
-/// The sandboxes, registries and policies that a binary offers, by name.
+/// The sandboxes, the registries, and the policies of balancers and workers, that a binary offers by
+/// name.
 pub struct Catalog {
     sandboxes: Vec<SandboxEntry>,
     registries: Vec<RegistryEntry>,
     policies: PolicyCatalog,
+    keep_alive: KeepAliveCatalog,
 }
 
 impl fmt::Debug for Catalog {
@@ -87,14 +90,19 @@ pub struct RegistryEntry {
 impl Catalog {
     /// Nothing but what is added.
     pub fn empty() -> Self {
-        let (sandboxes, registries) = (Vec::new(), Vec::new());
-        Catalog { sandboxes, registries, policies: PolicyCatalog::new() }
+        Catalog {
+            sandboxes: Vec::new(),
+            registries: Vec::new(),
+            policies: PolicyCatalog::new(),
+            keep_alive: KeepAliveCatalog::new(keep_alive::KIND),
+        }
     }
 
     /// Everything that the project ships.
     pub fn standard() -> Self {
         let mut catalog = Catalog::empty();
         catalog.policies = PolicyCatalog::standard();
+        catalog.keep_alive = keep_alive::standard();
         catalog
             .sandbox(SandboxEntry {
                 name: "sock",
@@ -164,14 +172,24 @@ impl Catalog {
         self
     }
 
-    /// The same with one more policy; it replaces one of the same name.
+    /// The same with one more balancing policy; it replaces one of the same name.
     pub fn policy(mut self, entry: PolicyEntry) -> Self {
         self.policies.register(entry);
         self
     }
 
+    /// The same with one more keep-alive policy of workers; it replaces one of the same name.
+    pub fn keep_alive(mut self, entry: KeepAliveEntry) -> Self {
+        self.keep_alive.register(entry);
+        self
+    }
+
     pub(crate) fn policies(&self) -> &PolicyCatalog {
         &self.policies
+    }
+
+    pub(crate) fn keep_alive_policies(&self) -> &KeepAliveCatalog {
+        &self.keep_alive
     }
 
     pub(crate) fn sandbox_names(&self) -> Vec<&'static str> {

@@ -6,9 +6,11 @@
 //!
 //! ```no_run
 //! use openlambda::{Catalog, main_with};
+//! use openlambda_core::keep_alive::{KeepAliveEntry, Lru};
 //!
 //! fn main() -> std::process::ExitCode {
-//!     main_with(Catalog::standard())
+//!     let mine = KeepAliveEntry::new("mine", "as lru", "me", || Box::new(Lru::default()));
+//!     main_with(Catalog::standard().keep_alive(mine))
 //! }
 //! ```
 //!

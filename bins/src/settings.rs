@@ -16,7 +16,7 @@ use crate::error::{Context, Result};
 /// The options of a command that can also stand in a TOML file, under the fields' names.
 pub(crate) trait Settings: Args + DeserializeOwned + Default {
     /// What holds where nothing else is said, as TOML. A setting without a default is left out.
-    const DEFAULTS: &'static str;
+    fn defaults() -> String;
 
     /// These, and where they are silent, those of `other`.
     fn or(self, other: Self) -> Self;
@@ -32,7 +32,7 @@ pub(crate) fn complete<T: Settings>(given: T, file: Option<&Path>) -> Result<T> 
         Some(path) => read(path)?.0,
         None => T::default(),
     };
-    Ok(given.or(file).or(parse_toml(T::DEFAULTS, "the defaults")?))
+    Ok(given.or(file).or(parse_toml(&T::defaults(), "the defaults")?))
 }
 
 /// The file as settings, and as it is.
@@ -82,7 +82,7 @@ pub(crate) fn explain<T: Settings>(
         Some(path) => read::<T>(path)?.1,
         None => Table::new(),
     };
-    let defaults: Table = parse_toml(T::DEFAULTS, "the defaults")?;
+    let defaults: Table = parse_toml(&T::defaults(), "the defaults")?;
     let mut settings = Vec::new();
     for argument in command.get_arguments() {
         let name = argument.get_id().as_str();
@@ -138,8 +138,8 @@ pub(crate) mod tests {
 
     /// The defaults are valid, and the help tells the same.
     pub(crate) fn defaults_are_as_documented<T: Settings>() {
-        let defaults: Table = parse_toml(T::DEFAULTS, "defaults").unwrap();
-        parse_toml::<T>(T::DEFAULTS, "defaults").unwrap();
+        let defaults: Table = parse_toml(&T::defaults(), "defaults").unwrap();
+        parse_toml::<T>(&T::defaults(), "defaults").unwrap();
         let command = T::augment_args(Command::new("test"));
         let mut seen = 0;
         for argument in command.get_arguments() {

@@ -19,7 +19,7 @@ use custom_policy::WarmFirst;
 
 fn warm_first() -> PolicyEntry {
     let about = "a worker with an idle instance of the function, or else the least loaded";
-    PolicyEntry::new("warm-first", about, "examples/custom_policy.rs", || WarmFirst)
+    PolicyEntry::new("warm-first", about, "examples/custom_policy.rs", || Box::new(WarmFirst))
 }
 
 fn main() -> ExitCode {

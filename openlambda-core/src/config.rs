@@ -18,6 +18,13 @@ pub struct ConfigError {
     pub message: String,
 }
 
+impl ConfigError {
+    /// An error in what `origin` names, without a line.
+    pub fn new(origin: impl Into<String>, message: impl Into<String>) -> Self {
+        ConfigError { origin: origin.into(), line: None, message: message.into() }
+    }
+}
+
 /// Reads a `T` from TOML.
 ///
 /// `origin` names the text in errors, for example its path.

@@ -9,6 +9,7 @@
 //! * the **pure deciders**: [`scheduler`], [`keep_alive`], [`queue`], [`code_cache`] and the
 //!   balancer's reducer [`balancing::Cluster`]. They take time and randomness as inputs and do no
 //!   I/O, so the simulator runs the very code that serves live traffic;
+//! * the [`catalog`] by which deciders are chosen by name: open to those of a program's own;
 //! * the **worker** (feature `worker`): the shell that carries the deciders' actions out;
 //! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
 //!   `conformance`) for all three traits.
@@ -19,6 +20,7 @@ mod arena;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;
+pub mod catalog;
 pub mod code_cache;
 pub mod config;
 #[cfg(feature = "conformance")]

@@ -42,7 +42,7 @@ impl Shell {
             scheduler: Scheduler::new(
                 config,
                 queue::by_name("fifo").unwrap(),
-                keep_alive::by_name(policy, keep_alive::DEFAULT_TTL).unwrap(),
+                keep_alive::standard().maker_of(policy).unwrap().make(),
             ),
             now: Time::ZERO,
             limits: Limits {

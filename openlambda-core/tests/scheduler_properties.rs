@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openlambda_core::invocation::StartKind;
-use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy, NAMES};
+use openlambda_core::keep_alive::{self, InstanceFacts, KeepAlivePolicy};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
     Action, Counts, Event, EvictReason, InstanceChoice, InstanceId, InvocationId, Limits,
@@ -206,7 +206,8 @@ impl Shell {
             pick: settings.pick,
             running: settings.running,
         };
-        let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
+        let choice = keep_alive::or_ttl(keep_alive.parse().unwrap(), Duration::from_secs(2));
+        let policy = keep_alive::standard().build(&choice).unwrap();
         let spy = Spy(Arc::new(Mutex::new(Watched { policy, told: BTreeMap::new() })));
         Shell {
             scheduler: Scheduler::new(
@@ -835,8 +836,8 @@ const POLICIES: [&str; 10] = [
 
 #[test]
 fn every_policy_is_tried() {
-    for name in NAMES {
-        assert!(POLICIES.contains(&name), "{name} is missing");
+    for entry in keep_alive::standard().entries() {
+        assert!(POLICIES.contains(&&*entry.name), "{} is missing", entry.name);
     }
 }
 

@@ -31,6 +31,7 @@ use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::invocation::{
     BoxError, Completion, Invocation, InvocationRecord, Reply, StartKind, full_body,
 };
+use openlambda_core::keep_alive::{KeepAliveMaker, Ttl};
 use openlambda_core::memory::{MemoryFunction, MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::registry::{
     BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
@@ -852,7 +853,9 @@ async fn a_balancer_hears_of_an_idle_instance_whose_client_has_left() {
 async fn balancers_are_told_what_the_worker_holds() {
     let mut rig = Rig::start(|config| {
         config.heartbeat = Duration::from_secs(3600);
-        config.ttl = Duration::from_millis(300);
+        config.keep_alive = KeepAliveMaker::new("ttl,seconds=0.3", || {
+            Box::new(Ttl::new(Duration::from_millis(300)))
+        });
     })
     .await;
     rig.function("f", "", echo).await;

@@ -29,9 +29,9 @@ use std::time::Duration;
 
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::balancing::retry::RetryConfig;
-use openlambda_core::config::ConfigError;
+use openlambda_core::keep_alive::{self, KeepAliveMaker};
+use openlambda_core::queue;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
-use openlambda_core::{keep_alive, queue};
 
 pub use self::calls::SimulatedCall;
 use self::world::World;
@@ -57,10 +57,8 @@ pub struct SimConfig {
     pub processors: Option<u32>,
     /// Each worker's scheduler.
     pub scheduler: SchedulerConfig,
-    /// Each worker's keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
-    pub keep_alive: String,
-    /// How long the keep-alive policy `ttl` keeps an idle instance, unless it says so itself.
-    pub ttl: Duration,
+    /// Each worker's keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
+    pub keep_alive: KeepAliveMaker,
     /// Each worker's queue policy, one of [`queue::NAMES`].
     pub queue: String,
     /// How much of its memory an instance uses that is paused, 0 to 1; the rest can be lent meanwhile.
@@ -134,8 +132,7 @@ impl Default for SimConfig {
             retries: RetryConfig::default(),
             processors: None,
             scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
-            keep_alive: "ttl".to_owned(),
-            ttl: keep_alive::DEFAULT_TTL,
+            keep_alive: keep_alive::default(),
             queue: "fifo".to_owned(),
             paused_share: 1.0,
             code_budget: 1 << 30,
@@ -164,9 +161,6 @@ impl Default for SimConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SimError {
-    /// The keep-alive policy is not known, or a parameter of it is not valid.
-    #[error(transparent)]
-    KeepAlive(#[from] ConfigError),
     /// The queue policy is not known.
     #[error("there is no queue policy \"{name}\"; use one of {}", queue::NAMES.join(", "))]
     UnknownQueue {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::Digest;
 use openlambda_core::invocation::StartKind;
+use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceId, InvocationId, LoadLimit, VersionId};
 use openlambda_core::time::Time;
 use openlambda_core::wire::{Reservation, ReservationKey};
 use openlambda_core::worker_core::{Call, CoreConfig, Input, Notice, Output, StreamId, WorkerCore};
-use openlambda_core::{keep_alive, queue};
 
 use super::balancers::{BROKEN, UNREACHED};
 use super::calls::{CallId, SimulatedCall};
@@ -73,7 +73,6 @@ impl Meter {
 
 impl Host {
     pub(super) fn new(config: &SimConfig) -> Result<Self, SimError> {
-        let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
         let queue = queue::by_name(&config.queue)
             .ok_or_else(|| SimError::UnknownQueue { name: config.queue.clone() })?;
         let core = CoreConfig {
@@ -84,7 +83,7 @@ impl Host {
         Ok(Host {
             life: 0,
             up: true,
-            core: WorkerCore::new(core, queue, keep_alive),
+            core: WorkerCore::new(core, queue, config.keep_alive.make()),
             versions: Vec::new(),
             calls: Vec::new(),
             starting: Vec::new(),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
+use openlambda_core::catalog::Catalog as PartCatalog;
 
 use super::{Cli, block_on, print};
 use crate::Catalog;
@@ -84,24 +85,29 @@ fn command(catalog: &Arc<Catalog>) -> Command {
         let names = move || functions(&catalog).into_iter().map(CompletionCandidate::new).collect();
         command = offer(command, name, "function", ArgValueCandidates::new(names));
     }
-    let policies = |catalog: &Arc<Catalog>| {
+    let policies = || {
         let catalog = Arc::clone(catalog);
-        ArgValueCandidates::new(move || {
-            let entries = catalog.policies().entries().map(|entry| {
-                let about = Some(entry.about.to_string().into());
-                CompletionCandidate::new(entry.name.to_string()).help(about)
-            });
-            entries.collect()
-        })
+        ArgValueCandidates::new(move || entries(catalog.policies()))
     };
+    let keep_alive = Arc::clone(catalog);
+    let keep_alive = ArgValueCandidates::new(move || entries(keep_alive.keep_alive_policies()));
     let fixed = |values: Vec<&'static str>| {
         ArgValueCandidates::new(move || values.iter().map(CompletionCandidate::new).collect())
     };
     let sandboxes = [&["auto"], &*catalog.sandbox_names()].concat();
-    command = offer(command, "up", "policy", policies(catalog));
+    command = offer(command, "up", "policy", policies());
     command = offer(command, "up", "sandbox", fixed(sandboxes));
     command = offer(command, "up", "registry", fixed(vec!["native", "dir"]));
-    offer(command, "sim", "policies", policies(catalog))
+    command = offer(command, "sim", "policies", policies());
+    offer(command, "sim", "keep_alive", keep_alive)
+}
+
+fn entries<T: ?Sized>(catalog: &PartCatalog<T>) -> Vec<CompletionCandidate> {
+    let entries = catalog.entries().map(|entry| {
+        let about = Some(entry.about.clone().into());
+        CompletionCandidate::new(entry.name.clone()).help(about)
+    });
+    entries.collect()
 }
 
 fn offer(

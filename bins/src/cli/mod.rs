@@ -136,7 +136,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Rm(args) => functions::remove(&args, &catalog),
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
-        Command::Replay(args) => replay::replay(&args),
+        Command::Replay(args) => replay::replay(&args, &catalog),
         Command::Bench(args) => bench::bench(&args, &catalog),
         Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),

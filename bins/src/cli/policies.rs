@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use openlambda_core::keep_alive;
+use openlambda_core::catalog::{Catalog as PartCatalog, ParameterInfo};
+use serde_json::{Value, json};
 
 use super::{print, print_json};
 use crate::Catalog;
@@ -17,44 +18,65 @@ pub(super) struct PoliciesArgs {
 }
 
 pub(super) fn policies(args: &PoliciesArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let entries = catalog.policies().entries();
+    let (balancing, keep_alive) = (catalog.policies(), catalog.keep_alive_policies());
     if args.json {
-        let policies = entries.map(|entry| {
-            let parameters = entry.parameters.iter().map(|parameter| {
-                serde_json::json!({
+        print_json(&json!({
+            "policies": entries(balancing, |parameter| json!({
+                "name": parameter.name,
+                "default": parameter.default,
+                "about": parameter.about,
+            })),
+            "keep_alive": entries(keep_alive, |parameter| {
+                let mut told = json!({
                     "name": parameter.name,
                     "default": parameter.default,
                     "about": parameter.about,
-                })
-            });
-            serde_json::json!({
-                "name": entry.name,
-                "parameters": parameters.collect::<Vec<_>>(),
-                "about": entry.about,
-                "source": entry.source,
-            })
-        });
-        let policies = policies.collect::<Vec<_>>();
-        let keep_alive = &keep_alive::ENTRIES;
-        print_json(&serde_json::json!({ "policies": policies, "keep_alive": keep_alive }));
+                });
+                // Here numbers are told as such.
+                if let Ok(number) = parameter.default.parse::<f64>() {
+                    told["default"] = number.into();
+                }
+                if let Some(bounds) = &parameter.bounds {
+                    told["least"] = (*bounds.start()).into();
+                    told["most"] = (*bounds.end()).into();
+                }
+                told
+            }),
+        }));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut text = String::from("Balancing policies, for --policy:\n\n");
-    for entry in entries {
-        text.push_str(&format!("{}: {} [{}]\n", entry.name, entry.about, entry.source));
-        for parameter in &entry.parameters {
-            let (name, default) = (&parameter.name, &parameter.default);
-            text.push_str(&format!("    {name} = {default}: {}\n", parameter.about));
-        }
-    }
-    text.push_str("\nKeep-alive policies of the workers, for --keep-alive:\n\n");
-    for entry in &keep_alive::ENTRIES {
-        text.push_str(&format!("{}: {} [{}]\n", entry.name, entry.about, entry.source));
-        for parameter in entry.parameters {
-            let (name, default) = (parameter.name, parameter.default);
-            text.push_str(&format!("    {name} = {default}: {}\n", parameter.about));
-        }
-    }
-    print(&text);
+    let balancing = lines(balancing);
+    let keep_alive = lines(keep_alive);
+    print(&format!(
+        "Balancing policies, for --policy:\n\n{balancing}\n\
+         Keep-alive policies of the workers, for --keep-alive:\n\n{keep_alive}"
+    ));
     Ok(ExitCode::SUCCESS)
+}
+
+fn entries<T: ?Sized>(
+    catalog: &PartCatalog<T>,
+    parameter: impl Fn(&ParameterInfo) -> Value,
+) -> Vec<Value> {
+    let entries = catalog.entries().map(|entry| {
+        json!({
+            "name": entry.name,
+            "parameters": entry.parameters.iter().map(&parameter).collect::<Vec<_>>(),
+            "about": entry.about,
+            "source": entry.source,
+        })
+    });
+    entries.collect()
+}
+
+/// A line for each policy, and below it one for each of its parameters.
+fn lines<T: ?Sized>(catalog: &PartCatalog<T>) -> String {
+    let mut text = String::new();
+    for entry in catalog.entries() {
+        text.push_str(&format!("{}: {} [{}]\n", entry.name, entry.about, entry.source));
+        for ParameterInfo { name, default, about, .. } in &entry.parameters {
+            text.push_str(&format!("    {name} = {default}: {about}\n"));
+        }
+    }
+    text
 }

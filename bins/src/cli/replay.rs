@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use openlambda_core::worker_core::recording;
 
+use crate::Catalog;
 use crate::error::{Context, Result};
 
 #[derive(Args, Debug)]
@@ -18,7 +19,7 @@ pub(super) struct ReplayArgs {
 
 /// Prints a record for each call that was over, as JSON lines: the same bytes as the worker's own
 /// `--records`.
-pub(super) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
+pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
     let file = File::open(&args.file);
     let file = file.context(|| {
         let file = args.file.display();
@@ -26,7 +27,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Result<ExitCode> {
     })?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
-    recording::replay(BufReader::new(file), |record| {
+    recording::replay(BufReader::new(file), catalog.keep_alive_policies(), |record| {
         if written.is_ok() {
             written = serde_json::to_writer(&mut out, &record)
                 .map_err(std::io::Error::from)

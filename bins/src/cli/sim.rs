@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use openlambda_core::keep_alive::KeepAliveConfig;
-use openlambda_core::queue;
+use openlambda_core::catalog::Choice;
 use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
 use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::{keep_alive, queue};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, Users, simulate_with};
 use openlambda_lab::statistics::Interval;
 use openlambda_lab::summary::{Summary, Tally};
 use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
-use openlambda_lb::policies::PolicyConfig;
+use openlambda_lb::policies::{PolicyConfig, PolicyMaker};
 use serde::Serialize;
 
 use super::progress::Progress;
@@ -117,10 +117,10 @@ pub(super) struct SimArgs {
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory_mb: u64,
     /// Keep-alive policy, with parameters after commas; `ol policies` lists them
-    #[arg(long, value_name = "NAME[,KEY=VALUE]", default_value = "ttl")]
-    keep_alive: String,
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", default_value = keep_alive::DEFAULT)]
+    keep_alive: Choice,
     /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
-    #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = keep_alive::DEFAULT_TTL.as_secs_f64())]
     ttl_seconds: f64,
     /// Seed of everything: the same seed gives the same bytes. May be given more than once: then means over
     /// the seeds are printed, with their 95 % confidence intervals
@@ -151,7 +151,7 @@ enum Mix {
 }
 
 impl SimArgs {
-    fn config(&self) -> Result<SimConfig> {
+    fn config(&self, catalog: &Catalog) -> Result<SimConfig> {
         let ms = |flag: &str, value: f64| {
             Duration::try_from_secs_f64(value / 1e3).map_err(|_| {
                 CliError::new(format!("--{flag} {value} is not a time; use 0 or more"))
@@ -205,7 +205,9 @@ impl SimArgs {
             .map_err(|error| CliError::new(format!("--running-limit: {error}")))?;
         let bursts = Bursts { size: self.burst, gap: ms("burst-gap-ms", self.burst_gap_ms)? };
         let think = ms("think-ms", self.think_ms)?;
-        let keep_alive: KeepAliveConfig = self.keep_alive.parse()?;
+        let ttl = ms("ttl-seconds", self.ttl_seconds * 1e3)?;
+        let keep_alive = keep_alive::or_ttl(self.keep_alive.clone(), ttl);
+        let keep_alive = catalog.keep_alive_policies().maker(&keep_alive)?;
         let memory = 128 << 20;
         if self.memory_mb << 20 < memory {
             return Err(CliError::new("--memory-mb is too small for an instance; use 128 or more"));
@@ -239,8 +241,7 @@ impl SimArgs {
                 running,
                 ..SchedulerConfig::default()
             },
-            keep_alive: keep_alive.to_string(),
-            ttl: ms("ttl-seconds", self.ttl_seconds * 1e3)?,
+            keep_alive,
             queue: self.queue_policy.clone(),
             code_budget: size("code-mb", self.code_mb)?,
             bundle_bytes: size("bundle-mb", self.bundle_mb)?,
@@ -264,17 +265,15 @@ impl SimArgs {
 }
 
 pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let config = args.config()?;
+    let config = args.config(catalog)?;
     let policies = if args.policies.is_empty() {
         catalog.policies().entries().map(|entry| PolicyConfig::named(&*entry.name)).collect()
     } else {
         args.policies.clone()
     };
-    // Refused before anything is simulated.
-    for policy in &policies {
-        catalog.policies().build(policy)?;
-    }
-    let runs: Vec<(&PolicyConfig, u64)> = policies
+    let makers = policies.iter().map(|policy| catalog.policies().maker(policy));
+    let policies = makers.collect::<Result<Vec<_>, _>>()?;
+    let runs: Vec<(&PolicyMaker, u64)> = policies
         .iter()
         .flat_map(|policy| args.seeds.iter().map(move |seed| (policy, *seed)))
         .collect();
@@ -287,7 +286,7 @@ pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
     let summaries = in_parallel(runs.len(), args.threads, |number| {
         let (policy, seed) = runs[number];
         let config = SimConfig { seed, ..config.clone() };
-        run(&config, policy, catalog, records, &watch)
+        run(&config, policy, records, &watch)
     });
     drop(watch);
     let summaries = summaries.into_iter().collect::<Result<Vec<_>>>()?;
@@ -301,8 +300,7 @@ pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
 /// One simulation.
 fn run(
     config: &SimConfig,
-    policy: &PolicyConfig,
-    catalog: &Catalog,
+    policy: &PolicyMaker,
     records: Option<&Path>,
     watch: &Watch,
 ) -> Result<Summary> {
@@ -312,8 +310,8 @@ fn run(
         let created = created.context(|| format!("cannot write {}", path.display()))?;
         file = Some(std::io::BufWriter::new(created));
     }
-    let make_policy = || catalog.policies().build(policy).expect("it was built before");
     let (mut tally, mut written, mut count) = (Tally::default(), Ok(()), 0u64);
+    let make_policy = || policy.make();
     let usage = simulate_with(config, make_policy, |call| {
         tally.add(call);
         count += 1;
@@ -329,7 +327,7 @@ fn run(
     .context(|| "cannot simulate".to_owned())?;
     let flushed = written.and_then(|()| file.as_mut().map_or(Ok(()), Write::flush));
     flushed.context(|| "cannot write the records".to_owned())?;
-    Ok(tally.summary(&policy.to_string()).with_usage(&usage))
+    Ok(tally.summary(policy.text()).with_usage(&usage))
 }
 
 /// Of one seed's table, and of that of the means.
@@ -497,5 +495,51 @@ impl Watch {
                 rate / 1e6
             )
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use openlambda_core::keep_alive::{KeepAliveEntry, Ttl};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SimArgs,
+    }
+
+    #[test]
+    fn a_keep_alive_policy_of_ones_own_is_simulated() {
+        let line =
+            "sim --keep-alive never --policy random --functions 1 --rate 1 --invocations 500";
+        let Line { args } = Line::try_parse_from(line.split(' ')).unwrap();
+        let never = KeepAliveEntry::new("never", "no time at all", "this test", || {
+            Box::new(Ttl::new(Duration::ZERO))
+        });
+        let error = args.config(&Catalog::standard()).unwrap_err().to_string();
+        assert!(error.starts_with("keep-alive: unknown policy \"never\""), "{error}");
+        let catalog = Catalog::standard().keep_alive(never);
+        let config = args.config(&catalog).unwrap();
+        let policy = catalog.policies().maker(&args.policies[0]).unwrap();
+        let summary = run(&config, &policy, None, &Watch::start(0)).unwrap();
+        assert_eq!((summary.invocations, summary.failed), (500, 0));
+        // A call finds an instance only when it has waited for the one before.
+        assert!(summary.cold_rate > 0.95, "{}", summary.cold_rate);
+    }
+
+    #[test]
+    fn the_time_to_live_is_a_default_of_the_policy_that_has_one() {
+        for (line, text) in [
+            ("sim", "ttl,seconds=600"),
+            ("sim --ttl-seconds 0.5", "ttl,seconds=0.5"),
+            ("sim --ttl-seconds 0.5 --keep-alive ttl,seconds=7", "ttl,seconds=7"),
+            ("sim --ttl-seconds 0.5 --keep-alive lru", "lru"),
+        ] {
+            let Line { args } = Line::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(args.config(&Catalog::standard()).unwrap().keep_alive.text(), text);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
-use openlambda_lb::policies::PolicyConfig;
+use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::Admin;
 use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
@@ -68,16 +68,21 @@ pub(super) struct Options {
 const WORKERS: std::ops::RangeInclusive<i64> = 1..=1000;
 
 impl Settings for Options {
-    const DEFAULTS: &'static str = r#"
-        workers = 2
-        listen = "127.0.0.1:8080"
-        sandbox = "auto"
-        registry = "native"
-        policy = "least-outstanding"
-        memory_mb = 4096
-        admin = "loopback"
-        seed = 0
-    "#;
+    fn defaults() -> String {
+        format!(
+            r#"
+            workers = 2
+            listen = "127.0.0.1:8080"
+            sandbox = "auto"
+            registry = "native"
+            policy = "{policy}"
+            memory_mb = 4096
+            admin = "loopback"
+            seed = 0
+            "#,
+            policy = PolicyCatalog::DEFAULT,
+        )
+    }
 
     fn or(self, other: Options) -> Options {
         Options {
@@ -424,13 +429,15 @@ mod tests {
         defaults_are_as_documented::<balancer::Options>();
         defaults_are_as_documented::<registry::Options>();
         // A worker that `ol up` starts has the same as one that a person starts.
-        for (up, daemon, keys) in [
-            (super::Options::DEFAULTS, worker::Options::DEFAULTS, &["memory_mb", "sandbox"][..]),
-            (super::Options::DEFAULTS, balancer::Options::DEFAULTS, &["policy", "listen", "admin"]),
+        let table = |text: String| text.parse::<toml::Table>().unwrap();
+        let up = table(super::Options::defaults());
+        for (daemon, keys) in [
+            (worker::Options::defaults(), &["memory_mb", "sandbox"][..]),
+            (balancer::Options::defaults(), &["policy", "listen", "admin"]),
         ] {
-            let table = |text: &str| text.parse::<toml::Table>().unwrap();
+            let daemon = table(daemon);
             for key in keys {
-                assert_eq!(table(up)[*key], table(daemon)[*key], "{key}");
+                assert_eq!(up[*key], daemon[*key], "{key}");
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use openlambda_core::time::SystemClock;
-use openlambda_lb::policies::PolicyConfig;
+use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::{AccessLog, Admin, Proxy, ProxyConfig};
 use serde::Deserialize;
 
@@ -56,14 +56,18 @@ pub(crate) struct Options {
 }
 
 impl Settings for Options {
-    /// The policy is the nearest to optimal that needs no tuning.
-    const DEFAULTS: &'static str = r#"
-        listen = "127.0.0.1:8080"
-        policy = "least-outstanding"
-        admin = "loopback"
-        most_connections = 10000
-        head_seconds = 30
-    "#;
+    fn defaults() -> String {
+        format!(
+            r#"
+            listen = "127.0.0.1:8080"
+            policy = "{policy}"
+            admin = "loopback"
+            most_connections = 10000
+            head_seconds = 30
+            "#,
+            policy = PolicyCatalog::DEFAULT,
+        )
+    }
 
     fn or(self, file: Options) -> Options {
         Options {

@@ -29,7 +29,9 @@ pub(crate) struct Options {
 }
 
 impl Settings for Options {
-    const DEFAULTS: &'static str = r#"listen = "127.0.0.1:9000""#;
+    fn defaults() -> String {
+        r#"listen = "127.0.0.1:9000""#.to_owned()
+    }
 
     fn or(self, other: Options) -> Options {
         Options {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use openlambda_core::catalog::Choice;
+use openlambda_core::keep_alive::{self, DEFAULT_TTL};
 use openlambda_core::sandbox::Isolation;
 use openlambda_core::scheduler::RunningLimit;
 use openlambda_core::time::SystemClock;
@@ -57,7 +59,7 @@ pub(crate) struct Options {
     memory_mb: Option<u64>,
     /// Keep-alive policy, with parameters after commas; `ol policies` lists them [default: ttl].
     #[arg(long, value_name = "NAME[,KEY=VALUE]")]
-    keep_alive: Option<String>,
+    keep_alive: Option<Choice>,
     /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
     /// [default: 600].
     #[arg(long, value_name = "SECONDS")]
@@ -93,19 +95,25 @@ pub(crate) struct Options {
 }
 
 impl Settings for Options {
-    const DEFAULTS: &'static str = r#"
-        listen = "127.0.0.1:0"
-        sandbox = "auto"
-        memory_mb = 4096
-        keep_alive = "ttl"
-        ttl_seconds = 600
-        queue_policy = "fifo"
-        running_limit = "none"
-        max_wait_seconds = 35
-        weight = 1
-        most_connections = 10000
-        head_seconds = 30
-    "#;
+    fn defaults() -> String {
+        format!(
+            r#"
+            listen = "127.0.0.1:0"
+            sandbox = "auto"
+            memory_mb = 4096
+            keep_alive = "{keep_alive}"
+            ttl_seconds = {ttl}
+            queue_policy = "fifo"
+            running_limit = "none"
+            max_wait_seconds = 35
+            weight = 1
+            most_connections = 10000
+            head_seconds = 30
+            "#,
+            keep_alive = keep_alive::DEFAULT,
+            ttl = DEFAULT_TTL.as_secs(),
+        )
+    }
 
     fn or(self, file: Options) -> Options {
         Options {
@@ -135,7 +143,7 @@ impl Settings for Options {
 }
 
 impl Options {
-    fn into_config(self) -> Result<WorkerConfig> {
+    fn into_config(self, catalog: &Catalog) -> Result<WorkerConfig> {
         let name = required(self.name, "name")?;
         let mut config = WorkerConfig::new(name, required(self.state_dir, "state-dir")?);
         config.balancers = self.balancers;
@@ -145,16 +153,14 @@ impl Options {
         if let Some(memory) = self.memory_mb {
             config.scheduler.memory = memory << 20;
         }
-        if let Some(name) = self.keep_alive {
-            config.keep_alive = name;
-        }
         let seconds = |flag: &str, value: f64| {
             Duration::try_from_secs_f64(value)
                 .map_err(|_| CliError::new(format!("--{flag} {value} is not a time; use seconds")))
         };
-        if let Some(ttl) = self.ttl_seconds {
-            config.ttl = seconds("ttl-seconds", ttl)?;
-        }
+        let ttl = self.ttl_seconds.map(|ttl| seconds("ttl-seconds", ttl)).transpose()?;
+        let keep_alive = self.keep_alive.unwrap_or_else(|| Choice::named(keep_alive::DEFAULT));
+        let keep_alive = keep_alive::or_ttl(keep_alive, ttl.unwrap_or(DEFAULT_TTL));
+        config.keep_alive = catalog.keep_alive_policies().maker(&keep_alive)?;
         if let Some(name) = self.queue_policy {
             config.queue = name;
         }
@@ -224,7 +230,7 @@ pub(crate) async fn run(options: Options, catalog: &Catalog) -> Result<()> {
     }
     let listener =
         listen(options.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))).await?;
-    let config = options.into_config()?;
+    let config = options.into_config(catalog)?;
     let worker = Worker::start(config, factory, registry, clock)
         .await
         .context(|| "the worker does not start".to_owned())?;

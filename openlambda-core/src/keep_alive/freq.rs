@@ -1,7 +1,7 @@
 //! `freq`: the least frequently called goes first.
 
 use super::order::{Group, Grouped, Worth};
-use super::{InstanceFacts, KeepAlivePolicy};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 
@@ -53,6 +53,16 @@ impl KeepAlivePolicy for Freq {
     fn victim(&mut self, _now: Time) -> Option<InstanceId> {
         self.versions.first().map(|(_, instance)| instance)
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    KeepAliveEntry::new(
+        "freq",
+        "until memory is short; then the least frequently called goes",
+        "the textbook's LFU",
+        || Box::new(Freq::default()),
+    )
 }
 
 #[cfg(test)]

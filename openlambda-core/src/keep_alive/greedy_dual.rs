@@ -1,7 +1,8 @@
 //! `greedy-dual`: what is called often, slow to start and small stays.
 
 use super::order::{Group, Grouped, Priority, Worth};
-use super::{InstanceFacts, KeepAlivePolicy, mebibytes, milliseconds};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy, mebibytes, milliseconds};
+use crate::catalog::ParameterInfo;
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 
@@ -106,6 +107,19 @@ impl KeepAlivePolicy for GreedyDual {
         let first = self.groups.first();
         self.named = first.map(|(priority, instance)| (instance, priority.0));
         first.map(|(_, instance)| instance)
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    let about = "1 counts each instance's own invocations, not those of its function";
+    KeepAliveEntry {
+        name: "greedy-dual".to_owned(),
+        about: "until memory is short; then the lowest of clock + frequency x cost / size goes"
+            .to_owned(),
+        source: "Fuerst, Sharma, FaasCache, ASPLOS 2021".to_owned(),
+        parameters: vec![ParameterInfo::new("per_instance", 0, about).within(0..=1)],
+        build: Box::new(|given| Ok(Box::new(GreedyDual::new(given.number("per_instance")? > 0.5)))),
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{InstanceFacts, KeepAlivePolicy, Lru};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy, Lru};
+use crate::catalog::{CENTURY, ParameterInfo};
 use crate::scheduler::{InstanceId, VersionId};
 use crate::time::Time;
 
@@ -288,6 +289,70 @@ impl KeepAlivePolicy for Histogram {
             history.wakeup = None;
         }
         Some(version)
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    let default = HistogramConfig::default();
+    let range = ParameterInfo::new(
+        "range_minutes",
+        default.range_minutes,
+        "the longest rest that it counts, in bins of a minute",
+    );
+    let head = ParameterInfo::new(
+        "head",
+        default.head,
+        "the share of rests that may be shorter than the instance is away",
+    );
+    let tail = ParameterInfo::new(
+        "tail",
+        default.tail,
+        "the share of rests that end while the instance is kept",
+    );
+    let margin = ParameterInfo::new(
+        "margin",
+        default.margin,
+        "how much earlier it comes, and how much later it goes",
+    );
+    let cv = ParameterInfo::new(
+        "cv",
+        default.cv,
+        "the least coefficient of variation of the bins that tells anything",
+    );
+    let samples = ParameterInfo::new("samples", default.samples, "how many rests tell anything");
+    let fallback = ParameterInfo::new(
+        "fallback_seconds",
+        default.fallback.as_secs(),
+        "how long an instance is kept while the histogram tells nothing",
+    );
+    KeepAliveEntry {
+        name: "histogram".to_owned(),
+        about: "learns how long each function rests: ends its instance, and starts one before the \
+                next call is due"
+            .to_owned(),
+        source: "Shahrad et al., Serverless in the Wild, USENIX ATC 2020; without its ARIMA part"
+            .to_owned(),
+        parameters: vec![
+            range.within(1..=10_080),
+            head.within(0..=1),
+            tail.within(0..=1),
+            margin.within(0..=1),
+            cv.within(0..=1000),
+            samples.within(1.0..=1e9),
+            fallback.within(0.0..=CENTURY),
+        ],
+        build: Box::new(|given| {
+            Ok(Box::new(Histogram::new(HistogramConfig {
+                range_minutes: given.number("range_minutes")? as u32,
+                head: given.number("head")?,
+                tail: given.number("tail")?,
+                margin: given.number("margin")?,
+                cv: given.number("cv")?,
+                samples: given.number("samples")? as u64,
+                fallback: Duration::from_secs_f64(given.number("fallback_seconds")?),
+            })))
+        }),
     }
 }
 

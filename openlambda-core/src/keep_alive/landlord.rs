@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::order::{Order, Priority};
-use super::{InstanceFacts, KeepAlivePolicy, mebibytes, milliseconds};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy, mebibytes, milliseconds};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 
@@ -61,6 +61,17 @@ impl KeepAlivePolicy for Landlord {
         self.named = self.idle.first().map(|(_, instance)| instance);
         self.named
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    KeepAliveEntry::new(
+        "landlord",
+        "until memory is short; then all pay rent by size from what their starts cost, and \
+         who is out of credit goes",
+        "Young, On-Line File Caching, SODA 1998, Algorithmica 2002",
+        || Box::new(Landlord::default()),
+    )
 }
 
 #[cfg(test)]

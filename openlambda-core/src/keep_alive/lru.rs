@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::KeepAlivePolicy;
+use super::{KeepAliveEntry, KeepAlivePolicy};
 use crate::arena::{List, Lists, Slots, slot_of};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
@@ -59,6 +59,16 @@ impl KeepAlivePolicy for Lru {
     fn victim(&mut self, _now: Time) -> Option<InstanceId> {
         self.in_order().next()
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    KeepAliveEntry::new(
+        "lru",
+        "until memory is short; then the least recently used goes",
+        "the textbook; Sleator, Tarjan, CACM 1985",
+        || Box::new(Lru::default()),
+    )
 }
 
 #[cfg(test)]

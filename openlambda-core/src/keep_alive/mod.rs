@@ -1,8 +1,7 @@
 //! How long idle instances are kept, and which one goes first when memory is short.
 //!
-//! [`KeepAlivePolicy`] is a pure decider: the scheduler keeps one for the whole worker. It is
-//! selected by name and parameters, as `ttl,seconds=60`: [`KeepAliveConfig`] reads that, [`ENTRIES`]
-//! lists what there is.
+//! [`KeepAlivePolicy`] is a pure decider: the scheduler keeps one for the whole worker. It is chosen by
+//! name and parameters, as `ttl,seconds=60`, from a [catalogue](standard) that others can join:
 //!
 //! | name | evicts by time | evicts when memory is short |
 //! |---|---|---|
@@ -14,7 +13,6 @@
 //! | `greedy-dual` | never | the lowest of clock + frequency × cost / size |
 //! | `histogram` | when no call is likely soon; starts an instance before the next is due | the least recently used |
 
-mod catalog;
 mod freq;
 mod greedy_dual;
 mod histogram;
@@ -27,7 +25,6 @@ mod ttl;
 use std::fmt;
 use std::time::Duration;
 
-pub use catalog::{ENTRIES, KeepAliveConfig, KeepAliveEntry, NAMES, ParameterInfo};
 pub use freq::Freq;
 pub use greedy_dual::GreedyDual;
 pub use histogram::{Histogram, HistogramConfig};
@@ -36,7 +33,7 @@ pub use lru::Lru;
 pub use size::Size;
 pub use ttl::Ttl;
 
-use crate::config::ConfigError;
+use crate::catalog::{CENTURY, Catalog, Choice, Entry, Maker};
 use crate::scheduler::{InstanceId, VersionId};
 use crate::time::Time;
 
@@ -106,18 +103,53 @@ pub struct InstanceFacts {
     pub start_cost: Duration,
 }
 
+/// The keep-alive policies that can be chosen by name.
+pub type KeepAliveCatalog = Catalog<dyn KeepAlivePolicy>;
+
+/// A keep-alive policy that can be chosen by name.
+pub type KeepAliveEntry = Entry<dyn KeepAlivePolicy>;
+
+/// Makes keep-alive policies: what a worker's configuration holds.
+pub type KeepAliveMaker = Maker<dyn KeepAlivePolicy>;
+
+/// What a catalogue of these calls them.
+pub const KIND: &str = "keep-alive policy";
+
+/// The policy of a worker that is told of none.
+pub const DEFAULT: &str = "ttl";
+
 /// How long `ttl` keeps an idle instance unless told otherwise: as OpenWhisk does.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(600);
 
-/// The policy that `text` names, with parameters after commas: `ttl,seconds=60`. `ttl` is the time of
-/// the policy of that name when `text` does not give it.
-///
-/// # Errors
-///
-/// A name or parameter that is not known, with the nearest that is; a value that is out of range.
-pub fn by_name(text: &str, ttl: Duration) -> Result<Box<dyn KeepAlivePolicy>, ConfigError> {
-    let config: KeepAliveConfig = text.parse()?;
-    Ok(config.or_ttl(ttl).build())
+/// The policies of this module. One of your own joins by [`Catalog::register`].
+pub fn standard() -> KeepAliveCatalog {
+    Catalog::of(
+        KIND,
+        [
+            ttl::entry(),
+            lru::entry(),
+            freq::entry(),
+            size::entry(),
+            landlord::entry(),
+            greedy_dual::entry(),
+            histogram::entry(),
+        ],
+    )
+}
+
+/// The policy [`DEFAULT`], without parameters.
+pub fn default() -> KeepAliveMaker {
+    KeepAliveMaker::new(DEFAULT, || Box::new(Ttl::new(DEFAULT_TTL)))
+}
+
+/// The same choice, with `ttl` as the time of the policy `ttl` unless it is given: the setting
+/// `ttl_seconds` of a worker. Times over a century count as one.
+#[must_use]
+pub fn or_ttl(choice: Choice, ttl: Duration) -> Choice {
+    match &*choice.name {
+        "ttl" => choice.or("seconds", ttl.as_secs_f64().min(CENTURY)),
+        _ => choice,
+    }
 }
 
 /// Costs of starts, as the policies that weigh them against memory count them.
@@ -162,15 +194,79 @@ mod tests {
         victim.0
     }
 
+    fn error(text: &str) -> String {
+        standard().maker_of(text).unwrap_err().to_string()
+    }
+
     #[test]
     fn a_policy_is_made_from_a_text() {
         let ttl_of = |text: &str| {
-            let mut policy = by_name(text, Duration::from_secs(7)).unwrap();
+            let choice = or_ttl(text.parse().unwrap(), Duration::from_secs(7));
+            let mut policy = standard().build(&choice).unwrap();
             policy.idle(InstanceId(0), Time::ZERO).map(Time::as_secs_f64)
         };
         assert_eq!(ttl_of("ttl"), Some(7.0));
         assert_eq!(ttl_of("ttl,seconds=0.5"), Some(0.5));
         assert_eq!(ttl_of("greedy-dual"), None);
-        assert!(by_name("landlrod", DEFAULT_TTL).unwrap_err().to_string().contains("landlord"));
+        assert!(error("landlrod").contains("landlord"));
+    }
+
+    #[test]
+    fn every_entry_builds_with_its_defaults_and_with_them_spelt_out() {
+        let catalog = standard();
+        for entry in catalog.entries() {
+            let plain = format!("{:?}", catalog.maker_of(&entry.name).unwrap().make());
+            let mut text = entry.name.clone();
+            for parameter in &entry.parameters {
+                text += &format!(",{}={}", parameter.name, parameter.default);
+            }
+            let maker = catalog.maker_of(&text).unwrap();
+            assert_eq!(format!("{:?}", maker.make()), plain, "{text}");
+            let again = catalog.maker_of(maker.text()).unwrap();
+            assert_eq!(format!("{:?}", again.make()), plain, "{text}");
+        }
+        let chosen = catalog.maker_of(DEFAULT).unwrap();
+        assert_eq!(chosen.text(), default().text());
+        assert_eq!(format!("{:?}", chosen.make()), format!("{:?}", default().make()));
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_the_nearest() {
+        assert_eq!(
+            error("greedy_dual"),
+            "keep-alive: unknown policy \"greedy_dual\"; did you mean \"greedy-dual\"?"
+        );
+        assert!(error("zzzzzz").contains("known are ttl, lru, freq"));
+        assert_eq!(
+            error("ttl,second=3"),
+            "keep-alive ttl: unknown parameter \"second\"; did you mean \"seconds\"?"
+        );
+        assert!(error("lru,seconds=3").ends_with("it takes none"));
+        assert!(error("ttl,3").contains("ttl,parameter=value"));
+        assert!(error("ttl,seconds=3,seconds=3").contains("twice"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for text in [
+            "ttl,seconds=-1",
+            "ttl,seconds=nan",
+            "ttl,seconds=inf",
+            "ttl,seconds=long",
+            "histogram,head=1.1",
+            "histogram,range_minutes=0",
+        ] {
+            assert!(error(text).contains("is not valid; use a number from"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_from_elsewhere_is_only_a_default() {
+        let ttl = |text: &str| or_ttl(text.parse().unwrap(), Duration::from_secs(9)).to_string();
+        assert_eq!(ttl("ttl"), "ttl,seconds=9");
+        assert_eq!(ttl("ttl, seconds = 4"), "ttl,seconds=4");
+        assert_eq!(ttl("histogram"), "histogram");
+        let longest = or_ttl(Choice::named("ttl"), Duration::MAX);
+        standard().build(&longest).unwrap();
     }
 }

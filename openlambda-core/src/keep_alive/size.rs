@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::order::Order;
-use super::{InstanceFacts, KeepAlivePolicy};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 
@@ -43,6 +43,16 @@ impl KeepAlivePolicy for Size {
     fn victim(&mut self, _now: Time) -> Option<InstanceId> {
         self.idle.first().map(|(_, instance)| instance)
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    KeepAliveEntry::new(
+        "size",
+        "until memory is short; then the largest goes",
+        "Williams et al., Removal Policies in Network Caches, SIGCOMM 1996",
+        || Box::new(Size::default()),
+    )
 }
 
 #[cfg(test)]

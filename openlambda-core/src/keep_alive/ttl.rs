@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{KeepAlivePolicy, Lru};
+use super::{DEFAULT_TTL, KeepAliveEntry, KeepAlivePolicy, Lru};
+use crate::catalog::{CENTURY, ParameterInfo};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 
@@ -41,6 +42,21 @@ impl KeepAlivePolicy for Ttl {
 
     fn victim(&mut self, now: Time) -> Option<InstanceId> {
         self.recency.victim(now)
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> KeepAliveEntry {
+    let default = DEFAULT_TTL.as_secs();
+    let seconds = ParameterInfo::new("seconds", default, "how long an idle instance is kept");
+    KeepAliveEntry {
+        name: "ttl".to_owned(),
+        about: "a fixed time without use".to_owned(),
+        source: "most platforms; OpenWhisk: 10 minutes".to_owned(),
+        parameters: vec![seconds.within(0.0..=CENTURY)],
+        build: Box::new(|given| {
+            Ok(Box::new(Ttl::new(Duration::from_secs_f64(given.number("seconds")?))))
+        }),
     }
 }
 

@@ -37,9 +37,9 @@ use tokio::net::TcpListener;
 use self::dispatch::Dispatcher;
 use self::log::LogWriter;
 use crate::balancing::WorkerLoad;
-use crate::config::{ConfigError, nearest};
+use crate::config::nearest;
 use crate::invocation::RequestIds;
-use crate::keep_alive::DEFAULT_TTL;
+use crate::keep_alive::{self, KeepAliveMaker};
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
@@ -47,7 +47,7 @@ use crate::serving::{Patience, local};
 use crate::time::{Clock, SystemClock};
 use crate::worker_core::recording::{Header, Recording};
 use crate::worker_core::{CoreConfig, WorkerCore};
-use crate::{keep_alive, queue, wire};
+use crate::{queue, wire};
 
 /// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
 #[derive(Clone, Debug)]
@@ -64,10 +64,8 @@ pub struct WorkerConfig {
     pub weight: f64,
     /// Memory pool, limits, pausing.
     pub scheduler: SchedulerConfig,
-    /// The keep-alive policy, one of [`keep_alive::NAMES`], with parameters after commas.
-    pub keep_alive: String,
-    /// How long the keep-alive policy `ttl` keeps an idle instance, unless it says so itself.
-    pub ttl: Duration,
+    /// The keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
+    pub keep_alive: KeepAliveMaker,
     /// The queue policy, one of [`queue::NAMES`].
     pub queue: String,
     /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
@@ -100,8 +98,7 @@ impl WorkerConfig {
             advertise: None,
             weight: 1.0,
             scheduler: SchedulerConfig::default(),
-            keep_alive: "ttl".to_owned(),
-            ttl: DEFAULT_TTL,
+            keep_alive: keep_alive::default(),
             queue: "fifo".to_owned(),
             max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
@@ -135,9 +132,6 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The keep-alive policy is not known, or a parameter of it is not valid.
-    #[error(transparent)]
-    KeepAlive(#[from] ConfigError),
     /// A name in the configuration is not known.
     #[error("there is no {what} policy \"{name}\"; {hint}")]
     UnknownPolicy {
@@ -180,7 +174,6 @@ impl Worker {
         registry: Arc<dyn Registry>,
         clock: Arc<SystemClock>,
     ) -> Result<Worker, StartError> {
-        let keep_alive = keep_alive::by_name(&config.keep_alive, config.ttl)?;
         let queue = queue::by_name(&config.queue)
             .ok_or_else(|| unknown("queue", &config.queue, &queue::NAMES))?;
         let state_dir_error =
@@ -211,8 +204,8 @@ impl Worker {
                 let header = Header {
                     worker: config.name.clone(),
                     core: core.clone(),
-                    keep_alive: config.keep_alive.clone(),
-                    ttl: config.ttl,
+                    keep_alive: config.keep_alive.text().to_owned(),
+                    ttl: None,
                     queue: config.queue.clone(),
                 };
                 let started = File::create(path)
@@ -221,7 +214,7 @@ impl Worker {
                 Some(started.map_err(failed)?)
             }
         };
-        let core = WorkerCore::new(core, queue, keep_alive);
+        let core = WorkerCore::new(core, queue, config.keep_alive.make());
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);

@@ -7,7 +7,7 @@
 //! configuration.
 //!
 //! ```text
-//! {"worker": "w1", "core": {…}, "keep_alive": "ttl", "ttl": {…}, "queue": "fifo"}
+//! {"worker": "w1", "core": {…}, "keep_alive": "ttl,seconds=600", "queue": "fifo"}
 //! {"at": 1201, "request": "0123…", "input": {"called": {"function": "f", "digest": "sha256:…"}}}
 //! {"at": 1305, "input": {"fetched": {"digest": "sha256:…", "bytes": 812, "manifest": {…}}}}
 //! ```
@@ -20,10 +20,12 @@ use thiserror::Error;
 
 use super::{CoreConfig, Input, Output, WorkerCore};
 use crate::arena::Owned;
+use crate::catalog::Choice;
 use crate::config::ConfigError;
 use crate::invocation::{InvocationRecord, RequestId};
+use crate::keep_alive::{KeepAliveCatalog, or_ttl};
+use crate::queue;
 use crate::time::Time;
-use crate::{keep_alive, queue};
 
 /// The first line: what makes a core like the worker's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,22 +35,28 @@ pub struct Header {
     pub worker: String,
     /// Its core's configuration.
     pub core: CoreConfig,
-    /// Its keep-alive policy, as [`keep_alive::by_name`] takes it.
+    /// Its keep-alive policy: the text of its [`Maker`](crate::catalog::Maker).
     pub keep_alive: String,
-    /// That policy's time, unless it says so itself.
-    pub ttl: Duration,
+    /// The time of the policy `ttl`, unless that says so itself. Workers that tell the whole policy by
+    /// its text leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
     /// Its queue policy, as [`queue::by_name`] takes it.
     pub queue: String,
 }
 
 impl Header {
-    /// A core as the worker's was when it began.
+    /// A core as the worker's was when it began, with the policies of these catalogues.
     ///
     /// # Errors
     ///
-    /// [`ReplayError`]: a policy that is not known here.
-    pub fn core(&self) -> Result<WorkerCore, ReplayError> {
-        let keep_alive = keep_alive::by_name(&self.keep_alive, self.ttl)?;
+    /// [`ReplayError`]: a policy that is not known there.
+    pub fn core(&self, keep_alive: &KeepAliveCatalog) -> Result<WorkerCore, ReplayError> {
+        let mut choice: Choice = self.keep_alive.parse()?;
+        if let Some(ttl) = self.ttl {
+            choice = or_ttl(choice, ttl);
+        }
+        let keep_alive = keep_alive.build(&choice)?;
         let queue = queue::by_name(&self.queue)
             .ok_or_else(|| ReplayError::UnknownQueue { name: self.queue.clone() })?;
         Ok(WorkerCore::new(self.core.clone(), queue, keep_alive))
@@ -148,21 +156,22 @@ pub enum ReplayError {
     },
 }
 
-/// Plays a recording into a core; `record` sees each call when it is over. A last line that is not whole,
-/// because its worker was killed, is left out.
+/// Plays a recording into a core, whose keep-alive policy is looked up in `keep_alive`; `record` sees each
+/// call when it is over. A last line that is not whole, because its worker was killed, is left out.
 ///
 /// # Errors
 ///
 /// [`ReplayError`].
 pub fn replay(
     mut recording: impl BufRead,
+    keep_alive: &KeepAliveCatalog,
     mut record: impl FnMut(InvocationRecord),
 ) -> Result<(), ReplayError> {
     let mut text = String::new();
     recording.read_line(&mut text)?;
     let header: Header =
         serde_json::from_str(&text).map_err(|source| ReplayError::Line { number: 1, source })?;
-    let mut core = header.core()?;
+    let mut core = header.core(keep_alive)?;
     let mut requests = Owned::default();
     for number in 2.. {
         text.clear();

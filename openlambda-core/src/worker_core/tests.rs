@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::failure::Started;
+use crate::keep_alive::Lru;
+use crate::queue;
 use crate::scheduler::EvictReason;
-use crate::{keep_alive, queue};
 
 const MB: u64 = 1 << 20;
 
@@ -22,7 +23,7 @@ impl Bench {
         };
         let max_wait = Duration::from_secs(10);
         let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000 };
-        let keep_alive = keep_alive::by_name("lru", Duration::ZERO).unwrap();
+        let keep_alive = Box::new(Lru::default());
         let core = WorkerCore::new(config, queue::by_name("fifo").unwrap(), keep_alive);
         Bench { core, now: Time::ZERO }
     }

@@ -2,8 +2,9 @@
 
 use std::io::BufReader;
 
+use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::scheduler::{LoadLimit, RunningLimit};
-use openlambda_core::worker_core::recording::replay;
+use openlambda_core::worker_core::recording::{ReplayError, replay};
 
 use super::*;
 
@@ -15,10 +16,15 @@ fn record_inputs(config: &mut WorkerConfig) {
 }
 
 /// The records that come of the worker's inputs, as lines.
-fn replayed(rig: &Rig) -> Result<String, openlambda_core::worker_core::recording::ReplayError> {
+fn replayed(rig: &Rig) -> Result<String, ReplayError> {
+    replayed_with(rig, &keep_alive::standard())
+}
+
+/// The same with these keep-alive policies.
+fn replayed_with(rig: &Rig, policies: &KeepAliveCatalog) -> Result<String, ReplayError> {
     let inputs = std::fs::File::open(rig.folder.path().join("inputs.jsonl")).unwrap();
     let mut lines = String::new();
-    replay(BufReader::new(inputs), |record| {
+    replay(BufReader::new(inputs), policies, |record| {
         lines.push_str(&serde_json::to_string(&record).unwrap());
         lines.push('\n');
     })?;
@@ -138,4 +144,53 @@ async fn a_recording_that_was_cut_off_is_played_as_far_as_it_goes() {
     std::fs::write(&path, "no recording\n").unwrap();
     let error = replayed(&rig).unwrap_err().to_string();
     assert!(error.contains("line 1 of the recording"), "{error}");
+}
+
+/// Calls that find an instance or not, as the keep-alive policy has it.
+async fn call_now_and_then(rig: &mut Rig) -> String {
+    rig.function("f", "", echo).await;
+    for pause in [0, 0, 60, 0, 60] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        assert_eq!(rig.call("f", "1").await.status, 200);
+    }
+    rig.stop().await;
+    std::fs::read_to_string(rig.folder.path().join("records.jsonl")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_whose_time_to_live_stands_beside_its_policy_is_played() {
+    let mut rig = Rig::start(|config| {
+        record_inputs(config);
+        config.keep_alive = keep_alive::standard().maker_of("ttl,seconds=0.03").unwrap();
+    })
+    .await;
+    let written = call_now_and_then(&mut rig).await;
+    assert!(written.matches("\"cold\"").count() > 1, "{written}");
+    let path = rig.folder.path().join("inputs.jsonl");
+    let recorded = std::fs::read_to_string(&path).unwrap();
+    let (now, before) = (
+        "\"keep_alive\":\"ttl,seconds=0.03\"",
+        "\"keep_alive\":\"ttl\",\"ttl\":{\"secs\":0,\"nanos\":30000000}",
+    );
+    assert!(recorded.contains(now), "{recorded}");
+    std::fs::write(&path, recorded.replace(now, before)).unwrap();
+    assert_eq!(replayed(&rig).unwrap(), written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_of_ones_own_is_played_by_whoever_knows_it() {
+    let about = "a short time without use";
+    let mut policies = keep_alive::standard();
+    policies.register(KeepAliveEntry::new("short", about, "this test", || {
+        Box::new(Ttl::new(Duration::from_millis(30)))
+    }));
+    let mut rig = Rig::start(|config| {
+        record_inputs(config);
+        config.keep_alive = policies.maker_of("short").unwrap();
+    })
+    .await;
+    let written = call_now_and_then(&mut rig).await;
+    assert_eq!(replayed_with(&rig, &policies).unwrap(), written);
+    let error = replayed(&rig).unwrap_err().to_string();
+    assert!(error.starts_with("keep-alive: unknown policy \"short\""), "{error}");
 }

@@ -224,7 +224,8 @@ impl Shell {
             ..SchedulerConfig::default()
         };
         let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: CODE_BUDGET };
-        let policy = keep_alive::by_name(keep_alive, Duration::from_secs(2)).unwrap();
+        let choice = keep_alive::or_ttl(keep_alive.parse().unwrap(), Duration::from_secs(2));
+        let policy = keep_alive::standard().build(&choice).unwrap();
         Shell {
             core: WorkerCore::new(config, queue::by_name("fifo").unwrap(), policy),
             log: Vec::new(),

@@ -7,6 +7,7 @@ use openlambda_core::balancing::{
 use openlambda_core::hash::mix;
 
 use super::candidates::Candidates;
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::ring::Ring;
 use super::worker_ring::KEY_SALT;
 
@@ -213,6 +214,26 @@ impl BoundedLoad {
             }
         }
         panic!("the caps add up to too little")
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> PolicyEntry {
+    PolicyEntry {
+        name: "bounded-load".to_owned(),
+        about: "the function's own worker on a hash ring, unless it is over its share".to_owned(),
+        source: "Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing with Bounded Loads, SODA 2018"
+            .to_owned(),
+        parameters: vec![
+            ParameterInfo::new("epsilon", 0.25, "how far over its fair share a worker may go"),
+            ParameterInfo::new("vnodes", 100, "points on the ring for a worker of weight 1")
+                .within(1..=BoundedLoad::MOST_VNODES),
+        ],
+        build: Box::new(|given| {
+            let wanted = "a number above 0, at most 1000";
+            let epsilon = given.number_where("epsilon", wanted, |e| e > 0.0 && e <= 1000.0)?;
+            Ok(Box::new(BoundedLoad::new(epsilon, given.whole("vnodes")?)))
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::fill_order::FillOrder;
 use super::fixed_map::FixedMap;
 use super::held::FewWorkers;
@@ -130,20 +130,14 @@ pub(super) fn entry() -> PolicyEntry {
             .to_owned(),
         source: "the textbook; with exponential service an M/M/c queue".to_owned(),
         parameters: vec![
-            ParameterInfo::new("wait", 30.0, "seconds that a request waits at most"),
-            ParameterInfo::new("most", 100_000, "requests that wait at most"),
+            ParameterInfo::new("wait", 30.0, "seconds that a request waits at most")
+                .within(0.001..=86_400.0),
+            ParameterInfo::new("most", 100_000, "requests that wait at most")
+                .within(0..=100_000_000),
         ],
-        build: Box::new(|table| {
-            let name = "central-queue";
-            let wanted = "a number of seconds from 0.001 to 86400";
-            let wait = number(name, table, "wait", 30.0, wanted, |wait| {
-                (0.001..=86_400.0).contains(&wait)
-            })?;
-            let wanted = "a whole number from 0 to 100000000";
-            let most = number(name, table, "most", 100_000.0, wanted, |most| {
-                most.fract() == 0.0 && (0.0..=1e8).contains(&most)
-            })?;
-            Ok(Box::new(CentralQueue::new(Duration::from_secs_f64(wait), most as usize)))
+        build: Box::new(|given| {
+            let (wait, most) = (given.seconds("wait")?, given.whole("most")?);
+            Ok(Box::new(CentralQueue::new(wait, most as usize)))
         }),
     }
 }

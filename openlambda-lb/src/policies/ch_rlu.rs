@@ -9,7 +9,7 @@ use openlambda_core::balancing::{
 use openlambda_core::time::Time;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number, whole};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::worker_ring::WorkerRing;
 
 /// How often it is decided anew which functions are popular.
@@ -275,9 +275,8 @@ impl BalancingPolicy for ChRlu {
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "ch-rlu";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "ch-rlu".to_owned(),
         about: "popular functions leave a loaded home along the ring, others stay".to_owned(),
         source: "Fuerst, Sharma, Locality-aware Load-Balancing For Serverless Clusters, HPDC 2022"
             .to_owned(),
@@ -287,22 +286,22 @@ pub(super) fn entry() -> PolicyEntry {
                 1.2,
                 "the load for each of its capacity that a worker may have, above 0, at most 1000",
             ),
-            ParameterInfo::new("chain", 16, "how many workers a request goes past, 1 to 64"),
-            ParameterInfo::new("popular", 0.2, "the share of the functions that is, 0 to 1"),
+            ParameterInfo::new("chain", 16, "how many workers a request goes past, 1 to 64")
+                .within(1..=ChRlu::MOST_CHAIN),
+            ParameterInfo::new("popular", 0.2, "the share of the functions that is, 0 to 1")
+                .within(0..=1),
             ParameterInfo::new(
                 "vnodes",
                 100,
                 "points on the ring for a worker of weight 1, 1 to 10000",
-            ),
+            )
+            .within(1..=WorkerRing::MOST_VNODES),
         ],
-        build: Box::new(|table| {
-            let share = "a number from 0 to 1";
-            let popular = number(NAME, table, "popular", 0.2, share, |p| (0.0..=1.0).contains(&p))?;
+        build: Box::new(|given| {
             let range = "a number above 0, at most 1000";
-            let bound = number(NAME, table, "bound", 1.2, range, |b| b > 0.0 && b <= 1000.0)?;
-            let chain = whole(NAME, table, "chain", 16, (1, ChRlu::MOST_CHAIN))?;
-            let vnodes = whole(NAME, table, "vnodes", 100, (1, WorkerRing::MOST_VNODES))?;
-            Ok(Box::new(ChRlu::new(popular, bound, chain, vnodes)))
+            let bound = given.number_where("bound", range, |b| b > 0.0 && b <= 1000.0)?;
+            let (popular, chain) = (given.number("popular")?, given.whole("chain")?);
+            Ok(Box::new(ChRlu::new(popular, bound, chain, given.whole("vnodes")?)))
         }),
     }
 }

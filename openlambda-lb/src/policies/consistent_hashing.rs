@@ -5,7 +5,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, whole};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::worker_ring::WorkerRing;
 
 /// Consistent hashing: the first ready worker clockwise of the function's place on a ring.
@@ -74,19 +74,18 @@ impl BalancingPolicy for ConsistentHashing {
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "consistent-hashing";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "consistent-hashing".to_owned(),
         about: "the function's own worker on a hash ring, whatever its load".to_owned(),
         source: "Karger et al., Consistent Hashing and Random Trees, STOC 1997".to_owned(),
-        parameters: vec![ParameterInfo::new(
-            "vnodes",
-            100,
-            "points on the ring for a worker of weight 1, 1 to 10000",
-        )],
-        build: Box::new(|table| {
-            let vnodes = whole(NAME, table, "vnodes", 100, (1, WorkerRing::MOST_VNODES))?;
-            Ok(Box::new(ConsistentHashing::new(vnodes)))
-        }),
+        parameters: vec![
+            ParameterInfo::new(
+                "vnodes",
+                100,
+                "points on the ring for a worker of weight 1, 1 to 10000",
+            )
+            .within(1..=WorkerRing::MOST_VNODES),
+        ],
+        build: Box::new(|given| Ok(Box::new(ConsistentHashing::new(given.whole("vnodes")?)))),
     }
 }

@@ -7,7 +7,7 @@ use openlambda_core::balancing::{
 
 use super::by_slot::BySlot;
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// Power of two choices on a cached load vector, which is refreshed every `b` decisions.
 ///
@@ -84,14 +84,13 @@ pub(super) fn entry() -> PolicyEntry {
             HALF,
             "decisions between two refreshes, 1 to 1000000, or half as many as there are workers",
         )],
-        build: Box::new(|table| {
-            if table.get("b").is_none_or(|b| b.as_str() == Some(HALF)) {
+        build: Box::new(|given| {
+            if given.get("b")?.as_str() == Some(HALF) {
                 return Ok(Box::new(Dodoor::new()));
             }
             let wanted = "a whole number from 1 to 1000000, or half";
-            let b = number("dodoor", table, "b", 1.0, wanted, |b| {
-                b.fract() == 0.0 && (1.0..=1e6).contains(&b)
-            })?;
+            let b = given
+                .number_where("b", wanted, |b| b.fract() == 0.0 && (1.0..=1e6).contains(&b))?;
             Ok(Box::new(Dodoor::with_batch(b as u32)))
         }),
     }

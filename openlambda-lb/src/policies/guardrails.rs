@@ -9,7 +9,7 @@ use openlambda_core::balancing::{
 use openlambda_core::time::Time;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number, refuse};
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// An inner policy's choices, restricted to workers that have not got too much work of the
 /// request's size.
@@ -232,41 +232,32 @@ pub(super) fn entry() -> PolicyEntry {
             .to_owned(),
         parameters: vec![
             ParameterInfo::new("inner", "random", "the policy that is guarded"),
-            ParameterInfo::new("c", 2.0, "how much larger requests of the next rank are"),
+            ParameterInfo::new("c", 2.0, "how much larger requests of the next rank are")
+                .within(1.1..=1000.0),
             ParameterInfo::new(
                 "g",
                 2.0,
                 "how many of a rank's largest requests sums may differ by",
-            ),
+            )
+            .within(1..=1000),
             ParameterInfo::new(
                 "size",
                 0.1,
                 "seconds that a request takes of which nothing is known",
-            ),
+            )
+            .within(1e-6..=86_400.0),
         ],
-        build: Box::new(|table| {
-            let name = "guardrails";
-            let c = number(name, table, "c", 2.0, "a number from 1.1 to 1000", |c| {
-                (1.1..=1000.0).contains(&c)
-            })?;
-            let g = number(name, table, "g", 2.0, "a number from 1 to 1000", |g| {
-                (1.0..=1000.0).contains(&g)
-            })?;
-            let wanted = "a number of seconds from 0.000001 to 86400";
-            let size =
-                number(name, table, "size", 0.1, wanted, |size| (1e-6..=86_400.0).contains(&size))?;
-            let (inner, policy) = table.policy("inner", "random")?;
+        build: Box::new(|given| {
+            let (c, g, size) = (given.number("c")?, given.number("g")?, given.seconds("size")?);
+            let (inner, policy) = given.nested("inner")?;
             if HOLDING.contains(&inner.name.as_str()) {
-                return Err(refuse(
-                    "policy guardrails",
-                    format!(
-                        "inner = {} holds requests, which cannot be guarded; use a policy that \
-                         decides at once",
-                        inner.name
-                    ),
-                ));
+                return Err(given.refuse(format!(
+                    "inner = {} holds requests, which cannot be guarded; use a policy that decides \
+                     at once",
+                    inner.name
+                )));
             }
-            Ok(Box::new(Guardrails::new(policy, c, g, Duration::from_secs_f64(size))))
+            Ok(Box::new(Guardrails::new(policy, c, g, size)))
         }),
     }
 }

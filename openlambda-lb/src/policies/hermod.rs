@@ -65,7 +65,7 @@ pub(super) fn entry() -> PolicyEntry {
         "hermod",
         "the fullest worker with a free slot, warm ones first; all busy: the least loaded",
         "Kaffes, Yadwadkar, Kozyrakis, Hermod, SoCC 2022",
-        Hermod::new,
+        || Box::new(Hermod::new()),
     )
 }
 

@@ -236,7 +236,7 @@ pub(super) fn entry() -> PolicyEntry {
         "hiku",
         "the least loaded worker with an idle instance of the function, else the least loaded",
         "Akbari & Hauswirth, Hiku: Pull-Based Scheduling for Serverless Computing, CCGrid 2025",
-        Hiku::new,
+        || Box::new(Hiku::new()),
     )
 }
 

@@ -7,7 +7,7 @@ use openlambda_core::balancing::{
 
 use super::by_slot::BySlot;
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// A queue of idle workers; when it is empty, any worker.
 ///
@@ -42,18 +42,15 @@ pub(super) fn entry() -> PolicyEntry {
         name: "join-idle-queue".to_owned(),
         about: "the worker that has been idle longest, else any".to_owned(),
         source: "Lu et al., Join-Idle-Queue, Performance Evaluation 2011".to_owned(),
-        parameters: vec![ParameterInfo::new(
-            "below",
-            1,
-            "a worker with fewer requests in flight than this is idle",
-        )],
-        build: Box::new(|table| {
-            let wanted = "a whole number from 1 to 1000000";
-            let below = number("join-idle-queue", table, "below", 1.0, wanted, |below| {
-                below.fract() == 0.0 && (1.0..=1e6).contains(&below)
-            })?;
-            Ok(Box::new(JoinIdleQueue::new(below as u32)))
-        }),
+        parameters: vec![
+            ParameterInfo::new(
+                "below",
+                1,
+                "a worker with fewer requests in flight than this is idle",
+            )
+            .within(1..=1_000_000),
+        ],
+        build: Box::new(|given| Ok(Box::new(JoinIdleQueue::new(given.whole("below")?)))),
     }
 }
 

@@ -10,7 +10,7 @@ use openlambda_core::balancing::{
 use openlambda_core::time::Time;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::fixed_map::FixedMap;
 use super::held::FewWorkers;
 
@@ -118,29 +118,20 @@ pub(super) fn entry() -> PolicyEntry {
         source: "Ousterhout et al., Sparrow: Distributed, Low Latency Scheduling, SOSP 2013"
             .to_owned(),
         parameters: vec![
-            ParameterInfo::new("d", 2, "workers that a request has reservations at, 1 to 8"),
+            ParameterInfo::new("d", 2, "workers that a request has reservations at, 1 to 8")
+                .within(1..=LateBinding::MOST as u32),
             ParameterInfo::new(
                 "patience",
                 1.0,
                 "seconds without an offer, then it is bound anyway",
-            ),
-            ParameterInfo::new("wait", 30.0, "seconds that a request is held at most"),
+            )
+            .within(0.001..=86_400.0),
+            ParameterInfo::new("wait", 30.0, "seconds that a request is held at most")
+                .within(0.001..=86_400.0),
         ],
-        build: Box::new(|table| {
-            let name = "late-binding";
-            let d = number(name, table, "d", 2.0, "a whole number from 1 to 8", |d| {
-                d.fract() == 0.0 && (1.0..=LateBinding::MOST as f64).contains(&d)
-            })?;
-            let wanted = "a number of seconds from 0.001 to 86400";
-            let seconds = |name: &str, default| {
-                let value = number("late-binding", table, name, default, wanted, |seconds| {
-                    (0.001..=86_400.0).contains(&seconds)
-                });
-                value.map(Duration::from_secs_f64)
-            };
-            let policy =
-                LateBinding::new(d as usize, seconds("patience", 1.0)?, seconds("wait", 30.0)?);
-            Ok(Box::new(policy))
+        build: Box::new(|given| {
+            let (d, patience) = (given.whole("d")? as usize, given.seconds("patience")?);
+            Ok(Box::new(LateBinding::new(d, patience, given.seconds("wait")?)))
         }),
     }
 }

@@ -5,6 +5,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
+use super::catalog::PolicyEntry;
 use super::load_order::LoadOrder;
 
 /// The ready worker with the fewest requests of this balancer in flight; among equals, any.
@@ -51,4 +52,14 @@ impl BalancingPolicy for LeastOutstanding {
     ) {
         self.order.observe(event, view);
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> PolicyEntry {
+    PolicyEntry::new(
+        "least-outstanding",
+        "the worker with the fewest requests in flight",
+        "least connections, as in every balancer",
+        || Box::new(LeastOutstanding::new()),
+    )
 }

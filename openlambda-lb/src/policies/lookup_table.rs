@@ -1,5 +1,7 @@
 //! Maglev's table from keys to workers: [`LookupTable`].
 
+use std::ops::RangeInclusive;
+
 use openlambda_core::balancing::WorkerId;
 use openlambda_core::hash::mix;
 
@@ -47,7 +49,7 @@ struct Member {
 
 impl LookupTable {
     /// The range of sizes.
-    pub(crate) const SIZES: (u32, u32) = (101, 16_777_216);
+    pub(crate) const SIZES: RangeInclusive<u32> = 101..=16_777_216;
 
     /// Without workers; a table of at least `size` entries.
     ///
@@ -55,8 +57,8 @@ impl LookupTable {
     ///
     /// When `size` is not in [`Self::SIZES`].
     pub(crate) fn new(size: u32) -> Self {
-        let (least, most) = Self::SIZES;
-        assert!((least..=most).contains(&size), "the size must be {least} to {most}");
+        let (least, most) = (Self::SIZES.start(), Self::SIZES.end());
+        assert!(Self::SIZES.contains(&size), "the size must be {least} to {most}");
         let (members, entries, taken) = (Vec::new(), Vec::new(), Vec::new());
         LookupTable { size, members, outdated: false, entries, taken }
     }

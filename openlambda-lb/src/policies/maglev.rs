@@ -7,7 +7,7 @@ use openlambda_core::balancing::{
 use openlambda_core::hash::mix;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, whole};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::lookup_table::LookupTable;
 
 /// A key whose workers are not ready is hashed again so many times.
@@ -40,9 +40,9 @@ pub struct Maglev {
 
 impl Maglev {
     /// The smallest table.
-    pub const LEAST_SIZE: u32 = LookupTable::SIZES.0;
+    pub const LEAST_SIZE: u32 = *LookupTable::SIZES.start();
     /// The largest table to begin with.
-    pub const MOST_SIZE: u32 = LookupTable::SIZES.1;
+    pub const MOST_SIZE: u32 = *LookupTable::SIZES.end();
 
     /// With a table of at least `size` entries.
     ///
@@ -134,19 +134,18 @@ fn substitute(
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "maglev";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "maglev".to_owned(),
         about: "the function's worker in an evenly filled table".to_owned(),
         source: "Eisenbud et al., Maglev, NSDI 2016".to_owned(),
-        parameters: vec![ParameterInfo::new(
-            "size",
-            65_537,
-            "entries of the table, at least; it grows to 100 for each worker; 101 to 16777216",
-        )],
-        build: Box::new(|table| {
-            let size = whole(NAME, table, "size", 65_537, LookupTable::SIZES)?;
-            Ok(Box::new(Maglev::new(size)))
-        }),
+        parameters: vec![
+            ParameterInfo::new(
+                "size",
+                65_537,
+                "entries of the table, at least; it grows to 100 for each worker; 101 to 16777216",
+            )
+            .within(LookupTable::SIZES),
+        ],
+        build: Box::new(|given| Ok(Box::new(Maglev::new(given.whole("size")?)))),
     }
 }

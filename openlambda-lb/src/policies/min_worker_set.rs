@@ -9,7 +9,7 @@ use openlambda_core::balancing::{
 use openlambda_core::time::Time;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number, whole};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::room::Room;
 use super::worker_ring::WorkerRing;
 
@@ -228,9 +228,8 @@ fn extend(
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "min-worker-set";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "min-worker-set".to_owned(),
         about: "the least loaded of the fewest workers that cover the function's demand".to_owned(),
         source: "Zhang et al., Faster and Cheaper Serverless Computing on Harvested Resources, \
                  SOSP 2021"
@@ -245,23 +244,20 @@ pub(super) fn entry() -> PolicyEntry {
                 "vnodes",
                 100,
                 "points on the ring for a worker of weight 1, 1 to 10000",
-            ),
+            )
+            .within(1..=WorkerRing::MOST_VNODES),
             ParameterInfo::new(
                 "window",
                 30,
                 "seconds for which arrivals count, above 0, at most 86400",
-            ),
-        ],
-        build: Box::new(|table| {
+            )
             // Below a nanosecond there is no window.
-            let seconds = "a number of seconds from 0.001 to 86400";
-            let window =
-                number(NAME, table, "window", 30.0, seconds, |w| (0.001..=86_400.0).contains(&w))?;
+            .within(0.001..=86_400.0),
+        ],
+        build: Box::new(|given| {
             let part = "a number above 0, at most 1";
-            let utilisation =
-                number(NAME, table, "utilisation", 0.8, part, |u| u > 0.0 && u <= 1.0)?;
-            let vnodes = whole(NAME, table, "vnodes", 100, (1, WorkerRing::MOST_VNODES))?;
-            let window = Duration::from_secs_f64(window);
+            let utilisation = given.number_where("utilisation", part, |u| u > 0.0 && u <= 1.0)?;
+            let (window, vnodes) = (given.seconds("window")?, given.whole("vnodes")?);
             Ok(Box::new(MinWorkerSet::new(window, utilisation, vnodes)))
         }),
     }

@@ -25,7 +25,8 @@
 //! | `prequal` | `probes`, `pool`, `quantile`, … | the best of a pool of workers that were probed lately |
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
-//! [`PolicyCatalog::standard`] knows these; [`PolicyCatalog::register`] adds one of your own.
+//! [`PolicyCatalog::standard`] knows these (`standard.rs` is the list);
+//! [`Catalog::register`](openlambda_core::catalog::Catalog::register) adds one of your own.
 
 mod bounded_load;
 mod by_slot;
@@ -59,11 +60,12 @@ mod rendezvous;
 mod ring;
 mod room;
 mod round_robin;
+mod standard;
 mod worker_ring;
 
 pub use bounded_load::BoundedLoad;
 pub use catalog::{
-    BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry,
+    BuildPolicy, ParameterInfo, Parameters, PolicyCatalog, PolicyConfig, PolicyEntry, PolicyMaker,
 };
 pub use central_queue::CentralQueue;
 pub use ch_rlu::ChRlu;

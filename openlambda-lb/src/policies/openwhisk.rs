@@ -130,7 +130,7 @@ pub(super) fn entry() -> PolicyEntry {
         "openwhisk",
         "from the function's home in co-prime steps until a worker has a free slot",
         "Apache OpenWhisk, ShardingContainerPoolBalancer, 2018",
-        OpenWhisk::new,
+        || Box::new(OpenWhisk::new()),
     )
 }
 

@@ -7,7 +7,7 @@ use openlambda_core::balancing::{
 use openlambda_core::hash::mix;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number, whole};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::load_order::LoadOrder;
 use super::worker_ring::WorkerRing;
 
@@ -117,9 +117,8 @@ fn cost(worker: WorkerId, view: &ClusterView<'_>) -> f64 {
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "package-aware";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "package-aware".to_owned(),
         about: "the less loaded of two workers that have the function's package, unless overloaded"
             .to_owned(),
         source: "Aumala et al., Beyond Load Balancing: Package-Aware Scheduling for Serverless \
@@ -135,14 +134,13 @@ pub(super) fn entry() -> PolicyEntry {
                 "vnodes",
                 100,
                 "points on the ring for a worker of weight 1, 1 to 10000",
-            ),
+            )
+            .within(1..=WorkerRing::MOST_VNODES),
         ],
-        build: Box::new(|table| {
+        build: Box::new(|given| {
             let range = "a number above 0, at most 1000";
-            let threshold =
-                number(NAME, table, "threshold", 1.0, range, |t| t > 0.0 && t <= 1000.0)?;
-            let vnodes = whole(NAME, table, "vnodes", 100, (1, WorkerRing::MOST_VNODES))?;
-            Ok(Box::new(PackageAware::new(threshold, vnodes)))
+            let threshold = given.number_where("threshold", range, |t| t > 0.0 && t <= 1000.0)?;
+            Ok(Box::new(PackageAware::new(threshold, given.whole("vnodes")?)))
         }),
     }
 }

@@ -6,7 +6,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, whole, word};
+use super::catalog::{ParameterInfo, PolicyEntry};
 use super::load_order::LoadOrder;
 use super::lookup_table::LookupTable;
 use super::maglev;
@@ -191,9 +191,8 @@ fn level(worker: WorkerId, colours: u32, view: &ClusterView<'_>) -> u32 {
 
 /// The policy in the catalogue.
 pub(super) fn entry() -> PolicyEntry {
-    const NAME: &str = "palette";
     PolicyEntry {
-        name: NAME.to_owned(),
+        name: "palette".to_owned(),
         about: "requests of one colour at one worker".to_owned(),
         source: "Abdi et al., Palette Load Balancing, EuroSys 2023".to_owned(),
         parameters: vec![
@@ -206,11 +205,12 @@ pub(super) fn entry() -> PolicyEntry {
                 "buckets",
                 65_537,
                 "for bucket-hash: buckets, at least; 100 for each worker; 101 to 16777216",
-            ),
+            )
+            .within(LookupTable::SIZES),
         ],
-        build: Box::new(|table| {
-            let assign = word(NAME, table, "assign", &["bucket-hash", "least-assigned"])?;
-            let buckets = whole(NAME, table, "buckets", 65_537, LookupTable::SIZES)?;
+        build: Box::new(|given| {
+            let assign = given.word("assign", &["bucket-hash", "least-assigned"])?;
+            let buckets = given.whole("buckets")?;
             Ok(Box::new(Palette::new(match assign {
                 0 => Assignment::BucketHash { buckets },
                 _ => Assignment::LeastAssigned,

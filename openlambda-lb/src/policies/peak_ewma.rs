@@ -8,7 +8,7 @@ use openlambda_core::time::Time;
 
 use super::by_slot::BySlot;
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// Power of two choices on a cost that is latency times queue, and that jumps to peaks.
 ///
@@ -86,14 +86,11 @@ pub(super) fn entry() -> PolicyEntry {
         name: "peak-ewma".to_owned(),
         about: "the one of two random workers with the lower latency × queue".to_owned(),
         source: "Finagle's PeakEwma; tower's balance".to_owned(),
-        parameters: vec![ParameterInfo::new("tau", 10.0, "seconds in which an estimate fades")],
-        build: Box::new(|table| {
-            let wanted = "a number of seconds from 0.001 to 86400";
-            let tau = number("peak-ewma", table, "tau", 10.0, wanted, |tau| {
-                (0.001..=86_400.0).contains(&tau)
-            })?;
-            Ok(Box::new(PeakEwma::new(tau)))
-        }),
+        parameters: vec![
+            ParameterInfo::new("tau", 10.0, "seconds in which an estimate fades")
+                .within(0.001..=86_400.0),
+        ],
+        build: Box::new(|given| Ok(Box::new(PeakEwma::new(given.number("tau")?)))),
     }
 }
 

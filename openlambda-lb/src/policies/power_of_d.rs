@@ -5,6 +5,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// Draws `d` distinct ready workers and takes the one with the fewest requests in flight; among
 /// equals, each with the same probability.
@@ -81,4 +82,16 @@ impl BalancingPolicy for PowerOfD {
 fn cost(worker: WorkerId, view: &ClusterView<'_>) -> f64 {
     view.worker(worker)
         .map_or(f64::INFINITY, |worker| f64::from(worker.in_flight() + 1) / worker.weight())
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> PolicyEntry {
+    let d = ParameterInfo::new("d", 2, "how many workers are sampled, 1 to 16");
+    PolicyEntry {
+        name: "power-of-two".to_owned(),
+        about: "the least loaded of d random workers".to_owned(),
+        source: "Mitzenmacher, The Power of Two Choices, IEEE TPDS 2001".to_owned(),
+        parameters: vec![d.within(1..=PowerOfD::MOST as u32)],
+        build: Box::new(|given| Ok(Box::new(PowerOfD::new(given.whole("d")? as usize)))),
+    }
 }

@@ -9,7 +9,7 @@ use openlambda_core::balancing::{
 use openlambda_core::time::Time;
 
 use super::candidates::Candidates;
-use super::catalog::{ParameterInfo, PolicyEntry, number};
+use super::catalog::{ParameterInfo, PolicyEntry};
 
 /// Probing to reduce queueing and latency: asynchronous probes, reused and removed.
 ///
@@ -203,6 +203,7 @@ impl Prequal {
 
 pub(super) fn entry() -> PolicyEntry {
     let p = PrequalParameters::default();
+    let few = 0..=MOST_PROBES as u32;
     PolicyEntry {
         name: "prequal".to_owned(),
         about:
@@ -212,37 +213,26 @@ pub(super) fn entry() -> PolicyEntry {
                  NSDI 2024"
             .to_owned(),
         parameters: vec![
-            ParameterInfo::new("probes", p.probes, "probes per request"),
-            ParameterInfo::new("pool", p.pool, "answers that are kept"),
-            ParameterInfo::new("remove", p.remove, "answers that are removed per request"),
-            ParameterInfo::new("quantile", p.quantile, "of load, above which a worker is hot"),
-            ParameterInfo::new("age", p.age.as_secs_f64(), "seconds that an answer is kept"),
-            ParameterInfo::new("delta", p.delta, "surplus of answers, which sets their reuse"),
+            ParameterInfo::new("probes", p.probes, "probes per request").within(few.clone()),
+            ParameterInfo::new("pool", p.pool, "answers that are kept").within(2..=64),
+            ParameterInfo::new("remove", p.remove, "answers that are removed per request")
+                .within(few.clone()),
+            ParameterInfo::new("quantile", p.quantile, "of load, above which a worker is hot")
+                .within(0..=1),
+            ParameterInfo::new("age", p.age.as_secs_f64(), "seconds that an answer is kept")
+                .within(0.001..=3600.0),
+            ParameterInfo::new("delta", p.delta, "surplus of answers, which sets their reuse")
+                .within(few),
         ],
-        build: Box::new(move |table| {
-            let number = |name: &str, default, wanted: &str, valid: &dyn Fn(f64) -> bool| {
-                number("prequal", table, name, default, wanted, valid)
-            };
-            let few = |x: f64| (0.0..=MOST_PROBES as f64).contains(&x);
-            let wanted = "a number from 0 to 16";
-            let parameters = PrequalParameters {
-                probes: number("probes", p.probes, wanted, &few)?,
-                remove: number("remove", p.remove, wanted, &few)?,
-                delta: number("delta", p.delta, wanted, &few)?,
-                pool: number("pool", p.pool as f64, "a whole number from 2 to 64", &|x| {
-                    x.fract() == 0.0 && (2.0..=64.0).contains(&x)
-                })? as usize,
-                quantile: number("quantile", p.quantile, "a number from 0 to 1", &|x| {
-                    (0.0..=1.0).contains(&x)
-                })?,
-                age: Duration::from_secs_f64(number(
-                    "age",
-                    p.age.as_secs_f64(),
-                    "a number of seconds from 0.001 to 3600",
-                    &|x| (0.001..=3600.0).contains(&x),
-                )?),
-            };
-            Ok(Box::new(Prequal::new(parameters)))
+        build: Box::new(|given| {
+            Ok(Box::new(Prequal::new(PrequalParameters {
+                probes: given.number("probes")?,
+                pool: given.whole("pool")? as usize,
+                remove: given.number("remove")?,
+                quantile: given.number("quantile")?,
+                age: given.seconds("age")?,
+                delta: given.number("delta")?,
+            })))
         }),
     }
 }

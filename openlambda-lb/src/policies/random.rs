@@ -5,6 +5,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
+use super::catalog::PolicyEntry;
 
 /// A ready worker, drawn uniformly.
 ///
@@ -29,4 +30,14 @@ impl BalancingPolicy for Random {
         }
         Decision::To(candidates.nth(cx.rng.below(candidates.len())), Why("random"))
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> PolicyEntry {
+    PolicyEntry::new(
+        "random",
+        "any worker, uniformly",
+        "the textbook; each worker is an M/M/1 queue",
+        || Box::new(Random),
+    )
 }

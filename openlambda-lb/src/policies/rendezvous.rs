@@ -159,6 +159,6 @@ pub(super) fn entry() -> PolicyEntry {
         "rendezvous",
         "the worker with the highest random weight for the function",
         "Thaler, Ravishankar, Using Name-Based Mappings to Increase Hit Rates, IEEE/ACM ToN 1998",
-        Rendezvous::new,
+        || Box::new(Rendezvous::new()),
     )
 }

@@ -6,6 +6,7 @@ use openlambda_core::balancing::{
 };
 
 use super::candidates::Candidates;
+use super::catalog::PolicyEntry;
 
 /// Each ready worker in turn, in order of their slots.
 ///
@@ -68,4 +69,11 @@ impl BalancingPolicy for RoundRobin {
             self.next = view.ready().partition_point(|worker| worker.index() <= last.index());
         }
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> PolicyEntry {
+    PolicyEntry::new("round-robin", "each worker in turn", "the textbook", || {
+        Box::new(RoundRobin::new())
+    })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use openlambda_core::failure::{Failure, FailureKind, Started};
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::invocation::StartKind;
-use openlambda_core::keep_alive;
+use openlambda_core::keep_alive::Ttl;
 use openlambda_core::manifest::Manifest;
 use openlambda_core::queue;
 use openlambda_core::scheduler::{Counts, InstanceId, InvocationId, SchedulerConfig};
@@ -120,7 +120,7 @@ impl World {
             ..SchedulerConfig::default()
         };
         let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: 40 };
-        let keep_alive = keep_alive::by_name("ttl", Duration::from_secs(3)).unwrap();
+        let keep_alive = Box::new(Ttl::new(Duration::from_secs(3)));
         self.workers[at] = Some(WorkerNode {
             node,
             core: WorkerCore::new(config, queue::by_name("fifo").unwrap(), keep_alive),
