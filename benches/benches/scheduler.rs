@@ -37,7 +37,7 @@ impl Worker {
         Worker {
             scheduler: Scheduler::new(
                 config,
-                queue::by_name("fifo").expect("a policy"),
+                queue::default().make(),
                 keep_alive::default().make(),
             ),
             limits: Limits {

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use openlambda_core::queue;
 use openlambda_core::scheduler::{LoadLimit, RunningLimit, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::workload::{FunctionMix, LogNormal, Profile, Service, WorkloadConfig};
@@ -26,7 +27,7 @@ fn one_server(queue: &str) -> SimConfig {
         }
         .with_busy(0.8, SEED),
         workers: 1,
-        queue: queue.to_owned(),
+        queue: queue::by_name(queue).unwrap(),
         scheduler: SchedulerConfig {
             memory: 1 << 40,
             running: RunningLimit::Calls(1),

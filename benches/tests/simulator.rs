@@ -250,6 +250,4 @@ fn what_cannot_be_simulated_is_refused_with_the_next_step() {
     assert!(matches!(error, SimError::OnePolicy), "{error}");
     let error = refusal(&SimConfig { balancers: 0, ..far_away() });
     assert!(matches!(error, SimError::NoBalancer), "{error}");
-    let error = refusal(&SimConfig { queue: "lifo".to_owned(), ..far_away() });
-    assert!(error.to_string().contains("use one of adaptive-lifo"), "{error}");
 }

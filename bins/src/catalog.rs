@@ -7,6 +7,7 @@ use std::sync::Arc;
 use openlambda_core::config::nearest;
 use openlambda_core::invocation::BoxError;
 use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
+use openlambda_core::queue::{self, QueueCatalog, QueueEntry};
 use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_core::time::SystemClock;
@@ -27,6 +28,7 @@ pub struct Catalog {
     registries: Vec<RegistryEntry>,
     policies: PolicyCatalog,
     keep_alive: KeepAliveCatalog,
+    queues: QueueCatalog,
 }
 
 impl fmt::Debug for Catalog {
@@ -95,6 +97,7 @@ impl Catalog {
             registries: Vec::new(),
             policies: PolicyCatalog::new(),
             keep_alive: KeepAliveCatalog::new(keep_alive::KIND),
+            queues: QueueCatalog::new(queue::KIND),
         }
     }
 
@@ -103,6 +106,7 @@ impl Catalog {
         let mut catalog = Catalog::empty();
         catalog.policies = PolicyCatalog::standard();
         catalog.keep_alive = keep_alive::standard();
+        catalog.queues = queue::standard();
         catalog
             .sandbox(SandboxEntry {
                 name: "sock",
@@ -184,12 +188,22 @@ impl Catalog {
         self
     }
 
+    /// The same with one more queue policy of workers; it replaces one of the same name.
+    pub fn queue(mut self, entry: QueueEntry) -> Self {
+        self.queues.register(entry);
+        self
+    }
+
     pub(crate) fn policies(&self) -> &PolicyCatalog {
         &self.policies
     }
 
     pub(crate) fn keep_alive_policies(&self) -> &KeepAliveCatalog {
         &self.keep_alive
+    }
+
+    pub(crate) fn queue_policies(&self) -> &QueueCatalog {
+        &self.queues
     }
 
     pub(crate) fn sandbox_names(&self) -> Vec<&'static str> {

@@ -41,7 +41,7 @@ impl Shell {
         Shell {
             scheduler: Scheduler::new(
                 config,
-                queue::by_name("fifo").unwrap(),
+                queue::default().make(),
                 keep_alive::standard().maker_of(policy).unwrap().make(),
             ),
             now: Time::ZERO,

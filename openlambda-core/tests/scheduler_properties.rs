@@ -212,7 +212,7 @@ impl Shell {
         Shell {
             scheduler: Scheduler::new(
                 config,
-                queue::by_name(settings.queue).unwrap(),
+                queue::by_name(settings.queue).unwrap().make(),
                 Box::new(spy.clone()),
             ),
             keep_alive: spy,
@@ -221,7 +221,7 @@ impl Shell {
             calls: BTreeMap::new(),
             versions: BTreeMap::new(),
             limit: match settings.running {
-                RunningLimit::Calls(calls) if settings.queue != "bypass" => Some(calls),
+                RunningLimit::Calls(calls) if !settings.queue.starts_with("bypass") => Some(calls),
                 _ => None,
             },
             slots: Vec::new(),
@@ -717,6 +717,18 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Every queue policy, and settings that make it act often in short histories.
+const QUEUES: [&str; 8] = [
+    "fifo",
+    "sjf",
+    "edf",
+    "fair",
+    "adaptive-lifo",
+    "adaptive-lifo,after_seconds=0.01",
+    "bypass",
+    "bypass,under_seconds=1,order=fair",
+];
+
 /// What may differ between workers beside the keep-alive policy.
 #[derive(Clone, Debug)]
 struct Settings {
@@ -749,7 +761,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         1 => Just(RunningLimit::Load(load)),
     ];
     let pick = prop_oneof![Just(InstanceChoice::MostRecent), Just(InstanceChoice::Newest)];
-    let queue = proptest::sample::select(&queue::NAMES[..]);
+    let queue = proptest::sample::select(&QUEUES[..]);
     let switches = any::<(bool, bool)>();
     (pick, switches, queue, running).prop_map(|(pick, (pause, reuse), queue, running)| Settings {
         pick,
@@ -833,6 +845,13 @@ const POLICIES: [&str; 10] = [
     "histogram",
     "histogram,samples=1,range_minutes=5,cv=0.1,fallback_seconds=1",
 ];
+
+#[test]
+fn every_queue_policy_is_tried() {
+    for entry in queue::standard().entries() {
+        assert!(QUEUES.contains(&&*entry.name), "{} is missing", entry.name);
+    }
+}
 
 #[test]
 fn every_policy_is_tried() {

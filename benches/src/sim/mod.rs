@@ -30,7 +30,7 @@ use std::time::Duration;
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::keep_alive::{self, KeepAliveMaker};
-use openlambda_core::queue;
+use openlambda_core::queue::{self, QueueMaker};
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 
 pub use self::calls::SimulatedCall;
@@ -59,8 +59,8 @@ pub struct SimConfig {
     pub scheduler: SchedulerConfig,
     /// Each worker's keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
     pub keep_alive: KeepAliveMaker,
-    /// Each worker's queue policy, one of [`queue::NAMES`].
-    pub queue: String,
+    /// Each worker's queue policy: one of a [catalogue](queue::standard), or one of your own.
+    pub queue: QueueMaker,
     /// How much of its memory an instance uses that is paused, 0 to 1; the rest can be lent meanwhile.
     pub paused_share: f64,
     /// Bytes of unpacked bundles that each worker keeps.
@@ -133,7 +133,7 @@ impl Default for SimConfig {
             processors: None,
             scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
             keep_alive: keep_alive::default(),
-            queue: "fifo".to_owned(),
+            queue: queue::default(),
             paused_share: 1.0,
             code_budget: 1 << 30,
             bundle_bytes: 1 << 20,
@@ -161,12 +161,6 @@ impl Default for SimConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SimError {
-    /// The queue policy is not known.
-    #[error("there is no queue policy \"{name}\"; use one of {}", queue::NAMES.join(", "))]
-    UnknownQueue {
-        /// The name.
-        name: String,
-    },
     /// A cluster without balancers.
     #[error("without a balancer no call gets anywhere; use 1 or more")]
     NoBalancer,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::Digest;
 use openlambda_core::invocation::StartKind;
-use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceId, InvocationId, LoadLimit, VersionId};
 use openlambda_core::time::Time;
 use openlambda_core::wire::{Reservation, ReservationKey};
@@ -73,8 +72,6 @@ impl Meter {
 
 impl Host {
     pub(super) fn new(config: &SimConfig) -> Result<Self, SimError> {
-        let queue = queue::by_name(&config.queue)
-            .ok_or_else(|| SimError::UnknownQueue { name: config.queue.clone() })?;
         let core = CoreConfig {
             scheduler: config.scheduler.clone(),
             max_wait: config.max_wait,
@@ -83,7 +80,7 @@ impl Host {
         Ok(Host {
             life: 0,
             up: true,
-            core: WorkerCore::new(core, queue, config.keep_alive.make()),
+            core: WorkerCore::new(core, config.queue.make(), config.keep_alive.make()),
             versions: Vec::new(),
             calls: Vec::new(),
             starting: Vec::new(),

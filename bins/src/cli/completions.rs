@@ -91,6 +91,8 @@ fn command(catalog: &Arc<Catalog>) -> Command {
     };
     let keep_alive = Arc::clone(catalog);
     let keep_alive = ArgValueCandidates::new(move || entries(keep_alive.keep_alive_policies()));
+    let queues = Arc::clone(catalog);
+    let queues = ArgValueCandidates::new(move || entries(queues.queue_policies()));
     let fixed = |values: Vec<&'static str>| {
         ArgValueCandidates::new(move || values.iter().map(CompletionCandidate::new).collect())
     };
@@ -99,6 +101,7 @@ fn command(catalog: &Arc<Catalog>) -> Command {
     command = offer(command, "up", "sandbox", fixed(sandboxes));
     command = offer(command, "up", "registry", fixed(vec!["native", "dir"]));
     command = offer(command, "sim", "policies", policies());
+    command = offer(command, "sim", "queue_policy", queues);
     offer(command, "sim", "keep_alive", keep_alive)
 }
 

@@ -1,4 +1,4 @@
-//! `ol policies`: what balances, and what workers keep alive.
+//! `ol policies`: what balances, what workers keep alive, and what they serve first.
 
 use std::process::ExitCode;
 
@@ -19,6 +19,7 @@ pub(super) struct PoliciesArgs {
 
 pub(super) fn policies(args: &PoliciesArgs, catalog: &Catalog) -> Result<ExitCode> {
     let (balancing, keep_alive) = (catalog.policies(), catalog.keep_alive_policies());
+    let queues = catalog.queue_policies();
     if args.json {
         print_json(&json!({
             "policies": entries(balancing, |parameter| json!({
@@ -26,32 +27,36 @@ pub(super) fn policies(args: &PoliciesArgs, catalog: &Catalog) -> Result<ExitCod
                 "default": parameter.default,
                 "about": parameter.about,
             })),
-            "keep_alive": entries(keep_alive, |parameter| {
-                let mut told = json!({
-                    "name": parameter.name,
-                    "default": parameter.default,
-                    "about": parameter.about,
-                });
-                // Here numbers are told as such.
-                if let Ok(number) = parameter.default.parse::<f64>() {
-                    told["default"] = number.into();
-                }
-                if let Some(bounds) = &parameter.bounds {
-                    told["least"] = (*bounds.start()).into();
-                    told["most"] = (*bounds.end()).into();
-                }
-                told
-            }),
+            "keep_alive": entries(keep_alive, with_numbers),
+            "queue": entries(queues, with_numbers),
         }));
         return Ok(ExitCode::SUCCESS);
     }
     let balancing = lines(balancing);
-    let keep_alive = lines(keep_alive);
+    let (keep_alive, queues) = (lines(keep_alive), lines(queues));
     print(&format!(
         "Balancing policies, for --policy:\n\n{balancing}\n\
-         Keep-alive policies of the workers, for --keep-alive:\n\n{keep_alive}"
+         Keep-alive policies of the workers, for --keep-alive:\n\n{keep_alive}\n\
+         Queue policies of the workers, for --queue-policy:\n\n{queues}"
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// A parameter whose numbers are told as such, with its bounds.
+fn with_numbers(parameter: &ParameterInfo) -> Value {
+    let mut told = json!({
+        "name": parameter.name,
+        "default": parameter.default,
+        "about": parameter.about,
+    });
+    if let Ok(number) = parameter.default.parse::<f64>() {
+        told["default"] = number.into();
+    }
+    if let Some(bounds) = &parameter.bounds {
+        told["least"] = (*bounds.start()).into();
+        told["most"] = (*bounds.end()).into();
+    }
+    told
 }
 
 fn entries<T: ?Sized>(

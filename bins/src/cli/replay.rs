@@ -27,13 +27,18 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
     })?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
-    recording::replay(BufReader::new(file), catalog.keep_alive_policies(), |record| {
-        if written.is_ok() {
-            written = serde_json::to_writer(&mut out, &record)
-                .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n"));
-        }
-    })
+    recording::replay(
+        BufReader::new(file),
+        catalog.keep_alive_policies(),
+        catalog.queue_policies(),
+        |record| {
+            if written.is_ok() {
+                written = serde_json::to_writer(&mut out, &record)
+                    .map_err(std::io::Error::from)
+                    .and_then(|()| out.write_all(b"\n"));
+            }
+        },
+    )
     .context(|| format!("cannot play {}", args.file.display()))?;
     let printed = written.and_then(|()| out.flush());
     printed.context(|| "cannot print the records".to_owned())?;

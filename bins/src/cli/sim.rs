@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use openlambda_core::catalog::Choice;
+use openlambda_core::keep_alive;
 use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
 use openlambda_core::time::{Clock, SystemClock};
-use openlambda_core::{keep_alive, queue};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, Users, simulate_with};
 use openlambda_lab::statistics::Interval;
@@ -112,7 +112,7 @@ pub(super) struct SimArgs {
     running_limit: String,
     /// Each worker's queue policy, which orders the calls of all functions
     #[arg(long, value_name = "NAME", default_value = "fifo")]
-    queue_policy: String,
+    queue_policy: Choice,
     /// Each worker's memory pool, MiB; an instance takes 128, unless --mix says
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory_mb: u64,
@@ -187,12 +187,6 @@ impl SimArgs {
                 CliError::new(format!("--{flag} {value} is not a size; use 0 or more"))
             })
         };
-        if !queue::NAMES.contains(&&*self.queue_policy) {
-            let known = queue::NAMES.join(", ");
-            let message =
-                format!("there is no queue policy \"{}\"; use one of {known}", self.queue_policy);
-            return Err(CliError::new(message));
-        }
         let processors = self.processors.unwrap_or(1);
         let by_processors = |limit: &str| limit.ends_with('x') || limit.starts_with("load");
         if self.processors.is_none() && by_processors(&self.running_limit) {
@@ -242,7 +236,7 @@ impl SimArgs {
                 ..SchedulerConfig::default()
             },
             keep_alive,
-            queue: self.queue_policy.clone(),
+            queue: catalog.queue_policies().maker(&self.queue_policy)?,
             code_budget: size("code-mb", self.code_mb)?,
             bundle_bytes: size("bundle-mb", self.bundle_mb)?,
             limits: Limits {

@@ -64,9 +64,10 @@ pub(crate) struct Options {
     /// [default: 600].
     #[arg(long, value_name = "SECONDS")]
     ttl_seconds: Option<f64>,
-    /// Queue policy, which orders the waiting calls of all functions [default: fifo].
-    #[arg(long, value_name = "NAME")]
-    queue_policy: Option<String>,
+    /// Queue policy, which orders the waiting calls of all functions; `ol policies` lists them
+    /// [default: fifo].
+    #[arg(long, value_name = "NAME[,KEY=VALUE]")]
+    queue_policy: Option<Choice>,
     /// How many calls run at once: none, a number, a multiple of the processors (2x), or load to follow
     /// it (load=1.5 for 1.5 threads per processor) [default: none].
     #[arg(long, value_name = "LIMIT")]
@@ -162,7 +163,7 @@ impl Options {
         let keep_alive = keep_alive::or_ttl(keep_alive, ttl.unwrap_or(DEFAULT_TTL));
         config.keep_alive = catalog.keep_alive_policies().maker(&keep_alive)?;
         if let Some(name) = self.queue_policy {
-            config.queue = name;
+            config.queue = catalog.queue_policies().maker(&name)?;
         }
         if let Some(limit) = self.running_limit {
             let processors = std::thread::available_parallelism().map_or(1, NonZero::get);

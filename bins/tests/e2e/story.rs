@@ -211,8 +211,8 @@ fn sim_orders_calls_by_every_queue_policy() {
         Place::new().ol(&[&args[..], &more, &queueing].concat())
     };
     let mut seen = std::collections::BTreeSet::new();
-    for queue in openlambda_core::queue::NAMES {
-        seen.insert(sim(queue, "1x"));
+    for entry in openlambda_core::queue::standard().entries() {
+        seen.insert(sim(&entry.name, "1x"));
     }
     assert!(seen.len() >= 5, "{} different outputs", seen.len());
     assert_ne!(sim("fifo", "none"), sim("fifo", "1"));
@@ -224,7 +224,7 @@ fn sim_orders_calls_by_every_queue_policy() {
     };
     refused(&["--running-limit", "many"], "write none, a number of calls (8)");
     refused(&["--running-limit", "2x"], "needs --processors");
-    refused(&["--queue-policy", "fife"], "fifo");
+    refused(&["--queue-policy", "fife"], "did you mean \"fifo\"?");
 }
 
 #[test]

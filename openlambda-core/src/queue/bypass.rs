@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Arrival, Estimates, QueuePolicy};
+use super::{Arrival, Estimates, QueueEntry, QueuePolicy};
+use crate::catalog::{CENTURY, ParameterInfo};
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
@@ -67,5 +68,24 @@ impl QueuePolicy for Bypass {
     fn forgotten(&mut self, version: VersionId) {
         self.estimates.forget(version);
         self.order.forgotten(version);
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let default = Bypass::DEFAULT_UNDER.as_secs_f64();
+    let under = "a call is short that is expected to run for less time";
+    QueueEntry {
+        name: "bypass".to_owned(),
+        about: "short calls do not wait for others to end; the others in another order".to_owned(),
+        source: "Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
+        parameters: vec![
+            ParameterInfo::new("under_seconds", default, under).within(0.0..=CENTURY),
+            ParameterInfo::new("order", "fifo", "the queue policy of all others"),
+        ],
+        build: Box::new(|given| {
+            let (_, order) = given.nested("order")?;
+            Ok(Box::new(Bypass::new(order, given.seconds("under_seconds")?)))
+        }),
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Arrival, Estimates, QueuePolicy};
+use super::{Arrival, Estimates, QueueEntry, QueuePolicy};
+use crate::catalog::ParameterInfo;
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
@@ -52,5 +53,17 @@ impl QueuePolicy for Edf {
 
     fn forgotten(&mut self, version: VersionId) {
         self.estimates.forget(version);
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let about = "a call is due when so many times its expected run have passed since it came";
+    QueueEntry {
+        name: "edf".to_owned(),
+        about: "whose deadline is the earliest".to_owned(),
+        source: "Jackson 1955; Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
+        parameters: vec![ParameterInfo::new("stretch", 1, about).within(0..=1_000_000)],
+        build: Box::new(|given| Ok(Box::new(Edf::new(given.number("stretch")?)))),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Arrival, Estimates, QueuePolicy};
+use super::{Arrival, Estimates, QueueEntry, QueuePolicy};
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
@@ -76,4 +76,11 @@ impl QueuePolicy for Fair {
         *self.finish_tag(version) = 0;
         self.estimates.forget(version);
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let about = "whose function has had the least time";
+    let source = "Goyal, Vin, Cheng, Start-time fair queuing, SIGCOMM 1996";
+    QueueEntry::new("fair", about, source, || Box::new(Fair::default()))
 }

@@ -1,6 +1,6 @@
 //! First in, first out.
 
-use super::{Arrival, QueuePolicy};
+use super::{Arrival, QueueEntry, QueuePolicy};
 use crate::time::Time;
 
 /// Serves calls in the order of their arrival: all ranks are alike.
@@ -11,4 +11,10 @@ impl QueuePolicy for Fifo {
     fn rank(&mut self, _: &Arrival, _: Time) -> u64 {
         0
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let source = "the textbook";
+    QueueEntry::new("fifo", "who came first", source, || Box::new(Fifo))
 }

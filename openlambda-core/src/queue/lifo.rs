@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Arrival, QueuePolicy};
+use super::{Arrival, QueueEntry, QueuePolicy};
+use crate::catalog::{CENTURY, ParameterInfo};
 use crate::time::Time;
 
 /// Serves calls in the order of their arrival, and while the worker is overloaded the newest first:
@@ -43,5 +44,18 @@ impl QueuePolicy for AdaptiveLifo {
 
     fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
         now.since(waiting_since) >= self.after
+    }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let default = AdaptiveLifo::DEFAULT_AFTER.as_secs_f64();
+    let about = "overloaded when somebody has always waited for so long";
+    QueueEntry {
+        name: "adaptive-lifo".to_owned(),
+        about: "who came first, and who came last while the worker is overloaded".to_owned(),
+        source: "Maurer, Fail at scale, ACM Queue 2015".to_owned(),
+        parameters: vec![ParameterInfo::new("after_seconds", default, about).within(0.0..=CENTURY)],
+        build: Box::new(|given| Ok(Box::new(AdaptiveLifo::new(given.seconds("after_seconds")?)))),
     }
 }

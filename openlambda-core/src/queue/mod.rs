@@ -43,6 +43,8 @@ pub use fifo::Fifo;
 pub use lifo::AdaptiveLifo;
 pub use sjf::Sjf;
 
+use crate::catalog::{Catalog, Entry, Maker};
+use crate::config::ConfigError;
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
@@ -108,18 +110,70 @@ pub struct Arrival {
     pub deadline: Time,
 }
 
-/// The names that [`by_name`] knows.
-pub const NAMES: [&str; 6] = ["adaptive-lifo", "bypass", "edf", "fair", "fifo", "sjf"];
+/// The queue policies that can be chosen by name.
+pub type QueueCatalog = Catalog<dyn QueuePolicy>;
 
-/// The policy of this name, with its defaults; `None` for a name that is not in [`NAMES`].
-pub fn by_name(name: &str) -> Option<Box<dyn QueuePolicy>> {
-    Some(match name {
-        "adaptive-lifo" => Box::new(AdaptiveLifo::default()),
-        "bypass" => Box::new(Bypass::new(Box::new(Fifo), Bypass::DEFAULT_UNDER)),
-        "edf" => Box::new(Edf::default()),
-        "fair" => Box::new(Fair::default()),
-        "fifo" => Box::new(Fifo),
-        "sjf" => Box::new(Sjf::default()),
-        _ => return None,
-    })
+/// A queue policy that can be chosen by name.
+pub type QueueEntry = Entry<dyn QueuePolicy>;
+
+/// Makes the queue policy of a worker.
+pub type QueueMaker = Maker<dyn QueuePolicy>;
+
+/// What the catalogue's errors call a part.
+pub const KIND: &str = "queue policy";
+
+/// The policy of a worker that is told of none.
+pub const DEFAULT: &str = "fifo";
+
+/// The policies of this module. One of your own joins by [`Catalog::register`].
+pub fn standard() -> QueueCatalog {
+    Catalog::of(
+        KIND,
+        [fifo::entry(), sjf::entry(), edf::entry(), fair::entry(), lifo::entry(), bypass::entry()],
+    )
+}
+
+/// [`DEFAULT`]'s maker.
+pub fn default() -> QueueMaker {
+    QueueMaker::new(DEFAULT, || Box::new(Fifo))
+}
+
+/// The maker of the standard policy that `text` names, with parameters after commas.
+///
+/// # Errors
+///
+/// A name or parameter that is not known, with the nearest that is; a value that is out of range.
+pub fn by_name(text: &str) -> Result<QueueMaker, ConfigError> {
+    standard().maker_of(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_builds_with_its_defaults_and_with_them_spelt_out() {
+        for entry in standard().entries() {
+            let mut text = entry.name.clone();
+            assert!(by_name(&text).unwrap().make().rank(&arrival(), Time::ZERO) <= 1 << 40);
+            for parameter in &entry.parameters {
+                text += &format!(",{}={}", parameter.name, parameter.default);
+            }
+            by_name(&text).unwrap();
+        }
+        assert_eq!(default().text(), DEFAULT);
+        by_name("bypass,order=sjf").unwrap();
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_the_nearest() {
+        let error = |text: &str| by_name(text).unwrap_err().to_string();
+        assert_eq!(error("fif"), "queue: unknown policy \"fif\"; did you mean \"fifo\"?");
+        assert!(error("bypass,order=sjff").contains("did you mean \"sjf\"?"));
+        assert!(error("edf,stretch=-1").contains("use a number from 0 to 1000000"));
+    }
+
+    fn arrival() -> Arrival {
+        Arrival { version: VersionId(0), arrived: Time::ZERO, deadline: Time::MAX }
+    }
 }

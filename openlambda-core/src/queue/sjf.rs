@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Arrival, Estimates, QueuePolicy};
+use super::{Arrival, Estimates, QueueEntry, QueuePolicy};
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
@@ -35,4 +35,11 @@ impl QueuePolicy for Sjf {
     fn forgotten(&mut self, version: VersionId) {
         self.estimates.forget(version);
     }
+}
+
+/// Its line in the catalogue.
+pub(super) fn entry() -> QueueEntry {
+    let about = "who is expected to run for the shortest time";
+    let source = "Smith, Naval Research Logistics 1956; Fuerst et al. (Ilúvatar), HPDC 2023";
+    QueueEntry::new("sjf", about, source, || Box::new(Sjf::default()))
 }

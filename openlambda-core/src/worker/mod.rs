@@ -37,17 +37,17 @@ use tokio::net::TcpListener;
 use self::dispatch::Dispatcher;
 use self::log::LogWriter;
 use crate::balancing::WorkerLoad;
-use crate::config::nearest;
 use crate::invocation::RequestIds;
 use crate::keep_alive::{self, KeepAliveMaker};
+use crate::queue::{self, QueueMaker};
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
 use crate::serving::{Patience, local};
 use crate::time::{Clock, SystemClock};
+use crate::wire;
 use crate::worker_core::recording::{Header, Recording};
 use crate::worker_core::{CoreConfig, WorkerCore};
-use crate::{queue, wire};
 
 /// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
 #[derive(Clone, Debug)]
@@ -66,8 +66,8 @@ pub struct WorkerConfig {
     pub scheduler: SchedulerConfig,
     /// The keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
     pub keep_alive: KeepAliveMaker,
-    /// The queue policy, one of [`queue::NAMES`].
-    pub queue: String,
+    /// The queue policy: one of a [catalogue](queue::standard), or one of your own.
+    pub queue: QueueMaker,
     /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
     /// the usual time limit may take to become ready, so that it is told why it never did.
     pub max_wait: Duration,
@@ -99,7 +99,7 @@ impl WorkerConfig {
             weight: 1.0,
             scheduler: SchedulerConfig::default(),
             keep_alive: keep_alive::default(),
-            queue: "fifo".to_owned(),
+            queue: queue::default(),
             max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
             body_limit: wire::DEFAULT_BODY_LIMIT,
@@ -131,16 +131,6 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         source: io::Error,
-    },
-    /// A name in the configuration is not known.
-    #[error("there is no {what} policy \"{name}\"; {hint}")]
-    UnknownPolicy {
-        /// `queue`.
-        what: &'static str,
-        /// The name.
-        name: String,
-        /// The nearest known one, or all.
-        hint: String,
     },
 }
 
@@ -174,8 +164,6 @@ impl Worker {
         registry: Arc<dyn Registry>,
         clock: Arc<SystemClock>,
     ) -> Result<Worker, StartError> {
-        let queue = queue::by_name(&config.queue)
-            .ok_or_else(|| unknown("queue", &config.queue, &queue::NAMES))?;
         let state_dir_error =
             |source| StartError::StateDir { path: config.state_dir.clone(), source };
         let code = code::CodeStore::open(&config.state_dir, registry.clone())
@@ -206,7 +194,7 @@ impl Worker {
                     core: core.clone(),
                     keep_alive: config.keep_alive.text().to_owned(),
                     ttl: None,
-                    queue: config.queue.clone(),
+                    queue: config.queue.text().to_owned(),
                 };
                 let started = File::create(path)
                     .and_then(|file| Recording::start(BufWriter::new(file), &header));
@@ -214,7 +202,7 @@ impl Worker {
                 Some(started.map_err(failed)?)
             }
         };
-        let core = WorkerCore::new(core, queue, config.keep_alive.make());
+        let core = WorkerCore::new(core, config.queue.make(), config.keep_alive.make());
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
@@ -292,12 +280,4 @@ impl Worker {
     pub fn load(&self) -> WorkerLoad {
         self.shared.dispatcher.load()
     }
-}
-
-fn unknown(what: &'static str, name: &str, known: &[&str]) -> StartError {
-    let hint = match nearest(name, known.iter().copied()) {
-        Some(nearest) => format!("did you mean \"{nearest}\"?"),
-        None => format!("use one of {}", known.join(", ")),
-    };
-    StartError::UnknownPolicy { what, name: name.to_owned(), hint }
 }

@@ -24,7 +24,7 @@ use crate::catalog::Choice;
 use crate::config::ConfigError;
 use crate::invocation::{InvocationRecord, RequestId};
 use crate::keep_alive::{KeepAliveCatalog, or_ttl};
-use crate::queue;
+use crate::queue::QueueCatalog;
 use crate::time::Time;
 
 /// The first line: what makes a core like the worker's.
@@ -41,7 +41,7 @@ pub struct Header {
     /// its text leave it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
-    /// Its queue policy, as [`queue::by_name`] takes it.
+    /// Its queue policy, as a [`QueueCatalog`] knows it.
     pub queue: String,
 }
 
@@ -51,14 +51,17 @@ impl Header {
     /// # Errors
     ///
     /// [`ReplayError`]: a policy that is not known there.
-    pub fn core(&self, keep_alive: &KeepAliveCatalog) -> Result<WorkerCore, ReplayError> {
+    pub fn core(
+        &self,
+        keep_alive: &KeepAliveCatalog,
+        queues: &QueueCatalog,
+    ) -> Result<WorkerCore, ReplayError> {
         let mut choice: Choice = self.keep_alive.parse()?;
         if let Some(ttl) = self.ttl {
             choice = or_ttl(choice, ttl);
         }
         let keep_alive = keep_alive.build(&choice)?;
-        let queue = queue::by_name(&self.queue)
-            .ok_or_else(|| ReplayError::UnknownQueue { name: self.queue.clone() })?;
+        let queue = queues.build(&self.queue.parse()?)?;
         Ok(WorkerCore::new(self.core.clone(), queue, keep_alive))
     }
 }
@@ -148,16 +151,10 @@ pub enum ReplayError {
     /// The worker had a keep-alive policy that is not known here.
     #[error(transparent)]
     KeepAlive(#[from] ConfigError),
-    /// The worker had a queue policy that is not known here.
-    #[error("there is no queue policy \"{name}\"; use one of {}", queue::NAMES.join(", "))]
-    UnknownQueue {
-        /// Its name.
-        name: String,
-    },
 }
 
-/// Plays a recording into a core, whose keep-alive policy is looked up in `keep_alive`; `record` sees each
-/// call when it is over. A last line that is not whole, because its worker was killed, is left out.
+/// Plays a recording into a core, whose policies are looked up in the catalogues; `record` sees each call
+/// when it is over. A last line that is not whole, because its worker was killed, is left out.
 ///
 /// # Errors
 ///
@@ -165,13 +162,14 @@ pub enum ReplayError {
 pub fn replay(
     mut recording: impl BufRead,
     keep_alive: &KeepAliveCatalog,
+    queues: &QueueCatalog,
     mut record: impl FnMut(InvocationRecord),
 ) -> Result<(), ReplayError> {
     let mut text = String::new();
     recording.read_line(&mut text)?;
     let header: Header =
         serde_json::from_str(&text).map_err(|source| ReplayError::Line { number: 1, source })?;
-    let mut core = header.core(keep_alive)?;
+    let mut core = header.core(keep_alive, queues)?;
     let mut requests = Owned::default();
     for number in 2.. {
         text.clear();

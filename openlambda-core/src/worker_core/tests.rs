@@ -24,7 +24,7 @@ impl Bench {
         let max_wait = Duration::from_secs(10);
         let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000 };
         let keep_alive = Box::new(Lru::default());
-        let core = WorkerCore::new(config, queue::by_name("fifo").unwrap(), keep_alive);
+        let core = WorkerCore::new(config, queue::default().make(), keep_alive);
         Bench { core, now: Time::ZERO }
     }
 

@@ -3,6 +3,7 @@
 use std::io::BufReader;
 
 use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
+use openlambda_core::queue;
 use openlambda_core::scheduler::{LoadLimit, RunningLimit};
 use openlambda_core::worker_core::recording::{ReplayError, replay};
 
@@ -24,7 +25,7 @@ fn replayed(rig: &Rig) -> Result<String, ReplayError> {
 fn replayed_with(rig: &Rig, policies: &KeepAliveCatalog) -> Result<String, ReplayError> {
     let inputs = std::fs::File::open(rig.folder.path().join("inputs.jsonl")).unwrap();
     let mut lines = String::new();
-    replay(BufReader::new(inputs), policies, |record| {
+    replay(BufReader::new(inputs), policies, &queue::standard(), |record| {
         lines.push_str(&serde_json::to_string(&record).unwrap());
         lines.push('\n');
     })?;
@@ -76,7 +77,7 @@ async fn a_live_worker_runs_the_shortest_first_and_a_replay_too() {
     let mut rig = Rig::start(|config| {
         record_inputs(config);
         config.max_wait = Duration::from_secs(30);
-        config.queue = "sjf".to_owned();
+        config.queue = queue::by_name("sjf").unwrap();
         config.scheduler.running = RunningLimit::Calls(1);
     })
     .await;

@@ -227,7 +227,7 @@ impl Shell {
         let choice = keep_alive::or_ttl(keep_alive.parse().unwrap(), Duration::from_secs(2));
         let policy = keep_alive::standard().build(&choice).unwrap();
         Shell {
-            core: WorkerCore::new(config, queue::by_name("fifo").unwrap(), policy),
+            core: WorkerCore::new(config, queue::default().make(), policy),
             log: Vec::new(),
             now: Time::ZERO,
             calls: BTreeMap::new(),

@@ -123,7 +123,7 @@ impl World {
         let keep_alive = Box::new(Ttl::new(Duration::from_secs(3)));
         self.workers[at] = Some(WorkerNode {
             node,
-            core: WorkerCore::new(config, queue::by_name("fifo").unwrap(), keep_alive),
+            core: WorkerCore::new(config, queue::default().make(), keep_alive),
             streams: BTreeMap::new(),
             runs: BTreeMap::new(),
             instances: BTreeMap::new(),
