@@ -194,6 +194,29 @@ fn kill_everything(sandbox: &str) {
     }
 }
 
+/// The kernel takes its time with a supervisor that was killed, and the lock is held until then: that is no
+/// cluster that runs.
+#[test]
+fn a_cluster_is_started_when_a_dying_one_lets_go() {
+    let place = Place::new();
+    let up = ["up", "--detach", "--listen", "127.0.0.1:0", "--workers", "1"];
+    place.ol(&up);
+    let status = place.json(&["status", "--json"]);
+    kill(status["pid"].as_i64().unwrap() as i32, Signal::KILL);
+    let lock = std::fs::File::open(place.data_dir().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let gone = wait_for(|| place.processes().is_empty().then_some(()));
+    assert!(gone.is_some(), "{:?}", place.processes());
+    let mut again = place.command(&up).stdout(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(again.try_wait().unwrap(), None, "nothing serves yet");
+    drop(lock);
+    assert!(again.wait().unwrap().success());
+    let status = place.json(&["status", "--json"]);
+    assert!(status["pid"].is_i64(), "{status}");
+    place.ol(&["down"]);
+}
+
 /// Versions that were acknowledged are there, whole, whenever the registry was killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_registry_acknowledged_survives_kill_9() {
