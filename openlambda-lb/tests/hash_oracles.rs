@@ -371,8 +371,6 @@ fn shares_follow_weights() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-
     /// The formula, over all workers, at every step of a history in which winners are kept.
     #[test]
     fn rendezvous_is_the_formula(steps in proptest::collection::vec((0..10u8, any::<u64>()), 1..120)) {

@@ -87,7 +87,8 @@ fn every_policy_conforms() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    // A case is a history of each policy.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 2))]
 
     #[test]
     fn every_policy_conforms_to_any_history(seed: u64) {

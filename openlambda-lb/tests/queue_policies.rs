@@ -301,8 +301,6 @@ fn the_central_queue_sends_a_retry_elsewhere() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     /// Work-conserving and first come, first served, at every step of any history.
     #[test]
     fn the_central_queue_never_leaves_a_slot_free_while_one_waits(

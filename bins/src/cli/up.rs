@@ -1,5 +1,6 @@
 //! `ol up`, `ol down`, `ol status`.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,6 +67,12 @@ pub(super) struct Options {
 
 /// How many workers one machine may have.
 const WORKERS: std::ops::RangeInclusive<i64> = 1..=1000;
+
+/// How long a cluster whose supervisor runs may take until it serves.
+const READY: Duration = Duration::from_secs(30);
+
+/// How long its balancer may take to answer whether it does.
+const ANSWER: Duration = Duration::from_secs(2);
 
 impl Settings for Options {
     fn defaults() -> String {
@@ -162,14 +169,14 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     let file = args.options.config.clone().or_else(|| dir.config_file());
     let spec = complete(args.options, file.as_deref())?.into_spec(catalog)?;
     dir.create()?;
-    let Some(lock) = dir.try_lock()? else {
-        // Running already: that is what was asked for.
-        return block_on(async {
-            let state = wait_until_ready(&dir).await?;
+    let lock = match block_on(look(&dir))? {
+        Found::Lock(lock) => lock,
+        // That is what was asked for.
+        Found::Cluster(state) => {
             eprintln!("the cluster runs already; `ol down` stops it");
             report_up(&state, &args.common);
-            Ok(ExitCode::SUCCESS)
-        });
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     if args.detach {
         drop(lock);
@@ -212,7 +219,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
     let log = dir.join("logs/supervisor.log");
-    let open = std::fs::File::options().create(true).append(true).open(&log);
+    let open = File::options().create(true).append(true).open(&log);
     let file = open.context(|| format!("cannot write {}", log.display()))?;
     let begin = file.metadata().map_or(0, |metadata| metadata.len());
     let mut command = CommandSpec::new(program).env(MARK, format!("{}/supervisor", dir.mark()));
@@ -249,8 +256,15 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
         status = child.wait() => {
             if status.success() {
                 // Another `ol up` was quicker.
-                report_up(&wait_until_ready(dir).await?, common);
-                return Ok(ExitCode::SUCCESS);
+                return match look(dir).await? {
+                    Found::Cluster(state) => {
+                        report_up(&state, common);
+                        Ok(ExitCode::SUCCESS)
+                    }
+                    Found::Lock(_) => {
+                        Err(CliError::new("another `ol up` was quicker, and its cluster ended; try again"))
+                    }
+                };
             }
             let text = std::fs::read(&log).unwrap_or_default();
             let text = text.get(usize::try_from(begin).unwrap_or(0)..).unwrap_or_default();
@@ -262,15 +276,33 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     }
 }
 
-async fn wait_until_ready(dir: &DataDir) -> Result<ClusterState> {
-    for _ in 0..1500 {
-        if let Some(state) = dir.read_state().filter(|state| state.ready) {
-            return Ok(state);
+/// What there is in a cluster's folder.
+enum Found {
+    /// No supervisor; nobody can start one while this is held.
+    Lock(File),
+    /// A cluster that serves.
+    Cluster(ClusterState),
+}
+
+/// Takes the lock, or finds the cluster that serves. That the lock is held does not tell it: a supervisor that was
+/// killed holds it until the kernel is through with it, and other commands hold it for a moment to look.
+async fn look(dir: &DataDir) -> Result<Found> {
+    let look = async {
+        loop {
+            if let Some(lock) = dir.try_lock()? {
+                return Ok(Found::Lock(lock));
+            }
+            if let Some(state) = dir.read_state().filter(|state| state.ready) {
+                let answer = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
+                if answer.is_ok_and(|status| status.is_ok()) {
+                    return Ok(Found::Cluster(state));
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    };
     let message = "a supervisor runs, but its cluster does not; stop it with `ol down`";
-    Err(CliError::new(message))
+    tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(message)))
 }
 
 fn report_up(state: &ClusterState, common: &Common) {

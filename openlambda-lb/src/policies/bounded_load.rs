@@ -267,8 +267,6 @@ mod tests {
     const F: FunctionId = FunctionId(0);
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
         /// The sums are right and the bound holds at every step, with weights, retries, and workers
         /// that come, go, fail and drain.
         #[test]

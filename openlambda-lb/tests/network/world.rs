@@ -26,6 +26,8 @@ pub(crate) const FUNCTIONS: usize = 3;
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 /// For so long clients call and things go wrong; after that it gets quiet.
 const STORM: Duration = Duration::from_secs(6);
+/// After the storm its calls may wait for so long until they are sent: as long as a policy holds one.
+const WAIT: Duration = Duration::from_secs(30);
 /// Longer than anything that was begun may take: the longest run, and a worker's way back.
 const QUIET: Duration = Duration::from_secs(12);
 
@@ -282,6 +284,11 @@ impl World {
         self.run_until(Time::ZERO + STORM);
         self.stormy = false;
         self.mend_all();
+        // A few slots may need longer for what came in the storm than anything else takes.
+        let until = self.now + WAIT;
+        while self.now < until && self.calls.iter().any(|call| call.answers == 0) {
+            self.run_until(self.now + HEARTBEAT);
+        }
         self.run_until(self.now + QUIET);
         self.check_quiet();
         self.end_all();
