@@ -1,7 +1,8 @@
 //! `greedy-dual`: what is called often, slow to start and small stays.
 
 use super::order::{Group, Grouped, Priority, Worth};
-use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy, mebibytes, milliseconds};
+use super::units::{mebibytes, milliseconds};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};
 use crate::catalog::ParameterInfo;
 use crate::scheduler::InstanceId;
 use crate::time::Time;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::order::{Order, Priority};
-use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy, mebibytes, milliseconds};
+use super::units::{mebibytes, milliseconds};
+use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
 

@@ -19,152 +19,32 @@ mod histogram;
 mod landlord;
 mod lru;
 mod order;
+mod policy;
 mod size;
+mod standard;
 mod ttl;
-
-use std::fmt;
-use std::time::Duration;
+mod units;
 
 pub use freq::Freq;
 pub use greedy_dual::GreedyDual;
 pub use histogram::{Histogram, HistogramConfig};
 pub use landlord::Landlord;
 pub use lru::Lru;
+pub use policy::{
+    InstanceFacts, KeepAliveCatalog, KeepAliveEntry, KeepAliveMaker, KeepAlivePolicy,
+};
 pub use size::Size;
-pub use ttl::Ttl;
-
-use crate::catalog::{CENTURY, Catalog, Choice, Entry, Maker};
-use crate::scheduler::{InstanceId, VersionId};
-use crate::time::Time;
-
-/// Decides which idle instances live on.
-///
-/// The scheduler tells of each instance `started` once, then `idle` and `used` in turn, then
-/// `ended` once, from whatever state. `invoked` comes for each invocation that begins to run in an
-/// instance, after its `used` if it was idle. A victim is always one that is idle. Of an id, the low
-/// half is used again when an instance is gone ([`InstanceId`]): the whole of it is the instance's name.
-///
-/// ```text
-///   started ──▶ (in use) ──idle──▶ (idle) ──ended──▶ (gone)
-///                  │ ▲               │
-///            ended │ └─────used──────┘
-///                  ▼
-///               (gone)
-/// ```
-pub trait KeepAlivePolicy: Send + fmt::Debug {
-    /// An instance is ready for its first use.
-    fn started(&mut self, instance: InstanceId, facts: &InstanceFacts, now: Time) {
-        let _ = (instance, facts, now);
-    }
-
-    /// An idle instance is taken into use.
-    fn used(&mut self, instance: InstanceId, now: Time);
-
-    /// An invocation that arrived at `arrived` begins to run in the instance. It may be the first
-    /// of a use, one beside others, or the next without a rest between them.
-    fn invoked(&mut self, instance: InstanceId, arrived: Time, now: Time) {
-        let _ = (instance, arrived, now);
-    }
-
-    /// An instance became idle. Returns when to evict it if it is not used before, at once when
-    /// that is not after `now`; `None` keeps it until memory is short.
-    fn idle(&mut self, instance: InstanceId, now: Time) -> Option<Time>;
-
-    /// An instance is gone, or going.
-    fn ended(&mut self, instance: InstanceId, now: Time);
-
-    /// The idle instance to evict next, when memory is short. `None` when none is idle. Does not
-    /// change which is idle: `ended` follows when the scheduler has evicted it.
-    fn victim(&mut self, now: Time) -> Option<InstanceId>;
-
-    /// When it wants [`prewarm`](Self::prewarm) to be asked, although nothing else may happen until
-    /// then: no instance needs to be there. `None`: never. May change with any other call.
-    fn next_wakeup(&self) -> Option<Time> {
-        None
-    }
-
-    /// Takes a version that shall have an instance now because a call of it is expected. The
-    /// scheduler asks again until `None`, and after that [`next_wakeup`](Self::next_wakeup) is later
-    /// than `now`. It may refuse the wish: while it drains, or when a newer version is there.
-    fn prewarm(&mut self, now: Time) -> Option<VersionId> {
-        let _ = now;
-        None
-    }
-}
-
-/// What a keep-alive policy may know of an instance.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct InstanceFacts {
-    /// The version that it runs.
-    pub version: VersionId,
-    /// What it takes from the memory pool, bytes.
-    pub memory: u64,
-    /// What starting it anew would cost: its own start, measured.
-    pub start_cost: Duration,
-}
-
-/// The keep-alive policies that can be chosen by name.
-pub type KeepAliveCatalog = Catalog<dyn KeepAlivePolicy>;
-
-/// A keep-alive policy that can be chosen by name.
-pub type KeepAliveEntry = Entry<dyn KeepAlivePolicy>;
-
-/// Makes keep-alive policies: what a worker's configuration holds.
-pub type KeepAliveMaker = Maker<dyn KeepAlivePolicy>;
-
-/// What a catalogue of these calls them.
-pub const KIND: &str = "keep-alive policy";
-
-/// The policy of a worker that is told of none.
-pub const DEFAULT: &str = "ttl";
-
-/// How long `ttl` keeps an idle instance unless told otherwise: as OpenWhisk does.
-pub const DEFAULT_TTL: Duration = Duration::from_secs(600);
-
-/// The policies of this module. One of your own joins by [`Catalog::register`].
-pub fn standard() -> KeepAliveCatalog {
-    Catalog::of(
-        KIND,
-        [
-            ttl::entry(),
-            lru::entry(),
-            freq::entry(),
-            size::entry(),
-            landlord::entry(),
-            greedy_dual::entry(),
-            histogram::entry(),
-        ],
-    )
-}
-
-/// The policy [`DEFAULT`], without parameters.
-pub fn default() -> KeepAliveMaker {
-    KeepAliveMaker::new(DEFAULT, || Box::new(Ttl::new(DEFAULT_TTL)))
-}
-
-/// The same choice, with `ttl` as the time of the policy `ttl` unless it is given: the setting
-/// `ttl_seconds` of a worker. Times over a century count as one.
-#[must_use]
-pub fn or_ttl(choice: Choice, ttl: Duration) -> Choice {
-    match &*choice.name {
-        "ttl" => choice.or("seconds", ttl.as_secs_f64().min(CENTURY)),
-        _ => choice,
-    }
-}
-
-/// Costs of starts, as the policies that weigh them against memory count them.
-fn milliseconds(cost: Duration) -> f64 {
-    cost.as_secs_f64() * 1e3
-}
-
-/// Sizes in the same. What takes no memory counts as a byte, so that it can be divided by.
-fn mebibytes(memory: u64) -> f64 {
-    memory.max(1) as f64 / (1 << 20) as f64
-}
+pub use standard::{DEFAULT, KIND, default, or_ttl, standard};
+pub use ttl::{DEFAULT_TTL, Ttl};
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::catalog::Choice;
+    use crate::scheduler::{InstanceId, VersionId};
+    use crate::time::Time;
 
     pub(super) fn facts(version: u32, mebibytes: u64, start_ms: u64) -> InstanceFacts {
         InstanceFacts {

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use super::{DEFAULT_TTL, KeepAliveEntry, KeepAlivePolicy, Lru};
+use super::{KeepAliveEntry, KeepAlivePolicy, Lru};
 use crate::catalog::{CENTURY, ParameterInfo};
 use crate::scheduler::InstanceId;
 use crate::time::Time;
+
+/// How long `ttl` keeps an idle instance unless told otherwise: as OpenWhisk does.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(600);
 
 /// Keeps an idle instance for a fixed time; when memory is short the least recently used goes
 /// first.

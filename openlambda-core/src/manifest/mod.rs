@@ -6,30 +6,23 @@
 
 mod check;
 mod cors;
+mod error;
 mod files;
+mod names;
 mod yaml;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::time::Duration;
 
 use http::Method;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 pub use cors::Cors;
+pub use error::ManifestError;
+pub use names::{MANIFEST_FILE, MANIFEST_FILES, YAML_FILE};
 
-use crate::config::{ConfigError, parse_toml};
+use crate::config::parse_toml;
 use crate::failure::{Failure, FailureKind};
-
-/// The manifest's file name within a function's folder.
-pub const MANIFEST_FILE: &str = "ol.toml";
-
-/// The same for OpenLambda's own form; see [`Manifest::parse_yaml`]. A function has one or none of both.
-pub const YAML_FILE: &str = "ol.yaml";
-
-/// Both names.
-pub const MANIFEST_FILES: [&str; 2] = [MANIFEST_FILE, YAML_FILE];
 
 /// What a function is and what it may use. Every field has its meaning in the README's table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,24 +175,6 @@ pub struct Volume {
     /// Where the function sees it: an absolute path. Sandboxes without a root of their own pass the
     /// real place in `OPENLAMBDA_VOLUME_<NAME>`.
     pub path: String,
-}
-
-/// A folder that is no valid function.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ManifestError {
-    /// The text of `ol.toml` is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A value is out of its range.
-    #[error("{MANIFEST_FILE}: {0}")]
-    Value(String),
-    /// The files do not tell what the function is.
-    #[error("{0}")]
-    Unclear(String),
-    /// The files cannot be read.
-    #[error("cannot read the function's files")]
-    Io(#[from] io::Error),
 }
 
 impl Manifest {

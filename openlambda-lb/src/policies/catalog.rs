@@ -31,13 +31,6 @@ impl PolicyCatalog {
     pub fn new() -> Self {
         PolicyCatalog(Catalog::new("policy"))
     }
-
-    /// The policies of this crate, in order of their names.
-    pub fn standard() -> Self {
-        let mut catalog = PolicyCatalog::new();
-        super::standard::entries().into_iter().for_each(|entry| catalog.register(entry));
-        catalog
-    }
 }
 
 impl Default for PolicyCatalog {

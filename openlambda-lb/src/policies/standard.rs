@@ -1,9 +1,18 @@
 //! The policies of this crate, each of which is told of in its own file.
 
-use super::catalog::PolicyEntry;
+use super::catalog::{PolicyCatalog, PolicyEntry};
+
+impl PolicyCatalog {
+    /// The policies of this crate, in order of their names.
+    pub fn standard() -> Self {
+        let mut catalog = PolicyCatalog::new();
+        entries().into_iter().for_each(|entry| catalog.register(entry));
+        catalog
+    }
+}
 
 /// What can be chosen by name, in order of the names.
-pub(super) fn entries() -> [PolicyEntry; 22] {
+fn entries() -> [PolicyEntry; 22] {
     [
         super::bounded_load::entry(),
         super::central_queue::entry(),

@@ -1,0 +1,79 @@
+//! The trait of a queue policy, and what it is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::catalog::{Catalog, Entry, Maker};
+use crate::scheduler::VersionId;
+use crate::time::Time;
+
+/// Orders the calls that wait on a worker. See the [module's documentation](super).
+///
+/// The scheduler asks for the [`rank`](Self::rank) of a call once. If the policy
+/// [`learns`](Self::learns), it does so for every call, and tells of each that runs when it starts and
+/// when it has finished; else only calls that have to wait come here, and warm starts do not pay.
+///
+/// ```text
+///   rank ──▶ (waits) ──started──▶ (runs) ──finished──▶
+///                └─ (cancelled, too late: not told)
+/// ```
+pub trait QueuePolicy: Send + fmt::Debug {
+    /// Whether it is to be told of all calls. Asked once.
+    fn learns(&self) -> bool {
+        false
+    }
+
+    /// The rank of a call that has arrived: the lowest is served first.
+    fn rank(&mut self, call: &Arrival, now: Time) -> u64;
+
+    /// Whether a call that finds a free slot runs at once although the worker runs as many calls as it
+    /// may.
+    fn passes_by(&self, call: &Arrival) -> bool {
+        let _ = call;
+        false
+    }
+
+    /// Whether the highest rank is served now, and of those with the same rank who came last.
+    ///
+    /// Asked whenever a place is free. `waiting_since` is when the first call of those began to wait
+    /// since when somebody always waits.
+    fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
+        let _ = (waiting_since, now);
+        false
+    }
+
+    /// A call of this rank begins to run. Only if it [`learns`](Self::learns).
+    fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
+        let _ = (call, rank, now);
+    }
+
+    /// A call has run for so long. Only if it [`learns`](Self::learns).
+    fn finished(&mut self, version: VersionId, run: Duration, now: Time) {
+        let _ = (version, run, now);
+    }
+
+    /// Nothing is left of a version, and its number may be given to another one.
+    fn forgotten(&mut self, version: VersionId) {
+        let _ = version;
+    }
+}
+
+/// A call that has arrived, or the reservation of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// What it calls.
+    pub version: VersionId,
+    /// When it arrived.
+    pub arrived: Time,
+    /// Until when it may wait.
+    pub deadline: Time,
+}
+
+/// The queue policies that can be chosen by name.
+pub type QueueCatalog = Catalog<dyn QueuePolicy>;
+
+/// A queue policy that can be chosen by name.
+pub type QueueEntry = Entry<dyn QueuePolicy>;
+
+/// Makes the queue policy of a worker.
+pub type QueueMaker = Maker<dyn QueuePolicy>;
