@@ -43,7 +43,7 @@ fn unknown_names_get_the_nearest_known_one() {
         (&["up", "--registry", "nativ=http://127.0.0.1:1"], "did you mean \"native\"?"),
         (&["up", "--registry", "native=nowhere"], "write http://host:port"),
         (&["sim", "--policy", "randon"], "did you mean \"random\"?"),
-        (&["sim", "--queue-policy", "lifo"], "use one of fifo"),
+        (&["sim", "--queue-policy", "fiffo"], "did you mean \"fifo\"?"),
         (&["sim", "--timeout-seconds", "0"], "use more than 0"),
         (
             &["sim", "--seed", "1", "--seed", "2", "--records", "r", "--policy", "random"],
