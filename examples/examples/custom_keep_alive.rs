@@ -1,5 +1,5 @@
-//! The real `ol` with a keep-alive policy of one's own: the workers of `ol up`, `ol sim` and
-//! `ol replay` know it by its name, and take its parameter.
+//! The real `ol` with a keep-alive policy of one's own: `ol sim`, `ol replay` and its workers
+//! (`ol daemon worker --keep-alive payback`) know it by its name, and take its parameter.
 //!
 //! ```text
 //! cargo run --example custom_keep_alive -- policies
