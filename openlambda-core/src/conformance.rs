@@ -7,3 +7,15 @@
 pub mod balancing;
 pub mod registry;
 pub mod sandbox;
+
+/// By how much more than their own number of histories or rounds the suites, and the tests that kill, are to
+/// do: `OPENLAMBDA_TEST_TIMES` times as many, 1 unless it is set.
+///
+/// # Panics
+///
+/// When it is set to anything but a positive number.
+pub fn times() -> u64 {
+    let named = std::env::var("OPENLAMBDA_TEST_TIMES");
+    let times = named.map_or(Ok(1), |times| times.parse()).ok().filter(|times| *times > 0);
+    times.expect("OPENLAMBDA_TEST_TIMES is a positive number")
+}

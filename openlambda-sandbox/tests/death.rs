@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use openlambda_core::conformance::times;
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_sandbox::process::ProcessFactory;
 use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
@@ -110,7 +111,7 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
     let spawner = Spawner::start().unwrap();
     let mut escaped = 0;
     // Moments all over the first rounds of a worker, and then one with everything there.
-    for round in 0..30 {
+    for round in 0..30 * times() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join(format!("{}-{round}", std::process::id()));
         fs::create_dir_all(folder.join("tmp")).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openlambda_core::bundle;
+use openlambda_core::conformance::times;
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::registry::Registry;
 use openlambda_registry::native::RemoteRegistry;
@@ -121,7 +122,7 @@ async fn the_balancer_comes_back_at_its_address() {
     let cluster = Cluster::start(&[]);
     let (client, url) = (client(), cluster.deploy_example("echo"));
     assert_eq!(post(&client, &url, "1").await.body, "1");
-    for _ in 0..3 {
+    for _ in 0..3 * times() {
         let pid = cluster.status()["balancer_pid"].as_i64().unwrap();
         kill(pid as i32, Signal::KILL);
         assert_eq!(wait_for_call(&client, &url, "2").await.body, "2");
@@ -144,7 +145,7 @@ fn after_kill_9_of_everything_down_leaves_nothing() {
 
 fn kill_everything(sandbox: &str) {
     let place = Place::new();
-    for round in 0..6 {
+    for round in 0..6 * times() {
         place.ol(&["up", "--detach", "--listen", "127.0.0.1:0", "--sandbox", sandbox]);
         if round == 0 {
             place.ol(&["deploy", example("echo").to_str().unwrap()]);
@@ -163,7 +164,7 @@ fn kill_everything(sandbox: &str) {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(50 * round));
+        std::thread::sleep(Duration::from_millis(50 * (round % 6)));
         let status = place.json(&["status", "--json"]);
         let mut pids = vec![
             status["pid"].as_i64(),
@@ -248,8 +249,8 @@ async fn what_the_registry_acknowledged_survives_kill_9() {
         })
         .collect();
     let mut last = None;
-    for round in 0..8u64 {
-        tokio::time::sleep(Duration::from_millis(150 + 37 * round)).await;
+    for round in 0..8 * times() {
+        tokio::time::sleep(Duration::from_millis(150 + 37 * (round % 8))).await;
         let pid = wait_for(|| {
             let pid = cluster.status()["registry"]["pid"].as_i64();
             pid.filter(|pid| Some(*pid) != last)
@@ -317,7 +318,8 @@ async fn a_cluster_that_loses_any_process_heals() {
             })
         })
         .collect();
-    for victim in ["registry", "worker-1", "worker-2", "balancer"] {
+    let each = ["registry", "worker-1", "worker-2", "balancer"];
+    for victim in each.into_iter().cycle().take(each.len() * times() as usize) {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let status = cluster.status();
         let pid = match victim {

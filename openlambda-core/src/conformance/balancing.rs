@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::times;
 use crate::balancing::driver::{Balancer, BalancerOutput};
 use crate::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
@@ -20,7 +21,7 @@ use crate::manifest::Manifest;
 use crate::random::Rng;
 use crate::time::Time;
 
-/// Histories that [`check`] runs.
+/// Histories that [`check`] runs, [`times`] so many.
 const HISTORIES: u64 = 60;
 
 /// Holds a policy to the contract of [`BalancingPolicy`].
@@ -40,7 +41,7 @@ const HISTORIES: u64 = 60;
 ///
 /// When the policy does not, with the seed and the step.
 pub fn check(make: impl Fn() -> Box<dyn BalancingPolicy>) {
-    for seed in 0..HISTORIES {
+    for seed in 0..HISTORIES * times() {
         check_history(&make, seed);
     }
     a_lone_worker_gets_everything(make());

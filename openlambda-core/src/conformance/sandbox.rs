@@ -24,6 +24,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
 
+use super::times;
 use crate::failure::Started;
 use crate::invocation::{
     Body, BoxError, Completion, Invocation, RequestHead, RequestIds, full_body,
@@ -52,7 +53,7 @@ pub trait Fixture: Send + Sync {
         BTreeMap::new()
     }
 
-    /// How many rounds of create and destroy [`nothing_is_left`] does.
+    /// How many rounds of create and destroy [`nothing_is_left`] does, [`times`] so many.
     fn rounds(&self) -> u64 {
         50
     }
@@ -343,7 +344,7 @@ pub async fn nothing_is_left(fixture: &dyn Fixture) {
     for n in 0..5 {
         round(n).await;
     }
-    let rounds = fixture.rounds();
+    let rounds = fixture.rounds() * times();
     let mut grown = String::new();
     for _ in 0..3 {
         let before = Resources::now(fixture);
