@@ -3,7 +3,7 @@
 CARGO ?= cargo
 OL = target/release/ol
 
-.PHONY: all build demo test test-cgroup-v2 lint deps bench dist dist-test clean
+.PHONY: all build demo test test-cgroup-v2 long lint deps bench dist dist-test clean
 
 all: build
 
@@ -26,6 +26,11 @@ test: deps
 # QEMU; without KVM it takes an hour.
 test-cgroup-v2:
 	@.ci/cgroup-v2
+
+# What takes too long for every change: many more seeds, histories and rounds of kill -9, and the documents' tables
+# from the simulator. 45 minutes on 2 cores. Before a release, and after a change of what decides or cleans up.
+long: deps
+	@CARGO="$(CARGO)" .ci/long
 
 lint:
 	$(CARGO) fmt --all --check
