@@ -13,6 +13,7 @@ pub mod orderings;
 pub mod parallel;
 pub mod processors;
 pub mod sim;
+pub mod spacing;
 pub mod statistics;
 pub mod summary;
 pub mod workload;

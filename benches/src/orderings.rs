@@ -7,7 +7,6 @@
 //!
 //! `benches/tests/orderings.rs` asserts the directions, and `docs/orderings.md` shows the table.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openlambda_core::config::ConfigError;
@@ -91,12 +90,10 @@ pub fn measure(config: &SimConfig, policy: &str, measure: Measure) -> Result<f64
     let slowdown = matches!(measure, Measure::Slowdown | Measure::SlowdownP99);
     assert!(!slowdown || config.users.is_none(), "slowdown is measured in an open system");
     // How long each handler would take alone; records tell how long it took among others.
+    // Calls have their numbers in the order in which the workload has them.
     let calls = slowdown.then(|| Workload::new(config.workload, config.seed));
-    let alone: BTreeMap<(u64, u32), u64> = calls
-        .into_iter()
-        .flatten()
-        .map(|call| ((call.at.as_nanos(), call.function), call.service.as_nanos() as u64))
-        .collect();
+    let alone: Vec<u64> =
+        calls.into_iter().flatten().map(|call| call.service.as_nanos() as u64).collect();
     let (mut values, mut cold) = (Vec::new(), 0);
     let usage = simulate(config, built, |call| {
         assert!(call.is_ok(), "{policy}: {call:?}");
@@ -105,7 +102,7 @@ pub fn measure(config: &SimConfig, policy: &str, measure: Measure) -> Result<f64
         values.push(match measure {
             Measure::Wait => (latency - call.phases.run).as_nanos() as u64,
             _ if slowdown => {
-                let alone = alone[&(call.arrived.as_nanos(), call.function)];
+                let alone = alone[call.number as usize];
                 // In thousandths. What takes no time has no slowdown.
                 (1e3 * latency.as_nanos() as f64 / alone.max(1_000) as f64) as u64
             }

@@ -4,7 +4,7 @@
 //! under comparison sees the very same calls.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use openlambda_core::random::Rng;
@@ -12,6 +12,7 @@ use openlambda_core::time::Time;
 use serde::Serialize;
 
 use crate::cumulative::Cumulative;
+use crate::spacing::{MINUTE, Spacing};
 
 /// How long handlers run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -118,6 +119,8 @@ pub struct FunctionMix {
     pub packages: Option<u32>,
     /// Calls by chance come in bursts. `None`: each by itself.
     pub bursts: Option<Bursts>,
+    /// Where in its minute a call falls. Anything but [`Spacing::AsDrawn`] holds a minute's calls in memory.
+    pub spacing: Spacing,
 }
 
 /// Calls by chance that come in bursts of one function: a burst begins by chance (Poisson), and its
@@ -162,6 +165,7 @@ impl FunctionMix {
             }),
             packages: None,
             bursts: None,
+            spacing: Spacing::AsDrawn,
         }
     }
 }
@@ -281,7 +285,8 @@ pub struct Arrival {
     pub service: Duration,
 }
 
-/// The calls, in order of time. An iterator, so that a long experiment needs no memory for them.
+/// The calls, in order of time. An iterator, so that a long experiment needs no memory for them; at most those
+/// of one minute are held, and only where [`FunctionMix::spacing`] moves them.
 ///
 /// That is an *open* system: calls come whatever becomes of those before them. In a *closed* one a
 /// user waits for the answer before the next call; then the caller says when, with
@@ -299,6 +304,11 @@ pub struct Workload {
     bursts: Option<Bursts>,
     /// The next call of each timer, and of each burst that goes on.
     known: BinaryHeap<Reverse<(Time, u32)>>,
+    spacing: Spacing,
+    /// The calls of the minute that is being played, and the first one of a later minute.
+    minute: VecDeque<Arrival>,
+    later: Option<Arrival>,
+    within_minutes: Rng,
     arrivals: Rng,
     within_bursts: Rng,
     functions: Rng,
@@ -336,6 +346,10 @@ impl Workload {
             gap: Duration::ZERO,
             chance: None,
             bursts: config.mix.bursts,
+            spacing: config.mix.spacing,
+            minute: VecDeque::new(),
+            later: None,
+            within_minutes: Rng::from_seed_and_label(seed, "minutes"),
             within_bursts: Rng::from_seed_and_label(seed, "bursts"),
             arrivals: Rng::from_seed_and_label(seed, "arrivals"),
             functions: Rng::from_seed_and_label(seed, "functions"),
@@ -382,17 +396,9 @@ impl Workload {
             self.known.push(Reverse((next, function)));
         }
     }
-}
 
-/// The time between two calls by a timer.
-fn period(profile: &Profile) -> Duration {
-    Duration::from_secs_f64(1.0 / profile.rate)
-}
-
-impl Iterator for Workload {
-    type Item = Arrival;
-
-    fn next(&mut self) -> Option<Arrival> {
+    /// The next call where it was drawn.
+    fn draw(&mut self) -> Option<Arrival> {
         self.left = self.left.checked_sub(1)?;
         let known = self.known.peek().map(|Reverse((at, _))| *at);
         let (at, function) = match (self.chance, known) {
@@ -414,6 +420,49 @@ impl Iterator for Workload {
             }
         };
         Some(self.call(at, function))
+    }
+
+    /// Draws the calls of the next minute that has any, and puts them where the spacing says.
+    fn draw_minute(&mut self) -> Option<()> {
+        let first = self.later.take().or_else(|| self.draw())?;
+        let length = MINUTE.as_nanos() as u64;
+        let minute = Time(first.at.as_nanos() / length * length);
+        self.minute.push_back(first);
+        while let Some(call) = self.draw() {
+            if call.at >= minute + MINUTE {
+                self.later = Some(call);
+                break;
+            }
+            self.minute.push_back(call);
+        }
+        let functions: Vec<u32> = self.minute.iter().map(|call| call.function).collect();
+        if let Some(offsets) = self.spacing.offsets(&functions, &mut self.within_minutes) {
+            for (call, offset) in self.minute.iter_mut().zip(offsets) {
+                call.at = minute + offset;
+            }
+            // Calls of the same moment stay in the order in which they were drawn.
+            self.minute.make_contiguous().sort_by_key(|call| call.at);
+        }
+        Some(())
+    }
+}
+
+/// The time between two calls by a timer.
+fn period(profile: &Profile) -> Duration {
+    Duration::from_secs_f64(1.0 / profile.rate)
+}
+
+impl Iterator for Workload {
+    type Item = Arrival;
+
+    fn next(&mut self) -> Option<Arrival> {
+        if self.spacing == Spacing::AsDrawn {
+            return self.draw();
+        }
+        if self.minute.is_empty() {
+            self.draw_minute()?;
+        }
+        self.minute.pop_front()
     }
 }
 
@@ -574,6 +623,59 @@ mod tests {
         for (n, call) in (0..).zip(&calls) {
             assert_eq!(call.at, at(n));
             assert!(!profiles[call.function as usize].timer);
+        }
+    }
+
+    #[test]
+    fn a_timer_of_twenty_seconds_goes_off_three_times_a_minute() {
+        let config = WorkloadConfig {
+            rate: 0.05,
+            functions: 1,
+            service: Service::Fixed(Duration::from_millis(1)),
+            invocations: 12,
+            mix: FunctionMix { timers: 1.0, spacing: Spacing::Even, ..FunctionMix::default() },
+            ..WorkloadConfig::default()
+        };
+        let times: Vec<u64> = Workload::new(config, 1).map(|call| call.at.as_nanos()).collect();
+        let wanted: Vec<u64> = (0..12).map(|n| n * 20_000_000_000).collect();
+        assert_eq!(times, wanted);
+    }
+
+    #[test]
+    fn a_spacing_changes_when_calls_come_and_nothing_else() {
+        let calls = |spacing| {
+            let config = WorkloadConfig {
+                rate: 2.0,
+                functions: 40,
+                service: Service::Exponential(Duration::from_millis(100)),
+                invocations: 5_000,
+                mix: FunctionMix {
+                    popularity: Some(LogNormal { median: 40.0, sigma: 2.0, least: 2.0, most: 1e4 }),
+                    timers: 0.3,
+                    spacing,
+                    ..FunctionMix::default()
+                },
+                ..WorkloadConfig::default()
+            };
+            let calls: Vec<Arrival> = Workload::new(config, 3).collect();
+            assert!(calls.is_sorted_by_key(|call| call.at), "{spacing:?}");
+            calls
+        };
+        // Of each minute and function: which service times, in any order.
+        let content = |calls: &[Arrival]| {
+            let minute = |call: &Arrival| call.at.as_nanos() / (MINUTE.as_nanos() as u64);
+            let mut all: Vec<(u64, u32, Duration)> =
+                calls.iter().map(|call| (minute(call), call.function, call.service)).collect();
+            all.sort_unstable();
+            all
+        };
+        let drawn = calls(Spacing::AsDrawn);
+        assert!(drawn.last().unwrap().at > Time::ZERO + 30 * MINUTE, "over half an hour");
+        for spacing in [Spacing::Uniform, Spacing::Even, Spacing::EvenShifted, Spacing::Start] {
+            let moved = calls(spacing);
+            assert_eq!(content(&moved), content(&drawn), "{spacing:?}");
+            assert_ne!(moved, drawn, "{spacing:?}");
+            assert_eq!(moved, calls(spacing), "{spacing:?}: a second time");
         }
     }
 }

@@ -15,6 +15,7 @@ use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, Users, simulate_with};
+use openlambda_lab::spacing::Spacing;
 use openlambda_lab::statistics::Interval;
 use openlambda_lab::summary::{Summary, Tally};
 use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
@@ -69,8 +70,12 @@ pub(super) struct SimArgs {
     /// The mean time between a burst's calls, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10.0)]
     burst_gap_ms: f64,
+    /// Where in its minute a call falls; traces of counts per minute leave it open. How often each function
+    /// is called in each minute is the same with all
+    #[arg(long, value_enum, default_value_t = Placing::AsDrawn)]
+    spacing: Placing,
     /// A closed loop: so many users, each of whom waits for an answer before the next call; then
-    /// --rate and --burst say nothing
+    /// --rate, --burst and --spacing say nothing
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     users: Option<u32>,
     /// How long a user thinks between an answer and the next call, milliseconds in the mean
@@ -150,6 +155,33 @@ enum Mix {
     Azure,
 }
 
+/// [`Spacing`], as the command line has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Placing {
+    /// By chance, timers at equal intervals, bursts together
+    AsDrawn,
+    /// Anywhere, timers too
+    Uniform,
+    /// A function's calls at equal intervals from the minute's start, as FaasCache has them
+    Even,
+    /// The same, each function from a moment of its own
+    EvenShifted,
+    /// All at the minute's start
+    Start,
+}
+
+impl From<Placing> for Spacing {
+    fn from(placing: Placing) -> Self {
+        match placing {
+            Placing::AsDrawn => Spacing::AsDrawn,
+            Placing::Uniform => Spacing::Uniform,
+            Placing::Even => Spacing::Even,
+            Placing::EvenShifted => Spacing::EvenShifted,
+            Placing::Start => Spacing::Start,
+        }
+    }
+}
+
 impl SimArgs {
     fn config(&self, catalog: &Catalog) -> Result<SimConfig> {
         let ms = |flag: &str, value: f64| {
@@ -220,6 +252,7 @@ impl SimArgs {
                 invocations: self.invocations,
                 mix: FunctionMix {
                     bursts: (self.burst > 1.0).then_some(bursts),
+                    spacing: self.spacing.into(),
                     ..match self.mix {
                         Mix::Alike => FunctionMix::default(),
                         Mix::Azure => FunctionMix::azure(),

@@ -264,6 +264,28 @@ fn sim_runs_every_keep_alive_policy() {
 }
 
 #[test]
+fn sim_spaces_calls_within_their_minutes() {
+    let place = Place::new();
+    // Two seconds each; the one that is called most has ten calls a minute.
+    let args = ["sim", "--policy", "random", "--workers", "1", "--functions", "10"];
+    let calls = ["--rate", "0.5", "--invocations", "1000", "--service", "fixed"];
+    let times = ["--mean-ms", "2000", "--memory-mb", "8192", "--json"];
+    let cold = |spacing| {
+        let result = place.json(&[&args[..], &calls, &times, &["--spacing", spacing]].concat());
+        let summary = &result["policies"][0];
+        assert_eq!(summary["invocations"], 1000, "{spacing}: {summary}");
+        summary["cold_rate"].as_f64().unwrap()
+    };
+    let (even, drawn, start) = (cold("even"), cold("as-drawn"), cold("start"));
+    assert_eq!(even, 10.0 / 1000.0, "one instance of each function is enough");
+    assert!(even < drawn && drawn < start, "{even} {drawn} {start}");
+    let refused = place.run(&["sim", "--spacing", "evenly"]);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains("as-drawn, uniform, even, even-shifted, start"), "{message}");
+}
+
+#[test]
 fn doctor_checks_and_says_so() {
     let place = Place::new();
     let checks = place.json(&["doctor", "--json"]);
