@@ -13,7 +13,11 @@
 //!
 //! Implementations: `process` and others in `openlambda-sandbox`, [`memory`](crate::memory) here.
 //! Every one runs the suite in `conformance::sandbox`, which demands exactly what the factory's
-//! [`Capabilities`] declare.
+//! [`Capabilities`] declare. What they have in common is in [`kit`] (feature `kit`): a new kind
+//! begins there.
+
+#[cfg(feature = "kit")]
+pub mod kit;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -59,8 +63,10 @@ pub trait SandboxFactory: Send + Sync + fmt::Debug {
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError>;
 
     /// Removes what an earlier, crashed worker with the same state folder left. Called once before
-    /// the first `create`.
-    async fn reclaim(&self) -> Report;
+    /// the first `create`. By default nothing: right for a kind of which nothing outlives its worker.
+    async fn reclaim(&self) -> Report {
+        Report::default()
+    }
 
     /// Destroys everything the factory has made and waits until it is gone.
     async fn shutdown(&self);
@@ -98,37 +104,53 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     /// How many invocations it takes at once. Constant.
     fn slots(&self) -> u32;
 
-    /// Stops all its processes from running until `resume`. Only with [`Capabilities::pause`].
+    /// Stops all its processes from running until `resume`. Only with [`Capabilities::pause`]; by
+    /// default it is refused.
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`], or that it is gone.
-    async fn pause(&self) -> Result<(), SandboxError>;
+    /// [`SandboxErrorKind::Busy`], or that it is gone; [`SandboxErrorKind::Unsupported`].
+    async fn pause(&self) -> Result<(), SandboxError> {
+        Err(cannot("be paused"))
+    }
 
-    /// Lets a paused instance run again; nothing happens to a running one.
+    /// Lets a paused instance run again; nothing happens to a running one. Only with
+    /// [`Capabilities::pause`]; by default it is refused.
     ///
     /// # Errors
     ///
-    /// That it is gone.
-    async fn resume(&self) -> Result<(), SandboxError>;
+    /// That it is gone; [`SandboxErrorKind::Unsupported`].
+    async fn resume(&self) -> Result<(), SandboxError> {
+        Err(cannot("be resumed"))
+    }
 
-    /// Changes its memory limit, in bytes. Only with [`Capabilities::memory_limit`].
+    /// Changes its memory limit, in bytes. Only with [`Capabilities::memory_limit`]; by default it is
+    /// refused.
     ///
     /// # Errors
     ///
-    /// That it is gone, or cannot be done.
-    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError>;
+    /// That it is gone, or cannot be done; [`SandboxErrorKind::Unsupported`].
+    async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
+        Err(cannot("be limited in memory"))
+    }
 
-    /// What it uses now.
+    /// What it uses now; by default it is not known.
     ///
     /// # Errors
     ///
-    /// That it is gone.
-    async fn usage(&self) -> Result<Usage, SandboxError>;
+    /// That it is gone; [`SandboxErrorKind::Unsupported`] where nobody knows.
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        Err(cannot("tell what they use"))
+    }
 
     /// Kills everything inside and removes what belongs to it; resolves when that is done. May be
     /// called at any time and more than once.
     async fn destroy(&self);
+}
+
+fn cannot(what: &str) -> SandboxError {
+    let message = format!("sandboxes of this kind cannot {what}; use another kind");
+    SandboxError::new(SandboxErrorKind::Unsupported, message)
 }
 
 /// What a sandbox is to be made of.
@@ -293,6 +315,27 @@ impl Capabilities {
             networks: Vec::new(),
         }
     }
+
+    /// Whether sandboxes with these capabilities can be what `spec` asks for: first thing in
+    /// [`create`](SandboxFactory::create).
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`], with what to ask for instead.
+    pub fn honour(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        let wanted = spec.manifest.network;
+        if self.networks.contains(&wanted) {
+            return Ok(());
+        }
+        let known = self.networks.iter().map(|network| format!("\"{}\"", network.as_str()));
+        let known = known.collect::<Vec<_>>().join(" or ");
+        let message = format!(
+            "this kind of sandbox has no network \"{}\"; set network = {known} in ol.toml, or use \
+             another kind of sandbox",
+            wanted.as_str()
+        );
+        Err(SandboxError::new(SandboxErrorKind::Unsupported, message))
+    }
 }
 
 /// How well an instance is kept from everything else.
@@ -434,6 +477,28 @@ impl SandboxError {
             function_error: None,
             source: None,
         }
+    }
+
+    /// The error of an instance whose code raised this before it asked for its first event.
+    pub fn init(error: FunctionError) -> Self {
+        let message = format!("{}: {}", error.kind, error.message);
+        SandboxError::new(SandboxErrorKind::Init, message).with_function_error(error)
+    }
+
+    /// The error of a call whose handler raised this.
+    pub fn raised(error: FunctionError) -> Self {
+        let message = format!("{}: {}", error.kind, error.message);
+        SandboxError::new(SandboxErrorKind::Function, message).with_function_error(error)
+    }
+
+    /// The error of a call to an instance that has ended so.
+    pub fn ended(exit: &Exit, started: Started) -> Self {
+        let kind = match exit {
+            Exit::OutOfMemory => SandboxErrorKind::OutOfMemory,
+            _ => SandboxErrorKind::Exited,
+        };
+        let message = format!("the instance {exit}");
+        SandboxError { started, ..SandboxError::new(kind, message) }
     }
 
     /// The same with its cause.
