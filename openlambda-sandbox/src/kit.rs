@@ -412,12 +412,19 @@ impl<V: Vessel> Drop for Handle<V> {
 /// # Errors
 ///
 /// Those of `start`; [`SandboxErrorKind::Init`] and [`SandboxErrorKind::InitTimeout`], with what the
-/// code said.
+/// code said; [`SandboxErrorKind::Unsupported`] for a spec that names a zygote: this makes instances
+/// from nothing.
 pub async fn create<V: Vessel>(
     spec: &SandboxSpec,
     clock: &dyn Clock,
     start: impl Future<Output = Result<Handle<V>, SandboxError>> + Send + 'static,
 ) -> Result<Created, SandboxError> {
+    if let Some(zygote) = spec.zygote {
+        let message = format!(
+            "the sandbox cannot be forked from {zygote}: this kind has no zygotes; use another kind"
+        );
+        return Err(unsupported(message));
+    }
     let begin = clock.now();
     // When our future is dropped, Drop of the handle that the task made cleans up.
     let started = tokio::spawn(start).await;

@@ -18,6 +18,7 @@
 
 #[cfg(feature = "kit")]
 pub mod kit;
+mod zygote;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{Body, Invocation, Reply, StartKind};
 use crate::manifest::{Manifest, Network};
+
+pub use zygote::{ZygoteId, ZygoteSpec};
 
 /// Makes sandboxes of one kind.
 ///
@@ -57,10 +60,27 @@ pub trait SandboxFactory: Send + Sync + fmt::Debug {
     /// Makes a sandbox with a running instance: resolves when the instance has asked for its first
     /// event, so its initialisation is over.
     ///
+    /// Where the spec names a [zygote](SandboxSpec::zygote), the instance is forked from it, or not
+    /// made at all.
+    ///
     /// # Errors
     ///
-    /// [`SandboxError`]; nothing is left of the attempt.
+    /// [`SandboxError`]; nothing is left of the attempt. [`SandboxErrorKind::NoZygote`] when the zygote
+    /// is not there: make the sandbox without it.
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError>;
+
+    /// Makes a zygote, from which [`create`](Self::create) can fork instances: resolves when all that
+    /// the spec wants is loaded. Only with [`Capabilities::fork`]; by default it is refused.
+    ///
+    /// The zygote is a sandbox without slots, which counts and ends like any other: see [`ZygoteSpec`].
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`]; else as `create`: [`SandboxErrorKind::Init`] when something
+    /// cannot be loaded, [`SandboxErrorKind::NoZygote`] when its parent is not there.
+    async fn create_zygote(&self, _spec: ZygoteSpec) -> Result<Created, SandboxError> {
+        Err(cannot("be forked from zygotes"))
+    }
 
     /// Removes what an earlier, crashed worker with the same state folder left. Called once before
     /// the first `create`. By default nothing: right for a kind of which nothing outlives its worker.
@@ -172,6 +192,9 @@ pub struct SandboxSpec {
     pub init_timeout: Duration,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
+    /// What it is to be forked from; `None`, the default: it is made from nothing. Only with
+    /// [`Capabilities::fork`].
+    pub zygote: Option<ZygoteId>,
 }
 
 impl SandboxSpec {
@@ -184,7 +207,16 @@ impl SandboxSpec {
         log: Arc<dyn LogSink>,
     ) -> Self {
         let init_timeout = manifest.timeout().max(Duration::from_secs(10));
-        SandboxSpec { function, version: None, digest, code, manifest, init_timeout, log }
+        SandboxSpec {
+            function,
+            version: None,
+            digest,
+            code,
+            manifest,
+            init_timeout,
+            log,
+            zygote: None,
+        }
     }
 }
 
@@ -296,7 +328,7 @@ pub struct Capabilities {
     pub cpu_limit: bool,
     /// `pause` and `resume` work.
     pub pause: bool,
-    /// Instances can be forked from zygotes.
+    /// Zygotes can be made, and instances and other zygotes forked from them.
     pub fork: bool,
     /// The network kinds that are honoured; others are refused by `create`.
     pub networks: Vec<Network>,
@@ -323,6 +355,9 @@ impl Capabilities {
     ///
     /// [`SandboxErrorKind::Unsupported`], with what to ask for instead.
     pub fn honour(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        if spec.zygote.is_some() && !self.fork {
+            return Err(cannot("be forked from zygotes"));
+        }
         let wanted = spec.manifest.network;
         if self.networks.contains(&wanted) {
             return Ok(());
@@ -405,6 +440,8 @@ pub struct Report {
 pub enum SandboxErrorKind {
     /// The spec asks for what this factory cannot do.
     Unsupported,
+    /// The zygote that the spec names is not there, or not any more.
+    NoZygote,
     /// The machine or engine refused: no memory, no descriptors, no engine.
     Resources,
     /// The function's code failed before it asked for its first event.
@@ -518,7 +555,7 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Failure {
         use SandboxErrorKind as K;
         let kind = match error.kind {
-            K::Unsupported | K::Resources => FailureKind::StartFailed,
+            K::Unsupported | K::NoZygote | K::Resources => FailureKind::StartFailed,
             K::Init | K::InitTimeout => FailureKind::InitError,
             K::Busy | K::Paused => FailureKind::Internal,
             K::Function => FailureKind::FunctionError,
