@@ -1,229 +1,87 @@
 //! The smallest registry that keeps anything: a folder with one JSON index and a file per bundle.
 //!
 //! ```text
-//! <folder>/index.json       names, their last version's number, the newest bundle's digest
-//!         /<digest>.tar     the bundle
+//! <folder>/index.json       names, versions and aliases
+//!         /<digest>.tar     a bundle
 //! ```
 //!
-//! It keeps the newest version of a function only. So it has no aliases, and a call that was on its
-//! way to a version which no worker had pulled yet fails when the next one is published.
-//!
-//! What the contract asks for and is easily forgotten: a bundle gets its canonical form before it has a digest; a version's
-//! number is not used again, not even after the function was deleted; a publisher who gives up
-//! leaves nothing or all; and what was acknowledged survives kill −9.
+//! `openlambda_core::registry::kit` keeps the rest of the contract: bundles in canonical form, numbers
+//! that are not used again, aliases, events; a publisher who gives up leaves nothing or all. Here is
+//! what a folder has to do for it: what was acknowledged survives kill −9.
 //!
 //! The index is read once: several processes need a registry that they ask over the network.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
-use futures_util::stream::{self, BoxStream};
-use openlambda_core::bundle::{self, Limits};
-use openlambda_core::function::{Digest, FunctionName, FunctionRef, Qualifier, Version};
-use openlambda_core::memory::EventLog;
-use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
-};
-use serde::{Deserialize, Serialize};
+use futures_util::stream;
+use openlambda_core::bundle;
+use openlambda_core::function::Digest;
+use openlambda_core::registry::kit::{Shelf, Simple};
+use openlambda_core::registry::{Bundle, Index, Registry};
 use tempfile::NamedTempFile;
 
-/// Bundles in a folder. Clones share them.
-#[derive(Clone, Debug)]
-struct JsonRegistry {
-    shared: Arc<Shared>,
+/// The registry in a folder.
+fn open(folder: impl Into<PathBuf>) -> io::Result<Simple<Folder>> {
+    let folder = Folder(folder.into());
+    let index = match fs::read(folder.index()) {
+        Ok(text) => serde_json::from_slice(&text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
+        Err(error) => return Err(error),
+    };
+    Ok(Simple::new("json", folder, index))
 }
 
 #[derive(Debug)]
-struct Shared {
-    folder: PathBuf,
-    index: Mutex<Index>,
-    events: EventLog,
-}
+struct Folder(PathBuf);
 
-type Index = BTreeMap<FunctionName, Entry>;
-
-/// A function. It stays when it is deleted, for the sake of its number.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Entry {
-    last: Version,
-    newest: Option<Resolved>,
-}
-
-impl JsonRegistry {
-    fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
-        let folder = folder.into();
-        let index = match fs::read(folder.join("index.json")) {
-            Ok(text) => serde_json::from_slice(&text)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Index::new(),
-            Err(error) => return Err(error),
-        };
-        let events = EventLog::new(1024, [], 0);
-        Ok(JsonRegistry { shared: Arc::new(Shared { folder, index: Mutex::new(index), events }) })
-    }
-}
-
-#[async_trait]
-impl Registry for JsonRegistry {
-    fn kind(&self) -> &'static str {
-        "json"
+impl Folder {
+    fn index(&self) -> PathBuf {
+        self.0.join("index.json")
     }
 
-    async fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError> {
-        let (shared, name) = (Arc::clone(&self.shared), name.clone());
-        // A blocking task runs to its end, whoever waits for it.
-        blocking(move || {
-            let mut file = NamedTempFile::new_in(&shared.folder).map_err(storage)?;
-            let packed =
-                bundle::canonicalise(bundle::reader(bundle), Limits::default(), &mut file)?;
-            let digest = packed.digest;
-            let mut index = shared.lock();
-            let known = index.get(&name);
-            if let Some(Resolved { version, digest: newest, .. }) =
-                known.and_then(|entry| entry.newest.as_ref())
-                && *newest == digest
-            {
-                return Ok(Published { version: *version, digest, new: false });
-            }
-            let version = Version(known.map_or(0, |entry| entry.last.0) + 1);
-            let newest = Some(Resolved::new(name.clone(), version, digest, packed.manifest));
-            file.persist(shared.bundle(&digest)).map_err(storage)?;
-            shared.change(&mut index, &name, Entry { last: version, newest })?;
-            shared.events.add(|revision| {
-                let name = name.clone();
-                RegistryEvent::Published { revision, name, version, digest }
-            });
-            Ok(Published { version, digest, new: true })
-        })
-        .await
-    }
-
-    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        let index = self.shared.lock();
-        let newest = index.get(&reference.name).and_then(|entry| entry.newest.as_ref());
-        let meant = newest.filter(|newest| match &reference.qualifier {
-            Qualifier::Latest => true,
-            Qualifier::Version(version) => newest.version == *version,
-            Qualifier::Digest(digest) => newest.digest == *digest,
-            // Aliases, which it has not.
-            _ => false,
-        });
-        meant.cloned().ok_or_else(|| not_found(format!("function \"{reference}\"")))
-    }
-
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
-        let (shared, digest, into) = (Arc::clone(&self.shared), *digest, into.to_owned());
-        blocking(move || {
-            let file = File::open(shared.bundle(&digest)).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => not_found(format!("bundle {digest}")),
-                _ => storage(error),
-            })?;
-            Ok(bundle::unpack(file, &digest, &into)?)
-        })
-        .await
-    }
-
-    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        let index = self.shared.lock();
-        let newest = index.values().filter_map(|entry| entry.newest.clone());
-        let listing = |Resolved { name, version, digest, .. }| {
-            let aliases = BTreeMap::new();
-            Listing { name, version, digest, aliases }
-        };
-        Ok(newest.map(listing).collect())
-    }
-
-    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let (shared, name) = (Arc::clone(&self.shared), name.clone());
-        blocking(move || {
-            let mut index = shared.lock();
-            let there = index.get(&name).filter(|entry| entry.newest.is_some());
-            let there = there.ok_or_else(|| not_found(format!("function \"{name}\"")))?;
-            let deleted = Entry { last: there.last, newest: None };
-            shared.change(&mut index, &name, deleted)?;
-            shared.events.add(|revision| RegistryEvent::Deleted { revision, name: name.clone() });
-            Ok(())
-        })
-        .await
-    }
-
-    async fn set_alias(
-        &self,
-        _name: &FunctionName,
-        _alias: &str,
-        _version: Option<Version>,
-        _expected: Option<Version>,
-    ) -> Result<(), RegistryError> {
-        let message = "this registry keeps one version of a function, so it has no aliases";
-        Err(RegistryError::Unsupported(message.to_owned()))
-    }
-
-    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
-        self.shared.events.watch(from)
-    }
-}
-
-impl Shared {
     fn bundle(&self, digest: &Digest) -> PathBuf {
-        self.folder.join(digest.hex()).with_extension("tar")
+        self.0.join(digest.hex()).with_extension("tar")
     }
 
-    /// Writes the index as it will be, and only then believes it.
-    fn change(
+    /// Puts into `place` what `write` writes.
+    fn replace(
         &self,
-        index: &mut Index,
-        name: &FunctionName,
-        entry: Entry,
-    ) -> Result<(), RegistryError> {
-        let mut changed = index.clone();
-        let old = changed.insert(name.clone(), entry).and_then(|entry| entry.newest);
-        let mut file = NamedTempFile::new_in(&self.folder).map_err(storage)?;
-        serde_json::to_writer_pretty(&mut file, &changed).map_err(storage)?;
+        place: &Path,
+        write: impl FnOnce(&mut NamedTempFile) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut file = NamedTempFile::new_in(&self.0)?;
+        write(&mut file)?;
         // A rename is whole or not at all. A power cut would ask for a sync as well.
-        file.persist(self.folder.join("index.json")).map_err(storage)?;
-        *index = changed;
-        if let Some(old) = old {
-            let mut left = index.values().filter_map(|entry| entry.newest.as_ref());
-            if !left.any(|newest| newest.digest == old.digest) {
-                // A file that stays is found by nobody.
-                let _ = fs::remove_file(self.bundle(&old.digest));
-            }
-        }
+        file.persist(place)?;
         Ok(())
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shelf for Folder {
+    fn keep(&self, bundle: &mut Bundle) -> io::Result<()> {
+        let place = self.bundle(&bundle.digest);
+        self.replace(&place, |file| io::copy(bundle, file).map(drop))
     }
-}
 
-/// Files are read and written off the runtime's own threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
-) -> Result<T, RegistryError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(storage(error)))
-}
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(File::open(self.bundle(digest))?))
+    }
 
-fn storage(error: impl std::error::Error + Send + Sync + 'static) -> RegistryError {
-    RegistryError::Storage(error.into())
-}
+    fn remove(&self, digest: &Digest) -> io::Result<()> {
+        fs::remove_file(self.bundle(digest))
+    }
 
-fn not_found(what: String) -> RegistryError {
-    RegistryError::NotFound { what }
+    fn write(&self, index: &Index) -> io::Result<()> {
+        self.replace(&self.index(), |file| Ok(serde_json::to_writer_pretty(file, index)?))
+    }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let registry = JsonRegistry::open(folder.path())?;
+    let registry = open(folder.path())?;
     for function in ["echo", "hello", "echo"] {
         let code = Path::new(env!("CARGO_MANIFEST_DIR")).join("functions").join(function);
         let mut tar = Vec::new();
@@ -235,7 +93,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     drop(registry);
 
-    let reopened = JsonRegistry::open(folder.path())?;
+    let reopened = open(folder.path())?;
     for listing in reopened.list().await? {
         println!("{}:{} {}", listing.name, listing.version, listing.digest);
     }
@@ -244,6 +102,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
     use openlambda_core::conformance::registry::{Fixture, suite};
     use tempfile::TempDir;
 
@@ -257,7 +118,7 @@ mod tests {
     impl Folders {
         fn open(&self) -> Option<Arc<dyn Registry>> {
             let last = self.last.lock().unwrap();
-            Some(Arc::new(JsonRegistry::open(last.as_ref()?.path()).unwrap()))
+            Some(Arc::new(open(last.as_ref()?.path()).unwrap()))
         }
     }
 
@@ -270,10 +131,6 @@ mod tests {
 
         async fn reopened(&self) -> Option<Arc<dyn Registry>> {
             self.open()
-        }
-
-        fn keeps_versions(&self) -> bool {
-            false
         }
     }
 

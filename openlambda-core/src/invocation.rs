@@ -136,6 +136,20 @@ pub struct Invocation {
     pub body: Body,
 }
 
+impl Invocation {
+    /// A call without a deadline, whose request is a body alone.
+    pub fn new(id: RequestId, function: FunctionName, body: impl Into<Bytes>) -> Self {
+        Invocation {
+            id,
+            function,
+            deadline: Time::MAX,
+            deadline_unix_ms: u64::MAX,
+            head: RequestHead { path: "/".to_owned(), ..RequestHead::default() },
+            body: full_body(body),
+        }
+    }
+}
+
 impl fmt::Debug for Invocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Invocation")

@@ -12,7 +12,9 @@
 //! * the [`catalog`] by which deciders are chosen by name: open to those of a program's own;
 //! * the **worker** (feature `worker`): the shell that carries the deciders' actions out;
 //! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
-//!   `conformance`) for all three traits.
+//!   `conformance`) for all three traits;
+//! * **kits** (feature `kit`): what new kinds begin with ([`sandbox::kit`], [`registry::kit`]), and
+//!   [`wrap`], which makes others slow, faulty or limited.
 //!
 //! Without default features the crate has neither tokio nor hyper.
 
@@ -46,3 +48,5 @@ pub mod wire;
 #[cfg(feature = "worker")]
 pub mod worker;
 pub mod worker_core;
+#[cfg(feature = "kit")]
+pub mod wrap;

@@ -12,6 +12,7 @@ use openlambda_core::function::Digest;
 use openlambda_core::manifest::Manifest;
 use openlambda_core::memory::{MemoryFunction, MemorySandboxFactory};
 use openlambda_core::sandbox::{NoLog, SandboxFactory, SandboxSpec};
+use openlambda_core::wrap::{Delay, Disturbed, DisturbedFactory, Limited, Slow};
 
 struct Closures;
 
@@ -65,6 +66,7 @@ impl Fixture for Closures {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closures_pass_the_suite() {
     suite(&Closures).await;
+    suite(&Wrapped).await;
 
     // Closures that block have a thread of their own, and a panic in one ends its instance alone.
     let factory = MemorySandboxFactory::new();
@@ -74,6 +76,26 @@ async fn closures_pass_the_suite() {
     });
     let blocking = Blocking(factory);
     openlambda_core::conformance::sandbox::bodies_come_back(&blocking).await;
+}
+
+/// Slow, and with a limit that is never reached: still a kind of sandbox.
+struct Wrapped;
+
+impl Fixture for Wrapped {
+    fn factory(&self) -> Arc<dyn SandboxFactory> {
+        let slow = Slow::by(Delay::Fixed(Duration::from_millis(1)), 7);
+        let slow: DisturbedFactory = Disturbed::new(Closures.factory(), slow);
+        let limited: DisturbedFactory = Disturbed::new(Arc::new(slow), Limited::refusing(100));
+        Arc::new(limited)
+    }
+
+    fn spec(&self, scenario: Scenario) -> SandboxSpec {
+        Closures.spec(scenario)
+    }
+
+    fn rounds(&self) -> u64 {
+        10
+    }
 }
 
 struct Blocking(MemorySandboxFactory);

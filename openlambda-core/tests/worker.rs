@@ -34,7 +34,8 @@ use openlambda_core::invocation::{
 use openlambda_core::keep_alive::{KeepAliveMaker, Ttl};
 use openlambda_core::memory::{MemoryFunction, MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
+    Revision,
 };
 use openlambda_core::sandbox::{
     Capabilities, Created, Exit, LogLine, LogStream, Report, Sandbox, SandboxError,
@@ -253,6 +254,14 @@ struct Counting {
 impl Registry for Counting {
     fn kind(&self) -> &'static str {
         "counting"
+    }
+
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
+        self.inner.put(name, bundle).await
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
+        self.inner.get(digest).await
     }
 
     async fn publish(

@@ -34,7 +34,8 @@ use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::hash::mix;
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
 use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
+    Revision,
 };
 use openlambda_core::time::SystemClock;
 use openlambda_core::wire::{Announcement, BalancerStatus};
@@ -446,6 +447,14 @@ impl Default for Faulty {
 impl Registry for Faulty {
     fn kind(&self) -> &'static str {
         "faulty"
+    }
+
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
+        self.inner.put(name, bundle).await
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
+        self.inner.get(digest).await
     }
 
     async fn publish(

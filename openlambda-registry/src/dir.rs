@@ -26,16 +26,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
-use openlambda_core::bundle::{self, BundleError, is_left_out};
+use futures_util::stream::{self, BoxStream};
+use openlambda_core::bundle::{self, is_left_out};
 use openlambda_core::function::{
     DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version,
 };
 use openlambda_core::manifest::Manifest;
-use openlambda_core::memory::EventLog;
 use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
-    VersionInfo,
+    Bundle, BundleStream, EventLog, Listing, Published, Registry, RegistryError, RegistryEvent,
+    Resolved, Revision, VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -125,23 +124,20 @@ impl Registry for DirRegistry {
         "dir"
     }
 
-    async fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError> {
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
         let name = name.clone();
-        blocking(&self.shared, move |shared| shared.publish(&name, bundle)).await
+        blocking(&self.shared, move |shared| shared.put(&name, bundle)).await
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
+        let digest = *digest;
+        let tar = blocking(&self.shared, move |shared| shared.get(&digest)).await?;
+        Ok(Box::pin(stream::once(async { Ok(tar.into()) })))
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
         let reference = reference.clone();
         blocking(&self.shared, move |shared| shared.resolve(&reference)).await
-    }
-
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
-        let (digest, into) = (*digest, into.to_owned());
-        blocking(&self.shared, move |shared| shared.fetch(&digest, &into)).await
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
@@ -285,7 +281,7 @@ impl Shared {
         Ok(Resolved::new(reference.name.clone(), version, digest, manifest))
     }
 
-    fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+    fn get(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let holders = |known: &BTreeMap<FunctionName, Known>| -> Vec<FunctionName> {
             let holds = |(name, known): (&FunctionName, &Known)| {
                 (known.digest == *digest).then(|| name.clone())
@@ -305,13 +301,7 @@ impl Shared {
         for name in candidates {
             let mut tar = Vec::new();
             match bundle::pack_dir(&self.folder(&name), &mut tar) {
-                Ok(packed) if packed.digest == *digest => {
-                    return match bundle::unpack(&*tar, digest, into) {
-                        Ok(()) => Ok(()),
-                        Err(error @ BundleError::Write(_)) => Err(storage(error)),
-                        Err(error) => Err(error.into()),
-                    };
-                }
+                Ok(packed) if packed.digest == *digest => return Ok(tar),
                 _ => changed &= self.folder(&name).is_dir(),
             }
         }
@@ -322,14 +312,8 @@ impl Shared {
         Err(RegistryError::NotFound { what: format!("bundle {digest}") })
     }
 
-    fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError> {
-        let mut tar = Vec::new();
-        let reader = bundle::reader(bundle);
-        let packed = bundle::canonicalise(reader, bundle::Limits::default(), &mut tar)?;
+    fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
+        let wanted = bundle.digest;
         let folder = self.folder(name);
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match self.look_at(name) {
@@ -339,13 +323,13 @@ impl Shared {
             Err(error) => return Err(error),
         };
         if let Some(before) = &before
-            && before.digest == packed.digest
+            && before.digest == wanted
         {
             let (version, digest) = (before.version, before.digest);
             return Ok(Published { version, digest, new: false });
         }
         let temporary = self.temporary().map_err(storage)?;
-        bundle::unpack(&*tar, &packed.digest, &temporary.0)?;
+        bundle::unpack(bundle, &wanted, &temporary.0)?;
         if let Some(parent) = folder.parent() {
             fs::create_dir_all(parent).map_err(storage)?;
         }

@@ -5,7 +5,8 @@
 //! * [`native`]: a store of our own with versions and aliases, embedded in a program
 //!   ([`native::NativeRegistry`]) or served over gRPC by `ol-registry` ([`native::RemoteRegistry`]).
 //!
-//! A new kind implements [`Registry`](openlambda_core::registry::Registry) and passes the suite in
+//! A new kind implements [`Registry`](openlambda_core::registry::Registry), or brings a
+//! [`Shelf`](openlambda_core::registry::kit::Shelf), and passes the suite in
 //! `openlambda_core::conformance::registry`.
 
 #[cfg(feature = "dir")]
@@ -23,6 +24,5 @@ async fn blocking<S: Send + Sync + 'static, T: Send + 'static>(
     work: impl FnOnce(&S) -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
     let shared = std::sync::Arc::clone(shared);
-    let done = tokio::task::spawn_blocking(move || work(&shared)).await;
-    done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
+    openlambda_core::registry::blocking(move || work(&shared)).await
 }

@@ -80,7 +80,7 @@ use self::engine::{Engine, MARK_LABEL, WORKER_LABEL, status_of, worker_label};
 pub use self::engine::{engine_socket, remove_containers};
 use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of};
 pub use self::image::{BASE_IMAGE, build_base_image};
-use crate::instance::{self, Handle, Instances};
+use crate::kit::{self, Handle, Instances};
 use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark, environment,
     own_volume, remove_sandboxes, resources, text, unsupported, volumes,
@@ -288,7 +288,7 @@ impl SandboxFactory for DockerFactory {
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
         let start = Arc::clone(&self.shared).start(spec.clone());
-        instance::create(&spec, &*self.shared.config.clock, start).await
+        kit::create(&spec, &*self.shared.config.clock, start).await
     }
 
     async fn reclaim(&self) -> Report {

@@ -9,14 +9,13 @@
 //!   came, for web applications.
 //! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
 //!
-//! A new kind implements [`SandboxFactory`](openlambda_core::sandbox::SandboxFactory), hands its
-//! invocations to a [`RuntimeApi`](runtime_api::RuntimeApi), and passes the suite in
-//! `openlambda_core::conformance::sandbox`.
+//! A new kind begins with the [`kit`], says what is particular to its instances in a
+//! [`Vessel`](kit::Vessel), and passes the suite in `openlambda_core::conformance::sandbox`.
 
 #[cfg(feature = "docker")]
 pub mod docker;
 pub mod event;
-mod instance;
+pub mod kit;
 pub mod launch;
 mod node;
 pub mod output;

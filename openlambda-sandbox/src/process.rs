@@ -42,7 +42,7 @@ use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
-use crate::instance::{self, Handle, Instances, Permit, Vessel, exit_of};
+use crate::kit::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
     COMPILE_PYTHON, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, check_mark, environment,
     resources, unsupported, volumes,
@@ -175,7 +175,7 @@ impl SandboxFactory for ProcessFactory {
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
         let start = Arc::clone(&self.shared).start(spec.clone());
-        instance::create(&spec, &*self.shared.config.clock, start).await
+        kit::create(&spec, &*self.shared.config.clock, start).await
     }
 
     async fn reclaim(&self) -> Report {

@@ -108,7 +108,7 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroups, Limits};
 use self::container::{Cell, Container};
 use self::watchdog::Watchdog;
-use crate::instance::{self, Handle, Instances};
+use crate::kit::{self, Handle, Instances};
 use crate::launch::{
     COMPILE_PYTHON, Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark,
     environment, own_volume, remove_sandboxes, resources, shutting_down, text, unsupported,
@@ -335,7 +335,7 @@ impl SandboxFactory for SockFactory {
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
         let start = Arc::clone(&self.shared).start(spec.clone());
-        instance::create(&spec, &*self.shared.config.clock, start).await
+        kit::create(&spec, &*self.shared.config.clock, start).await
     }
 
     async fn reclaim(&self) -> Report {

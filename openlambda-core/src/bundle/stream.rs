@@ -17,6 +17,22 @@ pub fn reader(stream: BundleStream) -> impl Read + Send {
     StreamReader { stream: Some(stream), chunk: Bytes::new() }
 }
 
+/// The most that one piece of [`stream`] holds, bytes.
+pub const PIECE: usize = 256 << 10;
+
+/// A bundle on its way out, from what can be read: the counterpart of [`reader`]. It is read on
+/// threads that may block, so the stream must be polled within a tokio runtime.
+pub fn stream(tar: impl Read + Send + 'static) -> BundleStream {
+    Box::pin(futures_util::stream::try_unfold(tar, |mut tar| async {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = Vec::new();
+            (&mut tar).take(PIECE as u64).read_to_end(&mut piece)?;
+            Ok((!piece.is_empty()).then(|| (Bytes::from(piece), tar)))
+        });
+        read.await?
+    }))
+}
+
 /// A stream as a reader: parks the thread until more comes.
 struct StreamReader {
     /// `None` after its end: a reader may be asked again, a stream may not.

@@ -13,12 +13,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::bundle::{self, Packed};
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::registry::{
-    BundleStream, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
+    Bundle, BundleStream, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
 };
 
 /// What a kind of registry brings to the suite.
@@ -44,6 +44,7 @@ pub trait Fixture: Send + Sync {
 /// When the kind breaks the contract.
 pub async fn suite(fixture: &dyn Fixture) {
     what_is_published_is_found(fixture).await;
+    a_bundle_goes_from_one_registry_to_another(fixture).await;
     a_bundle_in_one_chunk_is_taken(fixture).await;
     versions_grow(fixture).await;
     what_is_not_there_is_not_found(fixture).await;
@@ -80,6 +81,25 @@ pub async fn what_is_published_is_found(fixture: &dyn Fixture) {
         }
         fetches(&*registry, &packed.digest).await;
     }
+}
+
+/// What `get` gives is the canonical tar, and what it stands for can be `put` under another name.
+pub async fn a_bundle_goes_from_one_registry_to_another(fixture: &dyn Fixture) {
+    let registry = fixture.empty().await;
+    let (packed, tar) = function("f");
+    publish(&*registry, &name("f"), tar.clone()).await.expect("a valid bundle");
+    let bundle = registry.get(&packed.digest).await.expect("it was published");
+    let pieces: Vec<Bytes> = bundle.try_collect().await.expect("it is whole");
+    assert!(pieces.concat() == tar, "what was given is not the canonical tar");
+    let bundle = Bundle::of(&*tar, bundle::Limits::default()).expect("a valid bundle");
+    let put = registry.put(&name("g"), bundle).await.expect("a valid bundle");
+    assert_eq!((put.digest, put.new), (packed.digest, true));
+    let again = Bundle::of(&*tar, bundle::Limits::default()).expect("a valid bundle");
+    let again = registry.put(&name("g"), again).await.expect("a valid bundle");
+    assert_eq!(again, Published { new: false, ..put.clone() });
+    let resolved = resolve(&*registry, "g").await.expect("it was put");
+    assert_eq!((resolved.version, resolved.manifest), (put.version, packed.manifest));
+    fetches(&*registry, &packed.digest).await;
 }
 
 /// How large a chunk of the stream is, is the sender's choice: here a whole bundle of 6 MiB.
@@ -133,6 +153,7 @@ pub async fn what_is_not_there_is_not_found(fixture: &dyn Fixture) {
     }
     let into = tempfile::tempdir().expect("a folder");
     not_found(registry.fetch(&zeros, into.path()).await, "an unknown digest");
+    not_found(registry.get(&zeros).await.map(drop), "an unknown digest");
     not_found(registry.delete(&name("nothing")).await, "an unknown name");
 }
 

@@ -27,10 +27,13 @@ use http_body_util::{BodyExt, StreamBody};
 use super::times;
 use crate::failure::Started;
 use crate::invocation::{
-    Body, BoxError, Completion, Invocation, RequestHead, RequestIds, full_body,
+    Body, BoxError, Completion, Invocation, RequestHead, RequestIds, StartKind, full_body,
 };
-use crate::manifest::{Manifest, Network};
-use crate::sandbox::{Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec};
+use crate::manifest::{Manifest, Network, Runtime};
+use crate::sandbox::{
+    Exit, NoLog, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec, ZygoteId,
+    ZygoteSpec,
+};
 use crate::time::Time;
 
 /// What a kind of sandbox brings to the suite.
@@ -90,6 +93,7 @@ pub async fn suite(fixture: &dyn Fixture) {
     destroying_ends_everything(fixture).await;
     pausing_works_as_declared(fixture).await;
     networks_are_taken_as_declared(fixture).await;
+    zygotes_fork_as_declared(fixture).await;
     shutdown_ends_everything(fixture).await;
     nothing_is_left(fixture).await;
 }
@@ -299,6 +303,55 @@ pub async fn networks_are_taken_as_declared(fixture: &dyn Fixture) {
         }
     }
     factory.shutdown().await;
+}
+
+/// Instances and zygotes are forked from zygotes and outlive them; where that is not declared, both
+/// are refused.
+pub async fn zygotes_fork_as_declared(fixture: &dyn Fixture) {
+    use SandboxErrorKind as K;
+    let factory = fixture.factory();
+    let runtime = fixture.spec(Scenario::Commands).manifest.runtime.unwrap_or(Runtime::Python);
+    let zygote = |id, parent| {
+        let spec = ZygoteSpec::new(ZygoteId(id), runtime, Vec::new(), Arc::new(NoLog));
+        ZygoteSpec { parent, ..spec }
+    };
+    let fork_of = |id| {
+        let spec = fixture.spec(Scenario::Commands);
+        factory.create(SandboxSpec { zygote: Some(ZygoteId(id)), ..spec })
+    };
+    if !factory.capabilities().fork {
+        let error = factory.create_zygote(zygote(1, None)).await.expect_err("it makes no zygotes");
+        assert_eq!((error.kind, error.started), (K::Unsupported, Started::No));
+        let error = fork_of(1).await.expect_err("it forks from no zygotes");
+        assert_eq!((error.kind, error.started), (K::Unsupported, Started::No));
+        factory.shutdown().await;
+        return;
+    }
+    assert_eq!(fork_of(1).await.expect_err("it is not there").kind, K::NoZygote);
+    let first = factory.create_zygote(zygote(1, None)).await.expect("a zygote").sandbox;
+    assert_eq!(first.slots(), 0);
+    assert_eq!(echo(&*first, 1).await.expect_err("it takes no calls").kind, K::Busy);
+    let orphan = factory.create_zygote(zygote(2, Some(ZygoteId(9)))).await;
+    assert_eq!(orphan.expect_err("its parent is not there").kind, K::NoZygote);
+    let second = factory.create_zygote(zygote(3, Some(ZygoteId(1)))).await.expect("a zygote");
+    let mut forks = Vec::new();
+    for created in join_all([fork_of(1), fork_of(1), fork_of(3)]).await {
+        let created = created.expect("a fork");
+        assert_eq!(created.start, StartKind::Zygote);
+        forks.push(created.sandbox);
+    }
+    call(&*forks[0], full_body(r#"{"op": "exit"}"#)).await.expect_err("it is gone");
+    first.destroy().await;
+    assert_eq!(first.exited().await, Exit::Destroyed);
+    for fork in &forks[1..] {
+        assert_eq!(echo(&**fork, 2).await.expect("a fork outlives others and its zygote"), 2);
+    }
+    assert_eq!(fork_of(1).await.expect_err("it is gone").kind, K::NoZygote);
+    let last = fork_of(3).await.expect("its zygote outlives its parent").sandbox;
+    assert_eq!(echo(&*last, 3).await.expect("an answer"), 3);
+    factory.shutdown().await;
+    assert_eq!(second.sandbox.exited().await, Exit::Destroyed);
+    assert_eq!(fixture.leftovers(), [""; 0], "shutdown resolved before all was gone");
 }
 
 /// `shutdown` destroys every instance, and none is made afterwards.

@@ -166,6 +166,17 @@ pub enum Network {
     Bridge,
 }
 
+impl Network {
+    /// The name in `ol.toml`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Network::None => "none",
+            Network::Host => "host",
+            Network::Bridge => "bridge",
+        }
+    }
+}
+
 /// A folder that outlives the instance: per function, on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,6 +1,7 @@
 //! A registry without a disk.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,13 +11,11 @@ use bytes::Bytes;
 use futures_core::stream::BoxStream;
 use futures_util::stream;
 
-use super::EventLog;
 use crate::bundle;
-use crate::function::{Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias};
-use crate::manifest::Manifest;
+use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
-    VersionInfo,
+    Bundle, BundleStream, EventLog, Index, Listing, Published, Registry, RegistryError,
+    RegistryEvent, Resolved, Revision, VersionInfo, blocking,
 };
 use crate::time::{Clock, SystemClock};
 
@@ -38,16 +37,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    functions: BTreeMap<FunctionName, Function>,
+    index: Index,
     bundles: BTreeMap<Digest, Bytes>,
-}
-
-/// One name. It stays when it is deleted, so that no version's number is used again.
-#[derive(Debug, Default)]
-struct Function {
-    last: u64,
-    versions: BTreeMap<Version, (VersionInfo, Manifest)>,
-    aliases: BTreeMap<String, Version>,
 }
 
 impl MemoryRegistry {
@@ -91,106 +82,53 @@ impl Registry for MemoryRegistry {
         "memory"
     }
 
-    async fn publish(
+    async fn put(
         &self,
         name: &FunctionName,
-        bundle: BundleStream,
+        mut bundle: Bundle,
     ) -> Result<Published, RegistryError> {
-        let packed = blocking(move || {
+        let read = blocking(move || {
             let mut tar = Vec::new();
-            let packed =
-                bundle::canonicalise(bundle::reader(bundle), bundle::Limits::default(), &mut tar)?;
-            Ok((packed, Bytes::from(tar)))
+            bundle.read_to_end(&mut tar).map_err(RegistryError::storage)?;
+            Ok((bundle, Bytes::from(tar)))
         });
-        let (packed, tar) = packed.await?;
-        let digest = packed.digest;
+        let (bundle, tar) = read.await?;
         let mut state = self.lock();
-        let function = state.functions.entry(name.clone()).or_default();
-        if let Some((version, (newest, _))) = function.versions.last_key_value()
-            && newest.digest == digest
-        {
-            return Ok(Published { version: *version, digest, new: false });
+        let now_ms = self.shared.clock.unix_millis();
+        let (published, event) = state.index.publish(name, &bundle, now_ms);
+        if let Some(event) = event {
+            state.bundles.insert(bundle.digest, tar);
+            // Under the lock, so that the events of a name come in the order of its versions.
+            self.shared.events.add(|_| event);
         }
-        function.last += 1;
-        let version = Version(function.last);
-        let mut info = VersionInfo::new(version, digest);
-        info.bytes = Some(packed.bytes);
-        info.published_ms = Some(self.shared.clock.unix_millis());
-        function.versions.insert(version, (info, packed.manifest));
-        state.bundles.insert(digest, tar);
-        // Under the lock, so that the events of a name come in the order of its versions.
-        self.shared.events.add(|revision| RegistryEvent::Published {
-            revision,
-            name: name.clone(),
-            version,
-            digest,
-        });
-        Ok(Published { version, digest, new: true })
+        Ok(published)
     }
 
-    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        let state = self.lock();
-        let missing = || RegistryError::NotFound { what: format!("function \"{reference}\"") };
-        let function = state.functions.get(&reference.name).ok_or_else(missing)?;
-        let newest = function.versions.last_key_value();
-        let version = match &reference.qualifier {
-            Qualifier::Latest => newest.map(|(version, _)| *version),
-            Qualifier::Version(version) => Some(*version),
-            Qualifier::Alias(alias) => function.aliases.get(&**alias).copied(),
-            Qualifier::Digest(wanted) => {
-                let mut versions = function.versions.iter().rev();
-                versions.find(|(_, (info, _))| info.digest == *wanted).map(|(version, _)| *version)
-            }
-        };
-        let version = version.ok_or_else(missing)?;
-        let (info, manifest) = function.versions.get(&version).ok_or_else(missing)?;
-        Ok(Resolved::new(reference.name.clone(), version, info.digest, manifest.clone()))
-    }
-
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
         let bundle = self.lock().bundles.get(digest).cloned();
         let missing = || RegistryError::NotFound { what: format!("bundle {digest}") };
         let bundle = bundle.ok_or_else(missing)?;
-        let (digest, into) = (*digest, into.to_owned());
-        blocking(move || Ok(bundle::unpack(&*bundle, &digest, &into)?)).await
+        Ok(Box::pin(stream::once(async { Ok(bundle) })))
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        self.lock().index.resolve(reference)
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        let state = self.lock();
-        let listing = |(name, function): (&FunctionName, &Function)| {
-            let (version, (info, _)) = function.versions.last_key_value()?;
-            Some(Listing {
-                name: name.clone(),
-                version: *version,
-                digest: info.digest,
-                aliases: function.aliases.clone(),
-            })
-        };
-        Ok(state.functions.iter().filter_map(listing).collect())
-    }
-
-    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
-        let state = self.lock();
-        let function = state.functions.get(name).filter(|f| !f.versions.is_empty());
-        let missing = || RegistryError::NotFound { what: format!("function \"{name}\"") };
-        let function = function.ok_or_else(missing)?;
-        Ok(function.versions.values().map(|(info, _)| info.clone()).collect())
+        Ok(self.lock().index.list())
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let mut state = self.lock();
-        let function = state.functions.get_mut(name).filter(|f| !f.versions.is_empty());
-        let missing = || RegistryError::NotFound { what: format!("function \"{name}\"") };
-        let function = function.ok_or_else(missing)?;
-        function.versions.clear();
-        function.aliases.clear();
-        let State { functions, bundles } = &mut *state;
-        let used = |digest: &Digest| {
-            functions.values().any(|f| f.versions.values().any(|(info, _)| info.digest == *digest))
-        };
-        bundles.retain(|digest, _| used(digest));
-        self.shared.events.add(|revision| RegistryEvent::Deleted { revision, name: name.clone() });
+        let State { index, bundles } = &mut *self.lock();
+        let event = index.delete(name)?;
+        bundles.retain(|digest, _| index.holds(digest));
+        self.shared.events.add(|_| event);
         Ok(())
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        self.lock().index.versions(name)
     }
 
     async fn set_alias(
@@ -200,28 +138,9 @@ impl Registry for MemoryRegistry {
         version: Option<Version>,
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
-        check_alias(alias).map_err(|error| RegistryError::Unsupported(error.to_string()))?;
         let mut state = self.lock();
-        let function = state.functions.get_mut(name).filter(|f| !f.versions.is_empty());
-        let missing = |what: String| RegistryError::NotFound { what };
-        let function = function.ok_or_else(|| missing(format!("function \"{name}\"")))?;
-        let at = function.aliases.get(alias).copied();
-        if at != expected {
-            return Err(RegistryError::Conflict { alias: alias.to_owned(), at });
-        }
-        match version {
-            Some(version) if !function.versions.contains_key(&version) => {
-                return Err(missing(format!("version {version} of {name}")));
-            }
-            Some(version) => function.aliases.insert(alias.to_owned(), version),
-            None => function.aliases.remove(alias),
-        };
-        self.shared.events.add(|revision| RegistryEvent::Aliased {
-            revision,
-            name: name.clone(),
-            alias: alias.to_owned(),
-            version,
-        });
+        let event = state.index.set_alias(name, alias, version, expected)?;
+        self.shared.events.add(|_| event);
         Ok(())
     }
 
@@ -233,11 +152,4 @@ impl Registry for MemoryRegistry {
         // Every change is told before its call returns.
         Duration::from_secs(3600)
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
-) -> Result<T, RegistryError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(RegistryError::Storage(error.into())))
 }

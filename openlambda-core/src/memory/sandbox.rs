@@ -6,28 +6,24 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_util::FutureExt;
-use futures_util::future::{Either, select};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, StatusCode};
-use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinError, JoinHandle};
+use http::{HeaderValue, Response};
+use tokio::task::JoinError;
 
-use crate::failure::{Failure, FunctionError, Started};
+use crate::failure::FunctionError;
 use crate::function::FunctionName;
-use crate::invocation::{Completion, Invocation, Reply, StartKind, full_body};
 use crate::manifest::Network;
+use crate::sandbox::kit::{Call, Fault, Handler, Simple};
 use crate::sandbox::{
-    Capabilities, Created, Exit, Report, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
-    SandboxSpec, Usage, collect_body,
+    Capabilities, Created, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
 };
-use crate::time::{Clock, SystemClock, Time};
+use crate::time::{Clock, SystemClock};
 
 /// Makes sandboxes that run closures, registered by the function's name.
 ///
@@ -36,21 +32,11 @@ use crate::time::{Clock, SystemClock, Time};
 /// instance that crashed.
 #[derive(Clone)]
 pub struct MemorySandboxFactory {
-    shared: Arc<Shared>,
+    functions: Arc<Mutex<Functions>>,
+    kind: Simple,
 }
 
-struct Shared {
-    clock: Arc<dyn Clock>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    functions: BTreeMap<FunctionName, MemoryFunction>,
-    shut_down: bool,
-    next_id: u64,
-    live: BTreeMap<u64, Arc<Instance>>,
-}
+type Functions = BTreeMap<FunctionName, MemoryFunction>;
 
 type Outcome = Result<Bytes, FunctionError>;
 
@@ -118,7 +104,19 @@ impl MemorySandboxFactory {
 
     /// The same with a clock of your own.
     pub fn with_clock(clock: Arc<dyn Clock>) -> Self {
-        MemorySandboxFactory { shared: Arc::new(Shared { clock, state: Mutex::default() }) }
+        let functions = Arc::<Mutex<Functions>>::default();
+        let registered = Arc::clone(&functions);
+        let capabilities = Capabilities {
+            pause: true,
+            networks: vec![Network::None, Network::Host],
+            ..Capabilities::none()
+        };
+        let start = move |spec: Arc<SandboxSpec>| {
+            let registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
+            start(registered.get(&spec.function).cloned(), spec)
+        };
+        let kind = Simple::new("memory", capabilities, start).with_clock(clock);
+        MemorySandboxFactory { functions, kind }
     }
 
     /// From now on, new instances of `name` run `handler`, which may block.
@@ -143,7 +141,7 @@ impl MemorySandboxFactory {
 
     /// From now on, new instances of `name` run `function`.
     pub fn register_function(&self, name: FunctionName, function: MemoryFunction) {
-        self.shared.lock().functions.insert(name, function);
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner).insert(name, function);
     }
 }
 
@@ -155,289 +153,54 @@ impl Default for MemorySandboxFactory {
 
 impl fmt::Debug for MemorySandboxFactory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.shared.lock();
+        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         f.debug_struct("MemorySandboxFactory")
-            .field("functions", &state.functions.keys())
-            .field("instances", &state.live.len())
+            .field("functions", &functions.keys())
+            .field("lives", self.kind.lives())
             .finish()
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+async fn start(
+    function: Option<MemoryFunction>,
+    spec: Arc<SandboxSpec>,
+) -> Result<MemoryFunction, SandboxError> {
+    let function = function.ok_or_else(|| {
+        let message =
+            format!("no closure is registered for {}; call register first", spec.function);
+        SandboxError::new(SandboxErrorKind::Unsupported, message)
+    })?;
+    if let Some(init) = &function.init {
+        init().await.map_err(SandboxError::init)?;
+    }
+    Ok(function)
+}
+
+#[async_trait]
+impl Handler for MemoryFunction {
+    async fn answer(&self, call: Call) -> Result<Response<Bytes>, Fault> {
+        let mut response = Response::new((self.handler)(call.body).await?);
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        Ok(response)
     }
 }
 
 #[async_trait]
 impl SandboxFactory for MemorySandboxFactory {
     fn kind(&self) -> &'static str {
-        "memory"
+        self.kind.kind()
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            pause: true,
-            networks: vec![Network::None, Network::Host],
-            ..Capabilities::none()
-        }
+        self.kind.capabilities()
     }
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
-        use SandboxErrorKind as K;
-        let begin = self.shared.clock.now();
-        if !self.capabilities().networks.contains(&spec.manifest.network) {
-            let message = "closures share this process's network; set network = \"host\"";
-            return Err(SandboxError::new(K::Unsupported, message));
-        }
-        let function = self.shared.lock().functions.get(&spec.function).cloned();
-        let Some(function) = function else {
-            let message =
-                format!("no closure is registered for {}; call register first", spec.function);
-            return Err(SandboxError::new(K::Unsupported, message));
-        };
-        if let Some(init) = &function.init {
-            match tokio::time::timeout(spec.init_timeout, init()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    let message = format!("{}: {}", error.kind, error.message);
-                    return Err(SandboxError::new(K::Init, message).with_function_error(error));
-                }
-                Err(_) => {
-                    let message = format!(
-                        "the instance did not ask for its first event within {:?}; do less when \
-                         it starts",
-                        spec.init_timeout
-                    );
-                    return Err(SandboxError::new(K::InitTimeout, message));
-                }
-            }
-        }
-        let mut state = self.shared.lock();
-        if state.shut_down {
-            return Err(SandboxError::new(K::Resources, "the worker is shutting down"));
-        }
-        let id = state.next_id;
-        state.next_id += 1;
-        let instance = Arc::new(Instance {
-            shared: Arc::clone(&self.shared),
-            id,
-            slots: spec.manifest.concurrency,
-            function,
-            state: Mutex::default(),
-            exit: watch::channel(None).0,
-            busy: watch::channel(0).0,
-        });
-        state.live.insert(id, Arc::clone(&instance));
-        let init = self.shared.clock.now().since(begin);
-        let sandbox = Arc::new(MemorySandbox { instance });
-        Ok(Created { sandbox, start: StartKind::Cold, create: Duration::ZERO, init })
-    }
-
-    async fn reclaim(&self) -> Report {
-        Report::default()
+        self.kind.create(spec).await
     }
 
     async fn shutdown(&self) {
-        let live: Vec<_> = {
-            let mut state = self.shared.lock();
-            state.shut_down = true;
-            state.live.values().cloned().collect()
-        };
-        for instance in live {
-            instance.destroy().await;
-        }
-    }
-}
-
-/// The owner's handle; Drop ends the instance.
-#[derive(Debug)]
-struct MemorySandbox {
-    instance: Arc<Instance>,
-}
-
-impl Drop for MemorySandbox {
-    fn drop(&mut self) {
-        self.instance.end(Exit::Destroyed);
-    }
-}
-
-struct Instance {
-    shared: Arc<Shared>,
-    id: u64,
-    slots: u32,
-    function: MemoryFunction,
-    state: Mutex<Life>,
-    exit: watch::Sender<Option<Exit>>,
-    /// Slots that are taken.
-    busy: watch::Sender<u32>,
-}
-
-#[derive(Default)]
-struct Life {
-    paused: bool,
-}
-
-impl fmt::Debug for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Instance").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-impl Instance {
-    fn lock(&self) -> MutexGuard<'_, Life> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn end(&self, exit: Exit) {
-        self.exit.send_if_modified(|now| {
-            let alive = now.is_none();
-            if alive {
-                *now = Some(exit);
-            }
-            alive
-        });
-        self.shared.lock().live.remove(&self.id);
-    }
-
-    async fn destroy(&self) {
-        self.end(Exit::Destroyed);
-        let mut busy = self.busy.subscribe();
-        let _ = busy.wait_for(|busy| *busy == 0).await;
-    }
-
-    fn alive(&self) -> Result<(), SandboxError> {
-        match &*self.exit.borrow() {
-            Some(exit) => Err(ended(exit, Started::No)),
-            None => Ok(()),
-        }
-    }
-
-    async fn exited(&self) -> Exit {
-        let mut exit = self.exit.subscribe();
-        let exit = exit.wait_for(Option::is_some).await;
-        exit.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Destroyed)
-    }
-
-    fn reserve(self: &Arc<Self>) -> Result<Slot, SandboxError> {
-        let life = self.lock();
-        self.alive()?;
-        if life.paused {
-            let message = "the instance is paused; resume it first";
-            return Err(SandboxError::new(SandboxErrorKind::Paused, message));
-        }
-        if *self.busy.borrow() >= self.slots {
-            let message = "all slots of the instance are busy; use another instance, or wait";
-            return Err(SandboxError::new(SandboxErrorKind::Busy, message));
-        }
-        self.busy.send_modify(|busy| *busy += 1);
-        Ok(Slot(Arc::clone(self)))
-    }
-}
-
-/// A taken slot, free again when dropped.
-struct Slot(Arc<Instance>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.busy.send_modify(|busy| *busy -= 1);
-    }
-}
-
-fn ended(exit: &Exit, started: Started) -> SandboxError {
-    let message = format!("the instance {exit}");
-    SandboxError { started, ..SandboxError::new(SandboxErrorKind::Exited, message) }
-}
-
-/// Runs one call to its end, whoever still waits for it.
-async fn run(slot: Slot, body: Bytes, begin: Time, reply: oneshot::Sender<Answer>) {
-    let instance = Arc::clone(&slot.0);
-    let call: JoinHandle<Outcome> = tokio::spawn((instance.function.handler)(body));
-    let abort = call.abort_handle();
-    let exited = std::pin::pin!(instance.exited());
-    let result = match select(call, exited).await {
-        Either::Left((Ok(Ok(bytes)), _)) => Ok(bytes),
-        Either::Left((Ok(Err(error)), _)) => {
-            let message = format!("{}: {}", error.kind, error.message);
-            let kind = SandboxErrorKind::Function;
-            Err(SandboxError::new(kind, message).with_function_error(error))
-        }
-        Either::Left((Err(panic), _)) => {
-            let exit = Exit::Lost(panic.to_string());
-            instance.end(exit.clone());
-            Err(ended(&exit, Started::Yes))
-        }
-        Either::Right((exit, _)) => {
-            abort.abort();
-            Err(ended(&exit, Started::Yes))
-        }
-    };
-    let run = instance.shared.clock.now().since(begin);
-    // Free before anybody hears that it is over.
-    drop(slot);
-    let _ = reply.send((run, result));
-}
-
-type Answer = (Duration, Result<Bytes, SandboxError>);
-
-#[async_trait]
-impl Sandbox for MemorySandbox {
-    async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError> {
-        let slot = self.instance.reserve()?;
-        let body = collect_body(invocation.body).await?;
-        let begin = self.instance.shared.clock.now();
-        let (reply, answer) = oneshot::channel();
-        tokio::spawn(run(slot, body, begin, reply));
-        let lost = || ended(&Exit::Lost("the runtime is shutting down".into()), Started::Maybe);
-        let (run, result) = answer.await.map_err(|_| lost())?;
-        let bytes = result.map_err(|error| SandboxError { run, ..error })?;
-        let done = Completion { run, reusable: true, failure: None::<Failure> };
-        let json = HeaderValue::from_static("application/json");
-        Ok(Reply {
-            status: StatusCode::OK,
-            headers: HeaderMap::from_iter([(CONTENT_TYPE, json)]),
-            body: full_body(bytes),
-            done: async move { done }.boxed(),
-        })
-    }
-
-    async fn exited(&self) -> Exit {
-        self.instance.exited().await
-    }
-
-    fn slots(&self) -> u32 {
-        self.instance.slots
-    }
-
-    async fn pause(&self) -> Result<(), SandboxError> {
-        let mut life = self.instance.lock();
-        self.instance.alive()?;
-        if *self.instance.busy.borrow() > 0 {
-            let message = "the instance is busy; pause it when its invocations are over";
-            return Err(SandboxError::new(SandboxErrorKind::Busy, message));
-        }
-        life.paused = true;
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), SandboxError> {
-        let mut life = self.instance.lock();
-        self.instance.alive()?;
-        life.paused = false;
-        Ok(())
-    }
-
-    async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
-        let message = "closures have no memory limit; use another kind of sandbox";
-        Err(SandboxError::new(SandboxErrorKind::Unsupported, message))
-    }
-
-    async fn usage(&self) -> Result<Usage, SandboxError> {
-        self.instance.alive()?;
-        Ok(Usage::default())
-    }
-
-    async fn destroy(&self) {
-        self.instance.destroy().await;
+        self.kind.shutdown().await;
     }
 }

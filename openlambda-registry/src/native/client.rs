@@ -1,25 +1,24 @@
 //! The registry at the other end of gRPC.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::io;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use openlambda_core::bundle;
+use openlambda_core::bundle::{self, PIECE};
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
-    VersionInfo,
+    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
+    Revision, VersionInfo,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::protocol::{from_status, v1};
-use super::server::PIECE;
 use v1::registry_client::RegistryClient;
 
 /// How long a request may take that carries no bundle.
@@ -115,6 +114,11 @@ impl Registry for RemoteRegistry {
         "native"
     }
 
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
+        self.publish(name, bundle::stream(bundle)).await
+    }
+
+    // The server canonicalises.
     async fn publish(
         &self,
         name: &FunctionName,
@@ -168,7 +172,7 @@ impl Registry for RemoteRegistry {
         Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
     }
 
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
         let text = digest.to_string();
         let pieces = self
             .ask(|mut client| {
@@ -176,23 +180,8 @@ impl Registry for RemoteRegistry {
                 async move { client.fetch(digest).await }
             })
             .await?;
-        let lost = Arc::new(Mutex::new(None));
-        let keep = Arc::clone(&lost);
-        let pieces = pieces.map_ok(|piece| piece.data).map_err(move |status| {
-            let message = status.to_string();
-            *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
-            std::io::Error::other(message)
-        });
-        let reader = bundle::reader(Box::pin(pieces));
-        let (digest, into) = (*digest, into.to_owned());
-        let unpacked =
-            tokio::task::spawn_blocking(move || bundle::unpack(reader, &digest, &into)).await;
-        // What the transport says explains a bundle that is cut short.
-        let lost = lost.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(status) = lost {
-            return Err(from_status(status));
-        }
-        Ok(unpacked.map_err(strange)??)
+        let broken = |status| io::Error::other(from_status(status));
+        Ok(pieces.map_ok(|piece| piece.data).map_err(broken).boxed())
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {

@@ -1,16 +1,18 @@
 //! The registry over a store in this program.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use openlambda_core::bundle;
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
-    BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved, Revision,
-    VersionInfo,
+    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
+    Revision, VersionInfo,
 };
 
 use super::Store;
@@ -41,6 +43,19 @@ impl Registry for NativeRegistry {
         "native"
     }
 
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
+        let name = name.clone();
+        blocking(&self.store, move |store| store.put(&name, bundle)).await
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
+        let digest = *digest;
+        let file = blocking(&self.store, move |store| store.bundle(&digest)).await?;
+        let broken = |error: io::Error| io::Error::other(RegistryError::storage(error));
+        Ok(bundle::stream(file).map_err(broken).boxed())
+    }
+
+    // Canonicalised where the bundle is to lie.
     async fn publish(
         &self,
         name: &FunctionName,
@@ -55,6 +70,7 @@ impl Registry for NativeRegistry {
         blocking(&self.store, move |store| store.resolve(&reference)).await
     }
 
+    // From the file, without a stream.
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
         let (digest, into) = (*digest, into.to_owned());
         let unpack =

@@ -1,21 +1,18 @@
 //! gRPC for a [`NativeRegistry`].
 
-use std::io::{IoSlice, Read};
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
 use openlambda_core::serving::{Door, Patience, Patient, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,9 +24,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The most that the headers of one request may take.
 const HEADER_LIMIT: u32 = 16 << 10;
-
-/// How much of a bundle one message carries.
-pub(super) const PIECE: usize = 256 << 10;
 
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
 /// ends those that watch.
@@ -171,27 +165,9 @@ impl v1::registry_server::Registry for Service {
         request: Request<v1::BundleDigest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
         let digest = request.into_inner().digest.parse().map_err(bad_name)?;
-        let mut bundle = self.registry.store().bundle(&digest).map_err(to_status)?;
-        let (pieces, receiver) = mpsc::channel(4);
-        tokio::task::spawn_blocking(move || {
-            loop {
-                let mut data = BytesMut::zeroed(PIECE);
-                let piece = match bundle.read(&mut data) {
-                    Ok(0) => return,
-                    Ok(count) => {
-                        data.truncate(count);
-                        Ok(v1::Piece { data: data.freeze() })
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                    Err(error) => Err(to_status(RegistryError::Storage(error.into()))),
-                };
-                // The reader is gone, or knows that it ends here.
-                if piece.is_err() | pieces.blocking_send(piece).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+        let bundle = self.registry.get(&digest).await.map_err(to_status)?;
+        let broken = |error| to_status(RegistryError::of_stream(error));
+        Ok(Response::new(bundle.map_ok(|data| v1::Piece { data }).map_err(broken).boxed()))
     }
 
     async fn list(

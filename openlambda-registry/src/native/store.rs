@@ -25,9 +25,8 @@ use openlambda_core::function::{
     Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
 };
 use openlambda_core::manifest::Manifest;
-use openlambda_core::memory::EventLog;
 use openlambda_core::registry::{
-    Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
+    Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -177,7 +176,31 @@ impl Store {
         archive: impl Read,
     ) -> Result<Published, RegistryError> {
         let temporary = self.temporary();
-        let packed = self.write_temporary(&temporary, archive)?;
+        let write =
+            |file: &mut BufWriter<File>| Ok(bundle::canonicalise(archive, self.limits, file)?);
+        let packed = temporary.write(write)?;
+        self.add(name, temporary, packed)
+    }
+
+    /// See [`Registry::put`](openlambda_core::registry::Registry::put).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Storage`].
+    pub fn put(&self, name: &FunctionName, mut bundle: Bundle) -> Result<Published, RegistryError> {
+        let temporary = self.temporary();
+        temporary.write(|file| io::copy(&mut bundle, file).map_err(storage))?;
+        let Bundle { digest, manifest, bytes, .. } = bundle;
+        self.add(name, temporary, Packed { digest, manifest, bytes })
+    }
+
+    /// Makes a file in `tmp/` the next version of `name`.
+    fn add(
+        &self,
+        name: &FunctionName,
+        temporary: Temporary,
+        packed: Packed,
+    ) -> Result<Published, RegistryError> {
         let digest = packed.digest;
         let row = VersionRow {
             digest,
@@ -432,18 +455,6 @@ impl Store {
         Temporary { path: self.root.join("tmp").join(n.to_string()) }
     }
 
-    fn write_temporary(
-        &self,
-        temporary: &Temporary,
-        archive: impl Read,
-    ) -> Result<Packed, RegistryError> {
-        let mut file = BufWriter::new(File::create(&temporary.path).map_err(storage)?);
-        let packed = bundle::canonicalise(archive, self.limits, &mut file)?;
-        file.flush().map_err(storage)?;
-        file.get_ref().sync_all().map_err(storage)?;
-        Ok(packed)
-    }
-
     /// Makes the tables. Returns the format that the store has.
     fn prepare(&self) -> Result<u64, redb::Error> {
         let transaction = self.database.begin_write()?;
@@ -537,6 +548,18 @@ struct Temporary {
 }
 
 impl Temporary {
+    /// Makes the file of what `write` writes, and waits until the disk has it.
+    fn write<T>(
+        &self,
+        write: impl FnOnce(&mut BufWriter<File>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let mut file = BufWriter::new(File::create(&self.path).map_err(storage)?);
+        let written = write(&mut file)?;
+        file.flush().map_err(storage)?;
+        file.get_ref().sync_all().map_err(storage)?;
+        Ok(written)
+    }
+
     fn keep(self, place: &Path) -> io::Result<()> {
         // Over one of the same digest, should it be there: it has the same bytes.
         fs::rename(&self.path, place)

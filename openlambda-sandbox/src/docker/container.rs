@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use super::deaths::{Death, Deaths};
 use super::engine::Engine;
 use super::handshake::why_failed;
-use crate::instance::Vessel;
+use crate::kit::Vessel;
 use crate::launch::{Folder, Program, resources};
 use crate::output::FunctionOutput;
 use crate::sys::Signal;

@@ -12,7 +12,7 @@ use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, Usage};
 use super::cell::{Cells, Network};
 use super::cgroup::Cgroup;
 use super::watchdog::{self, Watchdog};
-use crate::instance::{Vessel, exit_of};
+use crate::kit::{Vessel, exit_of};
 use crate::launch::{Folder, Program, resources, unsupported};
 use crate::output::FunctionOutput;
 use crate::sys::nursery::Newborn;

@@ -3,15 +3,32 @@
 //! A registry maps names to numbered versions, versions to digests, and digests to bundles.
 //! Implementations: `dir`, `native` and others in `openlambda-registry`,
 //! [`memory`](crate::memory) here. Every one runs the suite in `conformance::registry`.
+//!
+//! A new kind says where bundles lie ([`put`](Registry::put), [`get`](Registry::get)) and what they
+//! are called ([`resolve`](Registry::resolve), [`list`](Registry::list),
+//! [`delete`](Registry::delete)), for which [`Index`] is at hand. All else is provided, and can be
+//! overridden by a kind that has a shorter way. `registry::kit` (feature `kit`) has a whole registry
+//! around a place for bundles.
+
+#[cfg(feature = "kit")]
+mod event_log;
+mod index;
+#[cfg(feature = "kit")]
+pub mod kit;
+#[cfg(feature = "bundle")]
+mod provided;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::stream::BoxStream;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -19,19 +36,47 @@ use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::manifest::Manifest;
 
-/// A bundle on its way into a registry: the bytes of a tar, plain or gzipped.
-pub type BundleStream = BoxStream<'static, std::io::Result<Bytes>>;
+#[cfg(feature = "kit")]
+pub use event_log::EventLog;
+pub use index::Index;
+#[cfg(feature = "bundle")]
+pub use provided::blocking;
+
+/// A bundle on its way: the bytes of a tar. Into a registry it may be gzipped, and anybody's; out of
+/// one it has the canonical form. An error in it that is a [`RegistryError`] says why it broke off.
+pub type BundleStream = BoxStream<'static, io::Result<Bytes>>;
+
+/// A bundle in canonical form, as a registry is asked to keep it: reading it gives its tar, from the
+/// beginning, once. `Bundle::of` makes one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Bundle {
+    /// Its digest: of the tar's bytes.
+    pub digest: Digest,
+    /// Its manifest, complete.
+    pub manifest: Manifest,
+    /// The size of its tar, bytes.
+    pub bytes: u64,
+    /// An unnamed file.
+    tar: File,
+}
+
+impl Read for Bundle {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tar.read(buffer)
+    }
+}
 
 /// Keeps functions' bundles.
 ///
 /// **Concurrency**: all methods may be called from many tasks at once. Publishing is serialised per
 /// function: two publishers of one name get two versions.
 ///
-/// **Durability**: what `publish`, `delete` and `set_alias` acknowledged survives a crash of the
+/// **Durability**: what `put`, `publish`, `delete` and `set_alias` acknowledged survives a crash of the
 /// registry (kill −9), where the implementation keeps anything outside memory at all.
 ///
-/// **Cancellation**: dropping the future of `publish` before it is acknowledged publishes either
-/// nothing or the whole version. Dropping the future of `fetch` may leave a partial folder behind,
+/// **Cancellation**: dropping the future of `put` or `publish` before it is acknowledged publishes
+/// either nothing or the whole version. Dropping the future of `fetch` may leave a partial folder behind,
 /// which belongs to the caller.
 ///
 /// **Ordering**: `resolve` after an acknowledged `publish` on the same handle sees that version or a
@@ -41,18 +86,20 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// The kind's name in configuration: `dir`, `native`, `memory`.
     fn kind(&self) -> &'static str;
 
-    /// Stores a bundle as the next version of `name`. The bundle is validated and brought into
-    /// canonical form, so its digest does not depend on who packed it. Publishing what is the
-    /// newest version already makes no new one.
+    /// Stores a bundle as the next version of `name`. Storing what is the newest version already
+    /// makes no new one.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::BadBundle`] says what is wrong; nothing was written then.
-    async fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError>;
+    /// That the registry cannot be reached or written; nothing was stored then.
+    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError>;
+
+    /// The bundle's tar.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`].
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError>;
 
     /// What `reference` means now.
     ///
@@ -61,19 +108,64 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// [`RegistryError::NotFound`].
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError>;
 
-    /// Unpacks the bundle into the empty, existing folder `into`.
-    ///
-    /// # Errors
-    ///
-    /// [`RegistryError::NotFound`]; the folder's content is undefined after an error.
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError>;
-
     /// All functions in order of their names.
     ///
     /// # Errors
     ///
     /// That the registry cannot be reached or read.
     async fn list(&self) -> Result<Vec<Listing>, RegistryError>;
+
+    /// Removes a function with all its versions and aliases.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`].
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError>;
+
+    /// Publishes a bundle as it comes, from anybody: validates it, brings it into canonical form, so
+    /// that its digest does not depend on who packed it, and [`put`](Self::put)s it.
+    ///
+    /// Provided with the feature `bundle`; an own one can canonicalise where the bundle is to lie.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::BadBundle`] says what is wrong; nothing was stored then. Those of `put`.
+    #[cfg(feature = "bundle")]
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError> {
+        let bundle = provided::canonical(bundle).await?;
+        self.put(name, bundle).await
+    }
+
+    /// Publishes a bundle as it comes. Without the feature `bundle` nothing is provided.
+    #[cfg(not(feature = "bundle"))]
+    async fn publish(
+        &self,
+        name: &FunctionName,
+        bundle: BundleStream,
+    ) -> Result<Published, RegistryError>;
+
+    /// Unpacks the bundle that [`get`](Self::get) gives into the empty, existing folder `into`, if it
+    /// is the one that the digest names.
+    ///
+    /// Provided with the feature `bundle`; an own one can leave out the stream.
+    ///
+    /// # Errors
+    ///
+    /// Those of `get`, [`RegistryError::Unavailable`] when it breaks off, [`RegistryError::Storage`]
+    /// when it is damaged; the folder's content is undefined after an error.
+    #[cfg(feature = "bundle")]
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
+        let bundle = self.get(digest).await?;
+        provided::unpack(bundle, digest, into).await
+    }
+
+    /// Unpacks a bundle. Without the feature `bundle` nothing is provided.
+    #[cfg(not(feature = "bundle"))]
+    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError>;
 
     /// The versions of `name` that can be resolved, the oldest first: never empty, and the last is
     /// what the name alone means.
@@ -88,33 +180,40 @@ pub trait Registry: Send + Sync + fmt::Debug {
         Ok(vec![VersionInfo::new(newest.version, newest.digest)])
     }
 
-    /// Removes a function with all its versions and aliases.
-    ///
-    /// # Errors
-    ///
-    /// [`RegistryError::NotFound`].
-    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError>;
-
     /// Points the alias to `version`, or removes it (`None`), if it points to `expected` now
     /// (`None`: does not exist). Compare-and-set, so that two people cannot undo each other's work
     /// unseen.
     ///
+    /// By default there are no aliases: right for a kind that keeps only the newest version.
+    ///
     /// # Errors
     ///
-    /// [`RegistryError::Conflict`] says where the alias points; [`RegistryError::NotFound`].
+    /// [`RegistryError::Conflict`] says where the alias points; [`RegistryError::NotFound`];
+    /// [`RegistryError::Unsupported`] where there are none.
     async fn set_alias(
         &self,
-        name: &FunctionName,
-        alias: &str,
-        version: Option<Version>,
-        expected: Option<Version>,
-    ) -> Result<(), RegistryError>;
+        _name: &FunctionName,
+        _alias: &str,
+        _version: Option<Version>,
+        _expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        let message = format!(
+            "registries of the kind {} have no aliases; use the native registry",
+            self.kind()
+        );
+        Err(RegistryError::Unsupported(message))
+    }
 
     /// The changes after `from`, as they come; ends only when the registry does.
     ///
     /// Start with the revision of an earlier event, or with [`Revision::NOW`]. A
     /// [`RegistryEvent::Lagged`] says that events were lost: resolve again what matters.
-    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent>;
+    ///
+    /// By default nothing is told, ever: then [`cache_for`](Self::cache_for) must be zero, and workers
+    /// keep what was deleted until they need the room. `EventLog` (feature `kit`) is there for more.
+    fn watch(&self, _from: Revision) -> BoxStream<'static, RegistryEvent> {
+        Box::pin(stream::pending())
+    }
 
     /// For how long one who follows [`watch`](Self::watch) may go on using what a mutable reference
     /// (a name alone, an alias) resolved to, without asking again.
@@ -288,6 +387,18 @@ pub enum RegistryError {
     /// The registry's storage failed.
     #[error("the registry's storage failed")]
     Storage(#[source] crate::invocation::BoxError),
+}
+
+impl RegistryError {
+    /// The storage failed so.
+    pub fn storage(error: impl Into<crate::invocation::BoxError>) -> Self {
+        RegistryError::Storage(error.into())
+    }
+
+    /// What broke off a [`BundleStream`] that came from a registry.
+    pub fn of_stream(error: io::Error) -> Self {
+        error.downcast().unwrap_or_else(|error| RegistryError::Unavailable(error.into()))
+    }
 }
 
 impl From<RegistryError> for Failure {

@@ -1,4 +1,8 @@
-//! The life of an instance, the same in every kind of sandbox that runs processes.
+//! What a kind of sandbox begins with whose instances are like processes: containers, virtual
+//! machines, processes on another machine. They speak the [Runtime API](crate::runtime_api), print,
+//! exit by themselves or are killed, and leave something to clean up. `process`, `sock` and `docker`
+//! are made of this. (A kind whose instances are no processes, but closures or connections, begins
+//! with `openlambda_core::sandbox::kit`.)
 //!
 //! ```text
 //! start ─▶ runs ─── exits by itself, destroy, Drop, shutdown ──▶ exited ── cleaned up ──▶ gone
@@ -8,7 +12,98 @@
 //!
 //! A kind brings a [`Vessel`]: how its instance is waited for, killed, paused and cleaned up after.
 //! [`Instances`] keeps those that live, starts them in tasks of their own, and ends them all;
-//! [`Handle`] is the [`Sandbox`] that the worker holds.
+//! [`Handle`] is the [`Sandbox`] that the worker holds. A factory is then
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use async_trait::async_trait;
+//! use openlambda_core::manifest::Network;
+//! use openlambda_core::sandbox::{
+//!     Capabilities, Created, Exit, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
+//! };
+//! use openlambda_core::time::SystemClock;
+//! use openlambda_sandbox::kit::{self, Handle, Instances, Vessel, exit_of};
+//! use openlambda_sandbox::output::Running;
+//! use openlambda_sandbox::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+//! use openlambda_sandbox::sys::{Child, CommandSpec, Signal, Spawner};
+//!
+//! /// Runs each function's `bootstrap` in a virtual machine, by a program for that.
+//! #[derive(Clone, Debug)]
+//! struct Machines {
+//!     clock: Arc<SystemClock>,
+//!     spawner: Arc<Spawner>,
+//!     instances: Instances<Machine>,
+//! }
+//!
+//! #[async_trait]
+//! impl SandboxFactory for Machines {
+//!     fn kind(&self) -> &'static str {
+//!         "machine"
+//!     }
+//!
+//!     fn capabilities(&self) -> Capabilities {
+//!         let mut capabilities = Capabilities::none();
+//!         capabilities.networks = vec![Network::Host];
+//!         capabilities
+//!     }
+//!
+//!     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
+//!         self.capabilities().honour(&spec)?;
+//!         kit::create(&spec, &*self.clock, self.clone().start(spec.clone())).await
+//!     }
+//!
+//!     async fn shutdown(&self) {
+//!         self.instances.shutdown().await;
+//!     }
+//! }
+//!
+//! impl Machines {
+//!     async fn start(self, spec: SandboxSpec) -> Result<Handle<Machine>, SandboxError> {
+//!         let permit = self.instances.permit().await?;
+//!         let failed = |error: std::io::Error| {
+//!             let message = "the machine cannot be started";
+//!             SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
+//!         };
+//!         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
+//!         let address = listener.local_addr().map_err(failed)?.to_string();
+//!         let mut command = CommandSpec::new("run-in-a-machine")
+//!             .arg(spec.code.join("bootstrap"))
+//!             .env("AWS_LAMBDA_RUNTIME_API", address);
+//!         command.parent_death = Some(Signal::KILL);
+//!         let spawned = self.spawner.spawn(command).await;
+//!         let child = spawned.map_err(|error| failed(std::io::Error::other(error)))?;
+//!         let slots = spec.manifest.concurrency;
+//!         let api = RuntimeApi::new(RuntimeApiConfig {
+//!             slots,
+//!             event: spec.manifest.event,
+//!             function: spec.function,
+//!             version: spec.version,
+//!             clock: self.clock,
+//!             running: Running::default(),
+//!             output: None,
+//!         });
+//!         let serving = api.serve(Listener::Tcp(listener));
+//!         Ok(self.instances.adopt(&permit, slots, api, serving, Machine(child)))
+//!     }
+//! }
+//!
+//! #[derive(Debug)]
+//! struct Machine(Child);
+//!
+//! #[async_trait]
+//! impl Vessel for Machine {
+//!     async fn ended(&self) -> Exit {
+//!         exit_of(self.0.wait().await)
+//!     }
+//!
+//!     fn kill(&self) {
+//!         self.0.kill_group();
+//!     }
+//! }
+//! ```
+//!
+//! and passes the suite in `openlambda_core::conformance::sandbox`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,32 +117,71 @@ use openlambda_core::sandbox::{
 use openlambda_core::time::{Clock, Duration};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::launch::{init_error, shutting_down};
+use crate::launch::{init_error, shutting_down, unsupported};
 use crate::output::FunctionOutput;
 use crate::runtime_api::{RuntimeApi, Serving};
 
-/// What is particular to a kind.
+/// What is particular to a kind: one instance, as long as anything is left of it.
+///
+/// **Concurrency**: all methods may be called at once; `ended` by several who wait, and again when it
+/// has resolved.
+///
+/// **Cancellation**: the future of `ended` may be dropped and asked for again.
 #[async_trait]
-pub(crate) trait Vessel: fmt::Debug + Send + Sync + 'static {
+pub trait Vessel: fmt::Debug + Send + Sync + 'static {
     /// Resolves when the instance's first process has ended, with how.
     async fn ended(&self) -> Exit;
 
     /// Kills everything in it, at once. [`ended`](Self::ended) resolves soon afterwards.
     fn kill(&self);
 
-    /// Removes what is left after its end: processes, files, cgroups.
-    async fn clean(&self);
+    /// Removes what is left after its end: processes, files, cgroups. Called once, after
+    /// [`ended`](Self::ended) has resolved; the instance is gone when this returns. By default there
+    /// is nothing.
+    async fn clean(&self) {}
 
-    /// What its code printed is read; called before each look at it.
-    fn output(&self) -> Option<&FunctionOutput>;
+    /// Where what its code prints is read from, if anywhere; it is read to the end before a call or
+    /// the instance counts as over.
+    fn output(&self) -> Option<&FunctionOutput> {
+        None
+    }
 
-    async fn pause(&self) -> Result<(), SandboxError>;
+    /// Stops all in it from running. Called only while no call runs.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot; by default [`SandboxErrorKind::Unsupported`].
+    async fn pause(&self) -> Result<(), SandboxError> {
+        Err(unsupported("sandboxes of this kind cannot be paused; use another kind"))
+    }
 
-    async fn resume(&self) -> Result<(), SandboxError>;
+    /// Lets all in it run again, if it is paused; nothing else happens. By default nothing happens at
+    /// all: right where it cannot be paused.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot.
+    async fn resume(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
 
-    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError>;
+    /// Changes its memory limit, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot; by default [`SandboxErrorKind::Unsupported`].
+    async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
+        Err(unsupported("sandboxes of this kind have no memory limit; use another kind"))
+    }
 
-    async fn usage(&self) -> Result<Usage, SandboxError>;
+    /// What it uses now. Called only while it runs.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot be told; by default [`SandboxErrorKind::Unsupported`].
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        Err(unsupported("what sandboxes of this kind use is not known; use another kind"))
+    }
 
     /// A sentence on why it failed to start, where the kind knows more than the exit status.
     fn explain_failed_start(&self) -> Option<SandboxError> {
@@ -57,7 +191,7 @@ pub(crate) trait Vessel: fmt::Debug + Send + Sync + 'static {
 
 /// An instance that runs, or is being cleaned up after.
 #[derive(Debug)]
-pub(crate) struct Instance<V> {
+struct Instance<V> {
     id: u64,
     slots: u32,
     api: RuntimeApi,
@@ -76,9 +210,10 @@ enum Life {
     Gone(Exit),
 }
 
-/// The instances of one factory.
+/// The instances of one factory: those that run, and those that are being cleaned up after. Clones
+/// share them.
 #[derive(Debug)]
-pub(crate) struct Instances<V> {
+pub struct Instances<V> {
     shared: Arc<Shared<V>>,
 }
 
@@ -96,24 +231,37 @@ struct Live<V> {
     instances: BTreeMap<u64, Arc<Instance<V>>>,
 }
 
+impl<V> Clone for Instances<V> {
+    fn clone(&self) -> Self {
+        Instances { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<V: Vessel> Default for Instances<V> {
+    fn default() -> Self {
+        Instances::new()
+    }
+}
+
 /// The right to start an instance: while it is held, a shutdown waits.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub struct Permit {
     _starting: OwnedRwLockReadGuard<()>,
 }
 
 impl<V: Vessel> Instances<V> {
-    pub(crate) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         let live = Live { shut_down: false, next_id: 1, instances: BTreeMap::new() };
         Instances { shared: Arc::new(Shared { starting: Arc::default(), live: Mutex::new(live) }) }
     }
 
-    /// Allows one start.
+    /// Allows one start: first thing in the future that [`create`] gets.
     ///
     /// # Errors
     ///
-    /// After [`shutdown`](Self::shutdown).
-    pub(crate) async fn permit(&self) -> Result<Permit, SandboxError> {
+    /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
+    pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.shared.starting).read_owned().await;
         if self.shared.lock().shut_down {
             return Err(shutting_down());
@@ -121,8 +269,10 @@ impl<V: Vessel> Instances<V> {
         Ok(Permit { _starting: starting })
     }
 
-    /// Takes in what was started under a permit. From here on Drop of the handle cleans up.
-    pub(crate) fn adopt(
+    /// Takes in what was started under a permit, with `slots` slots. Its code speaks with `api`, which
+    /// is `serving` it. From here on Drop of the handle cleans up; before, whoever fails to start it
+    /// does. Must be called within a tokio runtime.
+    pub fn adopt(
         &self,
         _permit: &Permit,
         slots: u32,
@@ -150,7 +300,7 @@ impl<V: Vessel> Instances<V> {
     }
 
     /// Ends all instances and waits until nothing is left of them; none is started afterwards.
-    pub(crate) async fn shutdown(&self) {
+    pub async fn shutdown(&self) {
         self.shared.lock().shut_down = true;
         let starts = self.shared.starting.write().await;
         let instances: Vec<_> = self.shared.lock().instances.values().cloned().collect();
@@ -207,8 +357,7 @@ async fn farewell<V: Vessel>(instance: &Instance<V>) -> bool {
 }
 
 /// What the system says of a process that ended.
-#[cfg(any(feature = "process", feature = "sock"))]
-pub(crate) fn exit_of(status: std::process::ExitStatus) -> Exit {
+pub fn exit_of(status: std::process::ExitStatus) -> Exit {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Status(code),
@@ -244,9 +393,9 @@ impl<V: Vessel> Instance<V> {
     }
 }
 
-/// The worker's handle of an instance; Drop ends it.
+/// The worker's handle of an instance, which is the [`Sandbox`]; Drop ends it.
 #[derive(Debug)]
-pub(crate) struct Handle<V: Vessel> {
+pub struct Handle<V: Vessel> {
     instance: Arc<Instance<V>>,
 }
 
@@ -257,12 +406,25 @@ impl<V: Vessel> Drop for Handle<V> {
 }
 
 /// The way of [`create`](openlambda_core::sandbox::SandboxFactory::create): starts an instance in a
-/// task of its own, so that a start is never given up half-way, and waits until it is ready.
-pub(crate) async fn create<V: Vessel>(
+/// task of its own, so that a start is never given up half-way, and waits until it is ready. When that
+/// takes longer than the spec's `init_timeout`, or its future is dropped, the instance is ended.
+///
+/// # Errors
+///
+/// Those of `start`; [`SandboxErrorKind::Init`] and [`SandboxErrorKind::InitTimeout`], with what the
+/// code said; [`SandboxErrorKind::Unsupported`] for a spec that names a zygote: this makes instances
+/// from nothing.
+pub async fn create<V: Vessel>(
     spec: &SandboxSpec,
     clock: &dyn Clock,
     start: impl Future<Output = Result<Handle<V>, SandboxError>> + Send + 'static,
 ) -> Result<Created, SandboxError> {
+    if let Some(zygote) = spec.zygote {
+        let message = format!(
+            "the sandbox cannot be forked from {zygote}: this kind has no zygotes; use another kind"
+        );
+        return Err(unsupported(message));
+    }
     let begin = clock.now();
     // When our future is dropped, Drop of the handle that the task made cleans up.
     let started = tokio::spawn(start).await;

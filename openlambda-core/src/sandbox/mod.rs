@@ -13,7 +13,12 @@
 //!
 //! Implementations: `process` and others in `openlambda-sandbox`, [`memory`](crate::memory) here.
 //! Every one runs the suite in `conformance::sandbox`, which demands exactly what the factory's
-//! [`Capabilities`] declare.
+//! [`Capabilities`] declare. What they have in common is in [`kit`] (feature `kit`): a new kind
+//! begins there.
+
+#[cfg(feature = "kit")]
+pub mod kit;
+mod zygote;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +35,8 @@ use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{Body, Invocation, Reply, StartKind};
 use crate::manifest::{Manifest, Network};
+
+pub use zygote::{ZygoteId, ZygoteSpec};
 
 /// Makes sandboxes of one kind.
 ///
@@ -53,14 +60,33 @@ pub trait SandboxFactory: Send + Sync + fmt::Debug {
     /// Makes a sandbox with a running instance: resolves when the instance has asked for its first
     /// event, so its initialisation is over.
     ///
+    /// Where the spec names a [zygote](SandboxSpec::zygote), the instance is forked from it, or not
+    /// made at all.
+    ///
     /// # Errors
     ///
-    /// [`SandboxError`]; nothing is left of the attempt.
+    /// [`SandboxError`]; nothing is left of the attempt. [`SandboxErrorKind::NoZygote`] when the zygote
+    /// is not there: make the sandbox without it.
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError>;
 
+    /// Makes a zygote, from which [`create`](Self::create) can fork instances: resolves when all that
+    /// the spec wants is loaded. Only with [`Capabilities::fork`]; by default it is refused.
+    ///
+    /// The zygote is a sandbox without slots, which counts and ends like any other: see [`ZygoteSpec`].
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`]; else as `create`: [`SandboxErrorKind::Init`] when something
+    /// cannot be loaded, [`SandboxErrorKind::NoZygote`] when its parent is not there.
+    async fn create_zygote(&self, _spec: ZygoteSpec) -> Result<Created, SandboxError> {
+        Err(cannot("be forked from zygotes"))
+    }
+
     /// Removes what an earlier, crashed worker with the same state folder left. Called once before
-    /// the first `create`.
-    async fn reclaim(&self) -> Report;
+    /// the first `create`. By default nothing: right for a kind of which nothing outlives its worker.
+    async fn reclaim(&self) -> Report {
+        Report::default()
+    }
 
     /// Destroys everything the factory has made and waits until it is gone.
     async fn shutdown(&self);
@@ -98,37 +124,53 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     /// How many invocations it takes at once. Constant.
     fn slots(&self) -> u32;
 
-    /// Stops all its processes from running until `resume`. Only with [`Capabilities::pause`].
+    /// Stops all its processes from running until `resume`. Only with [`Capabilities::pause`]; by
+    /// default it is refused.
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`], or that it is gone.
-    async fn pause(&self) -> Result<(), SandboxError>;
+    /// [`SandboxErrorKind::Busy`], or that it is gone; [`SandboxErrorKind::Unsupported`].
+    async fn pause(&self) -> Result<(), SandboxError> {
+        Err(cannot("be paused"))
+    }
 
-    /// Lets a paused instance run again; nothing happens to a running one.
+    /// Lets a paused instance run again; nothing happens to a running one. Only with
+    /// [`Capabilities::pause`]; by default it is refused.
     ///
     /// # Errors
     ///
-    /// That it is gone.
-    async fn resume(&self) -> Result<(), SandboxError>;
+    /// That it is gone; [`SandboxErrorKind::Unsupported`].
+    async fn resume(&self) -> Result<(), SandboxError> {
+        Err(cannot("be resumed"))
+    }
 
-    /// Changes its memory limit, in bytes. Only with [`Capabilities::memory_limit`].
+    /// Changes its memory limit, in bytes. Only with [`Capabilities::memory_limit`]; by default it is
+    /// refused.
     ///
     /// # Errors
     ///
-    /// That it is gone, or cannot be done.
-    async fn set_memory_limit(&self, bytes: u64) -> Result<(), SandboxError>;
+    /// That it is gone, or cannot be done; [`SandboxErrorKind::Unsupported`].
+    async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
+        Err(cannot("be limited in memory"))
+    }
 
-    /// What it uses now.
+    /// What it uses now; by default it is not known.
     ///
     /// # Errors
     ///
-    /// That it is gone.
-    async fn usage(&self) -> Result<Usage, SandboxError>;
+    /// That it is gone; [`SandboxErrorKind::Unsupported`] where nobody knows.
+    async fn usage(&self) -> Result<Usage, SandboxError> {
+        Err(cannot("tell what they use"))
+    }
 
     /// Kills everything inside and removes what belongs to it; resolves when that is done. May be
     /// called at any time and more than once.
     async fn destroy(&self);
+}
+
+fn cannot(what: &str) -> SandboxError {
+    let message = format!("sandboxes of this kind cannot {what}; use another kind");
+    SandboxError::new(SandboxErrorKind::Unsupported, message)
 }
 
 /// What a sandbox is to be made of.
@@ -150,6 +192,9 @@ pub struct SandboxSpec {
     pub init_timeout: Duration,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
+    /// What it is to be forked from; `None`, the default: it is made from nothing. Only with
+    /// [`Capabilities::fork`].
+    pub zygote: Option<ZygoteId>,
 }
 
 impl SandboxSpec {
@@ -162,7 +207,16 @@ impl SandboxSpec {
         log: Arc<dyn LogSink>,
     ) -> Self {
         let init_timeout = manifest.timeout().max(Duration::from_secs(10));
-        SandboxSpec { function, version: None, digest, code, manifest, init_timeout, log }
+        SandboxSpec {
+            function,
+            version: None,
+            digest,
+            code,
+            manifest,
+            init_timeout,
+            log,
+            zygote: None,
+        }
     }
 }
 
@@ -274,7 +328,7 @@ pub struct Capabilities {
     pub cpu_limit: bool,
     /// `pause` and `resume` work.
     pub pause: bool,
-    /// Instances can be forked from zygotes.
+    /// Zygotes can be made, and instances and other zygotes forked from them.
     pub fork: bool,
     /// The network kinds that are honoured; others are refused by `create`.
     pub networks: Vec<Network>,
@@ -292,6 +346,30 @@ impl Capabilities {
             fork: false,
             networks: Vec::new(),
         }
+    }
+
+    /// Whether sandboxes with these capabilities can be what `spec` asks for: first thing in
+    /// [`create`](SandboxFactory::create).
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`], with what to ask for instead.
+    pub fn honour(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        if spec.zygote.is_some() && !self.fork {
+            return Err(cannot("be forked from zygotes"));
+        }
+        let wanted = spec.manifest.network;
+        if self.networks.contains(&wanted) {
+            return Ok(());
+        }
+        let known = self.networks.iter().map(|network| format!("\"{}\"", network.as_str()));
+        let known = known.collect::<Vec<_>>().join(" or ");
+        let message = format!(
+            "this kind of sandbox has no network \"{}\"; set network = {known} in ol.toml, or use \
+             another kind of sandbox",
+            wanted.as_str()
+        );
+        Err(SandboxError::new(SandboxErrorKind::Unsupported, message))
     }
 }
 
@@ -362,6 +440,8 @@ pub struct Report {
 pub enum SandboxErrorKind {
     /// The spec asks for what this factory cannot do.
     Unsupported,
+    /// The zygote that the spec names is not there, or not any more.
+    NoZygote,
     /// The machine or engine refused: no memory, no descriptors, no engine.
     Resources,
     /// The function's code failed before it asked for its first event.
@@ -436,6 +516,28 @@ impl SandboxError {
         }
     }
 
+    /// The error of an instance whose code raised this before it asked for its first event.
+    pub fn init(error: FunctionError) -> Self {
+        let message = format!("{}: {}", error.kind, error.message);
+        SandboxError::new(SandboxErrorKind::Init, message).with_function_error(error)
+    }
+
+    /// The error of a call whose handler raised this.
+    pub fn raised(error: FunctionError) -> Self {
+        let message = format!("{}: {}", error.kind, error.message);
+        SandboxError::new(SandboxErrorKind::Function, message).with_function_error(error)
+    }
+
+    /// The error of a call to an instance that has ended so.
+    pub fn ended(exit: &Exit, started: Started) -> Self {
+        let kind = match exit {
+            Exit::OutOfMemory => SandboxErrorKind::OutOfMemory,
+            _ => SandboxErrorKind::Exited,
+        };
+        let message = format!("the instance {exit}");
+        SandboxError { started, ..SandboxError::new(kind, message) }
+    }
+
     /// The same with its cause.
     pub fn with_source(mut self, source: impl Into<crate::invocation::BoxError>) -> Self {
         self.source = Some(source.into());
@@ -453,7 +555,7 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Failure {
         use SandboxErrorKind as K;
         let kind = match error.kind {
-            K::Unsupported | K::Resources => FailureKind::StartFailed,
+            K::Unsupported | K::NoZygote | K::Resources => FailureKind::StartFailed,
             K::Init | K::InitTimeout => FailureKind::InitError,
             K::Busy | K::Paused => FailureKind::Internal,
             K::Function => FailureKind::FunctionError,

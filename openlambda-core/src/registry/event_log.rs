@@ -7,7 +7,7 @@ use futures_core::stream::BoxStream;
 use futures_util::stream;
 use tokio::sync::watch;
 
-use crate::registry::{RegistryEvent, Revision};
+use super::{RegistryEvent, Revision};
 
 /// Keeps a registry's last changes and tells watchers of them, in order.
 ///

@@ -1,0 +1,210 @@
+//! A whole registry around a place where bundles lie: what a new kind begins with.
+//!
+//! [`Simple`] keeps the contract of [`Registry`], with versions, aliases and events, over a [`Shelf`],
+//! which keeps bundles by their digests and one [`Index`] of what they are called. A kind that has a
+//! database of its own implements [`Registry`] itself.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_core::stream::BoxStream;
+
+use super::{
+    Bundle, BundleStream, EventLog, Index, Listing, Published, Registry, RegistryError,
+    RegistryEvent, Resolved, Revision, VersionInfo, blocking,
+};
+use crate::bundle;
+use crate::function::{Digest, FunctionName, FunctionRef, Version};
+use crate::time::{Clock, SystemClock};
+
+/// Changes that watchers may be behind.
+const EVENTS: usize = 1024;
+
+/// Where bundles and their index lie.
+///
+/// **Concurrency**: all methods are called on threads that may block; `keep`, `write` and `remove` by
+/// one at a time, `open` at any time.
+///
+/// **Durability**: what `keep` and `write` have returned from survives kill −9, and until then nothing
+/// of it is seen.
+pub trait Shelf: fmt::Debug + Send + Sync + 'static {
+    /// Keeps a bundle, which may be there already, under its digest.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot be written.
+    fn keep(&self, bundle: &mut Bundle) -> io::Result<()>;
+
+    /// The tar of the bundle with this digest.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::NotFound`], or that it cannot be read.
+    fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>>;
+
+    /// Forgets a bundle that is in no index any more; whoever reads it may go on.
+    ///
+    /// # Errors
+    ///
+    /// Makes no difference: a bundle that stays is found by nobody.
+    fn remove(&self, digest: &Digest) -> io::Result<()>;
+
+    /// Writes the index in the place of the last one: whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// That it cannot be written; the last one is there then.
+    fn write(&self, index: &Index) -> io::Result<()>;
+}
+
+/// A registry over a [`Shelf`] that nobody else changes. Clones share it.
+///
+/// Every change writes the whole index: right for thousands of versions, not for millions. Watchers
+/// learn of changes through the same value and its clones.
+#[derive(Debug)]
+pub struct Simple<S> {
+    shared: Arc<Shared<S>>,
+}
+
+#[derive(Debug)]
+struct Shared<S> {
+    kind: &'static str,
+    shelf: S,
+    clock: SystemClock,
+    /// Held by whoever changes something, from the first word to the last.
+    changing: Mutex<()>,
+    index: Mutex<Index>,
+    events: EventLog,
+}
+
+impl<S: Shelf> Simple<S> {
+    /// The registry of a kind with this name in configuration, over `shelf`, whose index is `index`
+    /// now.
+    pub fn new(kind: &'static str, shelf: S, index: Index) -> Self {
+        let events = EventLog::new(EVENTS, [], index.revision().0);
+        let (clock, changing, index) = (SystemClock::new(), Mutex::new(()), Mutex::new(index));
+        Simple { shared: Arc::new(Shared { kind, shelf, clock, changing, index, events }) }
+    }
+
+    /// Makes a change, to its end whoever waits for it.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Shared<S>) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let _changing = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&shared)
+        })
+        .await
+    }
+}
+
+impl<S: Shelf> Shared<S> {
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the index as it will be, and only then believes it.
+    fn commit(&self, changed: Index, event: RegistryEvent) -> Result<(), RegistryError> {
+        self.shelf.write(&changed).map_err(RegistryError::storage)?;
+        *self.index() = changed;
+        self.events.add(|_| event);
+        Ok(())
+    }
+}
+
+impl<S> Clone for Simple<S> {
+    fn clone(&self) -> Self {
+        Simple { shared: Arc::clone(&self.shared) }
+    }
+}
+
+#[async_trait]
+impl<S: Shelf> Registry for Simple<S> {
+    fn kind(&self) -> &'static str {
+        self.shared.kind
+    }
+
+    async fn put(
+        &self,
+        name: &FunctionName,
+        mut bundle: Bundle,
+    ) -> Result<Published, RegistryError> {
+        let name = name.clone();
+        let put = move |shared: &Shared<S>| {
+            let mut changed = shared.index().clone();
+            let now_ms = shared.clock.unix_millis();
+            let (published, event) = changed.publish(&name, &bundle, now_ms);
+            if let Some(event) = event {
+                shared.shelf.keep(&mut bundle).map_err(RegistryError::storage)?;
+                shared.commit(changed, event)?;
+            }
+            Ok(published)
+        };
+        self.change(put).await
+    }
+
+    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
+        let (shared, digest) = (Arc::clone(&self.shared), *digest);
+        let open = move || match shared.shelf.open(&digest) {
+            Ok(tar) => Ok(bundle::stream(tar)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(RegistryError::NotFound { what: format!("bundle {digest}") })
+            }
+            Err(error) => Err(RegistryError::storage(error)),
+        };
+        blocking(open).await
+    }
+
+    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
+        self.shared.index().resolve(reference)
+    }
+
+    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
+        Ok(self.shared.index().list())
+    }
+
+    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
+        let name = name.clone();
+        let delete = move |shared: &Shared<S>| {
+            let mut changed = shared.index().clone();
+            let versions = changed.versions(&name)?;
+            let event = changed.delete(&name)?;
+            let mut unused: Vec<_> = versions.iter().map(|version| version.digest).collect();
+            unused.retain(|digest| !changed.holds(digest));
+            shared.commit(changed, event)?;
+            for digest in unused {
+                let _ = shared.shelf.remove(&digest);
+            }
+            Ok(())
+        };
+        self.change(delete).await
+    }
+
+    async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
+        self.shared.index().versions(name)
+    }
+
+    async fn set_alias(
+        &self,
+        name: &FunctionName,
+        alias: &str,
+        version: Option<Version>,
+        expected: Option<Version>,
+    ) -> Result<(), RegistryError> {
+        let (name, alias) = (name.clone(), alias.to_owned());
+        let set = move |shared: &Shared<S>| {
+            let mut changed = shared.index().clone();
+            let event = changed.set_alias(&name, &alias, version, expected)?;
+            shared.commit(changed, event)
+        };
+        self.change(set).await
+    }
+
+    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
+        self.shared.events.watch(from)
+    }
+}
