@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Nothing here knows of clients: not what they ask for, nor what they are answered. Functions come in
-//! as the versions that they are already ([`deployed`]), calls as requests that are ready to be sent.
+//! as the versions that they are already, calls as requests that are ready to be sent.
 
 mod client;
 mod connection;
