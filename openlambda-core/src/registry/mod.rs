@@ -10,6 +10,8 @@
 //! overridden by a kind that has a shorter way. `registry::kit` (feature `kit`) has a whole registry
 //! around a place for bundles.
 
+mod bundle;
+mod error;
 #[cfg(feature = "kit")]
 mod event_log;
 mod index;
@@ -20,52 +22,25 @@ mod provided;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_core::stream::BoxStream;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
-use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::manifest::Manifest;
 
+pub use bundle::{Bundle, BundleStream};
+pub use error::RegistryError;
 #[cfg(feature = "kit")]
 pub use event_log::EventLog;
 pub use index::Index;
 #[cfg(feature = "bundle")]
 pub use provided::blocking;
-
-/// A bundle on its way: the bytes of a tar. Into a registry it may be gzipped, and anybody's; out of
-/// one it has the canonical form. An error in it that is a [`RegistryError`] says why it broke off.
-pub type BundleStream = BoxStream<'static, io::Result<Bytes>>;
-
-/// A bundle in canonical form, as a registry is asked to keep it: reading it gives its tar, from the
-/// beginning, once. `Bundle::of` makes one.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Bundle {
-    /// Its digest: of the tar's bytes.
-    pub digest: Digest,
-    /// Its manifest, complete.
-    pub manifest: Manifest,
-    /// The size of its tar, bytes.
-    pub bytes: u64,
-    /// An unnamed file.
-    tar: File,
-}
-
-impl Read for Bundle {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tar.read(buffer)
-    }
-}
 
 /// Keeps functions' bundles.
 ///
@@ -351,68 +326,5 @@ impl RegistryEvent {
             | RegistryEvent::Aliased { revision, .. }
             | RegistryEvent::Lagged { revision } => *revision,
         }
-    }
-}
-
-/// What went wrong in a registry.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum RegistryError {
-    /// No such function, version, alias or digest.
-    #[error("there is no {what}; `ol ls` shows what there is")]
-    NotFound {
-        /// What was looked for: `function "echo"`, `version 3 of echo`.
-        what: String,
-    },
-    /// The bundle is refused, with the reason.
-    #[error("the bundle is refused: {reason}")]
-    BadBundle {
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// An alias does not point where the caller believes.
-    #[error("alias {alias} points to {} now; read it and try again", at.map_or("nothing".to_owned(), |version| format!("version {version}")))]
-    Conflict {
-        /// The alias.
-        alias: String,
-        /// Where it points.
-        at: Option<Version>,
-    },
-    /// This kind of registry cannot do it.
-    #[error("{0}")]
-    Unsupported(String),
-    /// The registry cannot be reached.
-    #[error("the registry cannot be reached")]
-    Unavailable(#[source] crate::invocation::BoxError),
-    /// The registry's storage failed.
-    #[error("the registry's storage failed")]
-    Storage(#[source] crate::invocation::BoxError),
-}
-
-impl RegistryError {
-    /// The storage failed so.
-    pub fn storage(error: impl Into<crate::invocation::BoxError>) -> Self {
-        RegistryError::Storage(error.into())
-    }
-
-    /// What broke off a [`BundleStream`] that came from a registry.
-    pub fn of_stream(error: io::Error) -> Self {
-        error.downcast().unwrap_or_else(|error| RegistryError::Unavailable(error.into()))
-    }
-}
-
-impl From<RegistryError> for Failure {
-    fn from(error: RegistryError) -> Failure {
-        let kind = match &error {
-            RegistryError::NotFound { .. } => FailureKind::NotFound,
-            RegistryError::BadBundle { .. } | RegistryError::Conflict { .. } => {
-                FailureKind::BadRequest
-            }
-            RegistryError::Unsupported(_) => FailureKind::BadRequest,
-            RegistryError::Unavailable(_) | RegistryError::Storage(_) => {
-                FailureKind::RegistryUnavailable
-            }
-        };
-        Failure::new(kind, crate::failure::chain(&error))
     }
 }

@@ -18,6 +18,7 @@
 
 #[cfg(feature = "kit")]
 pub mod kit;
+mod log;
 mod zygote;
 
 use std::fmt;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
@@ -36,6 +37,7 @@ use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{Body, Invocation, Reply, StartKind};
 use crate::manifest::{Manifest, Network};
 
+pub use log::{LogLine, LogSink, LogStream, NoLog};
 pub use zygote::{ZygoteId, ZygoteSpec};
 
 /// Makes sandboxes of one kind.
@@ -218,58 +220,6 @@ impl SandboxSpec {
             zygote: None,
         }
     }
-}
-
-/// Takes the lines that functions print. Called from many threads; must not wait for long.
-pub trait LogSink: Send + Sync + fmt::Debug {
-    /// One line, without its line break.
-    fn line(&self, line: LogLine<'_>);
-}
-
-/// One line that a function printed.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct LogLine<'a> {
-    /// The function.
-    pub function: &'a FunctionName,
-    /// The invocation that was running, when there was exactly one.
-    pub request_id: Option<&'a str>,
-    /// Where it was printed.
-    pub stream: LogStream,
-    /// The text; what is not UTF-8 is replaced by U+FFFD.
-    pub text: &'a str,
-}
-
-impl<'a> LogLine<'a> {
-    /// A line of `function`.
-    pub fn new(
-        function: &'a FunctionName,
-        request_id: Option<&'a str>,
-        stream: LogStream,
-        text: &'a str,
-    ) -> Self {
-        LogLine { function, request_id, stream, text }
-    }
-}
-
-/// Where a line was printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogStream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-    /// The platform's own word on the instance.
-    Platform,
-}
-
-/// A log sink that drops every line.
-#[derive(Debug, Default)]
-pub struct NoLog;
-
-impl LogSink for NoLog {
-    fn line(&self, _line: LogLine<'_>) {}
 }
 
 /// A sandbox that was made, and how.

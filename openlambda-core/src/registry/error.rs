@@ -1,0 +1,71 @@
+//! What goes wrong in a registry.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::failure::{Failure, FailureKind};
+use crate::function::Version;
+
+/// What went wrong in a registry.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// No such function, version, alias or digest.
+    #[error("there is no {what}; `ol ls` shows what there is")]
+    NotFound {
+        /// What was looked for: `function "echo"`, `version 3 of echo`.
+        what: String,
+    },
+    /// The bundle is refused, with the reason.
+    #[error("the bundle is refused: {reason}")]
+    BadBundle {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// An alias does not point where the caller believes.
+    #[error("alias {alias} points to {} now; read it and try again", at.map_or("nothing".to_owned(), |version| format!("version {version}")))]
+    Conflict {
+        /// The alias.
+        alias: String,
+        /// Where it points.
+        at: Option<Version>,
+    },
+    /// This kind of registry cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The registry cannot be reached.
+    #[error("the registry cannot be reached")]
+    Unavailable(#[source] crate::invocation::BoxError),
+    /// The registry's storage failed.
+    #[error("the registry's storage failed")]
+    Storage(#[source] crate::invocation::BoxError),
+}
+
+impl RegistryError {
+    /// The storage failed so.
+    pub fn storage(error: impl Into<crate::invocation::BoxError>) -> Self {
+        RegistryError::Storage(error.into())
+    }
+
+    /// What broke off a [`BundleStream`] that came from a registry.
+    pub fn of_stream(error: io::Error) -> Self {
+        error.downcast().unwrap_or_else(|error| RegistryError::Unavailable(error.into()))
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Failure {
+        let kind = match &error {
+            RegistryError::NotFound { .. } => FailureKind::NotFound,
+            RegistryError::BadBundle { .. } | RegistryError::Conflict { .. } => {
+                FailureKind::BadRequest
+            }
+            RegistryError::Unsupported(_) => FailureKind::BadRequest,
+            RegistryError::Unavailable(_) | RegistryError::Storage(_) => {
+                FailureKind::RegistryUnavailable
+            }
+        };
+        Failure::new(kind, crate::failure::chain(&error))
+    }
+}
