@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A worker's place in the cluster: a dense slot, and a generation that tells its users apart.
 ///
 /// Slots are reused, so arrays can be indexed by [`index`](Self::index); a ring must hash the
-/// worker's stable name ([`WorkerView::name_hash`]) instead.
+/// worker's stable name ([`WorkerView::name_hash`](super::WorkerView::name_hash)) instead.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId {
     pub(super) slot: u32,
@@ -27,7 +27,7 @@ impl fmt::Debug for WorkerId {
     }
 }
 
-/// An interned function name: dense, in order of first sight. See [`Cluster::function`].
+/// An interned function name: dense, in order of first sight. See [`Cluster::function`](super::Cluster::function).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FunctionId(pub u32);
 
@@ -57,7 +57,7 @@ pub struct WorkerLoad {
     pub memory_used: u64,
     /// The size of the memory pool.
     pub memory_total: u64,
-    /// How long a call would take that came now, nanoseconds: what [`LatencyByLoad`] says for the
+    /// How long a call would take that came now, nanoseconds: what [`LatencyByLoad`](super::LatencyByLoad) says for the
     /// present number of running and queued ones. 0 when that is not known.
     pub latency_ns: u64,
 }

@@ -12,7 +12,7 @@ use super::entries::{Checker, Kind, path_of, target_of};
 use super::limits::{BundleError, Limited, Limits, copy, read_error, refuse};
 use crate::function::Digest;
 
-/// Unpacks a bundle, as [`pack_dir`] or [`canonicalise`] wrote it, into the empty folder `into`.
+/// Unpacks a bundle, as [`pack_dir`](super::pack_dir) or [`canonicalise`](super::canonicalise) wrote it, into the empty folder `into`.
 ///
 /// # Errors
 ///

@@ -15,7 +15,7 @@ pub struct Cors {
     /// Origins that may call, as `https://example.org` or `http://localhost:3000`; or `*` alone: any,
     /// also `null`, which is what a page from a file has.
     pub allow_origins: Vec<String>,
-    /// The methods they may use; `None`: [`Manifest::methods`], else whichever they ask for.
+    /// The methods they may use; `None`: [`Manifest::methods`](super::Manifest::methods), else whichever they ask for.
     #[serde(default)]
     pub allow_methods: Option<Vec<String>>,
     /// The headers they may set; `None`: whichever they ask for.

@@ -3,7 +3,7 @@
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";
 
-/// The same for OpenLambda's own form; see [`Manifest::parse_yaml`]. A function has one or none of both.
+/// The same for OpenLambda's own form; see [`Manifest::parse_yaml`](super::Manifest::parse_yaml). A function has one or none of both.
 pub const YAML_FILE: &str = "ol.yaml";
 
 /// Both names.

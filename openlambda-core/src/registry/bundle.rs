@@ -10,7 +10,7 @@ use crate::function::Digest;
 use crate::manifest::Manifest;
 
 /// A bundle on its way: the bytes of a tar. Into a registry it may be gzipped, and anybody's; out of
-/// one it has the canonical form. An error in it that is a [`RegistryError`] says why it broke off.
+/// one it has the canonical form. An error in it that is a [`RegistryError`](super::RegistryError) says why it broke off.
 pub type BundleStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// A bundle in canonical form, as a registry is asked to keep it: reading it gives its tar, from the

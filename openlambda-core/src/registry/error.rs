@@ -48,7 +48,7 @@ impl RegistryError {
         RegistryError::Storage(error.into())
     }
 
-    /// What broke off a [`BundleStream`] that came from a registry.
+    /// What broke off a [`BundleStream`](super::BundleStream) that came from a registry.
     pub fn of_stream(error: io::Error) -> Self {
         error.downcast().unwrap_or_else(|error| RegistryError::Unavailable(error.into()))
     }

@@ -31,14 +31,14 @@ pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
 /// this nor the id.
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
 
-/// The call's reservation, a [`ReservationKey`], from balancer to worker.
+/// The call's reservation, a [`ReservationKey`](super::ReservationKey), from balancer to worker.
 pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reservation");
 
 /// The balancer's name, as it subscribed to events, from balancer to worker.
 pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer");
 
 /// From worker to balancer, on a reply that is whole: an instance of the function is idle now. It is
-/// the notice that would have come as [`WorkerEvent::Idle`], without a message of its own.
+/// the notice that would have come as [`WorkerEvent::Idle`](super::WorkerEvent::Idle), without a message of its own.
 pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.

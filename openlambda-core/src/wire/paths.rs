@@ -6,24 +6,24 @@ use crate::function::{DEFAULT_NAMESPACE, FunctionName, FunctionRef, Qualifier};
 /// Paths below this are between the project's own processes and are not forwarded.
 pub const INTERNAL: &str = "/internal/";
 
-/// On a balancer: POST an [`Announcement`].
+/// On a balancer: POST an [`Announcement`](super::Announcement).
 pub const ANNOUNCE_PATH: &str = "/internal/workers";
 
-/// On a worker: GET the stream of [`WorkerEvent`]s as JSON lines. With the query `balancer=` and a
+/// On a worker: GET the stream of [`WorkerEvent`](super::WorkerEvent)s as JSON lines. With the query `balancer=` and a
 /// name of `[A-Za-z0-9._-]`, up to 64 characters, the stream is that balancer's: it may make
 /// reservations, and is told of offers.
 pub const EVENTS_PATH: &str = "/internal/events";
 
-/// On a worker: POST a [`Reservation`]; DELETE a [`ReservationKey`] below it. Both answer 204.
+/// On a worker: POST a [`Reservation`](super::Reservation); DELETE a [`ReservationKey`](super::ReservationKey) below it. Both answer 204.
 pub const RESERVATIONS_PATH: &str = "/internal/reservations";
 
-/// On a worker: GET a [`WorkerLoad`].
+/// On a worker: GET a [`WorkerLoad`](crate::balancing::WorkerLoad).
 pub const LOAD_PATH: &str = "/internal/load";
 
 /// On a balancer: POST with a [`FunctionRef`] as text; it is resolved afresh before the reply.
 pub const REFRESH_PATH: &str = "/internal/refresh";
 
-/// On a balancer: GET a [`BalancerStatus`].
+/// On a balancer: GET a [`BalancerStatus`](super::BalancerStatus).
 pub const CLUSTER_PATH: &str = "/internal/cluster";
 
 /// An invocation's address in a URL's path.
