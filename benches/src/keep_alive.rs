@@ -4,11 +4,16 @@
 //! ASPLOS 2021) replay a day of the Azure Functions trace of 2019, sampled to 392
 //! functions of all popularities, on one server of varying memory. The trace is not at hand here:
 //! [`day`] draws a day of as many functions with the trace's published marginals
-//! ([`FunctionMix::azure`]).
+//! ([`FunctionMix::azure`]). The trace counts calls per minute; where in the minute they fall is
+//! [`FunctionMix::spacing`], and decides who leads: docs/keep-alive.md.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openlambda_core::balancing::BalancingPolicy;
+use openlambda_core::balancing::{
+    BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, RequestInfo,
+};
+use openlambda_core::invocation::StartKind;
 use openlambda_core::keep_alive::KeepAliveMaker;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lb::policies::Random;
@@ -63,4 +68,121 @@ pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     let mut tally = Tally::default();
     let usage = simulate(config, only_worker, |call| tally.add(call))?;
     Ok((tally.summary(config.keep_alive.text()), usage))
+}
+
+/// What instances were there for, which [`run`] does not tell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Use {
+    /// The share of calls that came while another call of their function was under way, 0 to 1: each of them
+    /// needs one more instance.
+    pub overlapping: f64,
+    /// The share of calls that came so, and started cold.
+    pub cold_overlapping: f64,
+    /// The share of calls that came alone, and started cold: no instance of their function was left.
+    pub cold_alone: f64,
+    /// Bytes of spare instances, which are idle beside another one of their function: the mean over the day.
+    pub spare: f64,
+    /// How many functions have an instance: the mean over the day.
+    pub functions: f64,
+}
+
+/// The same experiment as [`run`], where the worker is looked at every seven seconds.
+///
+/// # Errors
+///
+/// [`SimError`].
+pub fn look(config: &SimConfig) -> Result<Use, SimError> {
+    // Multiples of seven seconds fall on every second of a minute in turn.
+    let config = SimConfig { heartbeat: Duration::from_secs(7), ..config.clone() };
+    let of = |memory: Option<u64>| memory.unwrap_or(config.limits.memory);
+    let profiles = config.workload.profiles(config.seed);
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let onlooker = Onlooker {
+        memory: profiles.iter().map(|profile| of(profile.memory)).collect(),
+        under_way: vec![0; profiles.len()],
+        seen: seen.clone(),
+    };
+    let mut calls = Vec::new();
+    simulate(&config, Box::new(onlooker), |call| {
+        let cold = call.start != Some(StartKind::Warm);
+        calls.push((call.function, call.number, call.arrived, call.answered, cold));
+    })?;
+    calls.sort_unstable();
+    let count = calls.len().max(1) as f64;
+    let (mut overlapping, mut cold_overlapping, mut cold_alone) = (0, 0, 0);
+    for of_one in calls.chunk_by(|(a, ..), (b, ..)| a == b) {
+        let mut busy_until = None;
+        for (_, _, arrived, answered, cold) in of_one {
+            if busy_until.is_some_and(|until| until > *arrived) {
+                overlapping += 1;
+                cold_overlapping += u32::from(*cold);
+            } else {
+                cold_alone += u32::from(*cold);
+            }
+            busy_until = busy_until.max(Some(*answered));
+        }
+    }
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let looks = seen.looks.max(1) as f64;
+    Ok(Use {
+        overlapping: f64::from(overlapping) / count,
+        cold_overlapping: f64::from(cold_overlapping) / count,
+        cold_alone: f64::from(cold_alone) / count,
+        spare: seen.spare as f64 / looks,
+        functions: seen.functions as f64 / looks,
+    })
+}
+
+/// Sums over all looks.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: u64,
+    spare: u128,
+    functions: u64,
+}
+
+/// A policy for one worker that counts what is there whenever the worker reports.
+#[derive(Debug)]
+struct Onlooker {
+    /// What an instance of each function takes.
+    memory: Vec<u64>,
+    /// Calls of each function that are not answered.
+    under_way: Vec<u32>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl BalancingPolicy for Onlooker {
+    fn select(
+        &mut self,
+        request: &RequestInfo<'_>,
+        view: &ClusterView<'_>,
+        cx: &mut PolicyContext<'_>,
+    ) -> Decision {
+        Random.select(request, view, cx)
+    }
+
+    fn observe(
+        &mut self,
+        event: &PolicyEvent<'_>,
+        view: &ClusterView<'_>,
+        _cx: &mut PolicyContext<'_>,
+    ) {
+        match event {
+            // The simulator's functions are known to its balancers by their numbers.
+            PolicyEvent::Dispatched { function, .. } => self.under_way[function.0 as usize] += 1,
+            PolicyEvent::Completed { function, .. } => self.under_way[function.0 as usize] -= 1,
+            PolicyEvent::Load { worker, .. } => {
+                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.looks += 1;
+                for ((function, memory), under_way) in (0..).zip(&self.memory).zip(&self.under_way)
+                {
+                    let idle = view.idle(*worker, FunctionId(function));
+                    let spare = if *under_way > 0 { idle } else { idle.saturating_sub(1) };
+                    seen.spare += u128::from(spare) * u128::from(*memory);
+                    seen.functions += u64::from(idle > 0 || *under_way > 0);
+                }
+            }
+            _ => {}
+        }
+    }
 }
