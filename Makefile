@@ -28,7 +28,7 @@ test-cgroup-v2:
 	@.ci/cgroup-v2
 
 # What takes too long for every change: many more seeds, histories and rounds of kill -9, and the documents' tables
-# from the simulator. about an hour on 2 cores. Before a release, and after a change of what decides or cleans up.
+# from the simulator. About an hour on 2 cores. Before a release, and after a change of what decides or cleans up.
 long: deps
 	@CARGO="$(CARGO)" .ci/long
 
