@@ -1024,6 +1024,36 @@ async fn a_part_that_panics_ends_one_call_only() {
     assert_eq!(rig.worker.counts(), Default::default());
 }
 
+/// A reply is written after its call is over; who reads it slowly has the worker's grace for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_sent_to_its_end_while_a_worker_stops_as_long_as_it_may_take() {
+    const SIZE: usize = 64 << 20;
+    for (grace, whole) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+        let mut rig = Rig::start(|config| config.reply_grace = grace).await;
+        rig.function("big", "", |_| async { Ok(vec![b'1'; SIZE].into()) }).await;
+        let mut stream = TcpStream::connect(&rig.address).await.unwrap();
+        let request = b"POST /run/big HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut begin = [0; 1000];
+        stream.read_exact(&mut begin).await.unwrap();
+        rig.stop.take();
+        if !whole {
+            rig.stop().await;
+        }
+        let refused = async || TcpStream::connect(&rig.address).await.is_err();
+        while !refused().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut rest = Vec::new();
+        // A connection that is cut is at its end.
+        let _ = stream.read_to_end(&mut rest).await;
+        assert_eq!(rest.len() > SIZE - 1000, whole, "{} bytes", rest.len());
+        if whole {
+            rig.stop().await;
+        }
+    }
+}
+
 /// A function may relay the answer of another one; its headers must not speak for this call.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_cannot_speak_for_the_platform() {
