@@ -11,7 +11,7 @@ use clap::Args;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::Admin;
-use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
+use openlambda_sandbox::sys::{CommandSpec, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
@@ -172,8 +172,11 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     let lock = match block_on(look(&dir))? {
         Found::Lock(lock) => lock,
         // That is what was asked for.
-        Found::Cluster(state) => {
+        Found::Cluster { state, answers } => {
             eprintln!("the cluster runs already; `ol down` stops it");
+            if !answers {
+                eprintln!("its balancer takes long to answer; see {}", dir.join("logs").display());
+            }
             report_up(&state, &args.common);
             return Ok(ExitCode::SUCCESS);
         }
@@ -215,6 +218,9 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
 /// has said why not.
+///
+/// It has no mark of the cluster: whoever gets the lock first removes what carries it, and several may
+/// be on their way to the lock.
 async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
     let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
@@ -222,7 +228,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     let open = File::options().create(true).append(true).open(&log);
     let file = open.context(|| format!("cannot write {}", log.display()))?;
     let begin = file.metadata().map_or(0, |metadata| metadata.len());
-    let mut command = CommandSpec::new(program).env(MARK, format!("{}/supervisor", dir.mark()));
+    let mut command = CommandSpec::new(program);
     for arg in std::env::args_os().skip(1).filter(|arg| arg != "--detach") {
         command = command.arg(arg);
     }
@@ -257,12 +263,12 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
             if status.success() {
                 // Another `ol up` was quicker.
                 return match look(dir).await? {
-                    Found::Cluster(state) => {
+                    Found::Cluster { state, .. } => {
                         report_up(&state, common);
                         Ok(ExitCode::SUCCESS)
                     }
                     Found::Lock(_) => {
-                        Err(CliError::new("another `ol up` was quicker, and its cluster ended; try again"))
+                        Err(CliError::new("the cluster was stopped while it started; try again"))
                     }
                 };
             }
@@ -280,11 +286,11 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
 enum Found {
     /// No supervisor; nobody can start one while this is held.
     Lock(File),
-    /// A cluster that serves.
-    Cluster(ClusterState),
+    /// A cluster that runs, and whether its balancer answers in time.
+    Cluster { state: ClusterState, answers: bool },
 }
 
-/// Takes the lock, or finds the cluster that serves. That the lock is held does not tell it: a supervisor that was
+/// Takes the lock, or finds the cluster that runs. That the lock is held does not tell it: a supervisor that was
 /// killed holds it until the kernel is through with it, and other commands hold it for a moment to look.
 async fn look(dir: &DataDir) -> Result<Found> {
     let look = async {
@@ -293,16 +299,41 @@ async fn look(dir: &DataDir) -> Result<Found> {
                 return Ok(Found::Lock(lock));
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
-                let answer = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
-                if answer.is_ok_and(|status| status.is_ok()) {
-                    return Ok(Found::Cluster(state));
+                match tokio::time::timeout(ANSWER, balancer_status(&state.url)).await {
+                    Ok(Ok(_)) => return Ok(Found::Cluster { state, answers: true }),
+                    // It is started again, or stopped.
+                    Ok(Err(_)) => {}
+                    // It is there and does not speak, which is no reason to start another one: the
+                    // kernel would be through by now with a supervisor that was killed.
+                    Err(_) => match dir.try_lock()? {
+                        Some(lock) => return Ok(Found::Lock(lock)),
+                        None if dir.read_state().as_ref() == Some(&state) => {
+                            return Ok(Found::Cluster { state, answers: false });
+                        }
+                        None => {}
+                    },
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let message = "a supervisor runs, but its cluster does not; stop it with `ol down`";
-    tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(message)))
+    tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(waits_for(dir))))
+}
+
+/// Why there is still neither a lock nor a cluster.
+fn waits_for(dir: &DataDir) -> String {
+    let logs = dir.join("logs");
+    match dir.read_state() {
+        Some(ClusterState { ready: true, url, .. }) => format!(
+            "a cluster runs here, but nothing answers at {url}; see {}, or stop it with `ol down`",
+            logs.display()
+        ),
+        _ => format!(
+            "a cluster is being started or stopped here and takes long; see {}, or stop it with \
+             `ol down`",
+            logs.display()
+        ),
+    }
 }
 
 fn report_up(state: &ClusterState, common: &Common) {
@@ -375,14 +406,18 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
 
 pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
-    let balancer = block_on(balancer_status(&state.url)).ok();
+    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state.url)).await) };
+    let asked = block_on(ask)?;
+    let (slow, balancer) = (asked.is_err(), asked.ok().and_then(Result::ok));
     if args.json {
         print_json(&status_json(&state, balancer.as_ref()));
         return Ok(ExitCode::SUCCESS);
     }
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
-    if balancer.is_none() {
+    if slow {
+        text.push_str("the balancer takes long to answer: what the workers do is not known\n");
+    } else if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
     let rows: Vec<Vec<String>> = state
@@ -394,7 +429,7 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
                 known.map_or((0, 0), |known| (known.load.running, known.load.idle));
             vec![
                 worker.id.clone(),
-                worker_state(known).to_owned(),
+                if balancer.is_some() { worker_state(known) } else { "unknown" }.to_owned(),
                 worker.sandbox.clone(),
                 running.to_string(),
                 idle.to_string(),
