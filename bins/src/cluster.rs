@@ -40,6 +40,9 @@ pub(crate) struct ClusterState {
     pub(crate) pid: u32,
     /// Everything runs.
     pub(crate) ready: bool,
+    /// How long the supervisor may take to end all of it, seconds.
+    #[serde(default)]
+    pub(crate) stops_within: f64,
     /// The balancer's address.
     pub(crate) url: String,
     pub(crate) policy: String,

@@ -92,6 +92,8 @@ impl Supervisor {
         let state = ClusterState {
             pid: std::process::id(),
             policy: spec.config.balancer.policy.to_string(),
+            // The registry is told when the others have ended.
+            stops_within: 2.0 * spec.config.cluster.stop_grace_seconds.get(),
             ..ClusterState::default()
         };
         let settings = dir.write_settings(&spec.config)?;

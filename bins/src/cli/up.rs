@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
-use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
+use openlambda_sandbox::sys::{CommandSpec, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::progress::Progress;
@@ -22,6 +22,9 @@ use crate::supervisor::{ClusterSpec, Supervisor};
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
+
+/// How much longer than its daemons may take a supervisor may take to stop.
+const STOPPED: Duration = Duration::from_secs(10);
 
 /// How long its balancer may take to answer whether it does.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -100,8 +103,11 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     let lock = match block_on(look(&dir))? {
         Found::Lock(lock) => lock,
         // That is what was asked for.
-        Found::Cluster(state) => {
+        Found::Cluster { state, answers } => {
             eprintln!("the cluster runs already; `ol down` stops it");
+            if !answers {
+                eprintln!("its balancer takes long to answer; see {}", dir.join("logs").display());
+            }
             block_on(report_up(&state, &args.common))?;
             return Ok(ExitCode::SUCCESS);
         }
@@ -143,6 +149,9 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
 /// has said why not.
+///
+/// It has no mark of the cluster: whoever gets the lock first removes what carries it, and several may
+/// be on their way to the lock.
 async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
     let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
@@ -150,7 +159,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     let open = File::options().create(true).append(true).open(&log);
     let file = open.context(|| format!("cannot write {}", log.display()))?;
     let begin = file.metadata().map_or(0, |metadata| metadata.len());
-    let mut command = CommandSpec::new(program).env(MARK, format!("{}/supervisor", dir.mark()));
+    let mut command = CommandSpec::new(program);
     for arg in std::env::args_os().skip(1).filter(|arg| arg != "--detach") {
         command = command.arg(arg);
     }
@@ -189,12 +198,12 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
             if status.success() {
                 // Another `ol up` was quicker.
                 return match look(dir).await? {
-                    Found::Cluster(state) => {
+                    Found::Cluster { state, .. } => {
                         report_up(&state, common).await?;
                         Ok(ExitCode::SUCCESS)
                     }
                     Found::Lock(_) => {
-                        Err(CliError::new("another `ol up` was quicker, and its cluster ended; try again"))
+                        Err(CliError::new("the cluster was stopped while it started; try again"))
                     }
                 };
             }
@@ -212,11 +221,11 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
 enum Found {
     /// No supervisor; nobody can start one while this is held.
     Lock(File),
-    /// A cluster that serves.
-    Cluster(ClusterState),
+    /// A cluster that runs, and whether its balancer answers in time.
+    Cluster { state: ClusterState, answers: bool },
 }
 
-/// Takes the lock, or finds the cluster that serves. That the lock is held does not tell it: a supervisor that was
+/// Takes the lock, or finds the cluster that runs. That the lock is held does not tell it: a supervisor that was
 /// killed holds it until the kernel is through with it, and other commands hold it for a moment to look.
 async fn look(dir: &DataDir) -> Result<Found> {
     let look = async {
@@ -225,21 +234,48 @@ async fn look(dir: &DataDir) -> Result<Found> {
                 return Ok(Found::Lock(lock));
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
-                let answer = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
-                if answer.is_ok_and(|status| status.is_ok()) {
-                    return Ok(Found::Cluster(state));
+                match tokio::time::timeout(ANSWER, balancer_status(&state.url)).await {
+                    Ok(Ok(_)) => return Ok(Found::Cluster { state, answers: true }),
+                    // It is started again, or stopped.
+                    Ok(Err(_)) => {}
+                    // It is there and does not speak, which is no reason to start another one: the
+                    // kernel would be through by now with a supervisor that was killed.
+                    Err(_) => match dir.try_lock()? {
+                        Some(lock) => return Ok(Found::Lock(lock)),
+                        None if dir.read_state().as_ref() == Some(&state) => {
+                            return Ok(Found::Cluster { state, answers: false });
+                        }
+                        None => {}
+                    },
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let message = "a supervisor runs, but its cluster does not; stop it with `ol down`";
-    tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(message)))
+    tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(waits_for(dir))))
+}
+
+/// Why there is still neither a lock nor a cluster.
+fn waits_for(dir: &DataDir) -> String {
+    let logs = dir.join("logs");
+    match dir.read_state() {
+        Some(ClusterState { ready: true, url, .. }) => format!(
+            "a cluster runs here, but nothing answers at {url}; see {}, or stop it with `ol down`",
+            logs.display()
+        ),
+        _ => format!(
+            "a cluster is being started or stopped here and takes long; see {}, or stop it with \
+             `ol down`",
+            logs.display()
+        ),
+    }
 }
 
 async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     if common.json {
-        print_json(&status_json(state, balancer_status(&state.url).await.ok().as_ref()));
+        let asked = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
+        let balancer = asked.ok().and_then(Result::ok);
+        print_json(&status_json(state, balancer.as_ref()));
         return Ok(());
     }
     print(&format!("{}\n", state.url));
@@ -266,17 +302,22 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
     if was_up {
         let _progress = Progress::start("stopping; calls under way come to their end first");
         let state = dir.read_state();
+        let within = state.as_ref().map_or(0.0, |state| state.stops_within);
+        let patience = STOPPED + Duration::try_from_secs_f64(within).unwrap_or_default();
         let pid = state.and_then(|state| Pid::from_raw(i32::try_from(state.pid).ok()?));
         if let Some(pid) = pid {
             // Gone meanwhile is as good as stopped.
             let _ = kill_process(pid, Signal::TERM);
         }
         block_on(async {
-            for _ in 0..2500 {
-                if !dir.is_up()? {
-                    return Ok(());
+            let stopped = async {
+                while dir.is_up()? {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(())
+            };
+            if let Ok(stopped) = tokio::time::timeout(patience, stopped).await {
+                return stopped;
             }
             Err(CliError::new("the supervisor does not stop; kill it and run `ol down` again"))
         })?;
@@ -308,14 +349,18 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
 
 pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
-    let balancer = block_on(balancer_status(&state.url)).ok();
+    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state.url)).await) };
+    let asked = block_on(ask)?;
+    let (slow, balancer) = (asked.is_err(), asked.ok().and_then(Result::ok));
     if args.json {
         print_json(&status_json(&state, balancer.as_ref()));
         return Ok(ExitCode::SUCCESS);
     }
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
-    if balancer.is_none() {
+    if slow {
+        text.push_str("the balancer takes long to answer: what the workers do is not known\n");
+    } else if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
     let rows: Vec<Vec<String>> = state
@@ -327,7 +372,7 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
                 known.map_or((0, 0), |known| (known.load.running, known.load.idle));
             vec![
                 worker.id.clone(),
-                worker_state(known).to_owned(),
+                worker_state(&worker.id, balancer.as_ref()).to_owned(),
                 worker.sandbox.clone(),
                 running.to_string(),
                 idle.to_string(),
@@ -354,8 +399,13 @@ fn known_worker<'a>(
     balancer?.workers.iter().find(|known| known.name == id)
 }
 
-fn worker_state(known: Option<&openlambda_core::wire::WorkerStatus>) -> &str {
-    known.map_or("starting", |known| known.state.as_str())
+/// What the balancer says of a worker.
+fn worker_state<'a>(id: &str, balancer: Option<&'a BalancerStatus>) -> &'a str {
+    match (balancer, known_worker(id, balancer)) {
+        (None, _) => "unknown",
+        (_, None) => "starting",
+        (_, Some(known)) => known.state.as_str(),
+    }
 }
 
 /// The documented form of `ol status --json`.
@@ -365,7 +415,7 @@ fn status_json(state: &ClusterState, balancer: Option<&BalancerStatus>) -> serde
             "id": worker.id,
             "url": worker.url,
             "sandbox": worker.sandbox,
-            "state": worker_state(known_worker(&worker.id, balancer)),
+            "state": worker_state(&worker.id, balancer),
             "pid": worker.pid,
         })
     });

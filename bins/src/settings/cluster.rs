@@ -41,7 +41,7 @@ impl Default for ClusterSettings {
             workers: 2,
             registry: "native".to_owned(),
             start_limit_seconds: Duration::from_secs(30).into(),
-            stop_grace_seconds: Duration::from_secs(35).into(),
+            stop_grace_seconds: Duration::from_secs(40).into(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Times that depend on each other.
 //!
 //! ```text
-//!  told to stop:   worker.drain, balancer.drain  <  cluster.stop_grace, then it is killed
+//!  told to stop:   worker.drain + reply_grace    <  cluster.stop_grace, then it is killed
+//!                  balancer.drain                <  cluster.stop_grace
 //!  a call waits:   worker.max_wait               <  balancer.start_allowance, then the balancer gives up
 //!  a worker lives: 2 × worker.heartbeat          <  balancer.silence, then it counts as unhealthy
 //!  a connection:   balancer keeps it without use 5 s  <  worker.head, then the worker closes it
@@ -24,11 +25,15 @@ pub(crate) fn check(config: &Config) -> Result<()> {
     check_balancer(&config.balancer)?;
     let (cluster, balancer, worker) = (&config.cluster, &config.balancer, &config.worker);
     let grace = cluster.stop_grace_seconds;
-    for (name, drain) in [("worker", worker.drain_seconds), ("balancer", balancer.drain_seconds)] {
-        if drain >= grace {
+    let stops = [
+        ("worker.drain_seconds + reply_grace_seconds", worker.stops_within()),
+        ("balancer.drain_seconds", balancer.drain_seconds.get()),
+    ];
+    for (name, within) in stops {
+        if within >= grace.get() {
             return Err(CliError::new(format!(
-                "{name}.drain_seconds = {drain}, but a daemon that is told to stop is killed after \
-                 cluster.stop_grace_seconds = {grace}; set that to more than {drain}"
+                "{name} = {within}, but a daemon that is told to stop is killed after \
+                 cluster.stop_grace_seconds = {grace}; set that to more than {within}"
             )));
         }
     }
@@ -117,18 +122,18 @@ mod tests {
         let cases: [(Spoil, &str, &str); 7] = [
             (
                 |c| c.worker.drain_seconds = Duration::from_secs(40).into(),
-                "worker.drain_seconds = 40",
-                "cluster.stop_grace_seconds = 35; set that to more than 40",
+                "worker.drain_seconds + reply_grace_seconds = 45",
+                "cluster.stop_grace_seconds = 40; set that to more than 45",
             ),
             (
                 |c| c.cluster.stop_grace_seconds = Duration::from_secs(30).into(),
-                "worker.drain_seconds = 30",
-                "set that to more than 30",
+                "worker.drain_seconds + reply_grace_seconds = 35",
+                "set that to more than 35",
             ),
             (
-                |c| c.balancer.drain_seconds = Duration::from_secs(35).into(),
-                "balancer.drain_seconds = 35",
-                "set that to more than 35",
+                |c| c.balancer.drain_seconds = Duration::from_secs(40).into(),
+                "balancer.drain_seconds = 40",
+                "set that to more than 40",
             ),
             (
                 |c| c.worker.max_wait_seconds = Duration::from_secs(60).into(),

@@ -106,6 +106,9 @@ pub(crate) struct WorkerSettings {
     /// How long calls under way may take to end when the worker is told to stop
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) drain_seconds: Seconds,
+    /// How long clients may read on when the worker has drained
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) reply_grace_seconds: Seconds,
     /// Write a record of every call to this file, as JSON lines; {name} in it is the worker's name
     #[arg(long, value_name = "FILE")]
     pub(crate) records: Option<PathBuf>,
@@ -165,6 +168,7 @@ impl Default for WorkerSettings {
             write_seconds: config.patience.write.into(),
             heartbeat_seconds: config.heartbeat.into(),
             drain_seconds: config.drain_grace.into(),
+            reply_grace_seconds: config.reply_grace.into(),
             records: config.records,
             inputs: config.inputs,
             bridge_range: None,
@@ -216,7 +220,13 @@ impl WorkerSettings {
         config.patience.write = self.write_seconds.into();
         config.heartbeat = self.heartbeat_seconds.into();
         config.drain_grace = self.drain_seconds.into();
+        config.reply_grace = self.reply_grace_seconds.into();
         Ok(config)
+    }
+
+    /// How long a worker may take to end when it is told to, seconds.
+    pub(crate) fn stops_within(&self) -> f64 {
+        self.drain_seconds.get() + self.reply_grace_seconds.get()
     }
 
     /// What kinds of sandboxes are told.

@@ -596,8 +596,8 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
     }
     for (flags, expected) in [
         (&["--records", "r"][..], "name {name} in --records"),
-        (&["--drain-seconds", "35"], "set that to more than 35"),
-        (&["--worker-drain-seconds", "36"], "set that to more than 36"),
+        (&["--drain-seconds", "41"], "set that to more than 41"),
+        (&["--worker-drain-seconds", "36"], "set that to more than 41"),
         (&["--keep-alive", "lrv"], "did you mean \"lru\"?"),
         (&["--running-limit", "many"], "write none, a number of calls (8)"),
         (&["--max-wait-seconds", "60"], "set that to more than 60"),
