@@ -23,15 +23,18 @@ use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Shared;
-use super::dispatch::{Answer, CompletionOf, Request as Called};
+use super::config::WorkerConfig;
+use super::dispatch::{Answer, CompletionOf, Dispatcher, Request as Called};
 use super::events::line;
+use super::log::LogWriter;
 use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, Version};
 use crate::invocation::{
-    Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
+    Body, BoxError, Completion, RequestHead, RequestId, RequestIds, empty_body, full_body,
 };
+use crate::registry::Registry;
+use crate::sandbox::SandboxFactory;
 use crate::scheduler::Counts;
 use crate::serving::{Door, HttpConfig, HttpServer, Patient, SteadyBody, Stream};
 use crate::wire::{self, Reservation, ReservationKey};
@@ -79,6 +82,18 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         headers.insert(wire::WORKER, name);
     }
     response
+}
+
+/// What requests are answered with: the worker, as all its handles share it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: WorkerConfig,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) factory: Arc<dyn SandboxFactory>,
+    pub(super) log: Arc<LogWriter>,
+    pub(super) request_ids: RequestIds,
+    pub(super) incarnation: u64,
 }
 
 /// What is between balancers and workers is not for clients that come through a proxy, and not for
