@@ -14,6 +14,7 @@
 
 #[cfg(feature = "docker")]
 pub mod docker;
+mod errors;
 pub mod event;
 pub mod kit;
 pub mod launch;
