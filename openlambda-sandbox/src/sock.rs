@@ -77,6 +77,7 @@ mod bridge;
 mod cell;
 mod cgroup;
 mod container;
+#[cfg(feature = "lab")]
 pub mod minimal;
 mod seccomp;
 mod watchdog;

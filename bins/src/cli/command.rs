@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+#[cfg(feature = "bench")]
+use super::bench;
 use super::common::Common;
 use super::{
-    bench, completions, config, deploy, doctor, functions, image, invoke, logs, new, policies,
-    replay, sim, up, versions,
+    completions, config, deploy, doctor, functions, image, invoke, logs, new, policies, replay,
+    sim, up, versions,
 };
 use crate::Catalog;
 use crate::daemon::{self, DaemonCommand};
@@ -38,7 +40,8 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Policies(args) => policies::policies(&args, &catalog),
         Command::Sim(args) => sim::sim(&args, &catalog),
         Command::Replay(args) => replay::replay(&args, &catalog),
-        Command::Bench(args) => bench::bench(&args, &catalog),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::bench(args, &catalog),
         Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
         Command::Config(command) => config::config(&command),
@@ -110,6 +113,7 @@ enum Command {
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Measure what things cost on this machine
+    #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
     /// Print the script by which a shell completes ol's commands, functions and policies
     Completions(completions::CompletionsArgs),

@@ -1,5 +1,6 @@
 //! `ol`: a file for each command or for some that belong together, and what they share.
 
+#[cfg(feature = "bench")]
 mod bench;
 mod command;
 mod common;
