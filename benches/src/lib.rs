@@ -1,7 +1,7 @@
 //! OpenLambda's laboratory: experiments that run the platform's own deciders.
 //!
 //! [`sim`] is a discrete-event simulator. It holds no model of a balancer or a worker of its own:
-//! it drives the same [`Balancer`](openlambda_core::balancing::driver::Balancer) with the same
+//! it drives the same [`Balancer`](openlambda_core::balancing::balancer::Balancer) with the same
 //! policies, and the same scheduler, keep-alive and code cache, that serve live traffic. Only what
 //! takes time in the world is modelled: networks, pulls, starts and handlers.
 //!

@@ -1,7 +1,7 @@
-//! The balancers' shell: carries out what the pure [`Balancer`](openlambda_core::balancing::driver::Balancer)
+//! The balancers' shell: carries out what the pure [`Balancer`](openlambda_core::balancing::balancer::Balancer)
 //! decides, as `workers/` does in the live system.
 
-use openlambda_core::balancing::driver::BalancerOutput;
+use openlambda_core::balancing::balancer::BalancerOutput;
 use openlambda_core::balancing::retry::{FailedAttempt, Verdict};
 use openlambda_core::balancing::{Decision, FunctionId, Refusal, WorkerId};
 

@@ -1,6 +1,6 @@
 //! A balancer of an experiment.
 
-use openlambda_core::balancing::driver::Balancer;
+use openlambda_core::balancing::balancer::Balancer;
 use openlambda_core::balancing::{BalancingPolicy, FunctionId, Ticket, WorkerId, WorkerInfo};
 use openlambda_core::time::Time;
 

@@ -1,7 +1,7 @@
 //! A discrete-event simulator that runs the platform's own deciders.
 //!
 //! [`simulate`] plays a [`Workload`](crate::workload::Workload) against one or more
-//! [`Balancer`](openlambda_core::balancing::driver::Balancer)s with a policy each and any number of
+//! [`Balancer`](openlambda_core::balancing::balancer::Balancer)s with a policy each and any number of
 //! workers, each of them a [`WorkerCore`](openlambda_core::worker_core::WorkerCore): the very types that
 //! serve live traffic. What is here is their shell, as `workers/` and `worker/dispatch.rs` are in the live
 //! system, and decides nothing: a delay for each thing that the deciders want done, and a calendar instead
