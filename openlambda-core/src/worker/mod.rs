@@ -7,8 +7,10 @@
 //! | file | what it does |
 //! |---|---|
 //! | `config.rs` | what a worker is told |
+//! | `shared.rs` | what all its handles share |
 //! | `life.rs` | a worker from its start to the end of its drain |
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
+//! | `operate.rs`, `balancers.rs` | what operators and balancers ask beside calls |
 //! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
 //! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
 //! | `metrics.rs` | counts what is over, and tells it |
@@ -19,6 +21,7 @@
 //! | `guarded.rs` | panics of parts that are somebody's own |
 //! | `log.rs` | writes functions' output and invocation records |
 
+mod balancers;
 mod code;
 mod config;
 mod deletions;
@@ -30,7 +33,9 @@ mod life;
 mod load;
 mod log;
 mod metrics;
+mod operate;
 mod server;
+mod shared;
 
 pub use config::WorkerConfig;
 pub use life::{StartError, Worker};
