@@ -29,7 +29,8 @@ mod supervisor;
 mod version;
 
 pub use catalog::{
-    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext, SandboxEntry,
+    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext,
+    SandboxEntry, SandboxOptions,
 };
 pub use cli::main_with;
 pub use daemon::{Daemon, daemon_main};

@@ -1,19 +1,15 @@
 //! `ol up`, `ol down`, `ol status`.
 
 use std::fs::File;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
-use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
-use openlambda_lb::proxy::Admin;
 use openlambda_sandbox::sys::{CommandSpec, MARK, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Deserialize;
 
 use super::progress::Progress;
 use super::{Common, block_on, print, print_json, table};
@@ -21,52 +17,8 @@ use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
-use crate::settings::{Settings, complete};
+use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
-
-/// What the cluster is to be: on the command line, in the environment, in a file.
-#[derive(Args, Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Options {
-    /// Read settings from this TOML file; flags and the environment go before it
-    /// [default: config.toml in the cluster's folder, if it is there]
-    #[arg(long, value_name = "FILE.toml")]
-    #[serde(skip)]
-    config: Option<PathBuf>,
-    /// How many workers [default: 2]
-    #[arg(long, env = "OPENLAMBDA_WORKERS", value_parser = clap::value_parser!(u32).range(WORKERS))]
-    workers: Option<u32>,
-    /// The balancer's address; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
-    listen: Option<SocketAddr>,
-    /// Kind of sandbox; auto takes the best that works here [default: auto]
-    #[arg(long, value_name = "NAME", env = "OPENLAMBDA_SANDBOX")]
-    sandbox: Option<String>,
-    /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
-    /// runs already [default: native]
-    #[arg(long, value_name = "NAME[=PLACE]", env = "OPENLAMBDA_REGISTRY")]
-    registry: Option<String>,
-    /// Balancing policy, with parameters after commas; `ol policies` lists them
-    /// [default: least-outstanding]
-    #[arg(long, value_name = "NAME[,KEY=VALUE]", env = "OPENLAMBDA_POLICY")]
-    policy: Option<String>,
-    /// Each worker's memory pool, MiB [default: 4096]
-    #[arg(long, value_name = "MIB")]
-    memory_mb: Option<u64>,
-    /// Who may read and change the registry over HTTP: off, loopback (clients on this machine) or
-    /// any [default: loopback]
-    #[arg(long, value_name = "WHO", env = "OPENLAMBDA_ADMIN")]
-    admin: Option<Admin>,
-    /// Write a line of JSON for each request to this file [default: no log]
-    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_ACCESS_LOG")]
-    access_log: Option<PathBuf>,
-    /// Seed of the policy's choices [default: 0]
-    #[arg(long)]
-    seed: Option<u64>,
-}
-
-/// How many workers one machine may have.
-const WORKERS: std::ops::RangeInclusive<i64> = 1..=1000;
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
@@ -74,86 +26,62 @@ const READY: Duration = Duration::from_secs(30);
 /// How long its balancer may take to answer whether it does.
 const ANSWER: Duration = Duration::from_secs(2);
 
-impl Settings for Options {
-    fn defaults() -> String {
-        format!(
-            r#"
-            workers = 2
-            listen = "127.0.0.1:8080"
-            sandbox = "auto"
-            registry = "native"
-            policy = "{policy}"
-            memory_mb = 4096
-            admin = "loopback"
-            seed = 0
-            "#,
-            policy = PolicyCatalog::DEFAULT,
-        )
+/// The cluster that is meant, with all that can be wrong with it said before anything starts.
+fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
+    // A flag was checked when it was read, a file was not.
+    let workers = config.cluster.workers;
+    if !WORKERS.contains(&i64::from(workers)) {
+        return Err(CliError::new(format!(
+            "workers = {workers} is out of range; use {} to {}",
+            WORKERS.start(),
+            WORKERS.end()
+        )));
     }
-
-    fn or(self, other: Options) -> Options {
-        Options {
-            config: self.config,
-            workers: self.workers.or(other.workers),
-            listen: self.listen.or(other.listen),
-            sandbox: self.sandbox.or(other.sandbox),
-            registry: self.registry.or(other.registry),
-            policy: self.policy.or(other.policy),
-            memory_mb: self.memory_mb.or(other.memory_mb),
-            admin: self.admin.or(other.admin),
-            access_log: self.access_log.or(other.access_log),
-            seed: self.seed.or(other.seed),
+    check_limits(&config)?;
+    catalog.policies().build(&config.balancer.policy)?;
+    config.worker.config("worker", Path::new(""), catalog)?;
+    if !matches!(config.cluster.registry.as_str(), "native" | "dir") {
+        catalog.open_registry(&config.cluster.registry)?;
+    }
+    if let Some(log) = &mut config.balancer.access_log {
+        if log.as_os_str() == "-" {
+            let message =
+                "the balancer's standard output goes nowhere; name a file for --access-log";
+            return Err(CliError::new(message));
         }
+        *log = absolute(log)?;
     }
+    for (flag, file) in
+        [("records", &mut config.worker.records), ("inputs", &mut config.worker.inputs)]
+    {
+        let Some(file) = file else { continue };
+        if workers > 1 && !file.to_string_lossy().contains("{name}") {
+            let message = format!(
+                "{workers} workers cannot write one file; name {} in --{flag}, as in {{name}}.jsonl",
+                "{name}"
+            );
+            return Err(CliError::new(message));
+        }
+        *file = absolute(file)?;
+    }
+    if let Some(store) = &mut config.registry.store {
+        *store = absolute(store)?;
+    }
+    let options = config.worker.sandbox_options();
+    config.worker.sandbox =
+        catalog.sandbox_entry(&config.worker.sandbox, &options)?.name.to_owned();
+    Ok(ClusterSpec { config })
 }
 
-impl Options {
-    /// The cluster that is meant, with all that can be wrong with it said before anything starts.
-    fn into_spec(self, catalog: &Catalog) -> Result<ClusterSpec> {
-        let missing = || CliError::new("a setting is missing; see `ol config show`");
-        let spec = ClusterSpec {
-            workers: self.workers.ok_or_else(missing)?,
-            listen: self.listen.ok_or_else(missing)?,
-            sandbox: self.sandbox.ok_or_else(missing)?,
-            registry: self.registry.ok_or_else(missing)?,
-            policy: self.policy.ok_or_else(missing)?,
-            memory_mb: self.memory_mb,
-            admin: self.admin.unwrap_or_default(),
-            access_log: self.access_log.map(access_log).transpose()?,
-            seed: self.seed.ok_or_else(missing)?,
-        };
-        // A flag was checked when it was read, a file was not.
-        if !WORKERS.contains(&i64::from(spec.workers)) {
-            return Err(CliError::new(format!(
-                "workers = {} is out of range; use {} to {}",
-                spec.workers,
-                WORKERS.start(),
-                WORKERS.end()
-            )));
-        }
-        let policy: PolicyConfig = spec.policy.parse()?;
-        catalog.policies().build(&policy)?;
-        if !matches!(spec.registry.as_str(), "native" | "dir") {
-            catalog.open_registry(&spec.registry)?;
-        }
-        let sandbox = catalog.sandbox_entry(&spec.sandbox)?.name.to_owned();
-        Ok(ClusterSpec { sandbox, ..spec })
-    }
-}
-
-/// The file as the balancer finds it, wherever that is started.
-fn access_log(file: PathBuf) -> Result<PathBuf> {
-    if file.as_os_str() == "-" {
-        let message = "the balancer's standard output goes nowhere; name a file for --access-log";
-        return Err(CliError::new(message));
-    }
-    std::path::absolute(&file).context(|| format!("{} is not a usable path", file.display()))
+/// The file as a daemon finds it, wherever that is started.
+fn absolute(file: &Path) -> Result<PathBuf> {
+    std::path::absolute(file).context(|| format!("{} is not a usable path", file.display()))
 }
 
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
     #[command(flatten)]
-    options: Options,
+    given: Given<Up>,
     /// Return when the cluster serves, and leave it running
     #[arg(long)]
     detach: bool,
@@ -166,15 +94,15 @@ pub(super) struct UpArgs {
 
 pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
-    let file = args.options.config.clone().or_else(|| dir.config_file());
-    let spec = complete(args.options, file.as_deref())?.into_spec(catalog)?;
+    let settings = Settings::complete(args.given, dir.config_file().as_deref())?;
+    let spec = into_spec(settings.config()?, catalog)?;
     dir.create()?;
     let lock = match block_on(look(&dir))? {
         Found::Lock(lock) => lock,
         // That is what was asked for.
         Found::Cluster(state) => {
             eprintln!("the cluster runs already; `ol down` stops it");
-            report_up(&state, &args.common);
+            block_on(report_up(&state, &args.common))?;
             return Ok(ExitCode::SUCCESS);
         }
     };
@@ -200,7 +128,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         drop(starting);
         if !args.detached {
             let state = dir.read_state().unwrap_or_default();
-            report_up(&state, &args.common);
+            report_up(&state, &args.common).await?;
             eprintln!("Ctrl-C does too");
         }
         stop.await;
@@ -240,8 +168,12 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
                     return state;
                 }
                 let started = state.workers.iter().filter(|worker| worker.pid.is_some()).count();
-                progress
-                    .set(|| format!("starting the cluster: {started} of {} workers", spec.workers));
+                progress.set(|| {
+                    format!(
+                        "starting the cluster: {started} of {} workers",
+                        spec.config.cluster.workers
+                    )
+                });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -250,7 +182,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
         state = ready => {
             drop(progress);
             child.release();
-            report_up(&state, common);
+            report_up(&state, common).await?;
             Ok(ExitCode::SUCCESS)
         }
         status = child.wait() => {
@@ -258,7 +190,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
                 // Another `ol up` was quicker.
                 return match look(dir).await? {
                     Found::Cluster(state) => {
-                        report_up(&state, common);
+                        report_up(&state, common).await?;
                         Ok(ExitCode::SUCCESS)
                     }
                     Found::Lock(_) => {
@@ -305,10 +237,10 @@ async fn look(dir: &DataDir) -> Result<Found> {
     tokio::time::timeout(READY, look).await.unwrap_or_else(|_| Err(CliError::new(message)))
 }
 
-fn report_up(state: &ClusterState, common: &Common) {
+async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     if common.json {
-        print_json(&status_json(state, None));
-        return;
+        print_json(&status_json(state, balancer_status(&state.url).await.ok().as_ref()));
+        return Ok(());
     }
     print(&format!("{}\n", state.url));
     let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
@@ -325,6 +257,7 @@ fn report_up(state: &ClusterState, common: &Common) {
         eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
     }
     eprintln!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
+    Ok(())
 }
 
 pub(super) fn down(args: &Common) -> Result<ExitCode> {
@@ -428,13 +361,11 @@ fn worker_state(known: Option<&openlambda_core::wire::WorkerStatus>) -> &str {
 /// The documented form of `ol status --json`.
 fn status_json(state: &ClusterState, balancer: Option<&BalancerStatus>) -> serde_json::Value {
     let workers = state.workers.iter().map(|worker| {
-        let known = known_worker(&worker.id, balancer);
-        let state = if balancer.is_none() { "ready" } else { worker_state(known) };
         serde_json::json!({
             "id": worker.id,
             "url": worker.url,
             "sandbox": worker.sandbox,
-            "state": state,
+            "state": worker_state(known_worker(&worker.id, balancer)),
             "pid": worker.pid,
         })
     });
@@ -446,31 +377,4 @@ fn status_json(state: &ClusterState, balancer: Option<&BalancerStatus>) -> serde
         "workers": workers.collect::<Vec<_>>(),
         "registry": state.registry,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::daemon::{balancer, registry, worker};
-    use crate::settings::Settings;
-    use crate::settings::tests::defaults_are_as_documented;
-
-    #[test]
-    fn the_help_tells_the_defaults() {
-        defaults_are_as_documented::<super::Options>();
-        defaults_are_as_documented::<worker::Options>();
-        defaults_are_as_documented::<balancer::Options>();
-        defaults_are_as_documented::<registry::Options>();
-        // A worker that `ol up` starts has the same as one that a person starts.
-        let table = |text: String| text.parse::<toml::Table>().unwrap();
-        let up = table(super::Options::defaults());
-        for (daemon, keys) in [
-            (worker::Options::defaults(), &["memory_mb", "sandbox"][..]),
-            (balancer::Options::defaults(), &["policy", "listen", "admin"]),
-        ] {
-            let daemon = table(daemon);
-            for key in keys {
-                assert_eq!(up[*key], daemon[*key], "{key}");
-            }
-        }
-    }
 }

@@ -9,6 +9,7 @@ use super::process::start_log;
 use super::{balancer, registry, worker};
 use crate::Catalog;
 use crate::error::{self, Context, Result};
+use crate::settings::{Balancer, Given, Registry, Worker};
 use crate::version::VERSION;
 
 /// The daemons that have a binary of their own.
@@ -26,32 +27,32 @@ pub enum Daemon {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Runs functions on one machine.
-    Worker(Box<worker::Options>),
+    Worker(Box<Given<Worker>>),
     /// The load balancer in front of workers.
-    Lb(balancer::Options),
+    Lb(Given<Balancer>),
     /// Keeps functions' bundles.
-    Registry(registry::Options),
+    Registry(Given<Registry>),
 }
 
 #[derive(Parser)]
 #[command(name = "ol-worker", version = VERSION, about = "Runs functions on one machine")]
 struct WorkerCommand {
     #[command(flatten)]
-    options: worker::Options,
+    options: Given<Worker>,
 }
 
 #[derive(Parser)]
 #[command(name = "ol-lb", version = VERSION, about = "The load balancer in front of workers")]
 struct BalancerCommand {
     #[command(flatten)]
-    options: balancer::Options,
+    options: Given<Balancer>,
 }
 
 #[derive(Parser)]
 #[command(name = "ol-registry", version = VERSION, about = "Keeps functions' bundles")]
 struct RegistryCommand {
     #[command(flatten)]
-    options: registry::Options,
+    options: Given<Registry>,
 }
 
 /// The whole of `ol-worker`, `ol-lb` or `ol-registry` with the parts of `catalog`.

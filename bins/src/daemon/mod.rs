@@ -1,6 +1,6 @@
 //! The daemons: the parts of a [`Catalog`](crate::Catalog), a listener, and signals.
 //!
-//! Options come from flags, else the environment, else the file that `--config` names. A daemon
+//! What is set comes from flags, else the environment, else the file that `--config` names. A daemon
 //! prints one line to standard output when it serves, `{"ready": "http://…"}`, and logs to standard
 //! error.
 

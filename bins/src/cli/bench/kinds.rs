@@ -7,21 +7,37 @@ use openlambda_core::sandbox::SandboxFactory;
 use openlambda_lab::live::{Kinds, LiveError, Place};
 
 use crate::Catalog;
-use crate::catalog::SandboxContext;
-use crate::error::CliError;
+use crate::catalog::{SandboxContext, SandboxOptions};
+use crate::error::{CliError, Result};
+use crate::settings::Settings;
 
-impl Kinds for Catalog {
+/// The kinds of a catalogue, as a cluster's workers would have them here.
+pub(super) struct CatalogKinds<'a> {
+    catalog: &'a Catalog,
+    options: SandboxOptions,
+}
+
+impl CatalogKinds<'_> {
+    pub(super) fn of(catalog: &Catalog) -> Result<CatalogKinds<'_>> {
+        let options = Settings::of_cluster(None)?.config()?.worker.sandbox_options();
+        Ok(CatalogKinds { catalog, options })
+    }
+}
+
+impl Kinds for CatalogKinds<'_> {
     fn name(&self, name: &str) -> Result<&'static str, BoxError> {
-        Ok(self.sandbox_entry(name)?.name)
+        Ok(self.catalog.sandbox_entry(name, &self.options)?.name)
     }
 
     fn build(&self, name: &str, place: Place) -> Result<Arc<dyn SandboxFactory>, BoxError> {
-        (self.sandbox_entry(name)?.build)(SandboxContext {
+        let entry = self.catalog.sandbox_entry(name, &self.options)?;
+        (entry.build)(SandboxContext {
             volumes_dir: place.state_dir.join("volumes"),
             state_dir: place.state_dir,
             mark: place.mark,
             spawner: place.spawner,
             clock: place.clock,
+            options: self.options.clone(),
         })
     }
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use openlambda_lab::live::{self, Memory, MemoryConfig, MemoryRatio};
 
+use super::kinds::CatalogKinds;
 use super::{print, print_json, table};
-use crate::Catalog;
 use crate::error::Result;
 
 #[derive(Args, Debug)]
@@ -31,7 +31,7 @@ pub(super) struct MemoryArgs {
     json: bool,
 }
 
-pub(super) async fn memory(args: MemoryArgs, catalog: &Catalog) -> Result<ExitCode> {
+pub(super) async fn memory(args: MemoryArgs, kinds: &CatalogKinds<'_>) -> Result<ExitCode> {
     let config = MemoryConfig {
         sandbox: args.sandbox,
         against: args.against,
@@ -39,7 +39,7 @@ pub(super) async fn memory(args: MemoryArgs, catalog: &Catalog) -> Result<ExitCo
         function: args.function,
         rounds: args.rounds,
     };
-    let memory = live::memory(&config, catalog).await?;
+    let memory = live::memory(&config, kinds).await?;
     report(args.json, &memory);
     Ok(ExitCode::SUCCESS)
 }

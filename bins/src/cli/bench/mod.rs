@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use self::kinds::CatalogKinds;
 use super::{block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::Result;
@@ -38,11 +39,12 @@ enum Bench {
 }
 
 pub(super) fn bench(args: BenchArgs, catalog: &Catalog) -> Result<ExitCode> {
+    let kinds = CatalogKinds::of(catalog)?;
     match args.what {
-        Bench::Start(args) => block_on(start::start(args, catalog)),
-        Bench::Memory(args) => block_on(memory::memory(args, catalog)),
-        Bench::Resume(args) => block_on(resume::resume(args, catalog)),
-        Bench::Soak(args) => block_on(soak::soak(args, catalog)),
-        Bench::Turns(args) => block_on(turns::turns(args, catalog)),
+        Bench::Start(args) => block_on(start::start(args, &kinds)),
+        Bench::Memory(args) => block_on(memory::memory(args, &kinds)),
+        Bench::Resume(args) => block_on(resume::resume(args, &kinds)),
+        Bench::Soak(args) => block_on(soak::soak(args, &kinds)),
+        Bench::Turns(args) => block_on(turns::turns(args, &kinds)),
     }
 }

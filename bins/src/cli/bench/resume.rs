@@ -7,8 +7,8 @@ use clap::Args;
 use openlambda_core::time::Duration;
 use openlambda_lab::live::{self, ResumeConfig, ResumeRatio, Resumes};
 
+use super::kinds::CatalogKinds;
 use super::{print, print_json, table};
-use crate::Catalog;
 use crate::error::{Context, Result};
 
 #[derive(Args, Debug)]
@@ -33,7 +33,7 @@ pub(super) struct ResumeArgs {
     json: bool,
 }
 
-pub(super) async fn resume(args: ResumeArgs, catalog: &Catalog) -> Result<ExitCode> {
+pub(super) async fn resume(args: ResumeArgs, kinds: &CatalogKinds<'_>) -> Result<ExitCode> {
     let time = Duration::try_from_secs_f64(args.seconds);
     let time = time.context(|| "--seconds is not a time; write for example 2.5".to_owned())?;
     let config = ResumeConfig {
@@ -43,7 +43,7 @@ pub(super) async fn resume(args: ResumeArgs, catalog: &Catalog) -> Result<ExitCo
         rounds: args.rounds,
         time,
     };
-    let resumes = live::resumes(&config, catalog).await?;
+    let resumes = live::resumes(&config, kinds).await?;
     report(args.json, &resumes);
     Ok(ExitCode::SUCCESS)
 }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use openlambda_lab::live::{self, COUNTED, SoakConfig, Soaked};
 
+use super::kinds::CatalogKinds;
 use super::{print, print_json, table};
-use crate::Catalog;
 use crate::error::{CliError, Result};
 
 #[derive(Args, Debug)]
@@ -35,7 +35,7 @@ pub(super) struct SoakArgs {
     json: bool,
 }
 
-pub(super) async fn soak(args: SoakArgs, catalog: &Catalog) -> Result<ExitCode> {
+pub(super) async fn soak(args: SoakArgs, kinds: &CatalogKinds<'_>) -> Result<ExitCode> {
     let config = SoakConfig {
         sandbox: args.sandbox.clone(),
         rounds: args.rounds,
@@ -43,7 +43,7 @@ pub(super) async fn soak(args: SoakArgs, catalog: &Catalog) -> Result<ExitCode> 
         concurrency: args.concurrency,
         function: args.function.clone(),
     };
-    let outcome = live::soak(&config, catalog).await?;
+    let outcome = live::soak(&config, kinds).await?;
     report(&args, &outcome);
     if !outcome.left.is_empty() || !outcome.grown.is_empty() {
         return Err(CliError::new(format!(

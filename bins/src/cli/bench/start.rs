@@ -7,8 +7,8 @@ use clap::Args;
 use openlambda_core::time::Duration;
 use openlambda_lab::live::{self, StartConfig, Starts};
 
+use super::kinds::CatalogKinds;
 use super::{print, print_json, table};
-use crate::Catalog;
 use crate::error::{Context, Result};
 
 #[derive(Args, Debug)]
@@ -41,7 +41,7 @@ pub(super) struct StartArgs {
     json: bool,
 }
 
-pub(super) async fn start(args: StartArgs, catalog: &Catalog) -> Result<ExitCode> {
+pub(super) async fn start(args: StartArgs, kinds: &CatalogKinds<'_>) -> Result<ExitCode> {
     let time = Duration::try_from_secs_f64(args.seconds);
     let time = time.context(|| "--seconds is not a time; write for example 2.5".to_owned())?;
     let config = StartConfig {
@@ -54,7 +54,7 @@ pub(super) async fn start(args: StartArgs, catalog: &Catalog) -> Result<ExitCode
         time,
         turns: ["bench", "turns", "--function"].map(str::to_owned).into(),
     };
-    let starts = live::starts(&config, catalog).await?;
+    let starts = live::starts(&config, kinds).await?;
     report(args.json, &starts);
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use openlambda_lab::live;
 
+use super::kinds::CatalogKinds;
 use super::print_json;
-use crate::Catalog;
 use crate::error::Result;
 
 #[derive(Args, Debug)]
@@ -16,7 +16,7 @@ pub(super) struct TurnsArgs {
     function: String,
 }
 
-pub(super) async fn turns(args: TurnsArgs, catalog: &Catalog) -> Result<ExitCode> {
-    live::turns(&args.function, catalog, print_json).await?;
+pub(super) async fn turns(args: TurnsArgs, kinds: &CatalogKinds<'_>) -> Result<ExitCode> {
+    live::turns(&args.function, kinds, print_json).await?;
     Ok(ExitCode::SUCCESS)
 }

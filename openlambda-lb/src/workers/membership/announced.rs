@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::HeaderValue;
@@ -15,9 +14,6 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::configured::Configured;
 use super::source::{Follower, Source};
 use super::watch::{Watched, Watcher, address_of};
-
-/// How often a worker announces itself, so that a balancer that restarted learns of it.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Announcements that wait to be looked at. One too many is lost, and comes again with the next heartbeat.
 const BACKLOG: usize = 4096;
