@@ -28,6 +28,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod failure;
+pub mod format;
 pub mod function;
 pub mod hash;
 pub mod invocation;

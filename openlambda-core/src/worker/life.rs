@@ -16,6 +16,7 @@ use super::log::LogWriter;
 use super::shared::Shared;
 use super::{deletions, events, load, server};
 use crate::balancing::WorkerLoad;
+use crate::format::FormatNumber;
 use crate::invocation::RequestIds;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
@@ -70,6 +71,7 @@ impl Worker {
             None => None,
             Some(path) => {
                 let header = Header {
+                    v: FormatNumber,
                     worker: config.name.clone(),
                     core: core.clone(),
                     keep_alive: config.keep_alive.text().to_owned(),
