@@ -167,7 +167,13 @@ impl Registry for RemoteRegistry {
                 async move { client.resolve(reference).await }
             })
             .await?;
-        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(strange)?;
+        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(|error| {
+            let message = format!(
+                "the registry sent a manifest of another release ({error}); run the same release on \
+                 both sides"
+            );
+            RegistryError::Unavailable(message.into())
+        })?;
         let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
         Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
     }
