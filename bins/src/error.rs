@@ -41,6 +41,12 @@ impl From<openlambda_core::config::ConfigError> for CliError {
     }
 }
 
+impl From<openlambda_core::format::FormatError> for CliError {
+    fn from(error: openlambda_core::format::FormatError) -> Self {
+        CliError::new(openlambda_core::failure::chain(&error))
+    }
+}
+
 /// Says what was being done when something failed.
 pub(crate) trait Context<T> {
     fn context(self, message: impl FnOnce() -> String) -> Result<T>;

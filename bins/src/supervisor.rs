@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
 use crate::settings::{self, Config};
+use crate::version::VERSION;
 
 /// The first and the longest wait before a dead daemon is started again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -90,6 +91,7 @@ impl Supervisor {
         let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
+            release: VERSION.to_owned(),
             pid: std::process::id(),
             policy: spec.config.balancer.policy.to_string(),
             // The registry is told when the others have ended.

@@ -19,6 +19,7 @@ use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
+use crate::version::VERSION;
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
@@ -105,6 +106,9 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         // That is what was asked for.
         Found::Cluster { state, answers } => {
             eprintln!("the cluster runs already; `ol down` stops it");
+            if state.release != VERSION {
+                eprintln!("{}", of_another_release(&state.release));
+            }
             if !answers {
                 eprintln!("its balancer takes long to answer; see {}", dir.join("logs").display());
             }
@@ -112,6 +116,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    dir.mark_format()?;
     if args.detach {
         drop(lock);
         return block_on(detach(&dir, &spec, &args.common));
@@ -145,6 +150,12 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     .inspect_err(|_| drop(dir.clean()))?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// That a cluster runs which another release has started, and how to go on.
+fn of_another_release(release: &str) -> String {
+    let release = if release.is_empty() { "an earlier release" } else { release };
+    format!("it is of {release}, this is {VERSION}: `ol down`, then `ol up`, changes to this one")
 }
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
