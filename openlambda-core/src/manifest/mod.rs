@@ -31,7 +31,8 @@ pub struct Manifest {
     /// Which bootstrap runs it. `None` until [`Manifest::load`] has looked at the files.
     pub runtime: Option<Runtime>,
     /// `module.function`, in Node.js `path/file.function`; or `module:function` as web servers write it,
-    /// which is read as the same. Empty for [`Runtime::Bootstrap`].
+    /// which is read as the same. Empty for [`Runtime::Bootstrap`], unless the manifest says:
+    /// a kind of sandbox of your own, whose functions have other files, reads it as it likes.
     pub handler: Option<String>,
     /// How the handler is called.
     pub style: Option<Style>,
