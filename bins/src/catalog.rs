@@ -54,7 +54,7 @@ pub struct SandboxEntry {
 }
 
 /// See [`SandboxEntry::check`].
-pub type CheckSandbox = Box<dyn Fn() -> Result<Vec<String>, BoxError> + Send + Sync>;
+pub type CheckSandbox = Box<dyn Fn(&SandboxOptions) -> Result<Vec<String>, BoxError> + Send + Sync>;
 
 /// See [`SandboxEntry::build`].
 pub type BuildSandbox =
@@ -77,6 +77,22 @@ pub struct SandboxContext {
     pub spawner: Arc<Spawner>,
     /// The worker's clock.
     pub clock: Arc<SystemClock>,
+    /// What else was set of kinds of sandboxes.
+    pub options: SandboxOptions,
+}
+
+/// What can be set of the kinds of sandboxes that the project ships. `None` is the kind's own default.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct SandboxOptions {
+    /// Addresses for bridged networks of `sock`, as `10.213.0.0/16`.
+    pub bridge_range: Option<String>,
+    /// How many cells `sock` makes ahead.
+    pub ready_cells: Option<usize>,
+    /// The image of `docker`.
+    pub docker_image: Option<String>,
+    /// The OCI runtime of `docker`, by the engine's name for it.
+    pub docker_runtime: Option<String>,
 }
 
 /// A kind of registry that workers and balancers can be started with.
@@ -120,7 +136,8 @@ impl Catalog {
                         context.clock,
                     );
                     config.volumes_dir = context.volumes_dir;
-                    Ok(Arc::new(SockFactory::new(sock_options(config)?)?))
+                    let config = sock_options(config, &context.options)?;
+                    Ok(Arc::new(SockFactory::new(config)?))
                 }),
             })
             .sandbox(SandboxEntry {
@@ -131,14 +148,16 @@ impl Catalog {
                     let mut config =
                         DockerConfig::new(context.state_dir, context.mark, context.clock);
                     config.volumes_dir = context.volumes_dir;
-                    let config = docker_options(config)?;
+                    let config = docker_options(config, &context.options)?;
                     Ok(Arc::new(on_a_thread(async || Ok(DockerFactory::connect(config).await?))?))
                 }),
             })
             .sandbox(SandboxEntry {
                 name: "process",
                 about: "a child process per instance, without isolation: for trusted code",
-                check: Box::new(|| Ok(vec!["isolation of any kind: run only trusted code".into()])),
+                check: Box::new(|_| {
+                    Ok(vec!["isolation of any kind: run only trusted code".into()])
+                }),
                 build: Box::new(|context| {
                     let mut config = ProcessConfig::new(
                         context.state_dir,
@@ -221,10 +240,14 @@ impl Catalog {
 
     /// The kind of sandbox that `name` means; `auto` takes the first that works here, and says what
     /// was passed over.
-    pub(crate) fn sandbox_entry(&self, name: &str) -> Result<&SandboxEntry> {
+    pub(crate) fn sandbox_entry(
+        &self,
+        name: &str,
+        options: &SandboxOptions,
+    ) -> Result<&SandboxEntry> {
         if name == "auto" {
             for entry in &self.sandboxes {
-                match (entry.check)() {
+                match (entry.check)(options) {
                     Ok(_) => return Ok(entry),
                     Err(error) => {
                         let why = openlambda_core::failure::chain(&*error);
@@ -253,13 +276,13 @@ impl Catalog {
 }
 
 /// Makes a factory in a temporary folder and lets it try.
-fn check_sock() -> Result<Vec<String>, BoxError> {
+fn check_sock(options: &SandboxOptions) -> Result<Vec<String>, BoxError> {
     on_a_thread(async || {
         let folder = tempfile::tempdir()?;
         let mark = format!("ol-check-{}", std::process::id());
         let clock = Arc::new(SystemClock::new());
         let config = SockConfig::new(folder.path(), mark, Spawner::start()?, clock);
-        let factory = SockFactory::new(config)?;
+        let factory = SockFactory::new(sock_options(config, options)?)?;
         let works = factory.probe().await;
         let withheld = factory.withheld();
         factory.shutdown().await;
@@ -267,40 +290,46 @@ fn check_sock() -> Result<Vec<String>, BoxError> {
     })
 }
 
-/// What the environment says on lean containers: `OPENLAMBDA_BRIDGE_RANGE`, as `10.213.0.0/16`.
-fn sock_options(mut config: SockConfig) -> Result<SockConfig, BoxError> {
-    if let Ok(range) = std::env::var("OPENLAMBDA_BRIDGE_RANGE") {
+/// What was set of lean containers.
+fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<SockConfig, BoxError> {
+    if let Some(range) = &options.bridge_range {
         let parsed = range
             .split_once('/')
             .and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
         config.bridge_range = parsed.ok_or_else(|| {
-            format!("OPENLAMBDA_BRIDGE_RANGE=\"{range}\" is no network; write 10.213.0.0/16")
+            format!("bridge_range \"{range}\" is no network; write 10.213.0.0/16")
         })?;
+    }
+    if let Some(cells) = options.ready_cells {
+        config.ready_cells = cells;
     }
     Ok(config)
 }
 
 /// Asks the engine whether it is there and has the image.
-fn check_docker() -> Result<Vec<String>, BoxError> {
+fn check_docker(options: &SandboxOptions) -> Result<Vec<String>, BoxError> {
     on_a_thread(async || {
         let folder = tempfile::tempdir()?;
         let mark = format!("ol-check-{}", std::process::id());
         let config = DockerConfig::new(folder.path(), mark, Arc::new(SystemClock::new()));
-        let factory = DockerFactory::connect(docker_options(config)?).await?;
+        let factory = DockerFactory::connect(docker_options(config, options)?).await?;
         factory.probe().await?;
         Ok(factory.withheld())
     })
 }
 
-/// What the environment says on the engine: `DOCKER_HOST`, `OPENLAMBDA_DOCKER_IMAGE` and
-/// `OPENLAMBDA_DOCKER_RUNTIME`.
-fn docker_options(mut config: DockerConfig) -> Result<DockerConfig, BoxError> {
-    let option = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+/// What was set of containers of Docker's engine; which engine, `DOCKER_HOST` says, as it says it to
+/// all programs.
+fn docker_options(
+    mut config: DockerConfig,
+    options: &SandboxOptions,
+) -> Result<DockerConfig, BoxError> {
+    let set = |option: &Option<String>| option.clone().filter(|value| !value.is_empty());
     config.socket = engine_socket()?;
-    if let Some(image) = option("OPENLAMBDA_DOCKER_IMAGE") {
+    if let Some(image) = set(&options.docker_image) {
         config.image = image;
     }
-    config.runtime = option("OPENLAMBDA_DOCKER_RUNTIME");
+    config.runtime = set(&options.docker_runtime);
     Ok(config)
 }
 

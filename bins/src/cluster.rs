@@ -3,6 +3,7 @@
 //! ```text
 //! <data-dir>/lock           held by the supervisor for as long as it lives
 //!            config.toml    settings of `ol up`, written by people
+//!            daemons.toml   what the daemons were told; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store
@@ -24,6 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Context, Result};
+use crate::settings::Config;
 
 /// A cluster's data folder.
 #[derive(Clone, Debug)]
@@ -38,6 +40,9 @@ pub(crate) struct ClusterState {
     pub(crate) pid: u32,
     /// Everything runs.
     pub(crate) ready: bool,
+    /// How long the supervisor may take to end all of it, seconds.
+    #[serde(default)]
+    pub(crate) stops_within: f64,
     /// The balancer's address.
     pub(crate) url: String,
     pub(crate) policy: String,
@@ -97,6 +102,17 @@ impl DataDir {
     /// The cluster's own configuration, if there is one.
     pub(crate) fn config_file(&self) -> Option<PathBuf> {
         Some(self.join("config.toml")).filter(|path| path.exists())
+    }
+
+    /// Writes down what the daemons are told, for them to read.
+    pub(crate) fn write_settings(&self, config: &Config) -> Result<PathBuf> {
+        let path = self.join("daemons.toml");
+        let head =
+            "# What the daemons of this cluster were told; ol up writes it at every start.\n\n";
+        let text = toml::to_string(config).context(|| "cannot write the settings".to_owned())?;
+        let written = std::fs::write(&path, format!("{head}{text}"));
+        written.context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {

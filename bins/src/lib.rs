@@ -36,7 +36,8 @@ const VERSION: &str = match option_env!("OPENLAMBDA_VERSION") {
 };
 
 pub use catalog::{
-    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext, SandboxEntry,
+    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext,
+    SandboxEntry, SandboxOptions,
 };
 pub use cli::main_with;
 

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openlambda_lb::proxy::Admin;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -28,27 +27,15 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
+use crate::settings::{self, Config};
 
-/// How long a daemon may take until it serves.
-const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a daemon may take to finish its calls when it is told to stop.
-const STOP_GRACE: Duration = Duration::from_secs(35);
 /// The first and the longest wait before a dead daemon is started again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// What the cluster is to be.
+/// What the cluster is to be: its settings, checked, with nothing left to be found out.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterSpec {
-    pub(crate) workers: u32,
-    pub(crate) listen: SocketAddr,
-    pub(crate) sandbox: String,
-    /// `native` or `dir`, or `NAME=PLACE` of one that runs already.
-    pub(crate) registry: String,
-    pub(crate) policy: String,
-    pub(crate) memory_mb: Option<u64>,
-    pub(crate) admin: Admin,
-    pub(crate) access_log: Option<PathBuf>,
-    pub(crate) seed: u64,
+    pub(crate) config: Config,
 }
 
 /// A cluster that runs until it is stopped.
@@ -64,6 +51,10 @@ struct Shared {
     dir: DataDir,
     spawner: Arc<Spawner>,
     program: PathBuf,
+    /// The file that all daemons read.
+    settings: PathBuf,
+    /// How long a daemon may take until it serves, and until it has ended.
+    limits: (Duration, Duration),
     state: Mutex<ClusterState>,
 }
 
@@ -100,11 +91,16 @@ impl Supervisor {
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
             pid: std::process::id(),
-            policy: spec.policy.clone(),
+            policy: spec.config.balancer.policy.to_string(),
+            // The registry is told when the others have ended.
+            stops_within: 2.0 * spec.config.cluster.stop_grace_seconds.get(),
             ..ClusterState::default()
         };
+        let settings = dir.write_settings(&spec.config)?;
+        let cluster = &spec.config.cluster;
+        let limits = (cluster.start_limit_seconds.into(), cluster.stop_grace_seconds.into());
         let state = Mutex::new(state);
-        let shared = Arc::new(Shared { dir, spawner, program, state });
+        let shared = Arc::new(Shared { dir, spawner, program, settings, limits, state });
         let mut supervisor = Supervisor { shared, daemons: Vec::new() };
         match supervisor.start_all(spec).await {
             Ok(()) => Ok(supervisor),
@@ -116,13 +112,16 @@ impl Supervisor {
     }
 
     async fn start_all(&mut self, spec: &ClusterSpec) -> Result<()> {
-        let any: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = &spec.config;
         let path = |below: &str| self.shared.dir.join(below).display().to_string();
-        let (store, functions, volumes) = (path("registry"), path("functions"), path("volumes"));
-        let registry = match spec.registry.as_str() {
+        let (functions, volumes) = (path("functions"), path("volumes"));
+        let registry = match config.cluster.registry.as_str() {
             "native" => {
-                let args = ["daemon", "registry", "--store", &store];
-                let url = self.start_daemon("registry", &args, any, true).await?;
+                let store = config.registry.store.as_ref().map(|path| path.display().to_string());
+                let store = store.unwrap_or_else(|| path("registry"));
+                let args = ["registry", "--store", &store];
+                let url =
+                    self.start_daemon("registry", &args, config.registry.listen, true).await?;
                 format!("native={url}")
             }
             "dir" => {
@@ -137,56 +136,23 @@ impl Supervisor {
             let pid = state.registry.pid;
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
-        let seed = spec.seed.to_string();
-        let admin = spec.admin.to_string();
-        let access_log = spec.access_log.as_ref().map(|file| file.display().to_string());
-        let mut args = vec![
-            "daemon",
-            "lb",
-            "--registry",
-            &registry,
-            "--policy",
-            &spec.policy,
-            "--seed",
-            &seed,
-        ];
-        args.extend(["--admin", &admin]);
-        if let Some(file) = &access_log {
-            args.extend(["--access-log", file]);
-        }
-        let balancer = self.start_daemon("lb", &args, spec.listen, true).await?;
+        let args = ["lb", "--registry", &registry];
+        let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
-        for n in 1..=spec.workers {
+        for n in 1..=config.cluster.workers {
             let id = format!("worker-{n}");
             let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
-            let memory = spec.memory_mb.map(|memory| memory.to_string());
-            let mut args = vec![
-                "daemon",
-                "worker",
-                "--name",
-                &id,
-                "--state-dir",
-                &state_dir,
-                "--volumes-dir",
-                &volumes,
-                "--balancer",
-                &balancer,
-                "--registry",
-                &registry,
-                "--sandbox",
-                &spec.sandbox,
-            ];
-            if let Some(memory) = &memory {
-                args.extend(["--memory-mb", memory]);
-            }
+            let mut args = vec!["worker", "--name", &id, "--registry", &registry];
+            args.extend(["--state-dir", &state_dir, "--volumes-dir", &volumes]);
+            args.extend(["--balancer", &balancer]);
             self.shared.update(|state| {
-                let sandbox = spec.sandbox.clone();
+                let sandbox = config.worker.sandbox.clone();
                 state.workers.push(WorkerState { id: id.clone(), sandbox, ..Default::default() });
             });
-            self.start_daemon(&id, &args, any, false).await?;
+            self.start_daemon(&id, &args, config.worker.listen, false).await?;
         }
-        self.wait_for_workers(&balancer, spec.workers).await?;
+        self.wait_for_workers(&balancer, config.cluster.workers).await?;
         self.shared.update(|state| state.ready = true);
         Ok(())
     }
@@ -265,11 +231,19 @@ impl Shared {
         let begin = file.metadata().map_or(0, |metadata| metadata.len());
         let mut command =
             CommandSpec::new(&self.program).env(MARK, format!("{}/{}", self.dir.mark(), spec.name));
+        command = command.arg("daemon");
         for arg in &spec.args {
             command = command.arg(arg);
         }
         command = command.arg("--listen").arg(spec.listen.to_string());
-        command.inherit_env = true;
+        command = command.arg("--config").arg(&self.settings);
+        // What the environment sets is in that file already, below what flags said.
+        command.inherit_env = false;
+        let settings = settings::variables();
+        let others = std::env::vars_os().filter(|(name, _)| !settings.contains(name));
+        for (name, value) in others {
+            command.env.entry(name).or_insert(value);
+        }
         command.parent_death = Some(Signal::TERM);
         command.stdout = Output::Pipe;
         command.stderr = Output::File(file);
@@ -281,7 +255,7 @@ impl Shared {
         let mut lines = BufReader::new(stdout).lines();
         let mut stopped = stopped.clone();
         let line = tokio::select! {
-            line = tokio::time::timeout(START_LIMIT, lines.next_line()) => line,
+            line = tokio::time::timeout(self.limits.0, lines.next_line()) => line,
             () = told(&mut stopped) => Ok(Ok(None)),
         };
         let ready = match line {
@@ -343,7 +317,7 @@ async fn supervise(
             status = child.wait() => status,
             () = told(&mut stopped) => {
                 child.signal(Signal::TERM);
-                if tokio::time::timeout(STOP_GRACE, child.wait()).await.is_err() {
+                if tokio::time::timeout(shared.limits.1, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
                 }
                 child.kill_group();

@@ -15,8 +15,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use futures_util::stream;
-use openlambda_core::bundle;
 use openlambda_core::function::Digest;
 use openlambda_core::registry::kit::{Shelf, Simple};
 use openlambda_core::registry::{Bundle, Index, Registry};
@@ -30,7 +28,7 @@ fn open(folder: impl Into<PathBuf>) -> io::Result<Simple<Folder>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
         Err(error) => return Err(error),
     };
-    Ok(Simple::new("json", folder, index))
+    Ok(Simple::over("json", folder, index))
 }
 
 #[derive(Debug)]
@@ -84,10 +82,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let registry = open(folder.path())?;
     for function in ["echo", "hello", "echo"] {
         let code = Path::new(env!("CARGO_MANIFEST_DIR")).join("functions").join(function);
-        let mut tar = Vec::new();
-        bundle::pack_dir(&code, &mut tar)?;
-        let bundle = Box::pin(stream::once(async { Ok(tar.into()) }));
-        let published = registry.publish(&function.parse()?, bundle).await?;
+        let published = registry.publish_dir(&function.parse()?, &code).await?;
         let news = if published.new { "new" } else { "there already" };
         println!("published {function}:{} ({news})", published.version);
     }

@@ -272,7 +272,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// It is none.
     pub fn number(&self, name: &str) -> Result<f64, ConfigError> {
-        let bounds = self.bounds(name, f64::MIN..=f64::MAX)?;
+        let bounds = self.bounds_within(name, f64::MIN..=f64::MAX)?;
         let wanted = format!("a number from {} to {}", bounds.start(), bounds.end());
         self.number_where(name, &wanted, |number| bounds.contains(&number))
     }
@@ -299,25 +299,25 @@ impl<T: ?Sized> Parameters<'_, T> {
             .ok_or_else(|| self.refuse(format!("{name} = {value} is not valid; use {wanted}")))
     }
 
-    /// A whole number within the parameter's bounds.
+    /// A whole number within the parameter's bounds, and never outside of what the result can be.
     ///
     /// # Errors
     ///
     /// It is none.
     pub fn whole(&self, name: &str) -> Result<u32, ConfigError> {
-        let bounds = self.bounds(name, 0.0..=f64::from(u32::MAX))?;
+        let bounds = self.bounds_within(name, 0.0..=f64::from(u32::MAX))?;
         let wanted = format!("a whole number from {} to {}", bounds.start(), bounds.end());
         let valid = |number: f64| number.fract() == 0.0 && bounds.contains(&number);
         Ok(self.number_where(name, &wanted, valid)? as u32)
     }
 
-    /// A time within the parameter's bounds, which are seconds; without any, up to a century.
+    /// A time within the parameter's bounds, which are seconds, and never over a century.
     ///
     /// # Errors
     ///
     /// It is none.
     pub fn seconds(&self, name: &str) -> Result<Duration, ConfigError> {
-        let bounds = self.bounds(name, 0.0..=CENTURY)?;
+        let bounds = self.bounds_within(name, 0.0..=CENTURY)?;
         let wanted = format!("a number of seconds from {} to {}", bounds.start(), bounds.end());
         let seconds = self.number_where(name, &wanted, |number| bounds.contains(&number))?;
         Ok(Duration::from_secs_f64(seconds))
@@ -358,12 +358,14 @@ impl<T: ?Sized> Parameters<'_, T> {
         ConfigError::new(format!("{origin} {}", self.entry.name), message)
     }
 
-    fn bounds(
+    /// The parameter's bounds, as far as they are not wider than `widest`.
+    fn bounds_within(
         &self,
         name: &str,
-        otherwise: RangeInclusive<f64>,
+        widest: RangeInclusive<f64>,
     ) -> Result<RangeInclusive<f64>, ConfigError> {
-        Ok(self.info(name)?.bounds.clone().unwrap_or(otherwise))
+        let Some(bounds) = &self.info(name)?.bounds else { return Ok(widest) };
+        Ok(bounds.start().max(*widest.start())..=bounds.end().min(*widest.end()))
     }
 
     fn info(&self, name: &str) -> Result<&ParameterInfo, ConfigError> {
@@ -411,11 +413,15 @@ mod tests {
                         ParameterInfo::new("corners", 3, "of its outline").within(3..=9),
                         ParameterInfo::new("fill", "solid", "its inside: solid or hollow"),
                         ParameterInfo::new("turn", 1.5, "how long it takes to turn"),
+                        ParameterInfo::new("places", 0, "of its radius").within(-1.0..=1e12),
+                        ParameterInfo::new("rest", 1, "between two turns").within(-1.0..=1e300),
                     ],
                     build: Box::new(|given| {
                         let fill = given.word("fill", &["solid", "hollow"])?;
                         let (radius, corners) = (given.number("radius")?, given.whole("corners")?);
                         let turn = given.seconds("turn")?;
+                        given.whole("places")?;
+                        given.seconds("rest")?;
                         Ok(Box::new(format!("circle {radius} {corners} {fill} {turn:?}")))
                     }),
                 },
@@ -480,6 +486,23 @@ mod tests {
             (
                 "circle,turn=-1",
                 "turn = -1 is not valid; use a number of seconds from 0 to 3153600000",
+            ),
+            // Wider bounds than a result can have do not count.
+            (
+                "circle,places=4294967296",
+                "places = 4294967296 is not valid; use a whole number from 0 to 4294967295",
+            ),
+            (
+                "circle,places=-1",
+                "places = -1 is not valid; use a whole number from 0 to 4294967295",
+            ),
+            (
+                "circle,rest=-1",
+                "rest = -1 is not valid; use a number of seconds from 0 to 3153600000",
+            ),
+            (
+                "circle,rest=4000000000",
+                "rest = 4000000000 is not valid; use a number of seconds from 0 to 3153600000",
             ),
         ] {
             assert_eq!(error(text), format!("flat circle: {expected}"));

@@ -3,5 +3,5 @@
 mod registry;
 mod sandbox;
 
-pub use registry::MemoryRegistry;
+pub use registry::{MemoryRegistry, MemoryShelf};
 pub use sandbox::{MemoryFunction, MemorySandboxFactory};

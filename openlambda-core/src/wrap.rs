@@ -18,8 +18,9 @@
 //! let registry = registry.only([Operation::Fetch, Operation::Get]);
 //! ```
 //!
-//! What a wrapper draws follows from its seed, the operation, and how many of that operation came
-//! before: the tenth `fetch` has the same fate in every run, whatever else goes on beside it.
+//! What a wrapper draws follows from its kind, its seed, the operation, and how many of that operation
+//! came before: the tenth `fetch` has the same fate in every run, whatever else goes on beside it. What
+//! is slow has nothing to do with what fails, under one seed too; two wrappers of one kind want two seeds.
 //!
 //! | an operation | disturbed, it |
 //! |---|---|
@@ -43,7 +44,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::Started;
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
-use crate::hash::mix;
+use crate::hash::{mix, stable_hash};
 use crate::invocation::{Invocation, Reply};
 use crate::random::Rng;
 use crate::registry::{
@@ -66,6 +67,14 @@ pub trait Disturbance: fmt::Debug + Send + Sync + 'static {
     ///
     /// [`Trouble`]: the operation fails.
     async fn before(&self, operation: Operation) -> Result<Permit, Trouble>;
+}
+
+/// For whoever looks at it, or changes it, while it is in the way.
+#[async_trait]
+impl<D: Disturbance + ?Sized> Disturbance for Arc<D> {
+    async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {
+        (**self).before(operation).await
+    }
 }
 
 /// What is disturbed.
@@ -132,7 +141,9 @@ struct Draws {
 }
 
 impl Draws {
-    fn new(seed: u64) -> Self {
+    /// `kind` tells apart wrappers that have the same seed.
+    fn new(kind: &str, seed: u64) -> Self {
+        let seed = stable_hash(seed, kind.as_bytes());
         Draws { seed, counts: [const { AtomicU64::new(0) }; OPERATIONS] }
     }
 
@@ -172,7 +183,7 @@ pub enum Delay {
 impl Slow {
     /// Waits as `delay` says, with draws of `seed`.
     pub fn by(delay: Delay, seed: u64) -> Self {
-        Slow { delay, draws: Draws::new(seed) }
+        Slow { delay, draws: Draws::new("slow", seed) }
     }
 
     fn next(&self, operation: Operation) -> Duration {
@@ -205,7 +216,7 @@ pub struct Faulty {
 impl Faulty {
     /// Each operation fails with this probability, 0 to 1, with draws of `seed`.
     pub fn new(probability: f64, seed: u64) -> Self {
-        Faulty { probability, draws: Draws::new(seed) }
+        Faulty { probability, draws: Draws::new("faulty", seed) }
     }
 }
 
@@ -230,6 +241,7 @@ pub struct Limited {
 impl Limited {
     /// More than `at_once` wait for their turn, in order.
     pub fn waiting(at_once: usize) -> Self {
+        let at_once = at_once.min(Semaphore::MAX_PERMITS);
         Limited { at_once, waits: true, places: Arc::new(Semaphore::new(at_once)) }
     }
 
@@ -268,11 +280,11 @@ pub type DisturbedRegistry = Disturbed<dyn Registry>;
 /// A [`SandboxFactory`] with something in the way.
 pub type DisturbedFactory = Disturbed<dyn SandboxFactory>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct By {
-    disturbance: Box<dyn Disturbance>,
+    disturbance: Arc<dyn Disturbance>,
     only: Option<Vec<Operation>>,
-    clock: SystemClock,
+    clock: Arc<SystemClock>,
 }
 
 impl By {
@@ -287,18 +299,16 @@ impl By {
 impl<T: ?Sized> Disturbed<T> {
     /// `inner`, with `disturbance` in the way of all operations.
     pub fn new(inner: Arc<T>, disturbance: impl Disturbance) -> Self {
-        let disturbance = Box::new(disturbance);
-        let by = By { disturbance, only: None, clock: SystemClock::new() };
+        let (disturbance, clock) = (Arc::new(disturbance), Arc::new(SystemClock::new()));
+        let by = By { disturbance, only: None, clock };
         Disturbed { inner, by: Arc::new(by) }
     }
 
-    /// The same in the way of these operations alone. Call it before sandboxes are made.
-    pub fn only(self, operations: impl IntoIterator<Item = Operation>) -> Self {
-        let Disturbed { inner, mut by } = self;
-        if let Some(by) = Arc::get_mut(&mut by) {
-            by.only = Some(operations.into_iter().collect());
-        }
-        Disturbed { inner, by }
+    /// The same in the way of these operations alone. For sandboxes that were made before, nothing
+    /// changes.
+    pub fn only(mut self, operations: impl IntoIterator<Item = Operation>) -> Self {
+        Arc::make_mut(&mut self.by).only = Some(operations.into_iter().collect());
+        self
     }
 }
 

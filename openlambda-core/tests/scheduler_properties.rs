@@ -41,6 +41,10 @@ fn limits_of(version: VersionId) -> Limits {
         2 => Limits { reuse: false, memory: 50 * MB, ..base },
         3 => Limits { memory: 450 * MB, max_instances: 1, queue: 0, ..base },
         4 => Limits { memory: 5000 * MB, ..base },
+        // For the tests of a review.
+        50 => Limits { memory: 50 * MB, slots: 2, reuse: false, queue: 1000, ..base },
+        51 => Limits { memory: 50 * MB, max_instances: 1, queue: 0, ..base },
+        52 => Limits { memory: 480 * MB, max_instances: 1, queue: 1000, ..base },
         _ => Limits { memory: 50 * MB, queue: 1000, timeout: Duration::from_secs(10), ..base },
     }
 }
@@ -1609,4 +1613,292 @@ fn a_paused_instance_takes_a_call_although_none_may_wait() {
         pause_all(&mut shell, MB);
     }
     shell.finish();
+}
+
+// Tests of a review.
+
+fn starts(shell: &Shell) -> usize {
+    shell.log.iter().filter(|(_, action)| matches!(action, Action::Start { .. })).count()
+}
+
+fn finish_of(shell: &mut Shell, version: u32) {
+    let versions = &shell.versions;
+    let choice = shell.duties.iter().position(
+        |duty| matches!(duty, Duty::Finish(invocation) if versions[invocation].0 == version),
+    );
+    shell.fulfil(choice.expect("it runs"), true);
+}
+
+/// R1: the wish of a call that only waited for a place outlives the call.
+#[test]
+fn r01_a_call_that_waits_for_a_place_beside_an_idle_instance_starts_none() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(2), "fifo");
+    call(&mut shell, 1, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    for _ in 0..2 {
+        call(&mut shell, 0, 10_000);
+        fulfil_all(&mut shell);
+    }
+    call(&mut shell, 1, 10_000);
+    shell.log.clear();
+    finish_of(&mut shell, PLAIN);
+    assert_eq!(ran(&shell), [1], "in the idle instance");
+    finish_of(&mut shell, PLAIN);
+    assert_eq!(shell.scheduler.counts().waiting, 0);
+    assert_eq!(starts(&shell), 0, "an instance is started for nobody");
+}
+
+/// R1: and it starts one, and takes the place, while idle ones and calls for them are there.
+#[test]
+fn r01_no_cold_start_takes_the_place_of_a_warm_one() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(4), "fifo");
+    for _ in 0..2 {
+        call(&mut shell, 1, 10_000);
+        call(&mut shell, 1, 10_000);
+    }
+    fulfil_all(&mut shell);
+    shell.advance(Duration::from_millis(1));
+    // Two of the four die; two are idle.
+    for _ in 0..4 {
+        finish_one(&mut shell);
+    }
+    for instance in [shell.some_instance(0).unwrap(), shell.some_instance(1).unwrap()] {
+        shell.handle(Event::Died { instance });
+        fulfil_all(&mut shell);
+    }
+    for _ in 0..4 {
+        call(&mut shell, 0, 10_000);
+        fulfil_all(&mut shell);
+    }
+    call(&mut shell, 1, 10_000);
+    call(&mut shell, 1, 10_000);
+    shell.log.clear();
+    finish_of(&mut shell, PLAIN);
+    finish_of(&mut shell, PLAIN);
+    assert_eq!((ran(&shell), starts(&shell)), (vec![1, 1], 0));
+}
+
+/// R2: a limit that grows is seen only by what has a wish or a slot.
+#[test]
+fn r02_what_waits_runs_when_the_limit_has_grown() {
+    let load = LoadLimit { least: 1, most: 4, target: 1.0 };
+    let mut shell = Shell::that_runs(RunningLimit::Load(load), "fifo");
+    call(&mut shell, 0, 10_000);
+    fulfil_all(&mut shell);
+    call(&mut shell, 0, 10_000);
+    shell.handle(Event::Load { per_processor: 0.0 });
+    assert_eq!(shell.scheduler.running_limit(), Some(2));
+    fulfil_all(&mut shell);
+    assert_eq!(shell.scheduler.counts().running, 2, "one waits beside a free place and memory");
+}
+
+/// R3: instances whose slots take nothing more count as if they did.
+#[test]
+fn r03_slots_that_are_spent_do_not_count_as_usable() {
+    for running in [RunningLimit::None, RunningLimit::Calls(2)] {
+        let mut shell = Shell::that_runs(running, "fifo");
+        shell.arrive(50, 10_000);
+        shell.arrive(50, 10_000);
+        fulfil_all(&mut shell);
+        assert_eq!(shell.scheduler.counts().running, 2);
+        finish_one(&mut shell);
+        // One runs, of two that may; its instance takes no more.
+        shell.arrive(50, 10_000);
+        fulfil_all(&mut shell);
+        assert_eq!(shell.scheduler.counts().running, 2, "{running:?}");
+    }
+}
+
+/// R4: the wish for the first call of several is at the place of the last.
+#[test]
+fn r04_a_call_keeps_its_turn_while_its_code_is_fetched() {
+    let mut shell = warm_and_busy("fifo");
+    call(&mut shell, 3, 10_000);
+    call(&mut shell, 1, 10_000);
+    call(&mut shell, 3, 10_000);
+    fulfil_code(&mut shell);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().starting, 1, "version 3 came before version 1");
+}
+
+/// R4: wishes of one rank are in the order in which they were made, not in that of their calls.
+#[test]
+fn r04_the_order_of_wishes_is_that_of_calls_whatever_code_comes_first() {
+    let mut shell = warm_and_busy("fifo");
+    call(&mut shell, 3, 10_000);
+    call(&mut shell, 1, 10_000);
+    call(&mut shell, 4, 10_000);
+    for version in [4, 3].map(|version| VersionId(PLAIN + version)) {
+        let choice = shell.duties.iter().position(|duty| *duty == Duty::Fetch(version));
+        shell.fulfil(choice.unwrap(), true);
+    }
+    fulfil_all(&mut shell);
+    run_all(&mut shell, [1, 1, 1]);
+    fulfil_all(&mut shell);
+    while shell.duties.iter().any(|duty| matches!(duty, Duty::Finish(_))) {
+        finish_one(&mut shell);
+        fulfil_all(&mut shell);
+    }
+    assert_eq!(ran(&shell), [3, 1, 4], "in the order of their arrival");
+}
+
+/// R4: and its flow waits for as long as all of its calls would take.
+#[test]
+fn r04_fair_stays_fair_to_a_flow_that_has_lost_its_instance() {
+    let mut shell = warm_and_busy("fair");
+    for _ in 0..100 {
+        call(&mut shell, 0, 1_000_000);
+        call(&mut shell, 1, 1_000_000);
+    }
+    let busy = shell.calls.values().find_map(|call| match call {
+        Call::Running { instance, .. } => Some(*instance),
+        _ => None,
+    });
+    shell.handle(Event::Died { instance: busy.unwrap() });
+    finish_one(&mut shell);
+    fulfil_all(&mut shell);
+    for _ in 0..20 {
+        shell.advance(Duration::from_millis(10));
+        finish_one(&mut shell);
+        fulfil_all(&mut shell);
+    }
+    assert!(ran(&shell).contains(&0), "200 ms of the one and nothing of the other");
+}
+
+/// R4: newest first, a cold function never has its turn.
+#[test]
+fn r04_newest_first_a_cold_call_that_is_the_newest_is_the_next() {
+    let mut shell = warm_and_busy("adaptive-lifo,after_seconds=0");
+    call(&mut shell, 3, 1_000_000);
+    fulfil_code(&mut shell);
+    for _ in 0..50 {
+        shell.advance(Duration::from_millis(1));
+        call(&mut shell, 0, 1_000_000);
+        call(&mut shell, 3, 1_000_000);
+        finish_one(&mut shell);
+        fulfil_all(&mut shell);
+    }
+    assert!(ran(&shell).contains(&3), "the newest call was of version 3 fifty times");
+}
+
+/// R5: `fairness` looks at the first wish only, and that one is always new.
+#[test]
+fn r05_fairness_holds_whatever_the_order() {
+    for queue in ["fifo", "adaptive-lifo,after_seconds=0"] {
+        let mut shell = Shell::that_runs(RunningLimit::None, queue);
+        shell.arrive(52, 1_000_000);
+        fulfil_all(&mut shell);
+        for version in 0..30 {
+            shell.arrive(52, 1_000_000);
+            call(&mut shell, version, 1_000_000);
+            fulfil_code(&mut shell);
+            shell.advance(Duration::from_millis(50));
+            finish_one(&mut shell);
+            fulfil_all(&mut shell);
+        }
+        let others = shell.log.iter().any(|(_, action)| {
+            matches!(action, Action::Run { invocation, .. } if shell.versions[invocation].0 != 52)
+        });
+        assert!(others, "{queue}: thirty functions have waited for up to 1.5 s, fairness is 0.1 s");
+    }
+}
+
+/// R6: the place of a start goes to somebody else when it is ready.
+#[test]
+fn r06_the_first_call_of_what_has_started_has_its_place() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(1), "adaptive-lifo,after_seconds=0");
+    for version in 0..8 {
+        call(&mut shell, version, 1_000_000);
+        fulfil_code(&mut shell);
+        if version > 0 {
+            let start = shell.duties.iter().position(|duty| matches!(duty, Duty::Start(_)));
+            shell.fulfil(start.unwrap_or(0), true);
+        }
+    }
+    assert!(!ran(&shell).is_empty(), "{} starts, and nothing runs", starts(&shell));
+}
+
+/// R7: an instance that waiting calls need ends at once with a time of zero.
+#[test]
+fn r07_an_instance_that_waiting_calls_need_does_not_expire() {
+    let running = RunningLimit::Calls(1);
+    let settings = Settings { running, ..Settings::default() };
+    let mut shell = Shell::with(&settings, "ttl,seconds=0");
+    call(&mut shell, 0, 10_000);
+    fulfil_all(&mut shell);
+    call(&mut shell, 1, 10_000);
+    fulfil_code(&mut shell);
+    call(&mut shell, 0, 10_000);
+    finish_one(&mut shell);
+    assert_eq!(shell.scheduler.counts().ending, 0, "a call of it waits for its turn");
+}
+
+/// R8: no short call passes by as long as one of its version waits.
+#[test]
+fn r08_short_calls_pass_by_though_one_of_them_waits() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(1), "bypass");
+    for (version, milliseconds) in [(0, 30), (1, 5)] {
+        call(&mut shell, version, 10_000);
+        fulfil_all(&mut shell);
+        shell.advance(Duration::from_millis(milliseconds));
+        finish_one(&mut shell);
+    }
+    for version in [0, 0, 1, 1] {
+        call(&mut shell, version, 10_000);
+    }
+    shell.log.clear();
+    finish_of(&mut shell, PLAIN + 1);
+    call(&mut shell, 1, 10_000);
+    assert_eq!(ran(&shell), [1], "short, and a slot is free");
+}
+
+/// R9: what would run at once is rejected.
+#[test]
+fn r09_a_short_call_that_passes_by_needs_no_place_in_the_queue() {
+    let mut shell = Shell::that_runs(RunningLimit::Calls(1), "bypass");
+    shell.arrive(51, 10_000);
+    fulfil_all(&mut shell);
+    shell.advance(Duration::from_millis(1));
+    finish_one(&mut shell);
+    call(&mut shell, 0, 10_000);
+    fulfil_all(&mut shell);
+    shell.arrive(51, 10_000);
+    assert_eq!(shell.scheduler.counts().running, 2, "{:?}", shell.log.last());
+}
+
+/// R10: estimates that are wrong add up.
+#[test]
+fn r10_fair_counts_what_runs_took() {
+    use openlambda_core::queue::{Arrival, Fair, QueuePolicy};
+    let mut fair = Fair::default();
+    let version = VersionId(0);
+    let call = Arrival { version, arrived: Time::ZERO, deadline: Time::MAX };
+    let second = Duration::from_secs(1);
+    let ranks: Vec<u64> = (0..10).map(|_| fair.rank(&call, Time::ZERO)).collect();
+    for (rank, now) in ranks.into_iter().zip(1..) {
+        fair.started(&call, rank, Time(now * 1_000_000_000));
+        fair.finished(version, second, Time((now + 1) * 1_000_000_000));
+    }
+    let tag = Duration::from_micros(fair.rank(&call, Time(11_000_000_000)));
+    assert!(tag > 9 * second, "ten runs of a second count as {tag:?}");
+}
+
+/// R11: a prewarm goes before all that waits, with all policies but fifo.
+#[test]
+fn r11_a_prewarm_is_not_before_calls_that_wait() {
+    for queue in ["fifo", "sjf"] {
+        let mut shell = warm_and_busy(queue);
+        call(&mut shell, 1, 10_000);
+        shell.handle(Event::Prewarm { version: VersionId(PLAIN + 3), instances: 1 });
+        fulfil_code(&mut shell);
+        finish_one(&mut shell);
+        assert_eq!((ran(&shell), starts(&shell)), (vec![1], 0), "{queue}");
+    }
+}
+
+/// R12.
+#[test]
+fn r12_a_limit_is_parsed_for_any_number_of_processors() {
+    assert_eq!(RunningLimit::parse("none", u32::MAX), Ok(RunningLimit::None));
 }

@@ -9,15 +9,13 @@ mod reservations;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::{HeaderMap, Request, StatusCode};
@@ -27,16 +25,13 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use openlambda_core::failure::FunctionError;
-use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::invocation::{
     BoxError, Completion, Invocation, InvocationRecord, Reply, StartKind, full_body,
 };
 use openlambda_core::keep_alive::{KeepAliveMaker, Ttl};
 use openlambda_core::memory::{MemoryFunction, MemoryRegistry, MemorySandboxFactory};
-use openlambda_core::registry::{
-    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
-    Revision,
-};
+use openlambda_core::registry::{Published, Registry};
 use openlambda_core::sandbox::{
     Capabilities, Created, Exit, LogLine, LogStream, Report, Sandbox, SandboxError,
     SandboxErrorKind, SandboxFactory, SandboxSpec, Usage,
@@ -44,6 +39,9 @@ use openlambda_core::sandbox::{
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{self, WorkerEvent};
 use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_core::wrap::{
+    Disturbance, Disturbed, DisturbedRegistry, Operation, Permit, Trouble,
+};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,7 +55,7 @@ struct Rig {
     worker: Worker,
     functions: MemorySandboxFactory,
     registry: MemoryRegistry,
-    fetches: Arc<AtomicUsize>,
+    fetches: Arc<Fetches>,
     client: Client<HttpConnector, Full<Bytes>>,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
@@ -84,8 +82,9 @@ impl Rig {
         config.records = Some(folder.path().join("records.jsonl"));
         change(&mut config);
         let registry = MemoryRegistry::new();
-        let fetches = Arc::new(AtomicUsize::new(0));
-        let counting = Counting { inner: registry.clone(), fetches: fetches.clone() };
+        let fetches = Arc::<Fetches>::default();
+        let counting: DisturbedRegistry =
+            Disturbed::new(Arc::new(registry.clone()), Arc::clone(&fetches));
         let clock = Arc::new(SystemClock::new());
         let worker = Worker::start(config, factory, Arc::new(counting), clock).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -243,65 +242,27 @@ async fn echo(body: Bytes) -> Result<Bytes, FunctionError> {
     Ok(body)
 }
 
-/// A registry that counts how often a bundle is fetched, and panics for one digest.
-#[derive(Debug)]
-struct Counting {
-    inner: MemoryRegistry,
-    fetches: Arc<AtomicUsize>,
+/// Counts how often a bundle is fetched, and panics when it is told to.
+#[derive(Debug, Default)]
+struct Fetches {
+    count: AtomicUsize,
+    panics: AtomicBool,
+}
+
+impl Fetches {
+    fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
 }
 
 #[async_trait]
-impl Registry for Counting {
-    fn kind(&self) -> &'static str {
-        "counting"
-    }
-
-    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
-        self.inner.put(name, bundle).await
-    }
-
-    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
-        self.inner.get(digest).await
-    }
-
-    async fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError> {
-        self.inner.publish(name, bundle).await
-    }
-
-    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        self.inner.resolve(reference).await
-    }
-
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
-        self.fetches.fetch_add(1, Ordering::SeqCst);
-        assert!(*digest != Digest::from_bytes([13; 32]), "told to panic");
-        self.inner.fetch(digest, into).await
-    }
-
-    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        self.inner.list().await
-    }
-
-    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        self.inner.delete(name).await
-    }
-
-    async fn set_alias(
-        &self,
-        name: &FunctionName,
-        alias: &str,
-        version: Option<Version>,
-        expected: Option<Version>,
-    ) -> Result<(), RegistryError> {
-        self.inner.set_alias(name, alias, version, expected).await
-    }
-
-    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
-        self.inner.watch(from)
+impl Disturbance for Fetches {
+    async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {
+        if operation == Operation::Fetch {
+            self.count.fetch_add(1, Ordering::SeqCst);
+            assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
+        }
+        Ok(Permit::default())
     }
 }
 
@@ -946,7 +907,7 @@ async fn code_over_the_budget_is_removed_and_fetched_again_when_it_is_needed() {
             assert_eq!(rig.call(name, name).await.body, name);
         }
         eventually("nothing is left", || rig.code_folders() == 0).await;
-        assert_eq!(rig.fetches.load(Ordering::SeqCst), 3 * round);
+        assert_eq!(rig.fetches.count(), 3 * round);
     }
     // Within the budget it stays.
     let rig = Rig::start(|_| {}).await;
@@ -954,7 +915,7 @@ async fn code_over_the_budget_is_removed_and_fetched_again_when_it_is_needed() {
     for _ in 0..3 {
         assert_eq!(rig.call("a", "1").await.status, 200);
     }
-    assert_eq!((rig.fetches.load(Ordering::SeqCst), rig.code_folders()), (1, 1));
+    assert_eq!((rig.fetches.count(), rig.code_folders()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -985,10 +946,10 @@ async fn what_is_deleted_in_the_registry_leaves_the_worker() {
     eventually("the code of the busy one goes", || rig.code_folders() == 1).await;
     let counts = rig.worker.counts();
     assert_eq!((counts.idle, counts.busy), (1, 0));
-    let before = rig.fetches.load(Ordering::SeqCst);
+    let before = rig.fetches.count();
     assert_eq!(rig.call("twin", "3").await.header("x-openlambda-start"), "warm");
     assert_eq!(rig.call("c", "1").await.status, 404);
-    assert_eq!(rig.fetches.load(Ordering::SeqCst), before);
+    assert_eq!(rig.fetches.count(), before);
     // It may be deployed again, with the same bytes.
     for _ in 0..3 {
         rig.publish("c", "", "c").await;
@@ -1025,7 +986,7 @@ async fn code_that_waits_for_memory_is_fetched_once() {
     gate.open();
     assert_eq!(first.await.unwrap().body, "1");
     assert_eq!(second.await.unwrap().body, "2");
-    assert_eq!(rig.fetches.load(Ordering::SeqCst) - 20, 2);
+    assert_eq!(rig.fetches.count() - 20, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1053,6 +1014,7 @@ async fn a_part_that_panics_ends_one_call_only() {
         assert_eq!(rig.call("f", "").await.body, "fine");
     }
     let digest = Digest::from_bytes([13; 32]).to_string();
+    rig.fetches.panics.store(true, Ordering::SeqCst);
     for _ in 0..2 {
         let request = Request::post(format!("{}/run/g", rig.url));
         let answer = rig.send(request.header("x-openlambda-digest", &digest), "").await;
@@ -1060,6 +1022,36 @@ async fn a_part_that_panics_ends_one_call_only() {
     }
     rig.stop().await;
     assert_eq!(rig.worker.counts(), Default::default());
+}
+
+/// A reply is written after its call is over; who reads it slowly has the worker's grace for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_sent_to_its_end_while_a_worker_stops_as_long_as_it_may_take() {
+    const SIZE: usize = 64 << 20;
+    for (grace, whole) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+        let mut rig = Rig::start(|config| config.reply_grace = grace).await;
+        rig.function("big", "", |_| async { Ok(vec![b'1'; SIZE].into()) }).await;
+        let mut stream = TcpStream::connect(&rig.address).await.unwrap();
+        let request = b"POST /run/big HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut begin = [0; 1000];
+        stream.read_exact(&mut begin).await.unwrap();
+        rig.stop.take();
+        if !whole {
+            rig.stop().await;
+        }
+        let refused = async || TcpStream::connect(&rig.address).await.is_err();
+        while !refused().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let mut rest = Vec::new();
+        // A connection that is cut is at its end.
+        let _ = stream.read_to_end(&mut rest).await;
+        assert_eq!(rest.len() > SIZE - 1000, whole, "{} bytes", rest.len());
+        if whole {
+            rig.stop().await;
+        }
+    }
 }
 
 /// A function may relay the answer of another one; its headers must not speak for this call.

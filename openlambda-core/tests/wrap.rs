@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openlambda_core::failure::Started;
 use openlambda_core::function::Digest;
@@ -14,7 +15,8 @@ use openlambda_core::sandbox::{
     Exit, NoLog, Sandbox, SandboxErrorKind, SandboxFactory, SandboxSpec,
 };
 use openlambda_core::wrap::{
-    Disturbance, Disturbed, DisturbedFactory, DisturbedRegistry, Faulty, Limited, Operation,
+    Delay, Disturbance, Disturbed, DisturbedFactory, DisturbedRegistry, Faulty, Limited, Operation,
+    Slow,
 };
 
 async fn registry() -> (Arc<MemoryRegistry>, Digest) {
@@ -48,6 +50,31 @@ async fn a_limited_registry_counts_what_is_under_way() {
     assert_eq!(limited.list().await.unwrap().len(), 1);
 }
 
+/// Else the operations that fail would be the fast ones.
+#[tokio::test(start_paused = true)]
+async fn delays_and_faults_of_one_seed_have_nothing_to_do_with_each_other() {
+    let registry: DisturbedRegistry =
+        Disturbed::new(Arc::new(MemoryRegistry::new()), Faulty::new(0.1, 7));
+    let slow = Slow::by(Delay::Exponential { mean: Duration::from_millis(20) }, 7);
+    let registry: DisturbedRegistry = Disturbed::new(Arc::new(registry), slow);
+    let (mut failed, mut fine) = (Vec::new(), Vec::new());
+    for _ in 0..2000 {
+        let begin = tokio::time::Instant::now();
+        let result = registry.list().await;
+        if result.is_err() { &mut failed } else { &mut fine }.push(begin.elapsed().as_secs_f64());
+    }
+    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
+    let ratio = mean(&failed) / mean(&fine);
+    assert!((0.7..1.4).contains(&ratio), "those that fail take {ratio} times as long");
+}
+
+#[tokio::test]
+async fn a_limit_may_be_as_large_as_one_likes() {
+    let (registry, _) = registry().await;
+    let free: DisturbedRegistry = Disturbed::new(registry, Limited::waiting(usize::MAX));
+    assert_eq!(free.list().await.unwrap().len(), 1);
+}
+
 fn factory(disturbance: impl Disturbance) -> DisturbedFactory {
     let functions = MemorySandboxFactory::new();
     functions.register("f".parse().unwrap(), Ok);
@@ -78,6 +105,18 @@ async fn a_faulty_factory_makes_nothing_or_loses_instances() {
     assert!(!error.reusable);
     assert_eq!(sandbox.exited().await, Exit::Destroyed);
     frail.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_disturbed_may_change_for_the_sandboxes_that_are_made_next() {
+    let factory = factory(Faulty::new(1.0, 7)).only([]);
+    let before = factory.create(spec()).await.unwrap().sandbox;
+    let factory = factory.only([Operation::Invoke]);
+    let after = factory.create(spec()).await.unwrap().sandbox;
+    assert!(before.invoke(call()).await.is_ok());
+    let error = after.invoke(call()).await.unwrap_err();
+    assert_eq!(error.kind, SandboxErrorKind::Exited);
+    factory.shutdown().await;
 }
 
 #[tokio::test]

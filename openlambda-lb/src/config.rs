@@ -5,12 +5,15 @@ use std::time::Duration;
 use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::serving::{HttpConfig, Patience};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::api::Admin;
 use crate::front::Limits;
 
 /// How a [`Proxy`](crate::proxy::Proxy) behaves. Every field has a default.
+///
+/// A time from a century on, infinity too, is for ever. One below zero is no time: it is refused where a
+/// text is read, and is zero where a program says so.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyConfig {
@@ -26,18 +29,24 @@ pub struct ProxyConfig {
     /// With how many retries the budget begins, and how many it saves up.
     pub retry_reserve: u32,
     /// How much longer than a function's own time limit the balancer waits for a worker.
+    #[serde(deserialize_with = "time")]
     pub timeout_grace_seconds: f64,
     /// What it adds for the time before the handler starts: queueing, pulling, a cold start.
+    #[serde(deserialize_with = "time")]
     pub start_allowance_seconds: f64,
     /// A worker that has said nothing for so long is unhealthy. Workers speak every 0.5 s.
+    #[serde(deserialize_with = "time")]
     pub silence_seconds: f64,
     /// How long calls in flight may take to end after a shutdown was asked for.
+    #[serde(deserialize_with = "time")]
     pub drain_seconds: f64,
     /// How long a client may take to send the head of a request, and how long a connection may be
     /// idle between two.
+    #[serde(deserialize_with = "time")]
     pub header_seconds: f64,
     /// How long a client may take nothing of a reply that waits for it; then its connection is
     /// closed.
+    #[serde(deserialize_with = "time")]
     pub write_seconds: f64,
     /// The largest head of a request, in bytes; then 431.
     pub header_limit: usize,
@@ -95,7 +104,8 @@ impl ProxyConfig {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        let silence = seconds(self.timeout_grace_seconds + self.start_allowance_seconds);
+        let (grace, start) = (self.timeout_grace_seconds, self.start_allowance_seconds);
+        let silence = seconds(grace).saturating_add(seconds(start));
         Limits { body: self.body_limit, silence }
     }
 
@@ -110,6 +120,51 @@ impl ProxyConfig {
     }
 }
 
+/// Seconds; [`Duration::MAX`] is for ever to whoever waits.
 fn seconds(seconds: f64) -> Duration {
-    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    match seconds < CENTURY {
+        true => Duration::from_secs_f64(seconds.max(0.0)),
+        false => Duration::MAX,
+    }
+}
+
+/// In seconds. Clocks and timers count further than that, but not as far as floating point does.
+const CENTURY: f64 = 100.0 * 365.0 * 86_400.0;
+
+/// A time as a person writes it.
+fn time<'de, D: Deserializer<'de>>(text: D) -> Result<f64, D::Error> {
+    let seconds = f64::deserialize(text)?;
+    match seconds >= 0.0 {
+        true => Ok(seconds),
+        false => {
+            let message = format!("{seconds} is not a time; use seconds, 0 or more");
+            Err(serde::de::Error::custom(message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_too_long_to_be_counted_is_for_ever() {
+        assert_eq!(seconds(0.25), Duration::from_millis(250));
+        assert_eq!(seconds(-1.0), Duration::ZERO);
+        for long in [CENTURY, 1e20, f64::MAX, f64::INFINITY] {
+            assert_eq!(seconds(long), Duration::MAX, "{long}");
+        }
+        let config = ProxyConfig { start_allowance_seconds: 1e30, ..ProxyConfig::default() };
+        assert_eq!(config.limits().silence, Duration::MAX);
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused_where_it_is_read() {
+        for text in ["drain_seconds = -1", "silence_seconds = nan", "header_seconds = -0.5"] {
+            let error = toml::from_str::<ProxyConfig>(text).unwrap_err().to_string();
+            assert!(error.contains("is not a time; use seconds, 0 or more"), "{error}");
+        }
+        let config: ProxyConfig = toml::from_str("drain_seconds = 3\nwrite_seconds = inf").unwrap();
+        assert_eq!((config.drain_seconds, config.write_seconds), (3.0, f64::INFINITY));
+    }
 }

@@ -157,9 +157,9 @@ impl Proxy {
         let resolver = Arc::clone(&self.resolver);
         tasks.spawn(async move { resolver.follow().await });
         let sources = std::mem::take(&mut *self.sources());
-        let follower: Arc<dyn Follower> = Arc::new(SelectorFollower::new(self.selector.clone()));
-        for source in sources {
-            let follower = Arc::clone(&follower);
+        for (number, source) in sources.into_iter().enumerate() {
+            let follower = SelectorFollower::new(Arc::clone(&self.selector), number);
+            let follower: Arc<dyn Follower> = Arc::new(follower);
             tasks.spawn(async move { source.run(follower).await });
         }
         while tasks.join_next().await.is_some() {}

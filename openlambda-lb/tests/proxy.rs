@@ -10,7 +10,6 @@ mod late_binding;
 mod requests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +18,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use futures_util::stream::BoxStream;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -30,16 +28,15 @@ use openlambda_core::balancing::{
     RequestInfo, Why,
 };
 use openlambda_core::failure::FunctionError;
-use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::hash::mix;
 use openlambda_core::memory::{MemoryRegistry, MemorySandboxFactory};
-use openlambda_core::registry::{
-    Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
-    Revision,
-};
+use openlambda_core::registry::{Published, Registry};
 use openlambda_core::time::SystemClock;
 use openlambda_core::wire::{Announcement, BalancerStatus};
 use openlambda_core::worker::{Worker, WorkerConfig};
+use openlambda_core::wrap::{
+    Disturbance, Disturbed, DisturbedRegistry, Operation, Permit, Trouble,
+};
 use openlambda_lb::policies::LateBinding;
 use openlambda_lb::proxy::{AccessLog, Proxy, ProxyConfig};
 use serde_json::{Value, json};
@@ -57,7 +54,8 @@ use self::fake::{
 struct Lb {
     url: String,
     address: String,
-    registry: Arc<Faulty>,
+    registry: MemoryRegistry,
+    faulty: Arc<Faulty>,
     functions: MemorySandboxFactory,
     policy: First,
     client: Client<HttpConnector, Full<Bytes>>,
@@ -98,9 +96,11 @@ impl Lb {
     }
 
     async fn asking(asked: Box<dyn BalancingPolicy>, policy: First, config: ProxyConfig) -> Lb {
-        let registry = Arc::new(Faulty::default());
+        let (registry, faulty) = (MemoryRegistry::new(), Arc::<Faulty>::default());
         let clock = Arc::new(SystemClock::new());
-        let proxy = Proxy::new(config, "first", asked, registry.clone(), clock);
+        let disturbed: DisturbedRegistry =
+            Disturbed::new(Arc::new(registry.clone()), Arc::clone(&faulty));
+        let proxy = Proxy::new(config, "first", asked, Arc::new(disturbed), clock);
         let log = Lines::default();
         proxy.write_access_log(AccessLog::to(log.clone()).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -111,6 +111,7 @@ impl Lb {
             url: format!("http://{address}"),
             address,
             registry,
+            faulty,
             functions: MemorySandboxFactory::new(),
             policy,
             client: Client::builder(TokioExecutor::new()).build_http(),
@@ -127,7 +128,7 @@ impl Lb {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("f.py"), format!("# {text}\n")).unwrap();
         std::fs::write(folder.path().join("ol.toml"), manifest).unwrap();
-        self.registry.inner.publish_dir(&name.parse().unwrap(), folder.path()).await.unwrap()
+        self.registry.publish_dir(&name.parse().unwrap(), folder.path()).await.unwrap()
     }
 
     /// A real worker that has joined.
@@ -140,7 +141,7 @@ impl Lb {
         config.scheduler.offer_timeout = Duration::from_secs(600);
         let factory = Arc::new(self.functions.clone());
         // Past the faults: they are the balancer's.
-        let registry = Arc::new(self.registry.inner.clone());
+        let registry = Arc::new(self.registry.clone());
         let clock = Arc::new(SystemClock::new());
         let worker = Worker::start(config, factory, registry, clock).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -166,7 +167,7 @@ impl Lb {
         // No offer may be left without an answer, however slow the machine.
         config.scheduler.offer_timeout = Duration::from_secs(600);
         let factory = Arc::new(self.functions.clone());
-        let registry = Arc::new(self.registry.inner.clone());
+        let registry = Arc::new(self.registry.clone());
         runtime.spawn(async move {
             let clock = Arc::new(SystemClock::new());
             let worker = Worker::start(config, factory, registry, clock).await.unwrap();
@@ -420,10 +421,9 @@ impl BalancingPolicy for First {
     }
 }
 
-/// A registry that counts, and fails when it is told to.
+/// Counts how often the registry is asked what a name means, and fails when it is told to.
 #[derive(Debug)]
 struct Faulty {
-    inner: MemoryRegistry,
     resolves: AtomicUsize,
     down: AtomicBool,
     panics: AtomicBool,
@@ -434,7 +434,6 @@ struct Faulty {
 impl Default for Faulty {
     fn default() -> Self {
         Faulty {
-            inner: MemoryRegistry::new(),
             resolves: AtomicUsize::default(),
             down: AtomicBool::default(),
             panics: AtomicBool::default(),
@@ -444,66 +443,18 @@ impl Default for Faulty {
 }
 
 #[async_trait]
-impl Registry for Faulty {
-    fn kind(&self) -> &'static str {
-        "faulty"
-    }
-
-    async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
-        self.inner.put(name, bundle).await
-    }
-
-    async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
-        self.inner.get(digest).await
-    }
-
-    async fn publish(
-        &self,
-        name: &FunctionName,
-        bundle: BundleStream,
-    ) -> Result<Published, RegistryError> {
-        self.inner.publish(name, bundle).await
-    }
-
-    async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        self.resolves.fetch_add(1, Ordering::SeqCst);
-        let mut gate = self.gate.subscribe();
-        let _ = gate.wait_for(|open| *open).await;
-        assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
-        if self.down.load(Ordering::SeqCst) {
-            return Err(RegistryError::Unavailable("told to fail".into()));
+impl Disturbance for Faulty {
+    async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {
+        if operation == Operation::Resolve {
+            self.resolves.fetch_add(1, Ordering::SeqCst);
+            let mut gate = self.gate.subscribe();
+            let _ = gate.wait_for(|open| *open).await;
+            assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
+            if self.down.load(Ordering::SeqCst) {
+                return Err(Trouble::Fault(operation));
+            }
         }
-        self.inner.resolve(reference).await
-    }
-
-    async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
-        self.inner.fetch(digest, into).await
-    }
-
-    async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        self.inner.list().await
-    }
-
-    async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        self.inner.delete(name).await
-    }
-
-    async fn set_alias(
-        &self,
-        name: &FunctionName,
-        alias: &str,
-        version: Option<Version>,
-        expected: Option<Version>,
-    ) -> Result<(), RegistryError> {
-        self.inner.set_alias(name, alias, version, expected).await
-    }
-
-    fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
-        self.inner.watch(from)
-    }
-
-    fn cache_for(&self) -> Duration {
-        self.inner.cache_for()
+        Ok(Permit::default())
     }
 }
 
@@ -846,11 +797,11 @@ async fn what_is_deployed_is_called_and_what_is_deleted_is_gone() {
     let lb = Lb::start().await;
     let _a = lb.worker("a").await;
     assert_eq!(lb.call("echo", "1").await.header("x-openlambda-version"), "1");
-    let asked = lb.registry.resolves.load(Ordering::SeqCst);
+    let asked = lb.faulty.resolves.load(Ordering::SeqCst);
     for _ in 0..20 {
         assert_eq!(lb.call("echo", "1").await.status, 200);
     }
-    assert_eq!(lb.registry.resolves.load(Ordering::SeqCst), asked, "it is remembered");
+    assert_eq!(lb.faulty.resolves.load(Ordering::SeqCst), asked, "it is remembered");
     for version in 2..6 {
         lb.publish("echo", "", &version.to_string()).await;
         let refresh = Request::post(format!("{}/internal/refresh", lb.url));
@@ -890,7 +841,7 @@ async fn without_the_registry_what_is_known_is_called() {
     let _a = lb.worker("a").await;
     assert_eq!(lb.call("echo", "1").await.status, 200);
     lb.publish("other", "", "").await;
-    lb.registry.down.store(true, Ordering::SeqCst);
+    lb.faulty.down.store(true, Ordering::SeqCst);
     // Its last word was that there is something new.
     lb.publish("echo", "", "new").await;
     for _ in 0..5 {
@@ -899,7 +850,7 @@ async fn without_the_registry_what_is_known_is_called() {
     }
     let unknown = lb.call("other", "1").await;
     assert_eq!(unknown.failure(), (503, "registry_unavailable".to_owned(), "balancer", "no"));
-    lb.registry.down.store(false, Ordering::SeqCst);
+    lb.faulty.down.store(false, Ordering::SeqCst);
     assert_eq!(lb.call("echo", "1").await.header("x-openlambda-version"), "2");
 }
 
@@ -907,18 +858,18 @@ async fn without_the_registry_what_is_known_is_called() {
 async fn many_calls_that_miss_make_one_request() {
     let lb = Lb::start().await;
     let _a = lb.worker("a").await;
-    lb.registry.gate.send_replace(false);
-    let before = lb.registry.resolves.load(Ordering::SeqCst);
+    lb.faulty.gate.send_replace(false);
+    let before = lb.faulty.resolves.load(Ordering::SeqCst);
     let mut calls: Vec<_> = (0..50).map(|_| tokio::spawn(lb.call("echo", "1"))).collect();
-    eventually("it is asked", || lb.registry.resolves.load(Ordering::SeqCst) > before).await;
+    eventually("it is asked", || lb.faulty.resolves.load(Ordering::SeqCst) > before).await;
     // The first one to leave does not take the others' answer along.
     calls.remove(0).abort();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    lb.registry.gate.send_replace(true);
+    lb.faulty.gate.send_replace(true);
     for call in calls {
         assert_eq!(call.await.unwrap().status, 200);
     }
-    assert_eq!(lb.registry.resolves.load(Ordering::SeqCst), before + 1);
+    assert_eq!(lb.faulty.resolves.load(Ordering::SeqCst), before + 1);
 }
 
 // Panics in parts of somebody's own.
@@ -927,9 +878,9 @@ async fn many_calls_that_miss_make_one_request() {
 async fn a_registry_that_panics_once_fails_one_request_only() {
     let lb = Lb::start().await;
     let _a = lb.worker("a").await;
-    lb.registry.panics.store(true, Ordering::SeqCst);
+    lb.faulty.panics.store(true, Ordering::SeqCst);
     assert_eq!(lb.call("echo", "1").await.status, 500);
-    lb.registry.panics.store(false, Ordering::SeqCst);
+    lb.faulty.panics.store(false, Ordering::SeqCst);
     assert_eq!(lb.call("echo", "1").await.status, 200);
 }
 

@@ -107,9 +107,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use openlambda_core::invocation::{Invocation, Reply, StartKind};
 use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
@@ -136,8 +138,8 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
     fn kill(&self);
 
     /// Removes what is left after its end: processes, files, cgroups. Called once, after
-    /// [`ended`](Self::ended) has resolved; the instance is gone when this returns. By default there
-    /// is nothing.
+    /// [`ended`](Self::ended) has resolved; the instance is gone when this returns, or has panicked.
+    /// By default there is nothing.
     async fn clean(&self) {}
 
     /// Where what its code prints is read from, if anywhere; it is read to the end before a call or
@@ -320,13 +322,31 @@ impl<V> Shared<V> {
     }
 }
 
-/// Sees an instance to its end and cleans up after it.
+/// Sees an instance to its end, whatever its vessel does: others wait for that. Of a panic the panic
+/// hook has told.
 async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, serving: Serving) {
+    let _ = AssertUnwindSafe(end(&instance, serving)).catch_unwind().await;
+    let exit = match &*instance.life.borrow() {
+        Life::Exited(exit) | Life::Gone(exit) => Some(exit.clone()),
+        Life::Runs => None,
+    };
+    let exit = exit.unwrap_or_else(|| {
+        let _ = catch_unwind(AssertUnwindSafe(|| instance.vessel.kill()));
+        let exit = Exit::Lost("its kind of sandbox panicked".to_owned());
+        instance.api.close(&exit);
+        exit
+    });
+    shared.lock().instances.remove(&instance.id);
+    instance.life.send_replace(Life::Gone(exit));
+}
+
+/// Waits until an instance ends, or ends it, and cleans up after it.
+async fn end<V: Vessel>(instance: &Instance<V>, serving: Serving) {
     let vessel = &instance.vessel;
     let exit = tokio::select! {
         exit = vessel.ended() => exit,
         () = instance.stop.notified() => {
-            if !farewell(&instance).await {
+            if !farewell(instance).await {
                 vessel.kill();
                 vessel.ended().await;
             }
@@ -336,13 +356,11 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
     let settle = || vessel.output().map(FunctionOutput::settle);
     settle();
     instance.api.close(&exit);
-    instance.life.send_replace(Life::Exited(exit.clone()));
+    instance.life.send_replace(Life::Exited(exit));
     // Its listener may be the next tenant's at once.
     serving.stop().await;
     vessel.clean().await;
     settle();
-    shared.lock().instances.remove(&instance.id);
-    instance.life.send_replace(Life::Gone(exit));
 }
 
 /// How long code may take for what it does before its end.
@@ -507,5 +525,58 @@ impl<V: Vessel> Sandbox for Handle<V> {
 
     async fn destroy(&self) {
         self.instance.destroy().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openlambda_core::manifest::EventFormat;
+    use openlambda_core::time::SystemClock;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::output::Running;
+    use crate::runtime_api::{Listener, RuntimeApiConfig};
+
+    #[derive(Debug)]
+    struct Broken(Notify);
+
+    #[async_trait]
+    impl Vessel for Broken {
+        async fn ended(&self) -> Exit {
+            self.0.notified().await;
+            self.0.notify_one();
+            Exit::Signal(9)
+        }
+
+        fn kill(&self) {
+            self.0.notify_one();
+        }
+
+        async fn clean(&self) {
+            panic!("cannot clean");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_cleaning_does_not_hang_destroy() {
+        let api = RuntimeApi::new(RuntimeApiConfig {
+            slots: 1,
+            event: EventFormat::Body,
+            function: "f".parse().unwrap(),
+            version: None,
+            clock: Arc::new(SystemClock::new()),
+            running: Running::default(),
+            output: None,
+        });
+        let serving = api.serve(Listener::Tcp(TcpListener::bind("127.0.0.1:0").await.unwrap()));
+        let instances = Instances::new();
+        let permit = instances.permit().await.unwrap();
+        let handle = instances.adopt(&permit, 1, api, serving, Broken(Notify::new()));
+        drop(permit);
+        let limit = Duration::from_secs(10);
+        tokio::time::timeout(limit, handle.destroy()).await.expect("destroy hangs");
+        assert_eq!(handle.exited().await, Exit::Destroyed);
+        tokio::time::timeout(limit, instances.shutdown()).await.expect("shutdown hangs");
     }
 }

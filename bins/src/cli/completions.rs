@@ -89,20 +89,29 @@ fn command(catalog: &Arc<Catalog>) -> Command {
         let catalog = Arc::clone(catalog);
         ArgValueCandidates::new(move || entries(catalog.policies()))
     };
-    let keep_alive = Arc::clone(catalog);
-    let keep_alive = ArgValueCandidates::new(move || entries(keep_alive.keep_alive_policies()));
-    let queues = Arc::clone(catalog);
-    let queues = ArgValueCandidates::new(move || entries(queues.queue_policies()));
+    let keep_alive = || {
+        let catalog = Arc::clone(catalog);
+        ArgValueCandidates::new(move || entries(catalog.keep_alive_policies()))
+    };
+    let queues = || {
+        let catalog = Arc::clone(catalog);
+        ArgValueCandidates::new(move || entries(catalog.queue_policies()))
+    };
     let fixed = |values: Vec<&'static str>| {
         ArgValueCandidates::new(move || values.iter().map(CompletionCandidate::new).collect())
     };
     let sandboxes = [&["auto"], &*catalog.sandbox_names()].concat();
-    command = offer(command, "up", "policy", policies());
-    command = offer(command, "up", "sandbox", fixed(sandboxes));
-    command = offer(command, "up", "registry", fixed(vec!["native", "dir"]));
+    command = offer(command, "up", "balancer.policy", policies());
+    command = offer(command, "up", "worker.sandbox", fixed(sandboxes));
+    command = offer(command, "up", "cluster.registry", fixed(vec!["native", "dir"]));
     command = offer(command, "sim", "policies", policies());
-    command = offer(command, "sim", "queue_policy", queues);
-    offer(command, "sim", "keep_alive", keep_alive)
+    for (command_name, argument) in [("up", "worker.keep_alive"), ("sim", "keep_alive")] {
+        command = offer(command, command_name, argument, keep_alive());
+    }
+    for (command_name, argument) in [("up", "worker.queue_policy"), ("sim", "queue_policy")] {
+        command = offer(command, command_name, argument, queues());
+    }
+    command
 }
 
 fn entries<T: ?Sized>(catalog: &PartCatalog<T>) -> Vec<CompletionCandidate> {

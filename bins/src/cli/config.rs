@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Common, print, print_json};
-use crate::daemon::{balancer, registry, worker};
 use crate::error::Result;
-use crate::settings::{Origin, Setting, explain};
+use crate::settings::{self, Balancer, Given, Registry, Settings, Up, Worker};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -45,47 +44,21 @@ enum Program {
 
 pub(super) fn config(command: &ConfigCommand) -> Result<ExitCode> {
     let ConfigCommand::Show(args) = command;
-    let (flags, file) = (&args.flags, args.config.clone());
-    let (program, settings) = match args.program {
-        Program::Up => {
-            let file = file.or(args.common.dir()?.config_file());
-            ("ol up", explain::<super::up::Options>("ol up", flags, file)?)
-        }
-        Program::Worker => ("ol-worker", explain::<worker::Options>("ol-worker", flags, file)?),
-        Program::Lb => ("ol-lb", explain::<balancer::Options>("ol-lb", flags, file)?),
-        Program::Registry => {
-            ("ol-registry", explain::<registry::Options>("ol-registry", flags, file)?)
-        }
-    };
-    if args.common.json {
-        print_json(&serde_json::json!({ "program": program, "settings": settings }));
-        return Ok(ExitCode::SUCCESS);
+    match args.program {
+        Program::Up => show::<Up>(args, args.common.dir()?.config_file()),
+        Program::Worker => show::<Worker>(args, None),
+        Program::Lb => show::<Balancer>(args, None),
+        Program::Registry => show::<Registry>(args, None),
     }
-    let line = |setting: &Setting| match &setting.value {
-        Some(value) => format!("{} = {value}", setting.name),
-        None => format!("# {} is not set", setting.name),
-    };
-    let lines: Vec<String> = settings.iter().map(line).collect();
-    let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
-    let mut text = format!("# {program}\n");
-    for (line, setting) in lines.iter().zip(&settings) {
-        match (args.origin, origin(setting)) {
-            (true, Some(origin)) => text.push_str(&format!("{line:<width$}  # {origin}\n")),
-            _ => text.push_str(&format!("{line}\n")),
-        }
-    }
-    print(&text);
-    Ok(ExitCode::SUCCESS)
 }
 
-fn origin(setting: &Setting) -> Option<String> {
-    let kind = match setting.origin {
-        Origin::Flag => "flag",
-        Origin::Environment => "environment",
-        Origin::File => "file",
-        Origin::Default => "default",
-        Origin::Unset => return None,
-    };
-    let place = setting.place.as_deref().unwrap_or_default();
-    Some(format!("{kind} {place}").trim_end().to_owned())
+fn show<P: settings::Program>(args: &ShowArgs, usual: Option<PathBuf>) -> Result<ExitCode> {
+    let file = args.config.clone().or(usual);
+    let settings = Settings::complete(Given::<P>::by_flags(&args.flags), file.as_deref())?;
+    if args.common.json {
+        print_json(&serde_json::json!({ "program": P::NAME, "settings": settings.all() }));
+    } else {
+        print(&format!("# {}\n{}", P::NAME, settings.to_file(args.origin)));
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -13,9 +13,10 @@ use serde::Serialize;
 
 use super::{Common, print, print_json};
 use crate::Catalog;
-use crate::catalog::SandboxEntry;
+use crate::catalog::{SandboxEntry, SandboxOptions};
 use crate::cluster::DataDir;
 use crate::error::Result;
+use crate::settings::Settings;
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
@@ -43,6 +44,8 @@ struct Check {
 
 pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
+    let options =
+        Settings::of_cluster(dir.config_file().as_deref())?.config()?.worker.sandbox_options();
     let mut checks = vec![
         python(),
         node(),
@@ -59,7 +62,7 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
         kernel::kvm(),
         runtimes(),
     ];
-    checks.extend(catalog.sandboxes().iter().map(sandbox));
+    checks.extend(catalog.sandboxes().iter().map(|entry| sandbox(entry, &options)));
     checks.push(leftovers(&dir, args.clean)?);
     let well = checks.iter().all(|check| check.ok || !check.needed);
     if args.common.json {
@@ -88,8 +91,8 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
 }
 
 /// Tries a kind of sandbox, and says what it does not enforce here.
-fn sandbox(entry: &SandboxEntry) -> Check {
-    let result = match (entry.check)() {
+fn sandbox(entry: &SandboxEntry, options: &SandboxOptions) -> Check {
+    let result = match (entry.check)(options) {
         Ok(withheld) if withheld.is_empty() => Ok(format!("{} works", entry.name)),
         Ok(withheld) => Ok(format!("{} works, but withholds {}", entry.name, withheld.join("; "))),
         Err(error) => Err(format!("{}: {}", entry.name, openlambda_core::failure::chain(&*error))),

@@ -1,6 +1,6 @@
 //! The daemons: the parts of a [`Catalog`], a listener, and signals.
 //!
-//! Options come from flags, else the environment, else the file that `--config` names. A daemon
+//! What is set comes from flags, else the environment, else the file that `--config` names. A daemon
 //! prints one line to standard output when it serves, `{"ready": "http://…"}`, and logs to standard
 //! error.
 
@@ -17,38 +17,39 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{self, CliError, Context, Result};
+use crate::settings::{Balancer, Given, Registry, Worker};
 use crate::{Catalog, Daemon};
 
 /// `ol daemon …`, by which `ol up` starts its daemons from its own binary.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DaemonCommand {
     /// Runs functions on one machine.
-    Worker(Box<worker::Options>),
+    Worker(Box<Given<Worker>>),
     /// The load balancer in front of workers.
-    Lb(balancer::Options),
+    Lb(Given<Balancer>),
     /// Keeps functions' bundles.
-    Registry(registry::Options),
+    Registry(Given<Registry>),
 }
 
 #[derive(Parser)]
 #[command(name = "ol-worker", version = crate::VERSION, about = "Runs functions on one machine")]
 struct WorkerCommand {
     #[command(flatten)]
-    options: worker::Options,
+    options: Given<Worker>,
 }
 
 #[derive(Parser)]
 #[command(name = "ol-lb", version = crate::VERSION, about = "The load balancer in front of workers")]
 struct BalancerCommand {
     #[command(flatten)]
-    options: balancer::Options,
+    options: Given<Balancer>,
 }
 
 #[derive(Parser)]
 #[command(name = "ol-registry", version = crate::VERSION, about = "Keeps functions' bundles")]
 struct RegistryCommand {
     #[command(flatten)]
-    options: registry::Options,
+    options: Given<Registry>,
 }
 
 pub(crate) fn main(daemon: Daemon, catalog: &Catalog) -> ExitCode {

@@ -550,6 +550,62 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
     );
     place.ol(&["down"]);
 
+    // So do its daemons, each setting of them; the environment does not overrule what it said.
+    let records = place.data_dir().join("{name}.jsonl");
+    let text = format!(
+        "workers = 2\nlisten = \"127.0.0.1:0\"\n[balancer]\nretries = 3\n[worker]\n\
+         keep_alive = \"ttl,seconds=7\"\nqueue_policy = \"sjf\"\nrecords = \"{}\"\n",
+        records.display()
+    );
+    fs::write(&file, text).unwrap();
+    let up = place
+        .command(&["up", "--detach", "--running-limit", "3", "--worker-head-seconds", "9"])
+        .args(["--policy", "round-robin"])
+        .env("OPENLAMBDA_POLICY", "random")
+        .output()
+        .unwrap();
+    assert!(up.status.success(), "{:?}", texts(&up));
+    let told = place.data_dir().join("daemons.toml");
+    let shown = |daemon: &str, name: &str| {
+        let args = ["config", "show", daemon, "--json", "--config", told.to_str().unwrap()];
+        let shown = place.json(&args);
+        let settings = shown["settings"].as_array().unwrap().clone();
+        settings.into_iter().find(|setting| setting["name"] == name).unwrap()["value"].clone()
+    };
+    for (daemon, name, value) in [
+        ("worker", "keep_alive", json!("ttl,seconds=7")),
+        ("worker", "queue_policy", json!("sjf")),
+        ("worker", "running_limit", json!("3")),
+        ("worker", "head_seconds", json!(9.0)),
+        ("lb", "head_seconds", json!(30.0)),
+        ("lb", "retries", json!(3)),
+        ("lb", "seed", json!(0)),
+    ] {
+        assert_eq!(shown(daemon, name), value, "{daemon} {name}");
+    }
+    assert_eq!(place.json(&["status", "--json"])["policy"], "round-robin");
+    let function = place.function("f", &[("f.py", &answering("1"))]);
+    place.ol(&["deploy", function.to_str().unwrap()]);
+    for _ in 0..4 {
+        place.ol(&["invoke", "f"]);
+    }
+    place.ol(&["down"]);
+    for worker in ["worker-1", "worker-2"] {
+        let records = place.data_dir().join(format!("{worker}.jsonl"));
+        assert!(fs::read_to_string(&records).unwrap().lines().count() >= 1, "{worker}");
+    }
+    for (flags, expected) in [
+        (&["--records", "r"][..], "name {name} in --records"),
+        (&["--drain-seconds", "41"], "set that to more than 41"),
+        (&["--worker-drain-seconds", "36"], "set that to more than 41"),
+        (&["--keep-alive", "lrv"], "did you mean \"lru\"?"),
+        (&["--running-limit", "many"], "write none, a number of calls (8)"),
+        (&["--max-wait-seconds", "60"], "set that to more than 60"),
+    ] {
+        let message = place.fails(&[&["up"], flags].concat());
+        assert!(message.contains(expected), "{flags:?}: {message}");
+    }
+
     // And refuses what it does not know, with the line.
     fs::write(&file, "seed = 1\nworker = 3\n").unwrap();
     for args in [&["up", "--detach"][..], &["config", "show"]] {

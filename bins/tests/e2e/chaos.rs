@@ -1,7 +1,8 @@
 //! Kill −9 at any time: what was accepted is answered, what was acknowledged is kept, and nothing is
 //! left behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use openlambda_core::registry::Registry;
 use openlambda_registry::native::RemoteRegistry;
 use rustix::process::Signal;
 
-use crate::common::{Answer, Cluster, Place, client, example, kill, post, send, wait_for};
+use crate::common::{Answer, Cluster, Place, client, example, kill, post, send, texts, wait_for};
 use crate::table::wait_for_call;
 
 /// A thousand calls at once through two workers, one of which is killed and started again: only calls
@@ -161,7 +162,7 @@ fn kill_everything(sandbox: &str) {
         assert_eq!(place.ol(&["invoke", "escapes", "-d", "0"]), "0");
         let mut busy = place
             .command(&["invoke", "escapes", "-d", "100"])
-            .stderr(std::process::Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(50 * (round % 6)));
@@ -208,7 +209,7 @@ fn a_cluster_is_started_when_a_dying_one_lets_go() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let gone = wait_for(|| place.processes().is_empty().then_some(()));
     assert!(gone.is_some(), "{:?}", place.processes());
-    let mut again = place.command(&up).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut again = place.command(&up).stdout(Stdio::null()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(again.try_wait().unwrap(), None, "nothing serves yet");
     drop(lock);
@@ -216,6 +217,53 @@ fn a_cluster_is_started_when_a_dying_one_lets_go() {
     let status = place.json(&["status", "--json"]);
     assert!(status["pid"].is_i64(), "{status}");
     place.ol(&["down"]);
+}
+
+/// Who starts a cluster where several do at once has the one that comes of it.
+#[test]
+fn several_that_start_a_cluster_at_once_start_one() {
+    let place = Place::new();
+    let up = ["up", "--detach", "--listen", "127.0.0.1:0", "--workers", "1"];
+    for _ in 0..3 {
+        let callers: Vec<_> = (0..6)
+            .map(|_| {
+                let mut command = place.command(&up);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        let urls: BTreeSet<String> = callers
+            .into_iter()
+            .map(|caller| {
+                let (out, err) = texts(&caller.wait_with_output().unwrap());
+                assert!(out.starts_with("http://"), "{out}{err}");
+                out
+            })
+            .collect();
+        assert_eq!(urls.len(), 1, "{urls:?}");
+        let status = place.json(&["status", "--json"]);
+        assert_eq!(urls.first().unwrap().trim(), status["url"].as_str().unwrap());
+        place.ol(&["down"]);
+        place.assert_nothing_left();
+    }
+}
+
+/// That a balancer has no time to say so does not make its cluster another one than that which runs.
+#[test]
+fn a_cluster_whose_balancer_is_slow_to_answer_runs() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let balancer = cluster.status()["balancer_pid"].as_i64().unwrap() as i32;
+    kill(balancer, Signal::STOP);
+    let up = cluster.place.run(&["up", "--detach"]);
+    let status = cluster.place.run(&["status"]);
+    kill(balancer, Signal::CONT);
+    let (out, err) = texts(&up);
+    assert!(up.status.success(), "{out}{err}");
+    assert_eq!(out.trim(), cluster.url);
+    assert!(err.contains("the cluster runs already"), "{err}");
+    assert!(err.contains("its balancer takes long to answer"), "{err}");
+    let (out, err) = texts(&status);
+    assert!(out.contains("the balancer takes long to answer"), "{out}{err}");
+    assert!(out.contains("worker-1  unknown"), "{out}{err}");
 }
 
 /// Versions that were acknowledged are there, whole, whenever the registry was killed.

@@ -20,6 +20,9 @@
 //! There is one worker of a name: who joins takes the place of who had the name before. What is said
 //! afterwards of another [`Member`] by that name is passed over, but for one case: a report by a worker
 //! whose name nobody has any more is the word that it is there, as [`Joined`](Change::Joined) is.
+//!
+//! What is said again is no news: a worker that joins as it is known stays what it is, healthy or not. And
+//! a worker that several sources tell of is there until the last of them says that it has left.
 
 use std::sync::Arc;
 

@@ -344,12 +344,12 @@ pub(super) fn entry() -> KeepAliveEntry {
         ],
         build: Box::new(|given| {
             Ok(Box::new(Histogram::new(HistogramConfig {
-                range_minutes: given.number("range_minutes")? as u32,
+                range_minutes: given.whole("range_minutes")?,
                 head: given.number("head")?,
                 tail: given.number("tail")?,
                 margin: given.number("margin")?,
                 cv: given.number("cv")?,
-                samples: given.number("samples")? as u64,
+                samples: given.whole("samples")?.into(),
                 fallback: Duration::from_secs_f64(given.number("fallback_seconds")?),
             })))
         }),

@@ -134,9 +134,11 @@ mod tests {
             "ttl,seconds=inf",
             "ttl,seconds=long",
             "histogram,head=1.1",
-            "histogram,range_minutes=0",
         ] {
             assert!(error(text).contains("is not valid; use a number from"), "{text}");
+        }
+        for text in ["histogram,range_minutes=0", "histogram,range_minutes=1.5"] {
+            assert!(error(text).contains("is not valid; use a whole number from"), "{text}");
         }
     }
 

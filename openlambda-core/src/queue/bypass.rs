@@ -39,6 +39,10 @@ impl QueuePolicy for Bypass {
         true
     }
 
+    fn orders(&self) -> bool {
+        self.order.orders()
+    }
+
     fn rank(&mut self, call: &Arrival, now: Time) -> u64 {
         self.order.rank(call, now)
     }
@@ -55,6 +59,12 @@ impl QueuePolicy for Bypass {
     fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
         if self.order_learns {
             self.order.started(call, rank, now);
+        }
+    }
+
+    fn left(&mut self, version: VersionId) {
+        if self.order_learns {
+            self.order.left(version);
         }
     }
 

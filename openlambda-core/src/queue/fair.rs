@@ -12,9 +12,10 @@ use crate::time::Time;
 /// A call's *start tag* is where its flow's last call ended in virtual time, or the virtual time now if
 /// that is later; its *finish tag* is its expected run later. Virtual time is the start tag of the call
 /// that began to run last. The lowest start tag is served first. The time of a run is known only when it
-/// is over: then the flow's finish tag is corrected by what it took more or less than was expected, so
-/// that estimates that are wrong do not add up. Until its first run is over, a flow's calls count as a
-/// millisecond. A call that leaves before it runs was a call of its flow all the same.
+/// is over: then the flow's finish tag is corrected by what it took more or less than was charged, so that
+/// estimates that are wrong do not add up over a flow's calls. Until its first run is over, a flow's calls
+/// are charged a millisecond each, so a first burst of long calls gets more than its share. A call that
+/// leaves before it runs is not charged.
 ///
 /// Where estimates are right, what two flows got differs, over any time in which both always have calls
 /// that wait, by no more than the longest run of the one and of the other, for each call that the worker
@@ -25,25 +26,46 @@ use crate::time::Time;
 #[derive(Clone, Debug, Default)]
 pub struct Fair {
     virtual_time: u64,
-    /// The finish tag of each flow's last call, by version.
-    finished: Vec<u64>,
+    /// By version.
+    flows: Vec<Flow>,
     estimates: Estimates,
+}
+
+/// All tags are microseconds of virtual time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    /// The finish tag of its last call.
+    finish: u64,
+    /// What its calls were charged that are not over, and how many they are.
+    charged: u64,
+    calls: u64,
 }
 
 /// What a run is taken for before one is over.
 const UNKNOWN: Duration = Duration::from_millis(1);
 
-impl Fair {
-    fn expected(&self, version: VersionId) -> u64 {
-        self.estimates.of(version).unwrap_or(UNKNOWN).as_nanos() as u64
-    }
+fn micros(run: Duration) -> u64 {
+    u64::try_from(run.as_micros()).unwrap_or(u64::MAX).clamp(1, u64::MAX / 4)
+}
 
-    fn finish_tag(&mut self, version: VersionId) -> &mut u64 {
+impl Flow {
+    /// A call is over that took so long: its share of what was charged is corrected. Which call it was
+    /// makes no difference to the sum.
+    fn settle(&mut self, took: u64) {
+        let Some(charge) = self.charged.checked_div(self.calls) else { return };
+        self.charged -= charge;
+        self.calls -= 1;
+        self.finish = self.finish.saturating_add(took).saturating_sub(charge);
+    }
+}
+
+impl Fair {
+    fn flow(&mut self, version: VersionId) -> &mut Flow {
         let at = version.0 as usize;
-        if at >= self.finished.len() {
-            self.finished.resize(at + 1, 0);
+        if at >= self.flows.len() {
+            self.flows.resize(at + 1, Flow::default());
         }
-        &mut self.finished[at]
+        &mut self.flows[at]
     }
 }
 
@@ -53,10 +75,13 @@ impl QueuePolicy for Fair {
     }
 
     fn rank(&mut self, call: &Arrival, _: Time) -> u64 {
-        let (now, expected) = (self.virtual_time, self.expected(call.version));
-        let finish = self.finish_tag(call.version);
-        let start = now.max(*finish);
-        *finish = start.saturating_add(expected);
+        let now = self.virtual_time;
+        let charge = micros(self.estimates.of(call.version).unwrap_or(UNKNOWN));
+        let flow = self.flow(call.version);
+        let start = now.max(flow.finish);
+        flow.finish = start.saturating_add(charge);
+        flow.charged = flow.charged.saturating_add(charge);
+        flow.calls += 1;
         start
     }
 
@@ -64,16 +89,19 @@ impl QueuePolicy for Fair {
         self.virtual_time = self.virtual_time.max(rank);
     }
 
+    fn left(&mut self, version: VersionId) {
+        self.flow(version).settle(0);
+    }
+
     fn finished(&mut self, version: VersionId, run: Duration, _: Time) {
-        let expected = self.expected(version);
         self.estimates.observe(version, run);
-        let run = u64::try_from(run.as_nanos()).unwrap_or(u64::MAX / 4);
-        let finish = self.finish_tag(version);
-        *finish = finish.saturating_add(run).saturating_sub(expected);
+        self.flow(version).settle(micros(run));
     }
 
     fn forgotten(&mut self, version: VersionId) {
-        *self.finish_tag(version) = 0;
+        if let Some(flow) = self.flows.get_mut(version.0 as usize) {
+            *flow = Flow::default();
+        }
         self.estimates.forget(version);
     }
 }

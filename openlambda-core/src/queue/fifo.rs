@@ -8,6 +8,10 @@ use crate::time::Time;
 pub struct Fifo;
 
 impl QueuePolicy for Fifo {
+    fn orders(&self) -> bool {
+        false
+    }
+
     fn rank(&mut self, _: &Arrival, _: Time) -> u64 {
         0
     }

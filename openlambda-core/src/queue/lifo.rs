@@ -12,7 +12,8 @@ use crate::time::Time;
 /// waited for as long as they may.
 ///
 /// The worker counts as overloaded from when somebody has always waited for [`after`](Self::new) until
-/// nobody waits.
+/// nobody waits. One call that waits for its code or for a cold start is somebody, too: `after` is to be
+/// longer than these take, or starts change the order.
 ///
 /// Source: B. Maurer, Fail at scale, ACM Queue 13(8), 2015 (adaptive LIFO, with CoDel's sign of
 /// overload: a queue that has not been empty for 100 ms).

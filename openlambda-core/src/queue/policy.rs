@@ -15,12 +15,17 @@ use crate::time::Time;
 ///
 /// ```text
 ///   rank ──▶ (waits) ──started──▶ (runs) ──finished──▶
-///                └─ (cancelled, too late: not told)
+///                └─left──▶
 /// ```
 pub trait QueuePolicy: Send + fmt::Debug {
     /// Whether it is to be told of all calls. Asked once.
     fn learns(&self) -> bool {
         false
+    }
+
+    /// Whether its order may be another one than that of arrival. Asked once.
+    fn orders(&self) -> bool {
+        true
     }
 
     /// The rank of a call that has arrived: the lowest is served first.
@@ -45,6 +50,12 @@ pub trait QueuePolicy: Send + fmt::Debug {
     /// A call of this rank begins to run. Only if it [`learns`](Self::learns).
     fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
         let _ = (call, rank, now);
+    }
+
+    /// A call of the version that has a rank leaves before it runs: it was cancelled, or rejected after a
+    /// wait. Only if it [`learns`](Self::learns).
+    fn left(&mut self, version: VersionId) {
+        let _ = version;
     }
 
     /// A call has run for so long. Only if it [`learns`](Self::learns).

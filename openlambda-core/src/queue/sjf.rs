@@ -7,7 +7,8 @@ use crate::scheduler::VersionId;
 use crate::time::Time;
 
 /// Serves the call first whose version's runs take the shortest time, by [`Estimates`]. A version that
-/// has never run is served at once, so that its time becomes known.
+/// has never run is served at once, so that its time becomes known; so are all of its calls that come
+/// before its first run is over.
 ///
 /// With times that are known it has the least mean latency of all orders that do not look into the
 /// future. Long calls may wait for as long as short ones keep coming.

@@ -5,8 +5,10 @@
 //! database of its own implements [`Registry`] itself.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Cursor, Read};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::stream::BoxStream;
@@ -82,10 +84,25 @@ struct Shared<S> {
 impl<S: Shelf> Simple<S> {
     /// The registry of a kind with this name in configuration, over `shelf`, whose index is `index`
     /// now.
-    pub fn new(kind: &'static str, shelf: S, index: Index) -> Self {
+    pub fn over(kind: &'static str, shelf: S, index: Index) -> Self {
         let events = EventLog::new(EVENTS, [], index.revision().0);
         let (clock, changing, index) = (SystemClock::new(), Mutex::new(()), Mutex::new(index));
         Simple { shared: Arc::new(Shared { kind, shelf, clock, changing, index, events }) }
+    }
+
+    /// Publishes the function in a folder.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::BadBundle`], and those of [`Registry::publish`].
+    pub async fn publish_dir(
+        &self,
+        name: &FunctionName,
+        folder: &Path,
+    ) -> Result<Published, RegistryError> {
+        let mut tar = Vec::new();
+        bundle::pack_dir(folder, &mut tar)?;
+        self.publish(name, bundle::stream(Cursor::new(tar))).await
     }
 
     /// Makes a change, to its end whoever waits for it.
@@ -206,5 +223,53 @@ impl<S: Shelf> Registry for Simple<S> {
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
         self.shared.events.watch(from)
+    }
+
+    fn cache_for(&self) -> Duration {
+        // Every change is told before its call returns.
+        Duration::from_secs(3600)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+
+    /// Keeps nothing.
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Shelf for Nowhere {
+        fn keep(&self, _: &mut Bundle) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn open(&self, _: &Digest) -> io::Result<Box<dyn Read + Send>> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+
+        fn remove(&self, _: &Digest) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _: &Index) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Else every call of a cluster would ask it.
+    #[tokio::test]
+    async fn what_it_resolves_to_may_be_used_until_it_tells_of_a_change() {
+        let registry = Simple::over("nowhere", Nowhere, Index::default());
+        assert!(!registry.cache_for().is_zero());
+        let mut events = registry.watch(Revision::NOW);
+        assert!(events.next().now_or_never().is_none());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("f.py"), "").unwrap();
+        registry.publish_dir(&"f".parse().unwrap(), folder.path()).await.unwrap();
+        let told = events.next().now_or_never().expect("told before the call returns");
+        assert!(matches!(told, Some(RegistryEvent::Published { .. })), "{told:?}");
     }
 }

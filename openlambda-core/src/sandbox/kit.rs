@@ -28,7 +28,7 @@ use futures_core::future::BoxFuture;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use http::Response;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot, watch};
 
 use super::{
     Capabilities, Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
@@ -57,6 +57,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Called once when the instance has ended and no future of [`answer`](Self::answer) is left:
     /// removes what belongs to it and returns when that is gone. By default there is nothing.
+    /// After a panic the instance counts as gone.
     async fn clean(&self) {}
 
     /// What the instance uses now; by default nothing.
@@ -198,6 +199,7 @@ impl SandboxFactory for Simple {
 
     async fn create(&self, spec: SandboxSpec) -> Result<Created, SandboxError> {
         self.capabilities.honour(&spec)?;
+        let permit = self.lives.permit().await?;
         let begin = self.clock.now();
         let spec = Arc::new(spec);
         let started = tokio::time::timeout(spec.init_timeout, (self.start)(Arc::clone(&spec)));
@@ -211,7 +213,12 @@ impl SandboxFactory for Simple {
         let life = match self.lives.begin(spec.manifest.concurrency) {
             Ok(life) => life,
             Err(error) => {
-                handler.clean().await;
+                // A task of its own: `shutdown` waits for it, whoever waits for `create`.
+                let cleaned = tokio::spawn(async move {
+                    clean(&*handler).await;
+                    drop(permit);
+                });
+                let _ = cleaned.await;
                 return Err(error);
             }
         };
@@ -220,7 +227,7 @@ impl SandboxFactory for Simple {
         tokio::spawn(async move {
             let (life, handler) = cleaner;
             life.idle_for_ever().await;
-            handler.clean().await;
+            clean(&*handler).await;
             life.set_gone();
         });
         let (pause, clock) = (self.capabilities.pause, Arc::clone(&self.clock));
@@ -258,7 +265,12 @@ impl Sandbox for SimpleSandbox {
     async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError> {
         let slot = self.life.take_slot()?;
         let Invocation { id, deadline, head, body, .. } = invocation;
-        let call = Call { id, deadline, head, body: collect_body(body).await? };
+        let body = std::pin::pin!(collect_body(body));
+        let body = match select(body, std::pin::pin!(self.life.exited())).await {
+            Either::Left((body, _)) => body?,
+            Either::Right((exit, _)) => return Err(SandboxError::ended(&exit, Started::No)),
+        };
+        let call = Call { id, deadline, head, body };
         let (handler, clock) = (Arc::clone(&self.handler), Arc::clone(&self.clock));
         let (reply, answer) = oneshot::channel();
         // A task of its own: dropping `invoke` must not free the slot while the handler runs.
@@ -319,6 +331,7 @@ async fn run(
     handler: &dyn Handler,
     call: Call,
 ) -> Result<Response<Bytes>, SandboxError> {
+    life.alive()?;
     let answer = AssertUnwindSafe(handler.answer(call)).catch_unwind();
     let exit = match select(std::pin::pin!(answer), std::pin::pin!(life.exited())).await {
         Either::Left((Ok(Ok(response)), _)) => return Ok(response),
@@ -334,6 +347,12 @@ async fn run(
     Err(SandboxError::ended(&exit, Started::Yes))
 }
 
+/// Cleans up after an instance. Others wait for what comes next, so a panic, of which the panic hook
+/// has told, ends here.
+async fn clean(handler: &dyn Handler) {
+    let _ = AssertUnwindSafe(handler.clean()).catch_unwind().await;
+}
+
 /// What a panic says.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
@@ -344,6 +363,14 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 #[derive(Clone, Default)]
 pub struct Lives {
     shared: Arc<Mutex<Live>>,
+    /// Read while an instance is being started; `shutdown` waits for those by writing.
+    starting: Arc<RwLock<()>>,
+}
+
+/// The right to start an instance: while it is held, a shutdown waits.
+#[derive(Debug)]
+pub struct Permit {
+    _starting: OwnedRwLockReadGuard<()>,
 }
 
 #[derive(Default)]
@@ -353,10 +380,32 @@ struct Live {
     lives: BTreeMap<u64, Life>,
 }
 
+impl Live {
+    fn admit(&self) -> Result<(), SandboxError> {
+        if self.shut_down {
+            let message = "the worker is shutting down; use another worker";
+            return Err(SandboxError::new(SandboxErrorKind::Resources, message));
+        }
+        Ok(())
+    }
+}
+
 impl Lives {
     /// None yet.
     pub fn new() -> Self {
         Lives::default()
+    }
+
+    /// Allows one start. Hold it from before anything of the instance is made until it has
+    /// [begun](Self::begin), or until nothing is left of it where it cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
+    pub async fn permit(&self) -> Result<Permit, SandboxError> {
+        let starting = Arc::clone(&self.starting).read_owned().await;
+        self.lock().admit()?;
+        Ok(Permit { _starting: starting })
     }
 
     /// An instance with this many slots begins to live.
@@ -366,10 +415,7 @@ impl Lives {
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub fn begin(&self, slots: u32) -> Result<Life, SandboxError> {
         let mut live = self.lock();
-        if live.shut_down {
-            let message = "the worker is shutting down; use another worker";
-            return Err(SandboxError::new(SandboxErrorKind::Resources, message));
-        }
+        live.admit()?;
         let id = live.next_id;
         live.next_id += 1;
         let life = Life(Arc::new(One {
@@ -389,7 +435,8 @@ impl Lives {
         self.lock().lives.len()
     }
 
-    /// Ends all with [`Exit::Destroyed`] and waits until they are gone. None begins afterwards.
+    /// Ends all with [`Exit::Destroyed`] and waits until they are gone, and until no
+    /// [`Permit`] is held. None begins afterwards.
     pub async fn shutdown(&self) {
         let lives: Vec<Life> = {
             let mut live = self.lock();
@@ -399,6 +446,7 @@ impl Lives {
         for life in &lives {
             life.end(Exit::Destroyed);
         }
+        drop(self.starting.write().await);
         for life in lives {
             life.gone().await;
         }

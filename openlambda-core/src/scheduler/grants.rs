@@ -1,5 +1,6 @@
 //! Grants wishes for memory: starts instances, and makes room for them.
 
+use super::order::Key;
 use super::version::Code;
 use super::wishes::Wish;
 use super::{Action, EvictReason, Scheduler, VersionId};
@@ -11,26 +12,61 @@ impl Scheduler {
         let version = &mut self.versions[id.0 as usize];
         if version.wishes.count() > 0 {
             let calls = self.queueing.limiter.calls();
-            let wanted = version.code.limits().map_or(0, |limits| version.wanted(limits, calls));
+            let free = self.instances.free_slots(version, version.waiting);
+            let wanted =
+                version.code.limits().map_or(0, |limits| version.wanted(limits, calls, free));
             self.wishes.shrink(&mut version.wishes, wanted);
+            self.enter_wishing(id);
         }
+    }
+
+    /// A version is entered among those that wish, at the place of the call that it wishes for.
+    pub(super) fn enter_wishing(&mut self, id: VersionId) {
+        if !self.queueing.orders {
+            return;
+        }
+        let version = &self.versions[id.0 as usize];
+        let key = (version.wishes.count() > 0).then(|| {
+            let free = self.instances.free_slots(version, version.waiting);
+            self.queueing.wish_key(&version.line, version.promised.saturating_add(free))
+        });
+        self.queueing.wishing.set(id, key);
+    }
+
+    /// Whose wish is served next, and the place of its call. In the order of the queue policy; without a
+    /// limit of running calls, memory is all that a wish waits for, and one that has done so for too long
+    /// comes first, whatever the order.
+    pub(super) fn next_wish(&mut self, now: Time) -> Option<(Key, Wish)> {
+        let oldest = self.wishes.oldest()?;
+        let first = Key { rank: 0, number: 0 };
+        if !self.queueing.orders {
+            return Some((first, oldest));
+        }
+        let overdue = now.since(oldest.since) > self.config.fairness;
+        if overdue && !self.queueing.limiter.limits() {
+            return Some((first, oldest));
+        }
+        let (key, id) = self.queueing.wishing.first()?;
+        let wish = self.wishes.oldest_of(&self.versions[id.0 as usize].wishes)?;
+        Some((key, wish))
     }
 
     /// Starts instances in the order of the wishes while there is memory, or resumes those that gave
     /// some back, and evicts idle ones until the first wish fits.
     pub(super) fn serve_wishes(&mut self, now: Time) {
-        while self.grant(now) {}
+        while let Some((_, wish)) = self.next_wish(now)
+            && self.grant(now, wish.version)
+        {}
     }
 
-    /// Grants the first wish, if there is one and what it takes. Returns whether anything has changed so
-    /// that the next one may be granted.
-    pub(super) fn grant(&mut self, now: Time) -> bool {
-        let newest_first = self.queueing.newest_first();
-        let Some(Wish { version: id, .. }) = self.wishes.first(newest_first) else { return false };
+    /// Grants a version's wish, if there is what it takes. Returns whether anything has changed so that
+    /// the next one may be granted.
+    pub(super) fn grant(&mut self, now: Time, id: VersionId) -> bool {
         let version = &mut self.versions[id.0 as usize];
         let paused = self.instances.paused(version.paused).next();
+        let free = self.instances.free_slots(version, version.waiting);
         if version.code.limits().is_some()
-            && version.waiting > version.promised
+            && version.waiting > version.promised + free
             && let Some(paused) = paused
         {
             let missing = self.instances[paused].missing();
@@ -38,8 +74,9 @@ impl Scheduler {
                 self.make_room(now, missing);
                 return false;
             }
-            self.wishes.pop(&mut version.wishes, newest_first);
+            self.wishes.pop(&mut version.wishes);
             self.resume(paused);
+            self.enter_wishing(id);
             return true;
         }
         if self.starting >= self.config.max_starting {
@@ -59,7 +96,7 @@ impl Scheduler {
             self.make_room(now, memory);
             return false;
         }
-        self.wishes.pop(&mut version.wishes, newest_first);
+        self.wishes.pop(&mut version.wishes);
         version.instances += 1;
         version.promised += slots;
         if version.instances >= version.prewarm {
@@ -68,6 +105,7 @@ impl Scheduler {
         self.starting += 1;
         let instance = self.instances.start(now, id, version, memory, slots);
         self.actions.push_back(Action::Start { instance, version: id });
+        self.enter_wishing(id);
         true
     }
 
@@ -80,9 +118,8 @@ impl Scheduler {
 
     /// Whether a version must give up a free instance: somebody else has waited for memory for too
     /// long, and what is ending already does not suffice.
-    pub(super) fn must_yield(&self, now: Time, version: VersionId) -> bool {
-        let first = self.wishes.first(self.queueing.newest_first());
-        let Some(Wish { version: wisher, since, .. }) = first else { return false };
+    pub(super) fn must_yield(&mut self, now: Time, version: VersionId) -> bool {
+        let Some((_, Wish { version: wisher, since })) = self.next_wish(now) else { return false };
         let limits = self.versions[wisher.0 as usize].code.limits();
         let needs = limits.map_or(0, |limits| limits.memory);
         wisher != version

@@ -46,6 +46,8 @@ pub(super) struct Instance {
     pub(super) fresh: Option<StartKind>,
     /// The keep-alive policy and the balancers were told that it is idle.
     pub(super) resting: bool,
+    /// It takes no more invocations, and its version counts it as one of those.
+    pub(super) spent: bool,
     /// It takes no more invocations and is evicted when those that it has are over.
     pub(super) retiring: bool,
     /// When the keep-alive policy ends it, if it is not used before.
@@ -141,6 +143,7 @@ impl Instances {
             started: now,
             fresh: None,
             resting: false,
+            spent: false,
             retiring: false,
             expire_at: None,
         };
@@ -237,6 +240,19 @@ impl Instances {
     }
 
     // Who gets the next call.
+
+    /// The free slots of a version, counted until they are `enough`.
+    pub(super) fn free_slots(&self, version: &Version, enough: u32) -> u32 {
+        let mut free = 0;
+        for slot in self.places.iter_back(version.free) {
+            if free >= enough {
+                break;
+            }
+            let instance = &self[self.at(slot)];
+            free += instance.slots - instance.used;
+        }
+        free
+    }
 
     /// The instance of this version that gets the next call.
     pub(super) fn next_free(&self, version: &Version) -> Option<InstanceId> {

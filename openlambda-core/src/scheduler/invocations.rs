@@ -28,19 +28,21 @@ impl Scheduler {
             return;
         }
         let place = Place { version, deadline, reserved: false };
-        match self.admits(version) {
+        let call = Arrival { version, arrived: now, deadline };
+        match self.admits(&call) {
             Ok(()) => self.enqueue(now, invocation, place),
             Err(why) => self.actions.push_back(Action::Reject { invocation, why }),
         }
     }
 
     /// Whether one more may wait for the version.
-    pub(super) fn admits(&mut self, id: VersionId) -> Result<(), Rejection> {
+    pub(super) fn admits(&mut self, call: &Arrival) -> Result<(), Rejection> {
         let draining = self.draining;
         let pool = self.pool.total();
         let running = self.places_in_use();
         let has_place = self.queueing.limiter.admits(running);
-        let version = self.version(id);
+        let has_place = has_place || self.queueing.policy.passes_by(call);
+        let version = self.version(call.version);
         let runs_at_once = !version.free.is_empty() && version.waiting == 0 && has_place;
         match version.code.limits() {
             _ if draining => Err(Rejection::Draining),
@@ -89,7 +91,7 @@ impl Scheduler {
     }
 
     /// Calls that run or for which a slot is held, and starts that are under way.
-    fn places_in_use(&self) -> u32 {
+    pub(super) fn places_in_use(&self) -> u32 {
         self.calls.count_running() + self.calls.count_offered() + self.starting
     }
 
@@ -113,6 +115,9 @@ impl Scheduler {
         self.timers.clear_call(invocation.slot());
         let version = &mut self.versions[place.version.0 as usize];
         version.waiting -= 1;
+        if self.queueing.learns {
+            self.queueing.policy.left(place.version);
+        }
         self.queueing.remove(&mut version.line, invocation.slot());
         if place.reserved {
             self.reservation_over(invocation, end);
@@ -135,16 +140,17 @@ impl Scheduler {
     fn pump_what_waits(&mut self, now: Time, id: VersionId) {
         let index = id.0 as usize;
         if self.queueing.limiter.limits() {
+            while self.next_passes_by(id) && self.serve_next(now, id) {}
             self.enter_ready(id);
             self.dispatch(now);
         } else {
-            self.queueing.look(now);
+            self.look(now);
             while self.serve_next(now, id) {}
         }
         let version = &mut self.versions[index];
         if !version.waits() {
             self.wishes.shrink(&mut version.wishes, 0);
-            return;
+            return self.enter_wishing(id);
         }
         let limits = match version.code {
             Code::Unknown => {
@@ -157,7 +163,9 @@ impl Scheduler {
         };
         // Paused instances first: waking one is cheaper than making one.
         let calls = self.queueing.limiter.calls();
-        while self.versions[index].waiting.min(calls) > self.versions[index].promised {
+        let version = &self.versions[index];
+        let free = self.instances.free_slots(version, version.waiting);
+        while self.versions[index].waiting.min(calls) > self.versions[index].promised + free {
             let (paused, instances) = (self.versions[index].paused, &self.instances);
             let whole = instances.paused(paused).find(|id| instances[*id].missing() == 0);
             let Some(instance) = whole.or_else(|| {
@@ -171,16 +179,16 @@ impl Scheduler {
             self.resume(instance);
         }
         let version = &mut self.versions[index];
-        let wanted = version.wanted(&limits, calls);
+        let wanted = version.wanted(&limits, calls, free);
         while version.wishes.count() < wanted {
-            let key = self.queueing.last_key(&version.line);
-            self.wishes.push(&mut version.wishes, id, key, now);
+            self.wishes.push(&mut version.wishes, id, now);
         }
         self.wishes.shrink(&mut version.wishes, wanted);
+        self.enter_wishing(id);
     }
 
     /// The version's next call gets its next free slot, if there are both.
-    fn serve_next(&mut self, now: Time, id: VersionId) -> bool {
+    pub(super) fn serve_next(&mut self, now: Time, id: VersionId) -> bool {
         let version = &mut self.versions[id.0 as usize];
         let Some(instance) = self.instances.next_free(version) else { return false };
         let Some(slot) = self.queueing.next(&version.line) else { return false };
@@ -205,7 +213,30 @@ impl Scheduler {
         let free = self.instances.next_free(version).is_some();
         let next = self.queueing.next(&version.line).filter(|_| free);
         let key = next.map(|slot| self.queueing.get(slot).key);
-        self.queueing.set_ready(id, key);
+        self.queueing.ready.set(id, key);
+    }
+
+    /// Whether the version's next call needs no place.
+    fn next_passes_by(&self, id: VersionId) -> bool {
+        let Some(slot) = self.queueing.next(&self.versions[id.0 as usize].line) else {
+            return false;
+        };
+        let arrived = self.queueing.get(slot).arrived;
+        let place = self.calls.waiting(self.calls.at(slot)).expect("what is in a queue waits");
+        let call = Arrival { version: id, arrived, deadline: place.deadline };
+        self.queueing.policy.passes_by(&call)
+    }
+
+    /// Sees in which direction the queues are served; where it has turned, all versions have other places.
+    fn look(&mut self, now: Time) {
+        if self.calls.count_waiting() + self.calls.count_reserved() > 0 && self.queueing.look(now) {
+            for id in (0..self.versions.len() as u32).map(VersionId) {
+                if self.queueing.limiter.limits() {
+                    self.enter_ready(id);
+                }
+                self.enter_wishing(id);
+            }
+        }
     }
 
     /// Where the number of running calls is limited: gives places to what is first in the order of the
@@ -215,31 +246,26 @@ impl Scheduler {
         if std::mem::replace(&mut self.dispatching, true) {
             return;
         }
-        if self.calls.count_waiting() + self.calls.count_reserved() > 0 && self.queueing.look(now) {
-            for id in (0..self.versions.len() as u32).map(VersionId) {
-                self.enter_ready(id);
-            }
-        }
+        self.look(now);
         loop {
             let running = self.places_in_use();
             if !self.queueing.limiter.admits(running) {
                 break;
             }
-            let ready = self.queueing.ready();
-            let wish = self.wishes.first(self.queueing.newest_first());
-            let wish_first = match (wish, ready) {
-                (Some(wish), Some((key, _))) => self.queueing.precedes(wish.key, key),
-                (wish, _) => wish.is_some(),
-            };
-            if wish_first && self.grant(now) {
+            let ready = self.queueing.ready.first();
+            if let Some((key, wish)) = self.next_wish(now)
+                && ready.is_none_or(|(other, _)| self.queueing.precedes(key, other))
+                && self.grant(now, wish.version)
+            {
                 continue;
             }
             // The memory that a wish lacks may have been taken from this version.
-            let Some((key, id)) = self.queueing.ready() else { break };
+            let Some((key, id)) = self.queueing.ready.first() else { break };
             self.enter_ready(id);
-            if self.queueing.is_ready(id, key) {
+            if self.queueing.ready.first() == Some((key, id)) {
                 self.serve_next(now, id);
                 self.enter_ready(id);
+                self.drop_surplus_wishes(id);
             }
         }
         self.dispatching = false;
@@ -341,9 +367,10 @@ impl Scheduler {
         let reuse = version.code.limits().is_none_or(|limits| limits.reuse);
         if !reuse && instance.ran {
             if used == 0 {
-                self.evict(now, id, EvictReason::NoReuse);
+                return self.evict(now, id, EvictReason::NoReuse);
             }
-            return;
+            self.spend(id);
+            return self.pump(now, version_id);
         }
         let retires = retiring || self.must_yield(now, version_id);
         let version = &mut self.versions[version_id.0 as usize];
@@ -353,6 +380,7 @@ impl Scheduler {
                 instance.retiring = true;
                 self.retiring_bytes += instance.memory;
                 self.instances.remove_free(id, version);
+                self.spend(id);
             }
             if used == 0 {
                 return self.evict(now, id, EvictReason::Memory);
@@ -362,6 +390,16 @@ impl Scheduler {
         }
         self.pump(now, version_id);
         self.rest(now, id);
+    }
+
+    /// The instance takes no more calls.
+    fn spend(&mut self, id: InstanceId) {
+        let instance = &mut self.instances[id];
+        if !std::mem::replace(&mut instance.spent, true) {
+            let version = instance.version;
+            // What else is free of it is of no use either.
+            self.versions[version.0 as usize].spent += 1;
+        }
     }
 
     // Code.

@@ -36,6 +36,11 @@ impl Scheduler {
         self.starting -= 1;
         self.keep_alive.started(id, &facts, now);
         self.comes_up(id, version_id, slots);
+        // The place of its start is that of its first call.
+        let places = self.places_in_use();
+        if self.queueing.limiter.limits() && self.queueing.limiter.admits(places) {
+            self.serve_next(now, version_id);
+        }
         self.pump(now, version_id);
         if let Some(instance) = self.instances.get_mut(id) {
             instance.fresh = None;
@@ -92,15 +97,19 @@ impl Scheduler {
         // One that was resumed but not needed after all has rested all the time.
         if !instance.resting {
             let until = self.keep_alive.idle(id, now);
-            if until.is_some_and(|until| until <= now) {
+            let needed =
+                self.queueing.limiter.limits() && self.versions[version_id.0 as usize].waiting > 0;
+            if until.is_some_and(|until| until <= now) && !needed {
                 return self.evict(now, id, EvictReason::Expired);
             }
+            let instance = &mut self.instances[id];
             instance.resting = true;
-            instance.expire_at = until;
+            let soon = if needed { now + LOOK_AGAIN } else { now };
+            instance.expire_at = until.map(|until| until.max(soon));
             self.actions.push_back(Action::TellIdle { version: version_id });
         }
         let pause = self.config.pause_after.map(|after| (now + after, Timer::Pause));
-        let expire = instance.expire_at.map(|at| (at, Timer::Expire));
+        let expire = self.instances[id].expire_at.map(|at| (at, Timer::Expire));
         if let Some((at, timer)) = pause.into_iter().chain(expire).min() {
             self.timers.set(timer, id.slot(), at);
         }
@@ -193,6 +202,7 @@ impl Scheduler {
         };
         let was_idle = std::mem::take(&mut instance.resting);
         let holds = !instance.offers.is_empty();
+        let was_spent = std::mem::take(&mut instance.spent);
         if std::mem::take(&mut instance.retiring) {
             self.retiring_bytes -= instance.memory;
         }
@@ -202,6 +212,7 @@ impl Scheduler {
         self.instances.set_state(id, after);
         let version = &mut self.versions[version_id.0 as usize];
         version.instances -= 1;
+        version.spent -= u32::from(was_spent);
         // A prewarm is a wish of the moment: what is evicted is not made again for its sake.
         version.prewarm = 0;
         match before {
@@ -251,7 +262,9 @@ impl Scheduler {
         let instance = &self.instances[id];
         let needed = self.versions[instance.version.0 as usize].waiting > 0;
         if needed && self.queueing.limiter.limits() && instance.state() == State::Up {
-            self.spared.push(id);
+            if !self.spared.contains(&id) {
+                self.spared.push(id);
+            }
         } else {
             self.evict(now, id, why);
         }

@@ -77,7 +77,7 @@ impl RunningLimit {
             number.filter(|number| *number > 0.0).ok_or_else(error)
         };
         let processors = processors.max(1);
-        let most = LoadLimit::default().most.max(64 * processors);
+        let most = LoadLimit::default().most.max(processors.saturating_mul(64));
         let load = LoadLimit { least: processors, most, ..LoadLimit::default() };
         Ok(match text {
             "none" => RunningLimit::None,
@@ -87,8 +87,11 @@ impl RunningLimit {
                     RunningLimit::Load(LoadLimit { target: number(target)?, ..load })
                 }
                 (_, Some(times)) => {
-                    let calls = libm::round(number(times)? * f64::from(processors));
-                    RunningLimit::Calls((calls as u32).max(1))
+                    let calls = libm::round(number(times)? * f64::from(processors)).max(1.0);
+                    if calls > 1e6 {
+                        return Err(error());
+                    }
+                    RunningLimit::Calls(calls as u32)
                 }
                 _ => match text.parse() {
                     Ok(calls) if calls > 0 => RunningLimit::Calls(calls),
@@ -167,9 +170,10 @@ mod tests {
         let load = LoadLimit { least: 4, most: 1024, target: 1.5 };
         assert_eq!(parse("load"), RunningLimit::Load(load));
         assert_eq!(parse("load=3"), RunningLimit::Load(LoadLimit { target: 3.0, ..load }));
-        for text in
-            ["", "0", "-1", "x", "0x", "1.5", "loads", "load=", "load=0", "load=NaN", "infx"]
-        {
+        for text in [
+            "", "0", "-1", "x", "0x", "1.5", "loads", "1e300x", "load=", "load=0", "load=NaN",
+            "infx",
+        ] {
             let error = RunningLimit::parse(text, 4).unwrap_err().to_string();
             assert!(error.contains("write none, a number of calls"), "{error}");
         }

@@ -31,8 +31,17 @@ impl Line {
         rest.map_or(&self.lowest, |(_, list)| list).last()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.lowest.is_empty()
+    /// The slot with so many before it, from the first or from the last. O(that many).
+    pub(super) fn nth(&self, links: &Lists, place: u32, from_last: bool) -> Option<u32> {
+        let rest = self.rest.iter().flat_map(|rest| rest.values());
+        let place = place as usize;
+        if from_last {
+            let lists = rest.rev().chain([&self.lowest]);
+            lists.flat_map(|list| links.iter_back(*list)).nth(place)
+        } else {
+            let lists = [&self.lowest].into_iter().chain(rest);
+            lists.flat_map(|list| links.iter(*list)).nth(place)
+        }
     }
 
     /// Enters a slot that is in none of the lines that share these links.
@@ -106,7 +115,12 @@ mod tests {
                 }
                 prop_assert_eq!(line.first(), model.first().map(|(_, _, slot)| *slot));
                 prop_assert_eq!(line.last(), model.last().map(|(_, _, slot)| *slot));
-                prop_assert_eq!(line.is_empty(), model.is_empty());
+                for place in 0..=model.len() {
+                    let slot = model.get(place).map(|(_, _, slot)| *slot);
+                    prop_assert_eq!(line.nth(&links, place as u32, false), slot);
+                    let slot = model.iter().rev().nth(place).map(|(_, _, slot)| *slot);
+                    prop_assert_eq!(line.nth(&links, place as u32, true), slot);
+                }
                 let ranks: BTreeSet<u64> = model.iter().map(|(rank, ..)| *rank).collect();
                 let others = line.rest.as_ref().map_or(0, |rest| rest.len());
                 prop_assert_eq!(others, ranks.len().saturating_sub(1));

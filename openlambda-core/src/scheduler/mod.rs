@@ -72,6 +72,7 @@ mod limit;
 mod line;
 mod memory;
 mod messages;
+mod order;
 mod queueing;
 mod reservations;
 mod timers;
@@ -212,7 +213,16 @@ impl Scheduler {
                 self.on_prewarm(now, version, instances);
             }
             Event::MemoryPressure { bytes } => self.on_memory_pressure(now, bytes),
-            Event::Load { per_processor } => self.queueing.limiter.load(per_processor),
+            Event::Load { per_processor } => {
+                let before = self.queueing.limiter.calls();
+                self.queueing.limiter.load(per_processor);
+                if self.queueing.limiter.calls() != before {
+                    // How many instances may be used at once has changed.
+                    for id in (0..self.versions.len() as u32).map(VersionId) {
+                        self.pump(now, id);
+                    }
+                }
+            }
             Event::Drain => self.on_drain(now),
             Event::Timeout if !self.on_timeout(now) => return,
             Event::Timeout => {}

@@ -1,24 +1,17 @@
 //! What waits, in the order of the queue policy: [`Queueing`] has the calls, a [`Line`] those of one
 //! version.
 //!
-//! The next calls of those versions that also have a free slot are in an order of their own, which is
-//! kept only where the number of running calls is limited: else a call with a free slot never waits.
+//! Two orders of versions follow from the lines: of those of which a call waits and a slot is free, kept
+//! only where the number of running calls is limited, since else such a call never waits; and of those
+//! that wish for an instance, kept where that is not simply the order in which they wish.
 
-use std::collections::BTreeSet;
-
+use super::RunningLimit;
 use super::limit::Limiter;
 use super::line::Line;
-use super::{RunningLimit, VersionId};
+use super::order::{Key, Order};
 use crate::arena::Lists;
 use crate::queue::{Arrival, QueuePolicy};
 use crate::time::Time;
-
-/// A place in the order of all that waits: by rank, then by arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) rank: u64,
-    pub(super) number: u64,
-}
 
 /// The calls of all versions that wait, and what they wait for together.
 #[derive(Debug)]
@@ -26,6 +19,9 @@ pub(super) struct Queueing {
     pub(super) policy: Box<dyn QueuePolicy>,
     /// [`QueuePolicy::learns`].
     pub(super) learns: bool,
+    /// There is another order than that of wishes: the policy's, or a limit that makes what is first
+    /// wait beside free slots.
+    pub(super) orders: bool,
     pub(super) limiter: Limiter,
     /// By the slot of a call that waits.
     waiting: Vec<Waiting>,
@@ -36,10 +32,11 @@ pub(super) struct Queueing {
     since: Time,
     /// The highest rank is served first at the moment.
     newest_first: bool,
-    /// Versions with a free slot and a call that waits, by that call's place; see [`Self::ready`].
-    ready: BTreeSet<(Key, VersionId)>,
-    /// Under which place each version is in `ready`.
-    places: Vec<Option<Key>>,
+    /// Versions with a free slot and a call that waits, by that call's place.
+    pub(super) ready: Order,
+    /// Versions that wish for an instance, by the place of the first call that has no slot, none that is
+    /// free and none that is coming.
+    pub(super) wishing: Order,
 }
 
 /// A call that waits.
@@ -51,17 +48,19 @@ pub(super) struct Waiting {
 
 impl Queueing {
     pub(super) fn new(policy: Box<dyn QueuePolicy>, limit: &RunningLimit) -> Self {
+        let limiter = Limiter::new(limit);
         Queueing {
             learns: policy.learns(),
+            orders: policy.orders() || limiter.limits(),
             policy,
-            limiter: Limiter::new(limit),
+            limiter,
             waiting: Vec::new(),
             links: Lists::default(),
             count: 0,
             since: Time::ZERO,
             newest_first: false,
-            ready: BTreeSet::new(),
-            places: Vec::new(),
+            ready: Order::default(),
+            wishing: Order::default(),
         }
     }
 
@@ -109,21 +108,23 @@ impl Queueing {
         if self.newest_first { line.first() } else { line.last() }
     }
 
-    /// The key of the call that comes last: the place of a wish for one more instance.
-    pub(super) fn last_key(&self, line: &Line) -> Key {
-        let last = self.last(line).map(|slot| self.get(slot).key);
-        last.unwrap_or(Key { rank: 0, number: self.count })
+    /// The place of a version's wish, of whose calls so many have a slot that is free or coming. What is
+    /// wished for although no call waits for it comes after all that do.
+    pub(super) fn wish_key(&self, line: &Line, covered: u32) -> Key {
+        let last = if self.newest_first { 0 } else { u64::MAX };
+        let slot = line.nth(&self.links, covered, self.newest_first);
+        slot.map_or(Key { rank: last, number: last }, |slot| self.get(slot).key)
     }
 
-    /// Sees which end of the lines is served. Returns whether that has changed, so that the versions
-    /// are to be entered in [`ready`](Self::ready) anew.
+    /// Sees which end of the lines is served. Returns whether that has changed: then the versions are to
+    /// be entered in the orders anew.
     pub(super) fn look(&mut self, now: Time) -> bool {
         let newest_first = self.policy.newest_first(self.since, now);
         let turned = newest_first != self.newest_first;
         self.newest_first = newest_first;
         if turned {
-            self.ready.clear();
-            self.places.clear();
+            self.ready.clear(newest_first);
+            self.wishing.clear(newest_first);
         }
         turned
     }
@@ -131,41 +132,5 @@ impl Queueing {
     /// Whether what has the one key is served before what has the other.
     pub(super) fn precedes(&self, one: Key, other: Key) -> bool {
         if self.newest_first { one > other } else { one < other }
-    }
-
-    pub(super) fn newest_first(&self) -> bool {
-        self.newest_first
-    }
-
-    /// Enters a version under the place of its next call, or takes it out.
-    pub(super) fn set_ready(&mut self, id: VersionId, key: Option<Key>) {
-        let at = id.0 as usize;
-        if at >= self.places.len() {
-            if key.is_none() {
-                return;
-            }
-            self.places.resize(at + 1, None);
-        }
-        let before = std::mem::replace(&mut self.places[at], key);
-        if before == key {
-            return;
-        }
-        if let Some(before) = before {
-            self.ready.remove(&(before, id));
-        }
-        if let Some(key) = key {
-            self.ready.insert((key, id));
-        }
-    }
-
-    /// Whether the version is entered under this place.
-    pub(super) fn is_ready(&self, id: VersionId, key: Key) -> bool {
-        self.places.get(id.0 as usize) == Some(&Some(key))
-    }
-
-    /// The version whose next call runs next, as it was entered.
-    pub(super) fn ready(&self) -> Option<(Key, VersionId)> {
-        let next = if self.newest_first { self.ready.last() } else { self.ready.first() };
-        next.copied()
     }
 }

@@ -4,6 +4,7 @@
 use super::calls::{Call, Offer, Place};
 use super::timers::Timer;
 use super::{Action, InstanceId, InvocationId, Rejection, ReservationEnd, Scheduler, VersionId};
+use crate::queue::Arrival;
 use crate::time::Time;
 
 impl Scheduler {
@@ -15,7 +16,8 @@ impl Scheduler {
         deadline: Time,
     ) {
         let place = Place { version, deadline, reserved: true };
-        match self.admits(version) {
+        let call = Arrival { version, arrived: now, deadline };
+        match self.admits(&call) {
             Ok(()) => self.enqueue(now, invocation, place),
             Err(why) => self.reservation_over(invocation, ReservationEnd::Refused(why)),
         }

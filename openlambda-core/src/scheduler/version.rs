@@ -21,6 +21,8 @@ pub(super) struct Version {
     pub(super) members: u32,
     /// Instances in any state but ending.
     pub(super) instances: u32,
+    /// Of those, they take no more calls: they retire, or have run what they may.
+    pub(super) spent: u32,
     /// Slots that are coming: of instances that are starting or resuming.
     pub(super) promised: u32,
     /// For instances that wait for memory.
@@ -57,12 +59,13 @@ impl Version {
     /// How many instances to wish for: enough slots for what waits, within the limit, and not more than
     /// may be used at once when the worker runs so many `calls`. A paused one that has not been resumed
     /// for what waits lacks memory, and is wished for like a new one.
-    pub(super) fn wanted(&self, limits: &Limits, calls: u32) -> u32 {
-        let slots = self.waiting.saturating_sub(self.promised);
+    pub(super) fn wanted(&self, limits: &Limits, calls: u32, free: u32) -> u32 {
+        let slots = self.waiting.saturating_sub(self.promised).saturating_sub(free);
         let for_queue = slots.div_ceil(limits.slots);
         let for_prewarm = self.prewarm.saturating_sub(self.instances);
         let more = limits.max_instances.saturating_sub(self.instances);
-        let usable = calls.div_ceil(limits.slots).saturating_sub(self.instances);
+        let serving = self.instances - self.spent;
+        let usable = calls.div_ceil(limits.slots).saturating_sub(serving);
         for_queue
             .min(more.saturating_add(self.paused.len()))
             .min(usable.saturating_add(self.paused.len()))

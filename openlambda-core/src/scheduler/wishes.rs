@@ -1,21 +1,18 @@
-//! Wishes for memory for one more instance: served in the order of the queue policy over all functions,
-//! with `fifo` first come, first served, and taken back latest first by the function that made them.
+//! Wishes for memory for one more instance, in the order in which they were made. Which of them is served
+//! first is the scheduler's business; a version takes its latest ones back first.
 
 use super::VersionId;
-use super::line::Line;
-use super::queueing::Key;
 use crate::arena::{List, Lists};
 use crate::time::Time;
 
-/// The wishes of all versions in their order. Every operation is O(1), with several ranks O(log ranks).
+/// The wishes of all versions in their order. Every operation is O(1).
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     wishes: Vec<Wish>,
     free: Vec<u32>,
-    /// Of all wishes, by rank.
-    order: Line,
+    order: List,
     order_links: Lists,
-    /// Of each version, in the order in which it made them.
+    /// Of each version.
     own_links: Lists,
 }
 
@@ -23,8 +20,6 @@ pub(super) struct Wishes {
 pub(super) struct Wish {
     pub(super) version: VersionId,
     pub(super) since: Time,
-    /// The place of the call for which it was made.
-    pub(super) key: Key,
 }
 
 /// What a version knows of its wishes.
@@ -44,15 +39,19 @@ impl Wishes {
         self.order.is_empty()
     }
 
-    /// Whose turn it is; with the highest rank, if `newest_first`.
-    pub(super) fn first(&self, newest_first: bool) -> Option<Wish> {
-        let first = if newest_first { self.order.last() } else { self.order.first() };
-        first.map(|slot| self.wishes[slot as usize])
+    /// The one that was made first.
+    pub(super) fn oldest(&self) -> Option<Wish> {
+        self.order.first().map(|slot| self.wishes[slot as usize])
+    }
+
+    /// The first one that a version made, of those that it has.
+    pub(super) fn oldest_of(&self, own: &Own) -> Option<Wish> {
+        own.wishes.first().map(|slot| self.wishes[slot as usize])
     }
 
     /// The version makes one more.
-    pub(super) fn push(&mut self, own: &mut Own, version: VersionId, key: Key, now: Time) {
-        let wish = Wish { version, since: now, key };
+    pub(super) fn push(&mut self, own: &mut Own, version: VersionId, now: Time) {
+        let wish = Wish { version, since: now };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.wishes[slot as usize] = wish;
@@ -63,15 +62,14 @@ impl Wishes {
                 self.wishes.len() as u32 - 1
             }
         };
-        self.order.push(&mut self.order_links, key.rank, slot);
+        self.order_links.push_back(&mut self.order, slot);
         self.own_links.push_back(&mut own.wishes, slot);
     }
 
-    /// The first one is granted, whose version's `own` must be given.
-    pub(super) fn pop(&mut self, own: &mut Own, newest_first: bool) {
-        let first = if newest_first { self.order.last() } else { self.order.first() };
-        if let Some(slot) = first {
-            self.remove(own, slot);
+    /// The version's oldest one is granted.
+    pub(super) fn pop(&mut self, own: &mut Own) {
+        if let Some(oldest) = own.wishes.first() {
+            self.remove(own, oldest);
         }
     }
 
@@ -85,8 +83,7 @@ impl Wishes {
     }
 
     fn remove(&mut self, own: &mut Own, slot: u32) {
-        let rank = self.wishes[slot as usize].key.rank;
-        self.order.remove(&mut self.order_links, rank, slot);
+        self.order_links.remove(&mut self.order, slot);
         self.own_links.remove(&mut own.wishes, slot);
         self.free.push(slot);
     }
@@ -101,48 +98,35 @@ mod tests {
     proptest! {
         #[test]
         fn wishes_are_as_in_a_vector(
-            ops in proptest::collection::vec((0..4usize, 0..5u32), 1..200),
-            ranks in 0..2u64,
-            newest_first: bool,
+            ops in proptest::collection::vec((0..6usize, 0..5u32), 1..200),
         ) {
             let mut wishes = Wishes::default();
             let mut owns = [Own::default(); 3];
-            let mut model: Vec<(VersionId, Key)> = Vec::new();
-            for (n, (version, count)) in ops.into_iter().enumerate() {
-                let id = VersionId(version as u32);
-                model.sort_by_key(|wish| wish.1);
-                match (owns.get_mut(version), wishes.first(newest_first)) {
-                    (Some(own), _) if count > own.count() => {
-                        // A rank that does not come in order.
-                        let key = Key { rank: ranks * (n as u64 * 7 % 3), number: n as u64 };
-                        wishes.push(own, id, key, Time(n as u64));
-                        model.push((id, key));
+            let mut model: Vec<(VersionId, Time)> = Vec::new();
+            for (n, (op, count)) in ops.into_iter().enumerate() {
+                let (version, pops) = (op % 3, op >= 3);
+                let (own, id) = (&mut owns[version], VersionId(version as u32));
+                if pops {
+                    wishes.pop(own);
+                    if let Some(at) = model.iter().position(|wish| wish.0 == id) {
+                        model.remove(at);
                     }
-                    (Some(own), _) => {
-                        wishes.shrink(own, count);
-                        let of = |model: &Vec<(VersionId, Key)>| {
-                            let of = model.iter().filter(|wish| wish.0 == id);
-                            of.map(|wish| wish.1.number).collect::<Vec<_>>()
-                        };
-                        while of(&model).len() > count as usize {
-                            let newest = of(&model).into_iter().max().unwrap();
-                            model.retain(|wish| wish.1.number != newest);
-                        }
+                } else if count > own.count() {
+                    wishes.push(own, id, Time(n as u64));
+                    model.push((id, Time(n as u64)));
+                } else {
+                    wishes.shrink(own, count);
+                    while model.iter().filter(|wish| wish.0 == id).count() > count as usize {
+                        model.remove(model.iter().rposition(|wish| wish.0 == id).unwrap());
                     }
-                    (None, Some(first)) => {
-                        wishes.pop(&mut owns[first.version.0 as usize], newest_first);
-                        model.remove(if newest_first { model.len() - 1 } else { 0 });
-                    }
-                    (None, None) => {}
                 }
-                model.sort_by_key(|wish| wish.1);
-                let first = if newest_first { model.last() } else { model.first() };
-                let found = wishes.first(newest_first).map(|wish| (wish.version, wish.key));
-                prop_assert_eq!(found, first.copied());
+                let told = |wish: Option<Wish>| wish.map(|wish| (wish.version, wish.since));
+                prop_assert_eq!(told(wishes.oldest()), model.first().copied());
                 prop_assert_eq!(wishes.is_empty(), model.is_empty());
                 for (own, version) in owns.iter().zip(0..) {
-                    let expected = model.iter().filter(|wish| wish.0.0 == version).count();
-                    prop_assert_eq!(own.count() as usize, expected);
+                    let mut expected = model.iter().filter(|wish| wish.0.0 == version);
+                    prop_assert_eq!(own.count() as usize, expected.clone().count());
+                    prop_assert_eq!(told(wishes.oldest_of(own)), expected.next().copied());
                 }
             }
         }

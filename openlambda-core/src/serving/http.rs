@@ -37,7 +37,7 @@ pub struct HttpConfig {
     /// some 400 KiB.
     pub header_limit: Option<usize>,
     /// How long requests under way may take after the word to stop. With zero, connections are cut
-    /// in the middle of them.
+    /// in the middle of them; by default it is 5 s.
     pub drain: Duration,
     /// Whether replies say what time it is, which HTTP asks of servers that have a clock.
     pub date: bool,

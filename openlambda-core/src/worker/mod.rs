@@ -43,7 +43,7 @@ use crate::queue::{self, QueueMaker};
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::{Counts, SchedulerConfig};
-use crate::serving::{Patience, local};
+use crate::serving::{HttpConfig, Patience, local};
 use crate::time::{Clock, SystemClock};
 use crate::wire;
 use crate::worker_core::recording::{Header, Recording};
@@ -81,6 +81,9 @@ pub struct WorkerConfig {
     pub heartbeat: Duration,
     /// How long a drain may take before what still runs is ended.
     pub drain_grace: Duration,
+    /// How long clients may take after the drain to read what they are still being sent; then their
+    /// connections are cut. By default as [`HttpConfig`] has it.
+    pub reply_grace: Duration,
     /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
     pub records: Option<PathBuf>,
     /// Write every input of the worker's [core](crate::worker_core) to this new file, so that the run can
@@ -106,6 +109,7 @@ impl WorkerConfig {
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),
+            reply_grace: HttpConfig::default().drain,
             records: None,
             inputs: None,
         }
@@ -212,7 +216,8 @@ impl Worker {
     }
 
     /// Answers HTTP on `listener` until `shutdown` resolves. Then takes no more calls, finishes
-    /// those it has within [`WorkerConfig::drain_grace`], and destroys all sandboxes.
+    /// those it has within [`WorkerConfig::drain_grace`], destroys all sandboxes, and sends what is left
+    /// of their replies within [`WorkerConfig::reply_grace`].
     ///
     /// # Errors
     ///

@@ -389,7 +389,7 @@ fn snapshot(shared: &Shared) -> Bytes {
 }
 
 /// Accepts connections until `over` resolves, then lets those that are open finish what they have
-/// begun.
+/// begun, within the worker's grace for replies.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -400,7 +400,8 @@ pub(super) async fn serve(
     if let Some(local) = local {
         door = door.and_local(local);
     }
-    let config = HttpConfig { header_limit: Some(HEADER_LIMIT), ..HttpConfig::default() };
+    let (header_limit, drain) = (Some(HEADER_LIMIT), shared.config.reply_grace);
+    let config = HttpConfig { header_limit, drain, ..HttpConfig::default() };
     let welcome = |_: &Patient<Stream>| {
         let shared = shared.clone();
         Ok(service_fn(move |request| {

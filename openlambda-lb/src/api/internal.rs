@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /internal/workers`, an announcement | when to repeat it: `{"heartbeat_seconds"}` |
+//! | `POST /internal/workers`, an announcement | `{}`; a worker repeats it with each heartbeat |
 //! | `POST /internal/refresh`, a function | what it means now, as calls see it from now on |
 //! | `GET /internal/cluster` | the workers, as the balancer sees them |
 //!
@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::front::Resolver;
 use crate::workers::Selector;
-use crate::workers::membership::{Announcements, HEARTBEAT};
+use crate::workers::membership::Announcements;
 
 /// The largest body of a request.
 const MOST_BODY: usize = 64 << 10;
@@ -72,8 +72,7 @@ impl Internal {
                 let announcement: Announcement = serde_json::from_slice(&body)
                     .map_err(|error| bad(format!("this is no announcement: {error}")))?;
                 self.announcements.take(announcement)?;
-                let seconds = HEARTBEAT.as_secs_f64();
-                return Ok(wire::json_response(&json!({ "heartbeat_seconds": seconds })));
+                return Ok(wire::json_response(&json!({})));
             }
             let text = std::str::from_utf8(&body).unwrap_or_default().trim();
             let reference: FunctionRef = text.parse().map_err(|error| bad(format!("{error}")))?;

@@ -36,7 +36,7 @@ pub(super) async fn forward(
     if let Some(reservation) = reservation {
         headers.insert(wire::RESERVATION, reservation.clone());
     }
-    let limit = call.limit + function.timeout;
+    let limit = call.limit.saturating_add(function.timeout);
     let uri = Uri::from(call.path.clone());
     match &call.body {
         CallBody::Kept(bytes) => {

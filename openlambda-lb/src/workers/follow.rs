@@ -1,5 +1,6 @@
 //! The balancer as a follower of membership: [`SelectorFollower`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use http::header::HeaderValue;
@@ -8,29 +9,66 @@ use openlambda_core::time::Time;
 
 use super::membership::Follower;
 use super::peer::Peer;
-use super::selector::{Selector, State};
+use super::selector::{Selector, SourceId, State};
 
-/// Hands what membership says to the pure balancer, and sees to the connections.
+/// Hands what one source of membership says to the pure balancer, and sees to the connections.
 #[derive(Debug)]
-pub(crate) struct SelectorFollower(Arc<Selector>);
+pub(crate) struct SelectorFollower {
+    selector: Arc<Selector>,
+    source: SourceId,
+}
 
 impl SelectorFollower {
-    pub(crate) fn new(selector: Arc<Selector>) -> Self {
-        SelectorFollower(selector)
+    /// Follows the source of this number.
+    pub(crate) fn new(selector: Arc<Selector>, source: SourceId) -> Self {
+        SelectorFollower { selector, source }
     }
 
-    /// The worker takes the place of any other one of its name.
+    /// The worker takes the place of any other one of its name. That it is there already is no news, but
+    /// one more source may know it now.
     fn join(&self, worker: &Arc<Member>) {
         let Ok(header) = HeaderValue::from_str(worker.name()) else {
             tracing::error!(worker = worker.name(), "cannot join: no header can have this name");
             return;
         };
-        let _peers = self.0.with(|state, now| {
-            let before = state.named(worker.name()).and_then(|old| state.leave(now, old.id));
-            let id = state.balancer.join(now, worker.info.clone());
-            (before, state.enter(self.0.peer_of(id, worker, header)))
+        // With a peer go its connections, better without the lock: it is returned.
+        let (joined, _before) = self.selector.with(|state, now| {
+            let before = state.named(worker.name());
+            let known = before.as_ref().is_some_and(|old| old.is_told_as(worker));
+            if !known {
+                let mut sources = BTreeSet::new();
+                if let Some(old) = &before {
+                    let told = state.leave(now, old.id);
+                    // Those who told of another start of it have no say about this one.
+                    sources = if old.leads_to(worker) { told } else { sources };
+                }
+                let id = state.balancer.join(now, worker.info.clone());
+                state.enter(self.selector.peer_of(id, worker, header), sources);
+            }
+            self.tells_of(state, worker);
+            (!known, before)
         });
-        tracing::info!(worker = worker.name(), at = %worker.address, "joined");
+        if joined {
+            tracing::info!(worker = worker.name(), at = %worker.address, "joined");
+        }
+    }
+
+    /// This source is one of those who know the worker.
+    fn tells_of(&self, state: &mut State, worker: &Member) {
+        let peer = state.named(worker.name());
+        if let Some(sources) = peer.and_then(|peer| state.sources(peer.id)) {
+            sources.insert(self.source);
+        }
+    }
+
+    /// This source has the worker no more. It leaves when no source has it.
+    fn leave(&self, worker: &Member) {
+        self.change(worker, |state, now, id| {
+            let Some(sources) = state.sources(id) else { return };
+            if sources.remove(&self.source) && sources.is_empty() {
+                state.leave(now, id);
+            }
+        });
     }
 
     /// Changes what is known of a worker, unless it has left or another one has its name.
@@ -39,7 +77,7 @@ impl SelectorFollower {
         worker: &Member,
         change: impl FnOnce(&mut State, Time, WorkerId),
     ) -> Option<Arc<Peer>> {
-        self.0.with(|state, now| {
+        self.selector.with(|state, now| {
             let peer = state.named(worker.name()).filter(|peer| peer.leads_to(worker))?;
             change(state, now, peer.id);
             Some(peer)
@@ -52,9 +90,7 @@ impl Follower for SelectorFollower {
         let worker = &event.worker;
         match event.change {
             Change::Joined => self.join(worker),
-            Change::Left => {
-                self.change(worker, |state, now, id| drop(state.leave(now, id)));
-            }
+            Change::Left => self.leave(worker),
             Change::Unhealthy => {
                 let peer = self
                     .change(worker, |state, now, id| state.balancer.set_healthy(now, id, false));
@@ -66,10 +102,11 @@ impl Follower for SelectorFollower {
                 self.change(worker, |state, now, id| state.balancer.set_draining(now, id, true));
             }
             Change::Report { load, idle, draining } => {
-                if self.0.with(|state, _| state.named(worker.name()).is_none()) {
+                if self.selector.with(|state, _| state.named(worker.name()).is_none()) {
                     self.join(worker);
                 }
                 let peer = self.change(worker, |state, now, id| {
+                    self.tells_of(state, worker);
                     let balancer = &mut state.balancer;
                     let idle: Vec<(FunctionId, u32)> = idle
                         .iter()
@@ -125,7 +162,7 @@ mod tests {
             let (policy, clock) = (Box::new(RoundRobin::new()), Arc::new(SystemClock::new()));
             let (retries, name) = (RetryConfig::default(), "balancer".to_owned());
             let selector = Selector::new(policy, 0, retries, name, http_client(), clock);
-            Told { follower: SelectorFollower::new(Arc::clone(&selector)), selector }
+            Told { follower: SelectorFollower::new(Arc::clone(&selector), 0), selector }
         }
 
         /// The states of all workers, and where they are, after the change.

@@ -62,6 +62,11 @@ impl Peer {
         self.member.is(member)
     }
 
+    /// Whether that is said of the worker which is known already, to the letter.
+    pub(super) fn is_told_as(&self, member: &Member) -> bool {
+        *self.member == *member
+    }
+
     /// Its connections that wait for calls.
     pub(super) fn connections(&self) -> &Arc<Connections> {
         &self.connections

@@ -5,7 +5,7 @@
 //! cancellation that does not get through costs the worker one offer that is cancelled again, or
 //! times out; one that comes first is repeated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,11 +48,22 @@ const DECISIONS: [&str; 4] = ["worker", "hold", "probe", "refuse"];
 pub(super) struct State {
     pub(super) balancer: Balancer,
     /// By slot.
-    peers: Vec<Option<Arc<Peer>>>,
+    places: Vec<Option<Place>>,
     pub(super) waiting: BTreeMap<Ticket, Waiting>,
     /// When the timer will fire by itself.
     timer: Time,
 }
+
+/// A worker that is there.
+#[derive(Debug)]
+struct Place {
+    peer: Arc<Peer>,
+    /// Who told of it, and has not taken it back.
+    sources: BTreeSet<SourceId>,
+}
+
+/// Numbers the sources of membership.
+pub(crate) type SourceId = usize;
 
 /// A call that the policy holds.
 #[derive(Debug)]
@@ -90,7 +101,7 @@ impl Selector {
     ) -> Arc<Self> {
         let state = State {
             balancer: Balancer::new(policy, seed).with_retries(retries),
-            peers: Vec::new(),
+            places: Vec::new(),
             waiting: BTreeMap::new(),
             timer: Time::MAX,
         };
@@ -234,7 +245,8 @@ impl Selector {
 impl State {
     /// The way to a worker that has not left.
     pub(super) fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
-        self.peers.get(worker.index())?.clone().filter(|peer| peer.id == worker)
+        let place = self.places.get(worker.index())?.as_ref()?;
+        (place.peer.id == worker).then(|| Arc::clone(&place.peer))
     }
 
     /// The same, by its name.
@@ -242,19 +254,27 @@ impl State {
         self.peer(self.balancer.view().named(name)?)
     }
 
-    /// Returns who was in this slot: with a peer go its connections, better without the lock.
-    pub(super) fn enter(&mut self, peer: Arc<Peer>) -> Option<Arc<Peer>> {
+    /// These sources tell of a worker that has joined.
+    pub(super) fn enter(&mut self, peer: Arc<Peer>, sources: BTreeSet<SourceId>) {
         let slot = peer.id.index();
-        if slot >= self.peers.len() {
-            self.peers.resize(slot + 1, None);
+        if slot >= self.places.len() {
+            self.places.resize_with(slot + 1, || None);
         }
-        self.peers[slot].replace(peer)
+        self.places[slot] = Some(Place { peer, sources });
     }
 
-    /// The worker is gone. Returns what was known of it, as [`enter`](Self::enter) does.
-    pub(super) fn leave(&mut self, now: Time, worker: WorkerId) -> Option<Arc<Peer>> {
+    /// The worker is gone. Returns who told of it.
+    pub(super) fn leave(&mut self, now: Time, worker: WorkerId) -> BTreeSet<SourceId> {
         self.balancer.leave(now, worker);
-        self.peers.get_mut(worker.index())?.take_if(|peer| peer.id == worker)
+        let place = self.places.get_mut(worker.index());
+        let place = place.and_then(|place| place.take_if(|place| place.peer.id == worker));
+        place.map(|place| place.sources).unwrap_or_default()
+    }
+
+    /// Who tells of a worker that is there.
+    pub(super) fn sources(&mut self, worker: WorkerId) -> Option<&mut BTreeSet<SourceId>> {
+        let place = self.places.get_mut(worker.index())?.as_mut()?;
+        (place.peer.id == worker).then_some(&mut place.sources)
     }
 
     /// The policy holds the call. What is returned resolves when it does no more.

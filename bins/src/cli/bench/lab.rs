@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::Catalog;
 use crate::catalog::SandboxContext;
 use crate::error::{CliError, Context, Result};
+use crate::settings::Settings;
 
 /// Shared by the tasks of a bench.
 pub(super) struct Lab {
@@ -86,7 +87,8 @@ impl Lab {
 
     /// The kind of this name, with what it makes once (a compiled bootstrap, a pool) made.
     pub(super) async fn kind(&self, catalog: &Catalog, name: &str) -> Result<Kind> {
-        let entry = catalog.sandbox_entry(name)?;
+        let options = Settings::of_cluster(None)?.config()?.worker.sandbox_options();
+        let entry = catalog.sandbox_entry(name, &options)?;
         let (state_dir, mark) = self.place(entry.name)?;
         let factory = (entry.build)(SandboxContext {
             volumes_dir: state_dir.join("volumes"),
@@ -94,6 +96,7 @@ impl Lab {
             state_dir: state_dir.clone(),
             spawner: Arc::clone(&self.spawner),
             clock: Arc::clone(&self.clock),
+            options,
         });
         let factory = factory.context(|| format!("{} does not work here", entry.name))?;
         let isolation = isolation_of(&*factory);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::HeaderValue;
@@ -10,14 +9,12 @@ use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::wire::Announcement;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::configured::Configured;
 use super::source::{Follower, Source};
 use super::watch::{Watched, Watcher, address_of};
-
-/// How often a worker announces itself, so that a balancer that restarted learns of it.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Announcements that wait to be looked at. One too many is lost, and comes again with the next heartbeat.
 const BACKLOG: usize = 4096;
@@ -47,7 +44,8 @@ impl Announcements {
     ///
     /// # Errors
     ///
-    /// What is wrong with the announcement; that there are too many at once.
+    /// What is wrong with the announcement; that there are too many at once, or that the source runs no
+    /// more.
     pub(crate) fn take(&self, worker: Announcement) -> Result<(), Failure> {
         let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
         let address = address_of(&worker.url)?;
@@ -61,8 +59,15 @@ impl Announcements {
         let mut info = WorkerInfo::new(worker.name, worker.capacity);
         info.weight = worker.weight;
         let member = Arc::new(Member::new(info, worker.incarnation, address));
-        self.0.try_send(member).map_err(|_| {
-            let message = "too many workers announce themselves at once; do it again in a moment";
+        self.0.try_send(member).map_err(|error| {
+            let message = match error {
+                TrySendError::Full(_) => {
+                    "too many workers announce themselves at once; do it again in a moment"
+                }
+                TrySendError::Closed(_) => {
+                    "this balancer stops and follows nobody any more; announce yourself to another"
+                }
+            };
             Failure::new(FailureKind::NoWorker, message)
         })
     }
@@ -136,5 +141,38 @@ impl Source for Announced {
                 else => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openlambda_core::time::SystemClock;
+
+    use super::*;
+    use crate::workers::http_client;
+
+    #[test]
+    fn a_worker_is_told_why_nobody_follows_it() {
+        let (clock, silence) = (Arc::new(SystemClock::new()), Duration::from_secs(3));
+        let watcher = Watcher::new(http_client(), clock, "balancer".to_owned(), silence);
+        let configured = Configured::new(&[], watcher.clone());
+        let (announcements, source) = Announced::new(&configured, watcher);
+        let announce = || {
+            announcements.take(Announcement {
+                name: "one".to_owned(),
+                incarnation: 1,
+                url: "http://127.0.0.1:1".to_owned(),
+                weight: 1.0,
+                capacity: 4,
+            })
+        };
+        for _ in 0..BACKLOG {
+            announce().unwrap();
+        }
+        let full = announce().unwrap_err();
+        assert!(full.message.contains("too many workers"), "{full:?}");
+        drop(source);
+        let ends = announce().unwrap_err();
+        assert!(ends.message.contains("this balancer stops"), "{ends:?}");
     }
 }

@@ -18,7 +18,7 @@ mod lines;
 mod source;
 mod watch;
 
-pub(crate) use self::announced::{Announced, Announcements, HEARTBEAT};
+pub(crate) use self::announced::{Announced, Announcements};
 pub(crate) use self::configured::Configured;
 pub use self::source::{Follower, Source};
 pub(crate) use self::watch::Watcher;

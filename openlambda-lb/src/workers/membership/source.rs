@@ -11,7 +11,8 @@ use openlambda_core::balancing::ClusterEvent;
 /// What a source owes to whom it tells stands with [`ClusterEvent`]. A source that only knows addresses
 /// leaves it at [`Joined`](openlambda_core::balancing::Change::Joined) and
 /// [`Left`](openlambda_core::balancing::Change::Left): its workers are taken for healthy then, and calls
-/// find out. Two sources may name the same worker; the one that tells of it last has it.
+/// find out. Two sources may name the same worker: it is there until both have told that it has left. Where
+/// they tell of different starts of it, the one that tells last is right.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -44,6 +45,8 @@ pub trait Source: Send + Debug {
 }
 
 /// Is told of workers by [`Source`]s.
+///
+/// Each source has a follower of its own, which knows by that who tells.
 ///
 /// **Concurrency**: sources tell at once and from any thread; what one source tells of one worker comes
 /// in order. `apply` must not block: the source waits for it.

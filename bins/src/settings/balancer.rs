@@ -1,0 +1,161 @@
+//! What can be set of a balancer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
+use openlambda_lb::proxy::{Admin, ProxyConfig};
+use serde::{Deserialize, Serialize};
+
+use super::Seconds;
+use super::section::Section;
+
+/// `[balancer]`
+#[derive(Args, Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BalancerSettings {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
+    pub(crate) listen: SocketAddr,
+    /// Registry to resolve names with: native=URL or dir=FOLDER
+    #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
+    pub(crate) registry: Option<String>,
+    /// Balancing policy, with parameters after commas: bounded-load,epsilon=0.5; `ol policies` lists
+    /// them
+    #[arg(long, value_name = "NAME[,KEY=VALUE]", env = "OPENLAMBDA_POLICY")]
+    pub(crate) policy: PolicyConfig,
+    /// Worker that does not announce itself; may be given more than once
+    #[arg(long = "worker", value_name = "URL")]
+    pub(crate) workers: Vec<String>,
+    /// Who may read and change the registry over HTTP: off, loopback (clients on this machine) or
+    /// any
+    #[arg(long, value_name = "WHO", env = "OPENLAMBDA_ADMIN")]
+    #[serde(with = "admin")]
+    pub(crate) admin: Admin,
+    /// Write a line of JSON for each request to this file, or, from ol-lb, to standard output (-)
+    /// [default: no log]
+    #[arg(long, value_name = "FILE|-", env = "OPENLAMBDA_ACCESS_LOG")]
+    pub(crate) access_log: Option<PathBuf>,
+    /// Seed of the policy's choices [default: another one in each run]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Connections at once; one more waits until another ends
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) most_connections: usize,
+    /// Calls that are answered at once; one more gets 503
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) most_calls: usize,
+    /// How long a client may take for the head of a request, or be silent between two
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) head_seconds: Seconds,
+    /// How long a client may take nothing of a reply that waits for it; then its connection is closed
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) write_seconds: Seconds,
+    /// The largest head of a request, KiB; a larger one gets 431
+    #[arg(long, value_name = "KIB", hide_short_help = true)]
+    pub(crate) head_limit_kb: u32,
+    /// The largest body of a request, MiB; a larger one gets 413
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) body_limit_mb: u32,
+    /// The largest bundle that is taken over HTTP, MiB; a larger one gets 413
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) bundle_limit_mb: u32,
+    /// How many more workers a call is tried on when it cannot have started
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) retries: u32,
+    /// How much of a retry each call adds to the budget of all: 0.2 is one for every fifth call
+    #[arg(long, value_name = "SHARE", hide_short_help = true)]
+    pub(crate) retry_share: f64,
+    /// With how many retries the budget begins, and how many it saves up
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) retry_reserve: u32,
+    /// How much longer than a function's own time limit a worker is waited for
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) timeout_grace_seconds: Seconds,
+    /// How much longer still for what comes before the handler: queueing, pulling, a cold start
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) start_allowance_seconds: Seconds,
+    /// A worker that has said nothing for so long is unhealthy
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) silence_seconds: Seconds,
+    /// How long calls under way may take to end when the balancer is told to stop
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) drain_seconds: Seconds,
+}
+
+impl Section for BalancerSettings {
+    const NAME: &'static str = "balancer";
+    const OF_ONE: &'static [&'static str] = &["registry", "workers"];
+}
+
+impl Default for BalancerSettings {
+    fn default() -> Self {
+        let config = ProxyConfig::default();
+        // What the library holds is a time that can be.
+        let seconds =
+            |seconds: f64| Seconds::try_from(seconds).unwrap_or_else(|why| panic!("{why}"));
+        BalancerSettings {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            registry: None,
+            policy: PolicyConfig::named(PolicyCatalog::DEFAULT),
+            workers: config.workers,
+            admin: config.admin,
+            access_log: None,
+            seed: config.seed,
+            most_connections: config.most_connections,
+            most_calls: config.most_calls,
+            head_seconds: seconds(config.header_seconds),
+            write_seconds: seconds(config.write_seconds),
+            head_limit_kb: (config.header_limit >> 10) as u32,
+            body_limit_mb: (config.body_limit >> 20) as u32,
+            bundle_limit_mb: (config.bundle_limit >> 20) as u32,
+            retries: config.retries,
+            retry_share: config.retry_share,
+            retry_reserve: config.retry_reserve,
+            timeout_grace_seconds: seconds(config.timeout_grace_seconds),
+            start_allowance_seconds: seconds(config.start_allowance_seconds),
+            silence_seconds: seconds(config.silence_seconds),
+            drain_seconds: seconds(config.drain_seconds),
+        }
+    }
+}
+
+impl BalancerSettings {
+    /// What the library is told.
+    pub(crate) fn config(&self) -> ProxyConfig {
+        ProxyConfig {
+            workers: self.workers.clone(),
+            admin: self.admin,
+            seed: self.seed,
+            most_connections: self.most_connections,
+            most_calls: self.most_calls,
+            header_seconds: self.head_seconds.get(),
+            write_seconds: self.write_seconds.get(),
+            header_limit: (self.head_limit_kb as usize) << 10,
+            body_limit: u64::from(self.body_limit_mb) << 20,
+            bundle_limit: u64::from(self.bundle_limit_mb) << 20,
+            retries: self.retries,
+            retry_share: self.retry_share,
+            retry_reserve: self.retry_reserve,
+            timeout_grace_seconds: self.timeout_grace_seconds.get(),
+            start_allowance_seconds: self.start_allowance_seconds.get(),
+            silence_seconds: self.silence_seconds.get(),
+            drain_seconds: self.drain_seconds.get(),
+        }
+    }
+}
+
+/// [`Admin`] as its word.
+mod admin {
+    use openlambda_lb::proxy::Admin;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(admin: &Admin, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(admin)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Admin, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}

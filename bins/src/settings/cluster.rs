@@ -1,0 +1,47 @@
+//! What can be set of a cluster on one machine, beside what its daemons are told.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::Seconds;
+use super::section::Section;
+
+/// How many workers one machine may have.
+pub(crate) const WORKERS: RangeInclusive<i64> = 1..=1000;
+
+/// `[cluster]`
+#[derive(Args, Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ClusterSettings {
+    /// How many workers
+    #[arg(long, env = "OPENLAMBDA_WORKERS", value_parser = clap::value_parser!(u32).range(WORKERS))]
+    pub(crate) workers: u32,
+    /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
+    /// runs already
+    #[arg(long, value_name = "NAME[=PLACE]", env = "OPENLAMBDA_REGISTRY")]
+    pub(crate) registry: String,
+    /// How long a daemon may take until it serves
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) start_limit_seconds: Seconds,
+    /// How long a daemon may take to end when it is told to; then it is killed
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) stop_grace_seconds: Seconds,
+}
+
+impl Section for ClusterSettings {
+    const NAME: &'static str = "cluster";
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        ClusterSettings {
+            workers: 2,
+            registry: "native".to_owned(),
+            start_limit_seconds: Duration::from_secs(30).into(),
+            stop_grace_seconds: Duration::from_secs(40).into(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Reading the settings' file.
+//!
+//! Each section has a table. A key outside of all tables belongs to the first section that has it, the
+//! program's own before the others, so that a file for one program needs no table.
+
+use std::path::Path;
+
+use openlambda_core::config::{ConfigError, nearest};
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+use super::program::everything;
+use super::section::Known;
+use super::{Origin, Program, Setting};
+use crate::error::{CliError, Context, Result};
+
+/// What the file says, for whatever program.
+///
+/// # Errors
+///
+/// That it cannot be read, or which line of it is wrong, and what to do about it. What is not for this
+/// program is checked as well.
+pub(super) fn read<P: Program>(path: &Path) -> Result<Vec<Setting>> {
+    let origin = path.display().to_string();
+    let text = std::fs::read_to_string(path).context(|| format!("cannot read {origin}"))?;
+    let mut file = File { origin, text: &text, own: P::OWN, known: everything(), told: Vec::new() };
+    file.read()?;
+    // A daemon reads its own values; `ol up` decides them, so a file that has them means another.
+    let decided = P::known().iter().any(|known| known.section != P::OWN);
+    for (setting, line) in file.told.iter().filter(|_| decided) {
+        if file.known.iter().any(|known| known.of_one && known.is(setting.section, &setting.name)) {
+            let message = format!(
+                "ol up decides {}.{} for each of its daemons; leave it out",
+                setting.section, setting.name
+            );
+            return Err(CliError::from(file.refuse(*line, message)));
+        }
+    }
+    Ok(file.told.into_iter().map(|(setting, _)| setting).collect())
+}
+
+struct File<'a> {
+    origin: String,
+    text: &'a str,
+    own: &'static str,
+    known: Vec<Known>,
+    /// With the line.
+    told: Vec<(Setting, usize)>,
+}
+
+impl File<'_> {
+    fn read(&mut self) -> Result<(), ConfigError> {
+        let broken = |error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| self.line(span.start));
+            self.refuse(line, error.message())
+        };
+        let values: Table = toml::from_str(self.text).map_err(broken)?;
+        let places = DeTable::parse(self.text).map_err(broken)?;
+        let mut keys = Vec::new();
+        for (key, place) in places.get_ref() {
+            let name = &**key.get_ref();
+            match (&values[name], place.get_ref().as_table()) {
+                (Value::Table(inner), Some(places)) if self.is_section(name) => {
+                    let inside = places.keys().map(|key| {
+                        (key.span().start, Some(name), &**key.get_ref(), &inner[&**key.get_ref()])
+                    });
+                    keys.extend(inside);
+                }
+                (value, _) => keys.push((key.span().start, None, name, value)),
+            }
+        }
+        keys.sort_unstable_by_key(|(at, ..)| *at);
+        for (at, section, name, value) in keys {
+            self.take(section, name, value, self.line(at))?;
+        }
+        Ok(())
+    }
+
+    /// One key, in the table of a section or outside of all.
+    fn take(
+        &mut self,
+        section: Option<&str>,
+        name: &str,
+        value: &Value,
+        line: usize,
+    ) -> Result<(), ConfigError> {
+        let within = |known: &&Known| section.is_none_or(|section| section == known.section);
+        let here = || self.known.iter().filter(within);
+        let mut found = here().filter(|known| known.name == name);
+        let own = found.clone().find(|known| known.section == self.own);
+        let Some(known) = own.or_else(|| found.next()) else {
+            return Err(self.refuse(line, self.unknown(section, name)));
+        };
+        if let Err(why) = known.takes(value) {
+            return Err(self.refuse(line, format!("{name}: {why}")));
+        }
+        if let Some((_, before)) =
+            self.told.iter().find(|(told, _)| known.is(told.section, &told.name))
+        {
+            let message =
+                format!("{}.{name} is said in line {before} already; leave one out", known.section);
+            return Err(self.refuse(line, message));
+        }
+        let setting = known.setting(Some(value.clone()), Origin::File, Some(self.origin.clone()));
+        self.told.push((setting, line));
+        Ok(())
+    }
+
+    fn unknown(&self, section: Option<&str>, name: &str) -> String {
+        let near = |own: bool| {
+            let within = |known: &&Known| match section {
+                Some(section) => section == known.section,
+                None => !own || known.section == self.own,
+            };
+            nearest(name, self.known.iter().filter(within).map(|known| &*known.name))
+        };
+        let place = section.map(|section| format!(" in [{section}]")).unwrap_or_default();
+        match near(true).or_else(|| near(false)) {
+            Some(near) => format!("unknown key \"{name}\"{place}; did you mean \"{near}\"?"),
+            None => format!("unknown key \"{name}\"{place}; `ol config show` lists the keys"),
+        }
+    }
+
+    fn is_section(&self, name: &str) -> bool {
+        self.known.iter().any(|known| known.section == name)
+    }
+
+    fn line(&self, at: usize) -> usize {
+        1 + self.text[..at].matches('\n').count()
+    }
+
+    fn refuse(&self, line: usize, message: impl Into<String>) -> ConfigError {
+        let message = message.into();
+        ConfigError { line: Some(line), ..ConfigError::new(&*self.origin, message) }
+    }
+}

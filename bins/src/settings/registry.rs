@@ -1,0 +1,31 @@
+//! What can be set of the registry's daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::section::Section;
+
+/// `[registry]`
+#[derive(Args, Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RegistrySettings {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_REGISTRY_LISTEN")]
+    pub(crate) listen: SocketAddr,
+    /// Folder of the store; ol up keeps it in the cluster's folder unless this says otherwise
+    #[arg(long, value_name = "DIR", env = "OPENLAMBDA_REGISTRY_DIR")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+impl Section for RegistrySettings {
+    const NAME: &'static str = "registry";
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        RegistrySettings { listen: SocketAddr::from(([127, 0, 0, 1], 9000)), store: None }
+    }
+}

@@ -1,0 +1,260 @@
+//! What can be set of a worker.
+
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use openlambda_core::catalog::Choice;
+use openlambda_core::keep_alive::{self, DEFAULT_TTL};
+use openlambda_core::queue;
+use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
+use openlambda_core::worker::WorkerConfig;
+use serde::{Deserialize, Serialize};
+
+use super::Seconds;
+use super::section::Section;
+use crate::Catalog;
+use crate::catalog::SandboxOptions;
+use crate::error::{CliError, Result};
+
+/// `[worker]`
+#[derive(Args, Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WorkerSettings {
+    /// Stable name of this worker, different from every other one's
+    #[arg(long, env = "OPENLAMBDA_WORKER_NAME")]
+    pub(crate) name: Option<String>,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_WORKER_LISTEN")]
+    pub(crate) listen: SocketAddr,
+    /// Address that balancers reach it at, when it is not the one it listens on
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Option<String>,
+    /// Folder for unpacked bundles, sandboxes and logs; no two workers share one
+    #[arg(long, value_name = "DIR", env = "OPENLAMBDA_WORKER_STATE_DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Folder for functions' volumes [default: volumes in the state folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) volumes_dir: Option<PathBuf>,
+    /// Balancer to announce itself to; may be given more than once
+    #[arg(long = "balancer", value_name = "URL")]
+    pub(crate) balancers: Vec<String>,
+    /// Registry to pull from: native=URL or dir=FOLDER
+    #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
+    pub(crate) registry: Option<String>,
+    /// Kind of sandbox; auto takes the best that works here
+    #[arg(long, value_name = "NAME", env = "OPENLAMBDA_SANDBOX")]
+    pub(crate) sandbox: String,
+    /// Each worker's memory pool for instances, MiB
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mb: u64,
+    /// Keep-alive policy, with parameters after commas; `ol policies` lists them
+    #[arg(long, value_name = "NAME[,KEY=VALUE]")]
+    pub(crate) keep_alive: Choice,
+    /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) ttl_seconds: Seconds,
+    /// Queue policy, which orders the waiting calls of all functions; `ol policies` lists them
+    #[arg(long, value_name = "NAME[,KEY=VALUE]")]
+    pub(crate) queue_policy: Choice,
+    /// How many calls run at once on a worker: none, a number, a multiple of the processors (2x), or
+    /// load to follow it (load=1.5 for 1.5 threads per processor)
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) running_limit: String,
+    /// Pause an instance after this time without use [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) pause_after_seconds: Option<Seconds>,
+    /// How long a call may wait for a slot
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_wait_seconds: Seconds,
+    /// Share of the load beside other workers
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) weight: f64,
+    /// How many instances may be starting at once
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) max_starting: u32,
+    /// Which instance with a free slot gets a call: most_recent or newest
+    #[arg(long, value_name = "WHICH", value_parser = word::<InstanceChoice>, hide_short_help = true)]
+    pub(crate) pick: InstanceChoice,
+    /// How long a function may wait for memory before idle instances of others are stopped although
+    /// calls of theirs wait
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) fairness_seconds: Seconds,
+    /// How long a slot is held for a call that a balancer has reserved it for
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) offer_seconds: Seconds,
+    /// Unpacked bundles to keep, MiB
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) code_mb: u32,
+    /// The largest body of a request, MiB; a larger one gets 413
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) body_limit_mb: u32,
+    /// Connections at once; one more waits until another ends
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) most_connections: usize,
+    /// How long a client may take for the head of a request, or be silent between two
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) head_seconds: Seconds,
+    /// How long a client may take nothing of a reply that waits for it; then its connection is closed
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) write_seconds: Seconds,
+    /// How often balancers are told how the worker is
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) heartbeat_seconds: Seconds,
+    /// How long calls under way may take to end when the worker is told to stop
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) drain_seconds: Seconds,
+    /// How long clients may read on when the worker has drained
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) reply_grace_seconds: Seconds,
+    /// Write a record of every call to this file, as JSON lines; {name} in it is the worker's name
+    #[arg(long, value_name = "FILE")]
+    pub(crate) records: Option<PathBuf>,
+    /// Write everything that the worker's decisions follow from to this file, for `ol replay`; {name} in
+    /// it is the worker's name
+    #[arg(long, value_name = "FILE")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Addresses for sandboxes of kind sock with a bridged network [default: 10.213.0.0/16]
+    #[arg(long, value_name = "NETWORK", env = "OPENLAMBDA_BRIDGE_RANGE", hide_short_help = true)]
+    pub(crate) bridge_range: Option<String>,
+    /// How many sandboxes of kind sock are made ahead [default: 16]
+    #[arg(long, value_name = "COUNT", hide_short_help = true)]
+    pub(crate) ready_cells: Option<usize>,
+    /// The image of sandboxes of kind docker [default: what `ol image build` makes]
+    #[arg(long, value_name = "IMAGE", env = "OPENLAMBDA_DOCKER_IMAGE", hide_short_help = true)]
+    pub(crate) docker_image: Option<String>,
+    /// The OCI runtime of sandboxes of kind docker, by the name that the engine knows it by
+    /// [default: the engine's own]
+    #[arg(long, value_name = "NAME", env = "OPENLAMBDA_DOCKER_RUNTIME", hide_short_help = true)]
+    pub(crate) docker_runtime: Option<String>,
+}
+
+impl Section for WorkerSettings {
+    const NAME: &'static str = "worker";
+    const OF_ONE: &'static [&'static str] =
+        &["name", "listen", "advertise", "state_dir", "volumes_dir", "balancers", "registry"];
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        let config = WorkerConfig::new("", "");
+        WorkerSettings {
+            name: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: config.advertise,
+            state_dir: None,
+            volumes_dir: None,
+            balancers: config.balancers,
+            registry: None,
+            sandbox: "auto".to_owned(),
+            memory_mb: config.scheduler.memory >> 20,
+            keep_alive: Choice::named(keep_alive::DEFAULT),
+            ttl_seconds: DEFAULT_TTL.into(),
+            queue_policy: Choice::named(queue::DEFAULT),
+            running_limit: "none".to_owned(),
+            pause_after_seconds: config.scheduler.pause_after.map(Seconds::from),
+            max_wait_seconds: config.max_wait.into(),
+            weight: config.weight,
+            max_starting: config.scheduler.max_starting,
+            pick: config.scheduler.pick,
+            fairness_seconds: config.scheduler.fairness.into(),
+            offer_seconds: config.scheduler.offer_timeout.into(),
+            code_mb: (config.code_budget >> 20) as u32,
+            body_limit_mb: (config.body_limit >> 20) as u32,
+            most_connections: config.patience.most_connections,
+            head_seconds: config.patience.head.into(),
+            write_seconds: config.patience.write.into(),
+            heartbeat_seconds: config.heartbeat.into(),
+            drain_seconds: config.drain_grace.into(),
+            reply_grace_seconds: config.reply_grace.into(),
+            records: config.records,
+            inputs: config.inputs,
+            bridge_range: None,
+            ready_cells: None,
+            docker_image: None,
+            docker_runtime: None,
+        }
+    }
+}
+
+impl WorkerSettings {
+    /// What the library is told of a worker with this name and folder.
+    ///
+    /// # Errors
+    ///
+    /// A policy that is not in the catalogue, a value that cannot be.
+    pub(crate) fn config(
+        &self,
+        name: &str,
+        state_dir: &Path,
+        catalog: &Catalog,
+    ) -> Result<WorkerConfig> {
+        let mut config = WorkerConfig::new(name, state_dir);
+        config.balancers.clone_from(&self.balancers);
+        config.advertise.clone_from(&self.advertise);
+        config.records = self.records.as_deref().map(|file| named(file, name));
+        config.inputs = self.inputs.as_deref().map(|file| named(file, name));
+        if !(self.weight > 0.0 && self.weight.is_finite()) {
+            return Err(refuse(format!("weight {} is not a share; use more than 0", self.weight)));
+        }
+        config.weight = self.weight;
+        config.scheduler.memory = self.memory_mb.saturating_mul(1 << 20);
+        config.scheduler.max_starting = self.max_starting;
+        config.scheduler.pick = self.pick;
+        config.scheduler.pause_after = self.pause_after_seconds.map(Duration::from);
+        config.scheduler.fairness = self.fairness_seconds.into();
+        config.scheduler.offer_timeout = self.offer_seconds.into();
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        config.scheduler.running = RunningLimit::parse(&self.running_limit, processors as u32)
+            .map_err(|error| refuse(format!("running_limit: {error}")))?;
+        let keep_alive = keep_alive::or_ttl(self.keep_alive.clone(), self.ttl_seconds.into());
+        config.keep_alive = catalog.keep_alive_policies().maker(&keep_alive)?;
+        config.queue = catalog.queue_policies().maker(&self.queue_policy)?;
+        config.max_wait = self.max_wait_seconds.into();
+        config.code_budget = u64::from(self.code_mb) << 20;
+        config.body_limit = u64::from(self.body_limit_mb) << 20;
+        config.patience.most_connections = self.most_connections;
+        config.patience.head = self.head_seconds.into();
+        config.patience.write = self.write_seconds.into();
+        config.heartbeat = self.heartbeat_seconds.into();
+        config.drain_grace = self.drain_seconds.into();
+        config.reply_grace = self.reply_grace_seconds.into();
+        Ok(config)
+    }
+
+    /// How long a worker may take to end when it is told to, seconds.
+    pub(crate) fn stops_within(&self) -> f64 {
+        self.drain_seconds.get() + self.reply_grace_seconds.get()
+    }
+
+    /// What kinds of sandboxes are told.
+    pub(crate) fn sandbox_options(&self) -> SandboxOptions {
+        SandboxOptions {
+            bridge_range: self.bridge_range.clone(),
+            ready_cells: self.ready_cells,
+            docker_image: self.docker_image.clone(),
+            docker_runtime: self.docker_runtime.clone(),
+        }
+    }
+}
+
+/// The file's name with the worker's in place of `{name}`.
+fn named(file: &Path, name: &str) -> PathBuf {
+    match file.to_str() {
+        Some(text) => text.replace("{name}", name).into(),
+        None => file.to_owned(),
+    }
+}
+
+fn refuse(message: String) -> CliError {
+    CliError::new(message)
+}
+
+/// What a file writes as a word.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::Value::String(text.to_owned())
+        .try_into()
+        .map_err(|error: toml::de::Error| error.message().to_owned())
+}
