@@ -146,6 +146,8 @@ impl Source for Announced {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use openlambda_core::time::SystemClock;
 
     use super::*;
