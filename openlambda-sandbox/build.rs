@@ -1,6 +1,7 @@
 //! Compiles the programs that the crate carries inside of itself: the nursery, in which `sock`
-//! sandboxes are born; `ol-init`, the first program of a `docker` one; the function that does nothing,
-//! with which starts are measured, and the least that a start can be, beside which they are.
+//! sandboxes are born; `ol-init`, the first program of a `docker` one; and for the laboratory the function
+//! that does nothing, with which starts are measured, and the least that a start can be, beside which they
+//! are.
 //!
 //! Cargo cannot make one of a crate's programs a part of its library, so the compiler is called here.
 //! They use nothing but std and the C library, which they are linked with statically: they must not
@@ -18,12 +19,14 @@ fn main() {
     println!("cargo:rerun-if-changed=src/noop");
     if env::var_os("CARGO_FEATURE_SOCK").is_some() {
         compile("nursery", "src/sys/nursery/main.rs");
-        compile("minimal", "src/sys/minimal/main.rs");
     }
     if env::var_os("CARGO_FEATURE_DOCKER").is_some() {
         compile("ol-init", "src/sys/init/main.rs");
     }
-    compile("noop", "src/noop/main.rs");
+    if env::var_os("CARGO_FEATURE_LAB").is_some() {
+        compile("minimal", "src/sys/minimal/main.rs");
+        compile("noop", "src/noop/main.rs");
+    }
 }
 
 /// Compiles `source` into a program of this name in the folder of built things.

@@ -7,7 +7,7 @@
 //!   observes of the call (dispatched, completed, and the answers to its probes and reservations), by
 //!   Zipf's law. `decision/(loop)` is the loop around it, with a policy that does nothing but name a
 //!   worker: take it off to have the policy's own share;
-//! * `policies/NAME/uniform` and `policies/NAME/zipf`: one invocation through the balancer's driver,
+//! * `policies/NAME/uniform` and `policies/NAME/zipf`: one invocation through the pure balancer,
 //!   tickets, checks and all, which every live and simulated call pays; at several sizes of the
 //!   cluster, with functions that are called alike, and by Zipf's law;
 //! * `locked/NAME`: 100 workers, two threads that take turns at the balancer's lock, as the live
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
-use openlambda_core::balancing::driver::{Balancer, BalancerOutput};
+use openlambda_core::balancing::balancer::{Balancer, BalancerOutput};
 use openlambda_core::balancing::{
     BalancingPolicy, Cluster, ClusterView, ColourId, Decision, FunctionId, Output, PackageId,
     PolicyContext, PolicyEvent, RequestInfo, Ticket, Why, WorkerId, WorkerInfo, WorkerLoad,
@@ -120,7 +120,7 @@ impl Driven {
     }
 }
 
-/// A policy and the reducer, without the driver around them.
+/// A policy and the reducer, without the balancer around them.
 struct Bare {
     cluster: Cluster,
     policy: Box<dyn BalancingPolicy>,
@@ -135,7 +135,7 @@ struct Bare {
     now: Time,
 }
 
-/// What the driver knows of a function and tells with each request.
+/// What the balancer knows of a function and tells with each request.
 struct Described {
     id: FunctionId,
     key: u64,

@@ -26,33 +26,11 @@ mod error;
 mod http_client;
 mod settings;
 mod supervisor;
-
-use std::process::ExitCode;
-
-/// The release: what `make dist` names it, from `git describe`, else the package's version.
-const VERSION: &str = match option_env!("OPENLAMBDA_VERSION") {
-    Some(version) => version,
-    None => env!("CARGO_PKG_VERSION"),
-};
+mod version;
 
 pub use catalog::{
     BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext,
     SandboxEntry, SandboxOptions,
 };
 pub use cli::main_with;
-
-/// The daemons that have a binary of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Daemon {
-    /// `ol-worker`.
-    Worker,
-    /// `ol-lb`.
-    Balancer,
-    /// `ol-registry`.
-    Registry,
-}
-
-/// The whole of `ol-worker`, `ol-lb` or `ol-registry` with the parts of `catalog`.
-pub fn daemon_main(daemon: Daemon, catalog: Catalog) -> ExitCode {
-    daemon::main(daemon, &catalog)
-}
+pub use daemon::{Daemon, daemon_main};

@@ -10,7 +10,7 @@
 //! Without the feature `proxy` the crate has neither tokio nor hyper: the simulator and the benches
 //! use it so.
 
-pub use openlambda_core::balancing::driver as balancer;
+pub use openlambda_core::balancing::balancer;
 
 #[cfg(feature = "proxy")]
 mod api;

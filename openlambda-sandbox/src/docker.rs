@@ -80,10 +80,11 @@ use self::engine::{Engine, MARK_LABEL, WORKER_LABEL, status_of, worker_label};
 pub use self::engine::{engine_socket, remove_containers};
 use self::handshake::{API, Greeting, Handshake, listen_in, listen_in_network_of};
 pub use self::image::{BASE_IMAGE, build_base_image};
+use crate::errors::{resources, unsupported};
 use crate::kit::{self, Handle, Instances};
 use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark, environment,
-    own_volume, remove_sandboxes, resources, text, unsupported, volumes,
+    own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
 use crate::output::{FunctionOutput, Running};

@@ -119,7 +119,7 @@ use openlambda_core::sandbox::{
 use openlambda_core::time::{Clock, Duration};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::launch::{init_error, shutting_down, unsupported};
+use crate::errors::{init_error, shutting_down, unsupported};
 use crate::output::FunctionOutput;
 use crate::runtime_api::{RuntimeApi, Serving};
 

@@ -19,6 +19,7 @@
 
 #[cfg(feature = "docker")]
 pub mod docker;
+mod errors;
 pub mod event;
 pub mod kit;
 pub mod launch;
@@ -36,4 +37,5 @@ pub use node::find_node;
 
 /// The function that does nothing, as an executable `bootstrap`: it answers each event with `null`.
 /// Starts are measured with it.
+#[cfg(feature = "lab")]
 pub static NOOP_BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/noop"));

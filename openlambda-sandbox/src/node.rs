@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use openlambda_core::manifest::{Manifest, Style};
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 
-use crate::launch::unsupported;
+use crate::errors::unsupported;
 
 /// Our bootstrap for Node.js.
 pub(crate) const NODE_BOOTSTRAP: &str = include_str!("../runtimes/node/bootstrap.cjs");

@@ -42,10 +42,11 @@ use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
+use crate::errors::{resources, unsupported};
 use crate::kit::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
     COMPILE_PYTHON, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, check_mark, environment,
-    resources, unsupported, volumes,
+    volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};

@@ -77,6 +77,7 @@ mod bridge;
 mod cell;
 mod cgroup;
 mod container;
+#[cfg(feature = "lab")]
 pub mod minimal;
 mod seccomp;
 mod watchdog;
@@ -108,11 +109,11 @@ use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroups, Limits};
 use self::container::{Cell, Container};
 use self::watchdog::Watchdog;
+use crate::errors::{resources, shutting_down, unsupported};
 use crate::kit::{self, Handle, Instances};
 use crate::launch::{
     COMPILE_PYTHON, Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark,
-    environment, own_volume, remove_sandboxes, resources, shutting_down, text, unsupported,
-    volumes,
+    environment, own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::{FunctionOutput, Running};

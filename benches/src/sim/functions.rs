@@ -9,7 +9,7 @@ use openlambda_core::hash::stable_hash;
 use openlambda_core::manifest::Manifest;
 use openlambda_core::scheduler::Limits;
 
-use super::SimConfig;
+use super::config::SimConfig;
 use crate::workload::Profile;
 
 /// Names, bundles and manifests of all functions.

@@ -1,7 +1,7 @@
 //! A discrete-event simulator that runs the platform's own deciders.
 //!
 //! [`simulate`] plays a [`Workload`](crate::workload::Workload) against one or more
-//! [`Balancer`](openlambda_core::balancing::driver::Balancer)s with a policy each and any number of
+//! [`Balancer`](openlambda_core::balancing::balancer::Balancer)s with a policy each and any number of
 //! workers, each of them a [`WorkerCore`](openlambda_core::worker_core::WorkerCore): the very types that
 //! serve live traffic. What is here is their shell, as `workers/` and `worker/dispatch.rs` are in the live
 //! system, and decides nothing: a delay for each thing that the deciders want done, and a calendar instead
@@ -10,10 +10,15 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `world.rs` | the world: calls come, things happen in turn |
-//! | `balancers.rs`, `workers.rs` | the two shells |
+//! | `config.rs` | what is simulated |
+//! | `experiment.rs` | an experiment from its first call to its last: things happen in turn |
+//! | `balancers.rs`, `workers.rs` | the two shells: what happens at balancers and at workers |
+//! | `world.rs` | all there is in an experiment |
+//! | `clients.rs` | those who make the calls |
+//! | `frontend.rs`, `host.rs` | a balancer and a worker, with what belongs to them here |
 //! | `calls.rs`, `functions.rs` | what a call and a function are to an experiment |
-//! | `calendar.rs` | what happens next |
+//! | `calendar.rs`, `what.rs` | what happens next; what can happen |
+//! | `on_the_way.rs` | what is on its way between workers and balancers |
 //!
 //! Nothing here reads a clock or draws from anything but the seed: the same configuration gives the same
 //! calls, byte for byte, on every machine. Workers and functions are placed anew under each seed.
@@ -21,198 +26,17 @@
 mod balancers;
 mod calendar;
 mod calls;
+mod clients;
+mod config;
+mod experiment;
+mod frontend;
 mod functions;
+mod host;
+mod on_the_way;
+mod what;
 mod workers;
 mod world;
 
-use std::time::Duration;
-
-use openlambda_core::balancing::BalancingPolicy;
-use openlambda_core::balancing::retry::RetryConfig;
-use openlambda_core::keep_alive::{self, KeepAliveMaker};
-use openlambda_core::queue::{self, QueueMaker};
-use openlambda_core::scheduler::{Limits, SchedulerConfig};
-
 pub use self::calls::SimulatedCall;
-use self::world::World;
-use crate::workload::WorkloadConfig;
-
-/// A simulated cluster and what it is asked to do.
-#[derive(Clone, Debug)]
-pub struct SimConfig {
-    /// The calls.
-    pub workload: WorkloadConfig,
-    /// Who makes them, in a closed loop: then the workload's rate, timers and bursts say nothing.
-    /// `None`: an open system, where calls come at the workload's rate whatever becomes of them.
-    pub users: Option<Users>,
-    /// How many workers there are, all alike, all there from the start.
-    pub workers: u32,
-    /// How many balancers there are. Each call comes to one of them by chance; none knows of the others.
-    pub balancers: u32,
-    /// How often each balancer tries a call again.
-    pub retries: RetryConfig,
-    /// How many processors each worker has, which all that runs there shares equally (see
-    /// [`Processors`](crate::processors::Processors)); it is also what the worker tells the balancer as its capacity. `None`: a call
-    /// has a processor of its own whatever else runs, and the capacity is how many instances fit.
-    pub processors: Option<u32>,
-    /// Each worker's scheduler.
-    pub scheduler: SchedulerConfig,
-    /// Each worker's keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
-    pub keep_alive: KeepAliveMaker,
-    /// Each worker's queue policy: one of a [catalogue](queue::standard), or one of your own.
-    pub queue: QueueMaker,
-    /// How much of its memory an instance uses that is paused, 0 to 1; the rest can be lent meanwhile.
-    pub paused_share: f64,
-    /// Bytes of unpacked bundles that each worker keeps.
-    pub code_budget: u64,
-    /// The size of every function's bundle, bytes. Functions with the same package share a bundle.
-    pub bundle_bytes: u64,
-    /// What every function's manifest says, but for the memory when the workload's mix gives it; that is
-    /// in whole MiB, rounded up.
-    pub limits: Limits,
-    /// How long a call may wait on a worker.
-    pub max_wait: Duration,
-    /// Between balancer and worker, one way.
-    pub hop: Duration,
-    /// Fetching and unpacking a bundle.
-    pub pull: Duration,
-    /// Making a sandbox and starting its runtime, unless the workload's mix says.
-    pub cold_start: Duration,
-    /// How often a worker reports its load.
-    pub heartbeat: Duration,
-    /// What goes wrong.
-    pub faults: Faults,
-    /// The mean time between two releases of a new version, each of a function by chance. `None`: there
-    /// is none.
-    pub releases: Option<Duration>,
-    /// The seed of everything.
-    pub seed: u64,
-}
-
-/// What goes wrong, by chance. By default nothing does.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// The share of fetches that fail.
-    pub fetch: f64,
-    /// The share of starts that fail, when they would have succeeded.
-    pub start: f64,
-    /// The share of calls that their instance does not survive; it dies somewhere in the middle.
-    pub crash: f64,
-    /// How often workers die, and for how long they are away.
-    pub workers: Option<Deaths>,
-}
-
-/// Workers that die and come back, empty.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Deaths {
-    /// The mean time that one lives.
-    pub every: Duration,
-    /// The time until it is there again.
-    pub away: Duration,
-}
-
-/// Users in a closed loop: each makes a call, waits until it is over, answered or not, thinks for an
-/// exponential time, and makes the next. They begin with a thought.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Users {
-    /// How many, at least 1.
-    pub count: u32,
-    /// The mean time that one thinks.
-    pub think: Duration,
-}
-
-impl Default for SimConfig {
-    /// Ten workers with room for 16 instances each: none of them can keep all functions warm.
-    fn default() -> Self {
-        SimConfig {
-            workload: WorkloadConfig::default(),
-            users: None,
-            workers: 10,
-            balancers: 1,
-            retries: RetryConfig::default(),
-            processors: None,
-            scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
-            keep_alive: keep_alive::default(),
-            queue: queue::default(),
-            paused_share: 1.0,
-            code_budget: 1 << 30,
-            bundle_bytes: 1 << 20,
-            limits: Limits {
-                memory: 128 << 20,
-                slots: 1,
-                max_instances: 16,
-                queue: 1024,
-                timeout: Duration::from_secs(30),
-                reuse: true,
-            },
-            max_wait: Duration::from_secs(30),
-            hop: Duration::from_micros(100),
-            pull: Duration::from_millis(20),
-            cold_start: Duration::from_millis(100),
-            heartbeat: Duration::from_millis(500),
-            faults: Faults::default(),
-            releases: None,
-            seed: 1,
-        }
-    }
-}
-
-/// A configuration that cannot be simulated.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SimError {
-    /// A cluster without balancers.
-    #[error("without a balancer no call gets anywhere; use 1 or more")]
-    NoBalancer,
-    /// More balancers than policies.
-    #[error("each balancer has a policy of its own; give a maker of them (`simulate_with`)")]
-    OnePolicy,
-    /// A closed loop without anybody in it.
-    #[error("a closed loop without users makes no call; use 1 or more")]
-    NoUsers,
-    /// A closed loop in which timers call every function.
-    #[error("users call no function that a timer calls, and a timer calls each; use fewer timers")]
-    OnlyTimers,
-}
-
-/// What the experiment took.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Usage {
-    /// From the beginning until the last call was over. In a closed loop, calls by seconds are the
-    /// throughput.
-    pub seconds: f64,
-    /// Bytes that all workers' instances took from the pools: the mean over time, until the last
-    /// call was over.
-    pub mean_memory: f64,
-}
-
-/// Runs the experiment with one balancer; `record` sees every call when it is over, in the order in which
-/// they end.
-///
-/// # Errors
-///
-/// [`SimError`].
-pub fn simulate(
-    config: &SimConfig,
-    policy: Box<dyn BalancingPolicy>,
-    record: impl FnMut(&SimulatedCall<'_>),
-) -> Result<Usage, SimError> {
-    if config.balancers > 1 {
-        return Err(SimError::OnePolicy);
-    }
-    let mut policy = Some(policy);
-    simulate_with(config, || policy.take().expect("there is one balancer"), record)
-}
-
-/// The same with a policy for each of the balancers.
-///
-/// # Errors
-///
-/// [`SimError`].
-pub fn simulate_with(
-    config: &SimConfig,
-    make_policy: impl FnMut() -> Box<dyn BalancingPolicy>,
-    record: impl FnMut(&SimulatedCall<'_>),
-) -> Result<Usage, SimError> {
-    Ok(World::new(config, make_policy, record)?.run())
-}
+pub use self::config::{Deaths, Faults, SimConfig, SimError, Users};
+pub use self::experiment::{Usage, simulate, simulate_with};

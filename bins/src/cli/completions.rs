@@ -9,12 +9,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Command, CommandFactory, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 use openlambda_core::catalog::Catalog as PartCatalog;
 
-use super::{Cli, block_on, print};
+use super::{block_on, print};
 use crate::Catalog;
 use crate::cluster::DataDir;
 use crate::error::{CliError, Context, Result};
@@ -47,10 +47,10 @@ enum Shell {
     Fish,
 }
 
-/// Answers a shell that asks and ends the program; does nothing in every other run.
-pub(super) fn answer(catalog: &Arc<Catalog>) {
+/// Answers a shell that asks and ends the program; does nothing in every other run. `ol`: the command line.
+pub(super) fn answer(ol: fn() -> Command, catalog: &Arc<Catalog>) {
     if std::env::var_os(VARIABLE).is_some() {
-        CompleteEnv::with_factory(|| command(catalog)).var(VARIABLE).complete();
+        CompleteEnv::with_factory(|| command(ol(), catalog)).var(VARIABLE).complete();
     }
 }
 
@@ -78,8 +78,7 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 }
 
 /// The command line with what only this binary and this cluster know.
-fn command(catalog: &Arc<Catalog>) -> Command {
-    let mut command = Cli::command();
+fn command(mut command: Command, catalog: &Arc<Catalog>) -> Command {
     for name in ABOUT_FUNCTIONS {
         let catalog = Arc::clone(catalog);
         let names = move || functions(&catalog).into_iter().map(CompletionCandidate::new).collect();
@@ -154,11 +153,11 @@ pub(super) struct ManArgs {
     out: PathBuf,
 }
 
-/// Writes a page for each command, as packages hold them.
-pub(super) fn man(args: &ManArgs) -> Result<ExitCode> {
-    let write = |out: &Path| {
+/// Writes a page for each command of `ol` and for each daemon, as packages hold them.
+pub(super) fn man(args: &ManArgs, ol: Command) -> Result<ExitCode> {
+    let write = move |out: &Path| {
         std::fs::create_dir_all(out)?;
-        for command in [Cli::command()].into_iter().chain(crate::daemon::commands()) {
+        for command in [ol].into_iter().chain(crate::daemon::commands()) {
             clap_mangen::generate_to(command.disable_help_subcommand(true), out)?;
         }
         Ok::<(), std::io::Error>(())

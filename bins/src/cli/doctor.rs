@@ -1,5 +1,6 @@
 //! `ol doctor`: what this machine has of what OpenLambda needs, and how to get the rest.
 
+mod check;
 mod kernel;
 
 use std::path::Path;
@@ -9,8 +10,8 @@ use clap::Args;
 use openlambda_sandbox::find_node;
 use openlambda_sandbox::sys::processes_with_mark;
 use rustix::process::{Resource, getrlimit};
-use serde::Serialize;
 
+use self::check::{Check, check};
 use super::{Common, print, print_json};
 use crate::Catalog;
 use crate::catalog::{SandboxEntry, SandboxOptions};
@@ -25,21 +26,6 @@ pub(super) struct DoctorArgs {
     clean: bool,
     #[command(flatten)]
     common: Common,
-}
-
-#[derive(Debug, Serialize)]
-struct Check {
-    /// What was looked at.
-    check: &'static str,
-    /// What it is for.
-    why: &'static str,
-    ok: bool,
-    /// Nothing that ships today works without it.
-    needed: bool,
-    detail: String,
-    /// What to do, when it is not well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'static str>,
 }
 
 pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
@@ -99,18 +85,6 @@ fn sandbox(entry: &SandboxEntry, options: &SandboxOptions) -> Check {
     };
     let purpose = "functions run in sandboxes of one of these kinds";
     check("sandbox", false, purpose, result, "`ol up` takes the first kind that works")
-}
-
-fn check(
-    name: &'static str,
-    needed: bool,
-    why: &'static str,
-    result: std::result::Result<String, String>,
-    next: &'static str,
-) -> Check {
-    let ok = result.is_ok();
-    let (Ok(detail) | Err(detail)) = result;
-    Check { check: name, why, ok, needed, detail, next: (!ok).then_some(next) }
 }
 
 fn python() -> Check {

@@ -13,8 +13,8 @@ use openlambda_core::function::FunctionName;
 use openlambda_core::time::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 
+use super::lookup::versions_of;
 use super::times::{moment, utc};
-use super::versions::versions_of;
 use super::{Common, block_on};
 use crate::catalog::Catalog;
 use crate::cluster::DataDir;

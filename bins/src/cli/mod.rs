@@ -1,17 +1,25 @@
-//! `ol`: every command, its arguments, and where it is carried out.
+//! `ol`: a file for each command or for some that belong together, and what they share.
 
+#[cfg(feature = "bench")]
 mod bench;
+mod command;
+mod common;
 mod completions;
 mod config;
+mod deploy;
 mod doctor;
 mod functions;
 mod image;
+mod invoke;
 mod logs;
+mod lookup;
 mod new;
+mod output;
 mod page;
 mod policies;
 mod progress;
 mod replay;
+mod runtime;
 mod sim;
 mod syntax;
 mod times;
@@ -19,174 +27,7 @@ mod up;
 mod versions;
 mod watch;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::Arc;
-
-use clap::{Args, Parser, Subcommand};
-
-use crate::Catalog;
-use crate::cluster::DataDir;
-use crate::daemon::{self, DaemonCommand};
-use crate::error::{self, CliError, Result};
-
-#[derive(Parser)]
-#[command(
-    name = "ol",
-    version = crate::VERSION,
-    about = "A serverless platform for research",
-    after_help = "A first session:\n  ol up --detach\n  ol deploy examples/functions/echo\n  \
-                  ol invoke echo -d '{\"one\": 1}'\n  ol down"
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Make a folder with a function to start from
-    New(new::NewArgs),
-    /// Start a cluster on this machine: a balancer, a registry, workers
-    Up(up::UpArgs),
-    /// Stop the cluster
-    Down(Common),
-    /// Show what runs
-    Status(Common),
-    /// Publish a function's folder as its next version
-    Deploy(functions::DeployArgs),
-    /// Call a function; prints the reply's body
-    Invoke(functions::InvokeArgs),
-    /// List the functions
-    Ls(Common),
-    /// Show one function: its manifest, size and versions
-    Describe(versions::DescribeArgs),
-    /// List the versions of a function
-    Versions(versions::VersionsArgs),
-    /// Point a second name at a version, or show the names there are
-    Alias(versions::AliasArgs),
-    /// Run the code of an earlier version again
-    Rollback(versions::RollbackArgs),
-    /// Show what a function printed
-    Logs(logs::LogsArgs),
-    /// Remove a function with all its versions
-    Rm(functions::RmArgs),
-    /// List the balancing policies, and the workers' keep-alive policies
-    Policies(policies::PoliciesArgs),
-    /// Compare policies in a simulation of the very code that balances and schedules
-    Sim(sim::SimArgs),
-    /// Play what a worker recorded with --inputs again; prints the records of its calls
-    Replay(replay::ReplayArgs),
-    /// Show the settings of ol up and of the daemons
-    #[command(subcommand)]
-    Config(config::ConfigCommand),
-    /// Make the image that docker sandboxes run in
-    #[command(subcommand)]
-    Image(image::ImageCommand),
-    /// Check this machine for what OpenLambda needs
-    Doctor(doctor::DoctorArgs),
-    /// Measure what things cost on this machine
-    Bench(bench::BenchArgs),
-    /// Print the script by which a shell completes ol's commands, functions and policies
-    Completions(completions::CompletionsArgs),
-    /// Write manual pages
-    #[command(hide = true)]
-    Man(completions::ManArgs),
-    /// Run one daemon, as `ol up` does
-    #[command(hide = true, subcommand)]
-    Daemon(DaemonCommand),
-}
-
-/// What every command about a cluster takes.
-#[derive(Args, Clone, Debug)]
-struct Common {
-    /// The cluster's folder [default: $XDG_STATE_HOME/openlambda or ~/.local/state/openlambda]
-    #[arg(long, value_name = "DIR", env = "OPENLAMBDA_DATA_DIR")]
-    data_dir: Option<PathBuf>,
-    /// Print JSON, for scripts
-    #[arg(long)]
-    json: bool,
-}
-
-impl Common {
-    fn dir(&self) -> Result<DataDir> {
-        DataDir::new(self.data_dir.clone())
-    }
-}
-
-/// The whole `ol` with the parts of `catalog`: reads the command line, carries the command out, and
-/// returns the exit status: 0 done, 1 it failed, 2 it was called wrongly.
-pub fn main_with(catalog: Catalog) -> ExitCode {
-    let catalog = Arc::new(catalog);
-    completions::answer(&catalog);
-    let result = match Cli::parse().command {
-        Command::Daemon(command) => return daemon::run(command, &catalog),
-        Command::New(args) => new::new(&args),
-        Command::Up(args) => up::up(args, &catalog),
-        Command::Down(args) => up::down(&args),
-        Command::Status(args) => up::status(&args),
-        Command::Deploy(args) => functions::deploy(&args, &catalog),
-        Command::Invoke(args) => functions::invoke(&args),
-        Command::Ls(args) => functions::list(&args, &catalog),
-        Command::Describe(args) => versions::describe(&args, &catalog),
-        Command::Versions(args) => versions::versions(&args, &catalog),
-        Command::Alias(args) => versions::alias(&args, &catalog),
-        Command::Rollback(args) => versions::rollback(&args, &catalog),
-        Command::Logs(args) => logs::logs(&args, &catalog),
-        Command::Rm(args) => functions::remove(&args, &catalog),
-        Command::Policies(args) => policies::policies(&args, &catalog),
-        Command::Sim(args) => sim::sim(&args, &catalog),
-        Command::Replay(args) => replay::replay(&args, &catalog),
-        Command::Bench(args) => bench::bench(&args, &catalog),
-        Command::Image(command) => image::image(&command),
-        Command::Doctor(args) => doctor::doctor(&args, &catalog),
-        Command::Config(command) => config::config(&command),
-        Command::Completions(args) => completions::completions(&args),
-        Command::Man(args) => completions::man(&args),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            error::print("ol", &error);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Runs a command's future.
-fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| CliError::new(format!("cannot start: {error}")))?;
-    runtime.block_on(future)
-}
-
-/// Prints to standard output. A reader that has gone, as in `ol ls | head`, is no error.
-fn print(text: &str) {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-fn print_json(value: &serde_json::Value) {
-    print(&format!("{value}\n"));
-}
-
-/// Columns under headings, as wide as their widest cell.
-fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let widths: Vec<usize> = (0..headings.len())
-        .map(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([headings[column].chars().count()]).max().unwrap_or(0)
-        })
-        .collect();
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> =
-            cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        format!("{}\n", padded.join("  ").trim_end())
-    };
-    let mut text = line(&mut headings.iter().copied());
-    for row in rows {
-        text.push_str(&line(&mut row.iter().map(String::as_str)));
-    }
-    text
-}
+pub use command::main_with;
+use common::Common;
+use output::{print, print_json, table};
+use runtime::block_on;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use openlambda_core::function::FunctionName;
 
-use super::functions::name_of_path;
+use super::deploy::name_of_path;
 use super::{print, print_json};
 use crate::error::{CliError, Context, Result};
 

@@ -15,7 +15,7 @@ use openlambda_core::bundle;
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Qualifier, Version};
 use openlambda_core::registry::{Registry, RegistryError, Resolved, VersionInfo};
 
-use super::functions::{list_all, no_function, refresh, url_of};
+use super::lookup::{list_all, no_function, refresh, url_of, versions_of};
 use super::times::utc;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
@@ -347,16 +347,6 @@ async fn publish_again(
 /// `name` with a version or an alias.
 fn qualified(name: &FunctionName, qualifier: &str) -> std::result::Result<FunctionRef, NameError> {
     format!("{name}:{qualifier}").parse()
-}
-
-pub(super) async fn versions_of(
-    registry: &Arc<dyn Registry>,
-    name: &FunctionName,
-) -> Result<Vec<VersionInfo>> {
-    match registry.versions(name).await {
-        Err(RegistryError::NotFound { .. }) => Err(no_function(registry, name).await),
-        versions => versions.context(|| format!("cannot list the versions of {name}")),
-    }
 }
 
 async fn resolve(registry: &Arc<dyn Registry>, reference: &FunctionRef) -> Result<Resolved> {

@@ -8,7 +8,7 @@ use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::{Admin, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
-use super::Seconds;
+use super::seconds::Seconds;
 use super::section::Section;
 
 /// `[balancer]`

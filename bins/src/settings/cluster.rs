@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::Seconds;
+use super::seconds::Seconds;
 use super::section::Section;
 
 /// How many workers one machine may have.

@@ -9,9 +9,9 @@ use openlambda_core::config::{ConfigError, nearest};
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::program::everything;
+use super::program::{Program, everything};
 use super::section::Known;
-use super::{Origin, Program, Setting};
+use super::setting::{Origin, Setting};
 use crate::error::{CliError, Context, Result};
 
 /// What the file says, for whatever program.

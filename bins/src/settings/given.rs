@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-use super::{Origin, Program, Setting};
+use super::program::Program;
+use super::setting::{Origin, Setting};
 use crate::error::{CliError, Result};
 
 /// The settings that flags and variables say, for one program. A part of any command's arguments.

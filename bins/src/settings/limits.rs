@@ -8,7 +8,9 @@
 //!  a connection:   balancer keeps it without use 5 s  <  worker.head, then the worker closes it
 //! ```
 
-use super::{BalancerSettings, Config, WorkerSettings};
+use super::balancer::BalancerSettings;
+use super::config::Config;
+use super::worker::WorkerSettings;
 use crate::error::{CliError, Result};
 
 /// A balancer keeps a connection without use for 5 s, and would send a call over one that is being

@@ -6,7 +6,7 @@
 //!     [cluster] [balancer] [worker] [registry], the same for every program
 //! ```
 //!
-//! A section is a struct ([`ClusterSettings`] and so on): its fields are the keys of its table in a file,
+//! A section is a struct (`ClusterSettings` and so on): its fields are the keys of its table in a file,
 //! its `clap` arguments are the flags and variables, its `Default` is what holds where nothing is said.
 //! So a setting is written down once. A [`Program`] is `ol up` or a daemon: which settings can be given
 //! to it, under which flags. [`Given`] is what one was given on its command line and by its environment;
@@ -16,6 +16,7 @@
 
 mod balancer;
 mod cluster;
+mod config;
 mod file;
 mod given;
 mod limits;
@@ -23,168 +24,22 @@ mod program;
 mod registry;
 mod seconds;
 mod section;
+mod setting;
 mod worker;
 
-use std::path::Path;
-
-use serde::Serialize;
-use toml::{Table, Value};
-
-pub(crate) use self::balancer::BalancerSettings;
-pub(crate) use self::cluster::{ClusterSettings, WORKERS};
+pub(crate) use self::cluster::WORKERS;
+pub(crate) use self::config::{Config, Settings};
 pub(crate) use self::given::Given;
 pub(crate) use self::limits::{check as check_limits, check_balancer, check_worker};
 pub(crate) use self::program::{Balancer, Program, Registry, Up, Worker, variables};
-pub(crate) use self::registry::RegistrySettings;
-pub(crate) use self::seconds::Seconds;
-use self::section::{Known, Section};
-pub(crate) use self::worker::WorkerSettings;
-use crate::error::{CliError, Result};
-
-/// Everything that can be set, by what it concerns.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Config {
-    pub(crate) cluster: ClusterSettings,
-    pub(crate) balancer: BalancerSettings,
-    pub(crate) worker: WorkerSettings,
-    pub(crate) registry: RegistrySettings,
-}
-
-/// The settings of one program, and where each comes from.
-#[derive(Debug)]
-pub(crate) struct Settings {
-    all: Vec<Setting>,
-}
-
-/// One setting, as it is used.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Setting {
-    pub(crate) section: &'static str,
-    pub(crate) name: String,
-    /// `None`: it is not set and has no default.
-    pub(crate) value: Option<Value>,
-    pub(crate) origin: Origin,
-    /// The flag, the variable, the file.
-    pub(crate) place: Option<String>,
-}
-
-/// Where a setting comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Origin {
-    Flag,
-    Environment,
-    File,
-    Default,
-    Unset,
-}
-
-impl Settings {
-    /// What the program was given, completed from the file that it names, or from this one.
-    ///
-    /// # Errors
-    ///
-    /// That the file cannot be read, or which line of it is wrong.
-    pub(crate) fn complete<P: Program>(given: Given<P>, file: Option<&Path>) -> Result<Settings> {
-        let file = match given.file().or(file) {
-            Some(path) => file::read::<P>(path)?,
-            None => Vec::new(),
-        };
-        let settle = |known: Known| {
-            let same = |setting: &&Setting| known.is(setting.section, &setting.name);
-            let told = given.settings().iter().chain(&file).find(same).cloned();
-            told.unwrap_or_else(|| {
-                let value = known.default.clone();
-                let origin = if value.is_some() { Origin::Default } else { Origin::Unset };
-                known.setting(value, origin, None)
-            })
-        };
-        Ok(Settings { all: P::known().into_iter().map(settle).collect() })
-    }
-
-    /// Those of a cluster without flags: what the environment and this file say, and the defaults.
-    ///
-    /// # Errors
-    ///
-    /// As [`complete`](Self::complete), and a variable whose value cannot be.
-    pub(crate) fn of_cluster(file: Option<&Path>) -> Result<Settings> {
-        Settings::complete(Given::<Up>::by_environment()?, file)
-    }
-
-    pub(crate) fn all(&self) -> &[Setting] {
-        &self.all
-    }
-
-    /// The settings as the types that programs use.
-    ///
-    /// # Errors
-    ///
-    /// None that [`complete`](Self::complete) has not found already.
-    pub(crate) fn config(&self) -> Result<Config> {
-        Ok(Config {
-            cluster: self.section()?,
-            balancer: self.section()?,
-            worker: self.section()?,
-            registry: self.section()?,
-        })
-    }
-
-    fn section<S: Section>(&self) -> Result<S> {
-        let of_it = self.all.iter().filter(|setting| setting.section == S::NAME);
-        let table: Table = of_it
-            .filter_map(|setting| Some((setting.name.clone(), setting.value.clone()?)))
-            .collect();
-        table.try_into().map_err(|error: toml::de::Error| {
-            CliError::new(format!("[{}]: {}", S::NAME, error.message()))
-        })
-    }
-
-    /// A file for `--config` that says all of this, each line told where it comes from if `origins`.
-    /// The sections are told by tables where there are several.
-    pub(crate) fn to_file(&self, origins: bool) -> String {
-        let line = |setting: &Setting| match &setting.value {
-            Some(value) => format!("{} = {value}", setting.name),
-            None => format!("# {} is not set", setting.name),
-        };
-        let width = self.all.iter().map(|setting| line(setting).chars().count()).max().unwrap_or(0);
-        let one = self.all.iter().all(|setting| setting.section == self.all[0].section);
-        let (mut text, mut section) = (String::new(), "");
-        for setting in &self.all {
-            if !one && setting.section != section {
-                section = setting.section;
-                text.push_str(&format!("\n[{section}]\n"));
-            }
-            match setting.origin_text().filter(|_| origins) {
-                Some(origin) => {
-                    text.push_str(&format!("{:<width$}  # {origin}\n", line(setting)));
-                }
-                None => text.push_str(&format!("{}\n", line(setting))),
-            }
-        }
-        text
-    }
-}
-
-impl Setting {
-    /// Where it comes from, for a person; `None` if it is not set.
-    fn origin_text(&self) -> Option<String> {
-        let kind = match self.origin {
-            Origin::Flag => "flag",
-            Origin::Environment => "environment",
-            Origin::File => "file",
-            Origin::Default => "default",
-            Origin::Unset => return None,
-        };
-        let place = self.place.as_deref().unwrap_or_default();
-        Some(format!("{kind} {place}").trim_end().to_owned())
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::worker::WorkerSettings;
     use super::*;
+    use crate::error::Result;
 
     #[test]
     fn every_command_line_is_sound_and_tells_the_defaults() {

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use toml::Value;
 
+use super::balancer::BalancerSettings;
+use super::cluster::ClusterSettings;
+use super::registry::RegistrySettings;
 use super::section::{Known, Section};
-use super::{BalancerSettings, ClusterSettings, RegistrySettings, WorkerSettings};
+use super::worker::WorkerSettings;
 
 /// A program that is given settings.
 pub(crate) trait Program: Send + Sync + 'static {

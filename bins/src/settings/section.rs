@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Origin, Setting};
+use super::setting::{Origin, Setting};
 
 /// Settings that belong together.
 ///

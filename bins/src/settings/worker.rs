@@ -13,7 +13,7 @@ use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
 use openlambda_core::worker::WorkerConfig;
 use serde::{Deserialize, Serialize};
 
-use super::Seconds;
+use super::seconds::Seconds;
 use super::section::Section;
 use crate::Catalog;
 use crate::catalog::SandboxOptions;

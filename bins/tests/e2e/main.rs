@@ -25,6 +25,7 @@
 mod admin;
 mod attack;
 mod author;
+#[cfg(feature = "bench")]
 mod bench;
 mod chaos;
 mod chat;

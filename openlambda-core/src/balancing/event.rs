@@ -2,7 +2,7 @@
 //!
 //! A *source* knows which workers there are: they announce themselves, a configuration lists them, DNS
 //! or an orchestrator knows them. It says what it knows in these events, and nothing else. A *follower*
-//! acts on them: the live balancer hands them to the pure [`Balancer`](super::driver::Balancer); another
+//! acts on them: the live balancer hands them to the pure [`Balancer`](super::balancer::Balancer); another
 //! one may write a configuration, or show who is there. Neither knows the other.
 //!
 //! ```text

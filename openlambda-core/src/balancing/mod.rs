@@ -17,8 +17,8 @@
 //!            └─ Refuse ─▶ refused
 //! ```
 
+pub mod balancer;
 mod cluster;
-pub mod driver;
 mod event;
 mod idle;
 mod ids;

@@ -1,7 +1,7 @@
 //! Whether a call that failed at one worker is tried on another: [`RetryRule`].
 //!
 //! The rule is the balancer's own and the same for every policy, in live traffic and in simulations;
-//! [`Balancer::failed`](super::driver::Balancer::failed) asks it. A call is tried again when
+//! [`Balancer::failed`](super::balancer::Balancer::failed) asks it. A call is tried again when
 //!
 //! 1. it cannot have started ([`Started::No`]): nothing runs twice;
 //! 2. another worker may do better: this one could not be reached, drains, is full, cannot make the
@@ -245,7 +245,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::balancing::driver::{Balancer, BalancerOutput};
+    use crate::balancing::balancer::{Balancer, BalancerOutput};
     use crate::balancing::{
         BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, Refusal,
         RequestInfo, Ticket, Why, WorkerId, WorkerInfo,

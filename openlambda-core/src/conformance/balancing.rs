@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::times;
-use crate::balancing::driver::{Balancer, BalancerOutput};
+use crate::balancing::balancer::{Balancer, BalancerOutput};
 use crate::balancing::{
     BalancingPolicy, Decision, FunctionId, Refusal, Ticket, WorkerId, WorkerInfo, WorkerLoad,
 };

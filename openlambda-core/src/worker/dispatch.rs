@@ -7,22 +7,20 @@
 //! waiting call out of the queue, but a running handler keeps its slot until it has answered.
 
 use std::fs::File;
-use std::future::Future;
 use std::io::{self, BufWriter};
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body as _;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::code::{CodeStore, Fetched};
 use super::events::Streams;
-use super::instances::Instance;
+use super::guarded::guarded;
+use super::instances::{Instances, Shell};
 use super::log::LogWriter;
 use super::metrics::{Counted, Metrics, Snapshot};
 use crate::arena::Owned;
@@ -30,8 +28,8 @@ use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{Body, Completion, Invocation, Phases, RequestHead, RequestId, StartKind};
-use crate::sandbox::{Sandbox, SandboxFactory};
-use crate::scheduler::{Counts, InstanceId, InvocationId, VersionId};
+use crate::sandbox::{Sandbox, SandboxFactory, SandboxSpec};
+use crate::scheduler::{Counts, InvocationId, VersionId};
 use crate::time::{Clock, SystemClock, Time};
 use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
 use crate::worker_core::recording::Recording;
@@ -107,10 +105,9 @@ impl Drop for Pending {
 pub(super) struct Dispatcher {
     state: Mutex<State>,
     name: String,
-    factory: Arc<dyn SandboxFactory>,
-    pub(super) code: CodeStore,
-    pub(super) log: Arc<LogWriter>,
-    pub(super) metrics: Metrics,
+    code: CodeStore,
+    log: Arc<LogWriter>,
+    metrics: Arc<Metrics>,
     clock: Arc<SystemClock>,
     /// Wakes the task that keeps the core's timer when the next time-out came nearer.
     timer_changed: Notify,
@@ -120,10 +117,10 @@ pub(super) struct Dispatcher {
 
 /// The core, and what belongs to its calls, instances and streams here.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) core: WorkerCore,
+struct State {
+    core: WorkerCore,
     calls: Owned<Carried>,
-    pub(super) instances: Owned<Instance>,
+    instances: Instances,
     streams: Streams,
     counted: Counted,
     timer: Option<Time>,
@@ -151,10 +148,11 @@ impl Dispatcher {
         log: Arc<LogWriter>,
         clock: Arc<SystemClock>,
     ) -> Arc<Self> {
+        let metrics = Arc::new(Metrics::default());
         let state = State {
             core,
             calls: Owned::default(),
-            instances: Owned::default(),
+            instances: Instances::new(factory, log.clone(), metrics.clone()),
             streams: Streams::default(),
             counted: Counted::default(),
             timer: None,
@@ -164,10 +162,9 @@ impl Dispatcher {
         let dispatcher = Arc::new(Dispatcher {
             state: Mutex::new(state),
             name,
-            factory,
             code,
             log,
-            metrics: Metrics::default(),
+            metrics,
             clock,
             timer_changed: Notify::new(),
             drained: watch::Sender::new(None),
@@ -376,7 +373,7 @@ impl Dispatcher {
     }
 
     /// One input, and all outputs that follow from it.
-    pub(super) fn step(self: &Arc<Self>, state: &mut State, input: Input<'_>) {
+    fn step(self: &Arc<Self>, state: &mut State, input: Input<'_>) {
         let now = self.clock.now();
         if let Some(inputs) = &mut state.inputs {
             written(inputs.input(now, &input, None));
@@ -412,17 +409,23 @@ impl Dispatcher {
                     dispatcher.handle(Input::Removed { digest });
                 });
             }
-            Output::Create { instance, version } => self.create(state, instance, version),
-            Output::Cancel { instance } => self.cancel_start(state, instance),
+            Output::Create { instance, version } => {
+                let spec = self.spec(&state.core, version);
+                state.instances.create(self, instance, spec);
+            }
+            Output::Cancel { instance } => state.instances.cancel_start(instance),
             Output::Run { invocation, instance, version, start, phases } => {
-                let sandbox = state.sandbox(instance).expect("a call runs in what is ready");
+                let sandbox =
+                    state.instances.sandbox(instance).expect("a call runs in what is ready");
                 let event = self.event(state, invocation, version);
                 tokio::spawn(self.clone().invoke(sandbox, invocation, event, start, phases));
             }
-            Output::Pause { instance } => self.pause(state, instance),
-            Output::SetLimit { instance, bytes } => self.set_limit(state, instance, bytes),
-            Output::Resume { instance, raise } => self.resume(state, instance, raise),
-            Output::Destroy { instance, .. } => self.destroy(state, instance),
+            Output::Pause { instance } => state.instances.pause(self, instance),
+            Output::SetLimit { instance, bytes } => {
+                state.instances.set_limit(self, instance, bytes);
+            }
+            Output::Resume { instance, raise } => state.instances.resume(self, instance, raise),
+            Output::Destroy { instance, .. } => state.instances.destroy(self, instance),
             Output::Answer { invocation, failure } => {
                 if let Some(sender) = state.answer_of(invocation) {
                     let _ = sender.send(Err(*failure));
@@ -440,6 +443,16 @@ impl Dispatcher {
                 self.drained.send_replace(Some(in_time));
             }
         }
+    }
+
+    /// Which sandbox an instance of this version has.
+    fn spec(&self, core: &WorkerCore, version: VersionId) -> SandboxSpec {
+        let (function, number, digest, manifest) = core.version(version);
+        let folder = self.code.folder(&digest);
+        let log = self.log.clone();
+        let mut spec = SandboxSpec::new(function.clone(), digest, folder, manifest.clone(), log);
+        spec.version = number;
+        spec
     }
 
     fn event(&self, state: &mut State, invocation: InvocationId, version: VersionId) -> Invocation {
@@ -518,14 +531,17 @@ impl Dispatcher {
         self.metrics.text(core, self.log.dropped(), self.clock.now())
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a defect, but no reason to refuse all other calls.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// The maker of sandboxes.
-    pub(super) fn factory(&self) -> &dyn SandboxFactory {
-        &*self.factory
+impl Shell for Dispatcher {
+    fn tell(self: &Arc<Self>, happened: impl FnOnce(&mut Instances) -> Input<'static>) {
+        let mut state = self.lock();
+        let input = happened(&mut state.instances);
+        self.step(&mut state, input);
     }
 }
 
@@ -536,11 +552,6 @@ impl State {
         invocation: InvocationId,
     ) -> Option<oneshot::Sender<Result<Answer, Failure>>> {
         self.calls.get_mut(invocation.0)?.answer.take()
-    }
-
-    /// An instance's sandbox, while it is there.
-    pub(super) fn sandbox(&self, instance: InstanceId) -> Option<Arc<dyn Sandbox>> {
-        self.instances.get(instance.0)?.sandbox.clone()
     }
 }
 
@@ -559,15 +570,6 @@ fn event_of(core: &WorkerCore, notice: Notice) -> WorkerEvent {
         Notice::Offered { ticket } => WorkerEvent::Offered { ticket },
         Notice::Draining => WorkerEvent::Draining,
     }
-}
-
-/// Sandboxes and registries may be somebody's own: a panic in one ends one call, and the core hears of
-/// it as of any other failure.
-pub(super) async fn guarded<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
-        let message = format!("{what} panicked; the worker's log says where");
-        Failure::new(FailureKind::Internal, message)
-    })
 }
 
 /// Tells the core when the time has come that it named. Ends with the dispatcher.

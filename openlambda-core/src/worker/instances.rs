@@ -1,7 +1,7 @@
 //! What the core wants done to sandboxes, each by a task of its own: make, pause, limit, resume, destroy.
 //!
-//! Sandboxes may be somebody's own: a panic in one ends one call, and the core hears of it as of any
-//! other failure.
+//! [`Instances`] holds the sandboxes and starts those tasks. A task ends by telling its [`Shell`] what
+//! became of the instance.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,125 +9,105 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
-use super::dispatch::{Dispatcher, State, guarded};
+use super::guarded::guarded;
+use super::log::LogWriter;
+use super::metrics::Metrics;
+use crate::arena::Owned;
 use crate::failure::{Failure, Started};
 use crate::function::FunctionName;
-use crate::sandbox::{Created, LogLine, LogSink, LogStream, Sandbox, SandboxError, SandboxSpec};
-use crate::scheduler::{InstanceId, VersionId};
+use crate::sandbox::{
+    Created, LogLine, LogSink, LogStream, Sandbox, SandboxError, SandboxFactory, SandboxSpec,
+};
+use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
+
+/// Who has the instances, and a core that hears of them.
+pub(super) trait Shell: Send + Sync + 'static {
+    /// Something happened to an instance: under the shell's lock, `happened` notes it and says what the
+    /// core is to hear of it.
+    fn tell(self: &Arc<Self>, happened: impl FnOnce(&mut Instances) -> Input<'static>);
+}
+
+/// A worker's instances, under its shell's lock.
+#[derive(Debug)]
+pub(super) struct Instances {
+    places: Owned<Instance>,
+    maker: Arc<Maker>,
+}
 
 /// An instance, from the order to make it until nothing is left of it.
 #[derive(Debug)]
-pub(super) struct Instance {
+struct Instance {
     function: FunctionName,
     /// Once it is ready.
-    pub(super) sandbox: Option<Arc<dyn Sandbox>>,
+    sandbox: Option<Arc<dyn Sandbox>>,
     /// Stops its making.
     cancel: Option<oneshot::Sender<()>>,
 }
 
-impl Dispatcher {
-    pub(super) fn create(
-        self: &Arc<Self>,
-        state: &mut State,
-        instance: InstanceId,
-        version: VersionId,
-    ) {
-        let (function, number, digest, manifest) = state.core.version(version);
-        let mut spec = SandboxSpec::new(
-            function.clone(),
-            digest,
-            self.code.folder(&digest),
-            manifest.clone(),
-            self.log.clone(),
-        );
-        spec.version = number;
-        let (cancel, cancelled) = oneshot::channel();
-        let function = function.clone();
-        let place = Instance { function, sandbox: None, cancel: Some(cancel) };
-        state.instances.insert(instance.0, place);
-        tokio::spawn(self.clone().make(instance, spec, cancelled));
+/// What the tasks that make sandboxes share.
+#[derive(Debug)]
+struct Maker {
+    factory: Arc<dyn SandboxFactory>,
+    log: Arc<LogWriter>,
+    metrics: Arc<Metrics>,
+}
+
+impl Instances {
+    /// None yet, to be made by this factory.
+    pub(super) fn new(
+        factory: Arc<dyn SandboxFactory>,
+        log: Arc<LogWriter>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let maker = Arc::new(Maker { factory, log, metrics });
+        Instances { places: Owned::default(), maker }
     }
 
-    async fn make(
-        self: Arc<Self>,
+    /// An instance's sandbox, while it is there.
+    pub(super) fn sandbox(&self, instance: InstanceId) -> Option<Arc<dyn Sandbox>> {
+        self.places.get(instance.0)?.sandbox.clone()
+    }
+
+    pub(super) fn create(
+        &mut self,
+        shell: &Arc<impl Shell>,
         instance: InstanceId,
         spec: SandboxSpec,
-        cancelled: oneshot::Receiver<()>,
     ) {
-        let created = tokio::select! {
-            created = guarded("making a sandbox", async { self.factory().create(spec).await }) => created,
-            Ok(()) = cancelled => {
-                let mut state = self.lock();
-                state.instances.remove(instance.0);
-                return self.step(&mut state, Input::Destroyed { instance });
-            }
-        };
-        match created {
-            Ok(Ok(created)) => {
-                let sandbox = created.sandbox.clone();
-                self.ready(instance, created);
-                let _ = guarded("a sandbox", async { sandbox.exited().await }).await;
-                self.handle(Input::Exited { instance });
-            }
-            Ok(Err(error)) => self.start_failed(instance, error.into()),
-            Err(failure) => self.start_failed(instance, failure.started(Started::No)),
-        }
+        let (cancel, cancelled) = oneshot::channel();
+        let function = spec.function.clone();
+        let place = Instance { function, sandbox: None, cancel: Some(cancel) };
+        self.places.insert(instance.0, place);
+        tokio::spawn(self.maker.clone().make(shell.clone(), instance, spec, cancelled));
     }
 
-    fn ready(self: &Arc<Self>, instance: InstanceId, created: Created) {
-        let Created { sandbox, start, create, init, .. } = created;
-        let mut state = self.lock();
-        let place = state.instances.get_mut(instance.0).expect("it is being started");
-        self.metrics.started.fetch_add(1, Ordering::Relaxed);
-        self.metrics.create.observe(create);
-        self.metrics.init.observe(init);
-        place.cancel = None;
-        place.sandbox = Some(sandbox);
-        self.step(&mut state, Input::Started { instance, start, create, init });
-    }
-
-    fn start_failed(self: &Arc<Self>, instance: InstanceId, failure: Failure) {
-        let mut state = self.lock();
-        self.metrics.start_failed.fetch_add(1, Ordering::Relaxed);
-        if let Some(place) = state.instances.remove(instance.0) {
-            let text = format!("an instance did not start: {failure}");
-            self.log.line(LogLine::new(&place.function, None, LogStream::Platform, &text));
-        }
-        self.step(&mut state, Input::StartFailed { instance, failure });
-    }
-
-    pub(super) fn cancel_start(&self, state: &mut State, instance: InstanceId) {
-        let place = state.instances.get_mut(instance.0);
+    pub(super) fn cancel_start(&mut self, instance: InstanceId) {
+        let place = self.places.get_mut(instance.0);
         // When nobody listens any more, its success or failure is on its way.
         let _ = place.and_then(|place| place.cancel.take()).map(|cancel| cancel.send(()));
     }
 
-    pub(super) fn pause(self: &Arc<Self>, state: &State, instance: InstanceId) {
-        let Some(sandbox) = state.sandbox(instance) else { return };
-        self.and_tell(instance, async move {
+    pub(super) fn pause(&self, shell: &Arc<impl Shell>, instance: InstanceId) {
+        let Some(sandbox) = self.sandbox(instance) else { return };
+        and_tell(shell, instance, async move {
             sandbox.pause().await?;
             let used = sandbox.usage().await.ok().map(|usage| usage.memory_bytes);
             Ok(Input::Paused { instance, used })
         });
     }
 
-    pub(super) fn set_limit(self: &Arc<Self>, state: &State, instance: InstanceId, bytes: u64) {
-        let Some(sandbox) = state.sandbox(instance) else { return };
-        self.and_tell(instance, async move {
+    pub(super) fn set_limit(&self, shell: &Arc<impl Shell>, instance: InstanceId, bytes: u64) {
+        let Some(sandbox) = self.sandbox(instance) else { return };
+        and_tell(shell, instance, async move {
             let set = sandbox.set_memory_limit(bytes).await;
             Ok(Input::LimitSet { instance, bytes: set.is_ok().then_some(bytes) })
         });
     }
 
-    pub(super) fn resume(
-        self: &Arc<Self>,
-        state: &State,
-        instance: InstanceId,
-        raise: Option<u64>,
-    ) {
-        let Some(sandbox) = state.sandbox(instance) else { return };
-        self.and_tell(instance, async move {
+    pub(super) fn resume(&self, shell: &Arc<impl Shell>, instance: InstanceId, raise: Option<u64>) {
+        let Some(sandbox) = self.sandbox(instance) else { return };
+        and_tell(shell, instance, async move {
             if let Some(bytes) = raise {
                 sandbox.set_memory_limit(bytes).await?;
             }
@@ -136,33 +116,89 @@ impl Dispatcher {
         });
     }
 
-    /// Does something to a sandbox and tells the core what came of it. A sandbox that fails at it is
-    /// taken for broken.
-    fn and_tell(
-        self: &Arc<Self>,
-        instance: InstanceId,
-        work: impl Future<Output = Result<Input<'static>, SandboxError>> + Send + 'static,
-    ) {
-        let dispatcher = self.clone();
+    pub(super) fn destroy(&mut self, shell: &Arc<impl Shell>, instance: InstanceId) {
+        let place = self.places.get_mut(instance.0);
+        let sandbox = place.and_then(|place| place.sandbox.take());
+        let sandbox = sandbox.expect("an instance that is evicted was ready");
+        let shell = shell.clone();
         tokio::spawn(async move {
-            let done = guarded("a sandbox", work).await;
-            dispatcher.handle(match done {
-                Ok(Ok(input)) => input,
-                _ => Input::Exited { instance },
-            });
+            let _ = guarded("a sandbox", async { sandbox.destroy().await }).await;
+            shell.tell(|instances| instances.gone(instance));
         });
     }
 
-    pub(super) fn destroy(self: &Arc<Self>, state: &mut State, instance: InstanceId) {
-        let place = state.instances.get_mut(instance.0);
-        let sandbox = place.and_then(|place| place.sandbox.take());
-        let sandbox = sandbox.expect("an instance that is evicted was ready");
-        let dispatcher = self.clone();
-        tokio::spawn(async move {
-            let _ = guarded("a sandbox", async { sandbox.destroy().await }).await;
-            let mut state = dispatcher.lock();
-            state.instances.remove(instance.0);
-            dispatcher.step(&mut state, Input::Destroyed { instance });
-        });
+    /// Nothing is left of it.
+    fn gone(&mut self, instance: InstanceId) -> Input<'static> {
+        self.places.remove(instance.0);
+        Input::Destroyed { instance }
     }
+
+    fn ready(&mut self, instance: InstanceId, created: Created) -> Input<'static> {
+        let Created { sandbox, start, create, init, .. } = created;
+        let place = self.places.get_mut(instance.0).expect("it is being started");
+        let metrics = &self.maker.metrics;
+        metrics.started.fetch_add(1, Ordering::Relaxed);
+        metrics.create.observe(create);
+        metrics.init.observe(init);
+        place.cancel = None;
+        place.sandbox = Some(sandbox);
+        Input::Started { instance, start, create, init }
+    }
+
+    fn start_failed(&mut self, instance: InstanceId, failure: Failure) -> Input<'static> {
+        self.maker.metrics.start_failed.fetch_add(1, Ordering::Relaxed);
+        if let Some(place) = self.places.remove(instance.0) {
+            let text = format!("an instance did not start: {failure}");
+            self.maker.log.line(LogLine::new(&place.function, None, LogStream::Platform, &text));
+        }
+        Input::StartFailed { instance, failure }
+    }
+}
+
+impl Maker {
+    /// Makes a sandbox, and waits for its end by itself.
+    async fn make(
+        self: Arc<Self>,
+        shell: Arc<impl Shell>,
+        instance: InstanceId,
+        spec: SandboxSpec,
+        cancelled: oneshot::Receiver<()>,
+    ) {
+        let created = tokio::select! {
+            created = guarded("making a sandbox", async { self.factory.create(spec).await }) => created,
+            Ok(()) = cancelled => return shell.tell(|instances| instances.gone(instance)),
+        };
+        match created {
+            Ok(Ok(created)) => {
+                let sandbox = created.sandbox.clone();
+                shell.tell(|instances| instances.ready(instance, created));
+                let _ = guarded("a sandbox", async { sandbox.exited().await }).await;
+                shell.tell(|_| Input::Exited { instance });
+            }
+            Ok(Err(error)) => {
+                shell.tell(|instances| instances.start_failed(instance, error.into()));
+            }
+            Err(failure) => {
+                let failure = failure.started(Started::No);
+                shell.tell(|instances| instances.start_failed(instance, failure));
+            }
+        }
+    }
+}
+
+/// Does something to a sandbox and tells the core what came of it. A sandbox that fails at it is
+/// taken for broken.
+fn and_tell(
+    shell: &Arc<impl Shell>,
+    instance: InstanceId,
+    work: impl Future<Output = Result<Input<'static>, SandboxError>> + Send + 'static,
+) {
+    let shell = shell.clone();
+    tokio::spawn(async move {
+        let done = guarded("a sandbox", work).await;
+        shell.tell(|_| match done {
+            Ok(Ok(input)) => input,
+            _ => Input::Exited { instance },
+        });
+    });
 }

@@ -1,288 +1,41 @@
 //! The worker: the shell around the pure deciders that runs functions on one machine.
 //!
-//! [`Worker::start`] assembles it from a [`SandboxFactory`] and a [`Registry`];
+//! [`Worker::start`] assembles it from a [`SandboxFactory`](crate::sandbox::SandboxFactory)
+//! and a [`Registry`](crate::registry::Registry);
 //! [`Worker::serve`] answers HTTP on a listener until it is told to stop, then drains.
 //!
 //! | file | what it does |
 //! |---|---|
+//! | `config.rs` | what a worker is told |
+//! | `shared.rs` | what all its handles share |
+//! | `life.rs` | a worker from its start to the end of its drain |
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
+//! | `operate.rs`, `balancers.rs` | what operators and balancers ask beside calls |
 //! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
 //! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
 //! | `metrics.rs` | counts what is over, and tells it |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
 //! | `deletions.rs` | lets go of what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
+//! | `load.rs` | tells the core how busy the processors are |
+//! | `guarded.rs` | panics of parts that are somebody's own |
 //! | `log.rs` | writes functions' output and invocation records |
 
+mod balancers;
 mod code;
+mod config;
 mod deletions;
 mod dispatch;
 mod events;
+mod guarded;
 mod instances;
+mod life;
 mod load;
 mod log;
 mod metrics;
+mod operate;
 mod server;
+mod shared;
 
-use std::fs::File;
-use std::future::Future;
-use std::io::{self, BufWriter};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
-
-use thiserror::Error;
-use tokio::net::TcpListener;
-
-use self::dispatch::Dispatcher;
-use self::log::LogWriter;
-use crate::balancing::WorkerLoad;
-use crate::invocation::RequestIds;
-use crate::keep_alive::{self, KeepAliveMaker};
-use crate::queue::{self, QueueMaker};
-use crate::registry::Registry;
-use crate::sandbox::SandboxFactory;
-use crate::scheduler::{Counts, SchedulerConfig};
-use crate::serving::{HttpConfig, Patience, local};
-use crate::time::{Clock, SystemClock};
-use crate::wire;
-use crate::worker_core::recording::{Header, Recording};
-use crate::worker_core::{CoreConfig, WorkerCore};
-
-/// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    /// Its stable name: the same after a restart, different from every other worker's.
-    pub name: String,
-    /// Its folder: unpacked bundles, logs. No two workers share one.
-    pub state_dir: PathBuf,
-    /// Balancers to announce itself to, `http://host:port`.
-    pub balancers: Vec<String>,
-    /// The address that balancers reach it at; `None`: the listener's own.
-    pub advertise: Option<String>,
-    /// Its share of the load beside other workers.
-    pub weight: f64,
-    /// Memory pool, limits, pausing.
-    pub scheduler: SchedulerConfig,
-    /// The keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
-    pub keep_alive: KeepAliveMaker,
-    /// The queue policy: one of a [catalogue](queue::standard), or one of your own.
-    pub queue: QueueMaker,
-    /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
-    /// the usual time limit may take to become ready, so that it is told why it never did.
-    pub max_wait: Duration,
-    /// Bytes of unpacked bundles to keep.
-    pub code_budget: u64,
-    /// The largest request body, bytes.
-    pub body_limit: u64,
-    /// How it treats clients that are many or slow.
-    pub patience: Patience,
-    /// How often balancers get a snapshot and an announcement.
-    pub heartbeat: Duration,
-    /// How long a drain may take before what still runs is ended.
-    pub drain_grace: Duration,
-    /// How long clients may take after the drain to read what they are still being sent; then their
-    /// connections are cut. By default as [`HttpConfig`] has it.
-    pub reply_grace: Duration,
-    /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
-    pub records: Option<PathBuf>,
-    /// Write every input of the worker's [core](crate::worker_core) to this new file, so that the run can
-    /// be played again ([`replay`](crate::worker_core::recording::replay)). It is written under the worker's lock: for experiments.
-    pub inputs: Option<PathBuf>,
-}
-
-impl WorkerConfig {
-    /// The defaults for a worker of this name with this folder.
-    pub fn new(name: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
-        WorkerConfig {
-            name: name.into(),
-            state_dir: state_dir.into(),
-            balancers: Vec::new(),
-            advertise: None,
-            weight: 1.0,
-            scheduler: SchedulerConfig::default(),
-            keep_alive: keep_alive::default(),
-            queue: queue::default(),
-            max_wait: Duration::from_secs(35),
-            code_budget: 1 << 30,
-            body_limit: wire::DEFAULT_BODY_LIMIT,
-            patience: Patience::default(),
-            heartbeat: Duration::from_millis(500),
-            drain_grace: Duration::from_secs(30),
-            reply_grace: HttpConfig::default().drain,
-            records: None,
-            inputs: None,
-        }
-    }
-}
-
-/// Why a worker does not start.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// Its folder cannot be made or written.
-    #[error("cannot use the worker's folder {}", path.display())]
-    StateDir {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file for its inputs cannot be made.
-    #[error("cannot write the worker's inputs to {}; name a file in a folder that is there", path.display())]
-    Inputs {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// A running worker. Cloning it makes another handle to the same one.
-#[derive(Clone, Debug)]
-pub struct Worker {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    config: WorkerConfig,
-    dispatcher: Arc<Dispatcher>,
-    registry: Arc<dyn Registry>,
-    factory: Arc<dyn SandboxFactory>,
-    log: Arc<LogWriter>,
-    request_ids: RequestIds,
-    incarnation: u64,
-}
-
-impl Worker {
-    /// Assembles a worker and removes what an earlier one left in its folder. It takes calls from
-    /// [`Worker::serve`] on.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`].
-    pub async fn start(
-        config: WorkerConfig,
-        factory: Arc<dyn SandboxFactory>,
-        registry: Arc<dyn Registry>,
-        clock: Arc<SystemClock>,
-    ) -> Result<Worker, StartError> {
-        let state_dir_error =
-            |source| StartError::StateDir { path: config.state_dir.clone(), source };
-        let code = code::CodeStore::open(&config.state_dir, registry.clone())
-            .await
-            .map_err(state_dir_error)?;
-        let log = LogWriter::start(&config.state_dir, config.records.as_deref(), clock.clone())
-            .map_err(state_dir_error)?;
-        let left = factory.reclaim().await;
-        if left.processes > 0 || !left.removed.is_empty() {
-            tracing::info!(processes = left.processes, removed = left.removed.len(), "reclaimed");
-        }
-        for failed in &left.failed {
-            tracing::warn!(%failed, "could not reclaim");
-        }
-        // Differs between starts of the same worker; it is compared, never ordered.
-        let incarnation = crate::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
-        let request_ids = RequestIds::new(incarnation);
-        let core = CoreConfig {
-            scheduler: config.scheduler.clone(),
-            max_wait: config.max_wait,
-            code_budget: config.code_budget,
-        };
-        let inputs = match &config.inputs {
-            None => None,
-            Some(path) => {
-                let header = Header {
-                    worker: config.name.clone(),
-                    core: core.clone(),
-                    keep_alive: config.keep_alive.text().to_owned(),
-                    ttl: None,
-                    queue: config.queue.text().to_owned(),
-                };
-                let started = File::create(path)
-                    .and_then(|file| Recording::start(BufWriter::new(file), &header));
-                let failed = |source| StartError::Inputs { path: path.clone(), source };
-                Some(started.map_err(failed)?)
-            }
-        };
-        let core = WorkerCore::new(core, config.queue.make(), config.keep_alive.make());
-        let name = config.name.clone();
-        let dispatcher =
-            Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
-        let shared =
-            Shared { config, dispatcher, registry, factory, log, request_ids, incarnation };
-        Ok(Worker { shared: Arc::new(shared) })
-    }
-
-    /// Answers HTTP on `listener` until `shutdown` resolves. Then takes no more calls, finishes
-    /// those it has within [`WorkerConfig::drain_grace`], destroys all sandboxes, and sends what is left
-    /// of their replies within [`WorkerConfig::reply_grace`].
-    ///
-    /// # Errors
-    ///
-    /// That the listener's own address cannot be told.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        shutdown: impl Future<Output = ()>,
-    ) -> io::Result<()> {
-        let shared = &self.shared;
-        let url = match &shared.config.advertise {
-            Some(url) => url.clone(),
-            None => format!("http://{}", listener.local_addr()?),
-        };
-        // Before it announces itself: balancers on this machine look there first.
-        let local = local::listen(listener.local_addr()?.port(), shared.incarnation)
-            .inspect_err(|error| tracing::debug!(%error, "balancers use the port alone"));
-        let announcers = events::announce(
-            shared.config.balancers.clone(),
-            wire::Announcement {
-                name: shared.config.name.clone(),
-                incarnation: shared.incarnation,
-                url,
-                weight: shared.config.weight,
-                capacity: self.capacity(),
-            },
-            shared.config.heartbeat,
-        );
-        let mut background = tokio::task::JoinSet::new();
-        background.spawn(deletions::follow(shared.registry.clone(), shared.dispatcher.clone()));
-        if shared.config.scheduler.running.follows_the_load() {
-            background.spawn(load::report(shared.dispatcher.clone()));
-        }
-        let drained = async {
-            shutdown.await;
-            tracing::info!("draining");
-            // A balancer that still believes in this worker would send it calls.
-            drop(announcers);
-            if !shared.dispatcher.drain(shared.config.drain_grace).await {
-                tracing::warn!("calls still ran at the end of the grace and are ended");
-            }
-            // While the connections are open: the calls that end by this are answered.
-            shared.factory.shutdown().await;
-            shared.dispatcher.close_streams();
-        };
-        server::serve(self.shared.clone(), listener, local.ok(), drained).await;
-        background.shutdown().await;
-        shared.log.flush().await;
-        shared.dispatcher.flush_inputs();
-        Ok(())
-    }
-
-    /// How many invocations it can run at once: what the pool has room for at the default size.
-    fn capacity(&self) -> u32 {
-        let default = crate::manifest::Manifest::default().memory_bytes();
-        u32::try_from(self.shared.config.scheduler.memory / default).unwrap_or(u32::MAX).max(1)
-    }
-
-    /// How much there is of everything, for experiments and reports.
-    pub fn counts(&self) -> Counts {
-        self.shared.dispatcher.counts()
-    }
-
-    /// What it tells balancers of its load: calls, instances, bytes of the memory pool.
-    pub fn load(&self) -> WorkerLoad {
-        self.shared.dispatcher.load()
-    }
-}
+pub use config::WorkerConfig;
+pub use life::{StartError, Worker};

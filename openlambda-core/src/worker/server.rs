@@ -10,32 +10,27 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRAILER};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use serde::Serialize;
-use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::Shared;
+use super::balancers::{refuse_strangers, reservations};
 use super::dispatch::{Answer, CompletionOf, Request as Called};
-use super::events::line;
-use crate::balancing::WorkerLoad;
+use super::operate::operate;
+use super::shared::Shared;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, Version};
 use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
-use crate::scheduler::Counts;
 use crate::serving::{Door, HttpConfig, HttpServer, Patient, SteadyBody, Stream};
-use crate::wire::{self, Reservation, ReservationKey};
-use crate::worker_core::StreamId;
+use crate::wire::{self, ReservationKey};
 
 /// Answers one request. These are the hops of a call through the worker.
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
@@ -79,19 +74,6 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Bod
         headers.insert(wire::WORKER, name);
     }
     response
-}
-
-/// What is between balancers and workers is not for clients that come through a proxy, and not for
-/// pages in a browser on this machine.
-fn refuse_strangers(request: &Request<Incoming>) -> Result<(), Failure> {
-    let path = request.uri().path();
-    if !path.starts_with(wire::INTERNAL) {
-        return Ok(());
-    }
-    if wire::is_relayed(request.headers()) {
-        return Err(no_such_path(path));
-    }
-    wire::refuse_pages(request.headers())
 }
 
 /// Decode: the headers say which bundle, or the registry does; the body is collected before the
@@ -244,148 +226,10 @@ fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
 /// The largest head of a request, bytes: what a balancer lets through, and what it adds.
 const HEADER_LIMIT: usize = 80 << 10;
 
-/// The largest body of a request between the project's own processes.
-const INTERNAL_BODY: usize = 64 << 10;
-
-/// A balancer has a place kept for a call, or gives it back.
-async fn reservations(shared: &Shared, request: Request<Incoming>) -> Result<(), Failure> {
-    let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
-    let (parts, body) = request.into_parts();
-    let path = parts.uri.path();
-    let below = path.strip_prefix(wire::RESERVATIONS_PATH).unwrap_or_default();
-    match (parts.method, below.strip_prefix('/')) {
-        (Method::POST, None) if below.is_empty() => {
-            let body = Limited::new(body, INTERNAL_BODY).collect().await;
-            let body = body.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
-            let reservation: Reservation = serde_json::from_slice(&body.to_bytes())
-                .map_err(|error| bad(format!("this is no reservation: {error}")))?;
-            shared.dispatcher.reserve(reservation)
-        }
-        (Method::DELETE, Some(key)) => {
-            shared.dispatcher.cancel_reservation(key.parse()?);
-            Ok(())
-        }
-        _ => Err(no_such_path(path)),
-    }
-}
-
 fn no_content() -> Response<Body> {
     let mut response = Response::new(empty_body());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
-}
-
-/// Everything that is not a call.
-fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return wire::failure_response(&no_such_path(request.uri().path()), None);
-    }
-    match request.uri().path() {
-        "/status" => text("ready\n"),
-        "/livez" => text("ok\n"),
-        "/readyz" if shared.dispatcher.is_draining() => {
-            let reasons = ["the worker is shutting down"];
-            let mut response = wire::json_response(&json!({ "ready": false, "reasons": reasons }));
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response
-        }
-        "/readyz" => wire::json_response(&json!({ "ready": true })),
-        "/metrics" => wire::metrics_response(shared.dispatcher.metrics()),
-        "/stats" => wire::json_response(&Stats {
-            name: &shared.config.name,
-            sandbox: shared.factory.kind(),
-            load: shared.dispatcher.load(),
-            counts: shared.dispatcher.counts(),
-        }),
-        wire::LOAD_PATH => wire::json_response(&shared.dispatcher.load()),
-        wire::EVENTS_PATH => match balancer_of(request.uri().query()) {
-            Ok(balancer) => events(shared.clone(), balancer),
-            Err(failure) => wire::failure_response(&failure, None),
-        },
-        path => wire::failure_response(&no_such_path(path), None),
-    }
-}
-
-fn no_such_path(path: &str) -> Failure {
-    let path: String = path.chars().take(80).collect();
-    let message = format!("there is nothing at {path}; call a function at /run/<function>");
-    Failure::new(FailureKind::NotFound, message)
-}
-
-fn text(text: &'static str) -> Response<Body> {
-    let mut response = Response::new(full_body(text));
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    response
-}
-
-#[derive(Serialize)]
-struct Stats<'a> {
-    name: &'a str,
-    sandbox: &'a str,
-    load: WorkerLoad,
-    counts: Counts,
-}
-
-/// The name by which a balancer subscribes, if it has one.
-fn balancer_of(query: Option<&str>) -> Result<Option<String>, Failure> {
-    let mut pairs = query.unwrap_or_default().split('&');
-    let Some(name) = pairs.find_map(|pair| pair.strip_prefix("balancer=")) else {
-        return Ok(None);
-    };
-    if wire::is_balancer_name(name) {
-        return Ok(Some(name.to_owned()));
-    }
-    let message = "this cannot be a balancer's name; use up to 64 of A-Z a-z 0-9 . _ -";
-    Err(Failure::new(FailureKind::BadRequest, message))
-}
-
-/// A stream of events, until it is dropped: then the balancer has gone, or has another one.
-struct Subscription {
-    shared: Arc<Shared>,
-    stream: StreamId,
-    told: mpsc::Receiver<Bytes>,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.shared.dispatcher.unsubscribe(self.stream);
-    }
-}
-
-/// The stream of events for one balancer: a snapshot first and with every heartbeat, and what
-/// happens between them.
-fn events(shared: Arc<Shared>, balancer: Option<String>) -> Response<Body> {
-    // Subscribed before the first snapshot: what happens between the two is told twice, not never.
-    let (stream, told) = shared.dispatcher.subscribe(balancer);
-    let beats = tokio::time::interval(shared.config.heartbeat);
-    let subscription = Subscription { shared, stream, told };
-    let lines = stream::unfold((subscription, beats), |(mut subscription, mut beats)| async move {
-        let line = tokio::select! {
-            line = subscription.told.recv() => gathered(line?, &mut subscription.told),
-            _ = beats.tick() => snapshot(&subscription.shared),
-        };
-        Some((Ok(Frame::data(line)), (subscription, beats)))
-    });
-    let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
-    let json_lines = HeaderValue::from_static("application/x-ndjson");
-    response.headers_mut().insert(CONTENT_TYPE, json_lines);
-    response
-}
-
-/// What else there is to tell by now goes with the line: under load, one write tells of many calls.
-fn gathered(line: Bytes, told: &mut mpsc::Receiver<Bytes>) -> Bytes {
-    let Ok(second) = told.try_recv() else { return line };
-    let mut lines = BytesMut::from(line);
-    lines.extend_from_slice(&second);
-    while let Ok(line) = told.try_recv() {
-        lines.extend_from_slice(&line);
-    }
-    lines.freeze()
-}
-
-fn snapshot(shared: &Shared) -> Bytes {
-    line(&shared.dispatcher.snapshot(shared.incarnation))
 }
 
 /// Accepts connections until `over` resolves, then lets those that are open finish what they have

@@ -4,7 +4,7 @@
 //! bundles are unpacked and which go, calls and the places that are kept for them, instances from their
 //! start to their end, which failure a rejection is, what a paused instance may hold, which balancer
 //! hears of an idle one, and the record of each call. It is around the [`Scheduler`] what the
-//! [`Balancer`](crate::balancing::driver::Balancer) is around a policy. It speaks names and digests, and
+//! [`Balancer`](crate::balancing::balancer::Balancer) is around a policy. It speaks names and digests, and
 //! does no I/O and reads no clock: [`Input`]s go in with the time, [`Output`]s come out, to be carried
 //! out by a shell, `worker/dispatch.rs` in the live system and `sim/worker.rs` in the simulator.
 //!

@@ -19,8 +19,9 @@ use tokio::task::JoinHandle;
 use super::deaths::{Death, Deaths};
 use super::engine::Engine;
 use super::handshake::why_failed;
+use crate::errors::resources;
 use crate::kit::Vessel;
-use crate::launch::{Folder, Program, resources};
+use crate::launch::{Folder, Program};
 use crate::output::FunctionOutput;
 use crate::sys::Signal;
 

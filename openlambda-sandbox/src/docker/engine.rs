@@ -11,7 +11,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::future::join_all;
 use openlambda_core::sandbox::{Report, SandboxError, SandboxErrorKind};
 
-use crate::launch::unsupported;
+use crate::errors::unsupported;
 
 /// Where engines listen unless told otherwise.
 const USUAL_SOCKET: &str = "/var/run/docker.sock";

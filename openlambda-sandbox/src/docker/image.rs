@@ -14,7 +14,7 @@ use openlambda_core::sandbox::SandboxError;
 use tar::{Builder, EntryType, Header};
 
 use super::engine::Engine;
-use crate::launch::resources;
+use crate::errors::resources;
 
 /// Libraries that compiled packages, of PyPI for example, take for granted, where they are beside the C
 /// library. Some are empty ones that programs of before glibc 2.34 ask for.

@@ -16,9 +16,13 @@ use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::serving::SteadyBody;
 use tokio::sync::mpsc;
 
-use super::connection::{Refusal, accepted};
-use super::{EXITING, Head, REPLY_LIMIT, Shared, describe};
+use super::conversation::{Claim, Head, describe};
+use super::headers::EXITING;
+use super::refusal::{Refusal, accepted};
 use crate::{event, raw};
+
+/// The largest buffered reply: Lambda's 6 MiB and 100 bytes. Streamed ones have no limit.
+pub const REPLY_LIMIT: usize = (6 << 20) + 100;
 
 /// A reply over the limit is read so far before it is refused, so that the code gets to read why.
 const DISCARD_LIMIT: usize = 64 << 20;
@@ -33,24 +37,7 @@ const ERROR_TYPE: HeaderName = HeaderName::from_static("lambda-runtime-function-
 const ERROR_BODY: HeaderName = HeaderName::from_static("lambda-runtime-function-error-body");
 const HTTP_INTEGRATION: &str = "application/vnd.awslambda.http-integration-response";
 
-/// A call that the code is answering. Dropped before the end, the reply has broken off.
-pub(super) struct Claim {
-    pub(super) shared: Arc<Shared>,
-    pub(super) wire_id: String,
-    pub(super) over: bool,
-}
-
 impl Claim {
-    fn end(
-        mut self,
-        reusable: bool,
-        outcome: Option<Result<Head, SandboxError>>,
-        failure: Option<Failure>,
-    ) {
-        self.over = true;
-        self.shared.end(&self.wire_id, reusable, outcome, failure);
-    }
-
     pub(super) async fn response(self, headers: &HeaderMap, body: Incoming) -> Result<(), Refusal> {
         let body = match read_whole(body).await {
             Ok(body) => body,
@@ -159,11 +146,7 @@ impl Claim {
         }
         let (sender, frames) = mpsc::channel(STREAM_FRAMES);
         let end = Arc::new(OnceLock::new());
-        let reply = {
-            let mut state = self.shared.lock();
-            state.calls.get_mut(&self.wire_id).and_then(|call| call.reply.take())
-        };
-        if let Some(reply) = reply {
+        if let Some(reply) = self.take_reply() {
             let body = StreamedBody { frames, end: Arc::clone(&end), over: false }.boxed_unsync();
             let _ = reply.send(Ok(Head { status: head.0, headers: head.1, body }));
         }
@@ -205,17 +188,6 @@ impl Claim {
         let _ = end.set(Err(message));
         self.end(!trailers.contains_key(EXITING), None, Some(failure));
         Ok(accepted())
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        let message = "the instance broke off its reply; see the function's log";
-        let error = || SandboxError::new(SandboxErrorKind::Exited, message);
-        self.shared.end(&self.wire_id, false, Some(Err(error())), Some(error().into()));
     }
 }
 

@@ -1,37 +1,80 @@
-//! The code's end of the conversation as HTTP/1.1: connections, paths, refusals.
+//! The code's end of the conversation as HTTP/1.1: connections and paths.
 
 use std::convert::Infallible;
 use std::future::pending;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use openlambda_core::serving::{Door, HttpConfig, HttpServer, Patient, Stream};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use openlambda_core::serving::{Door, HttpConfig, HttpServer, Patience, Patient, Stream};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
 
 use super::answer::read_error;
-use super::{NEXT, Shared};
+use super::conversation::{RuntimeApi, Shared};
+use super::headers::NEXT;
+use super::peer::Peer;
+use super::refusal::{Refusal, accepted, json_response};
 use crate::raw;
 
 const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
 
+impl RuntimeApi {
+    /// Serves the code on `listener`, until what is returned is dropped. Must be called within a
+    /// tokio runtime.
+    pub fn serve(&self, listener: Listener) -> Serving {
+        // Each slot needs one connection; a few more are for clients that open one per request. None is
+        // given up: `next` is a long poll, and a handler may take its time to stream.
+        let patience = Patience::without_end(self.shared.config.slots as usize + 32);
+        let door = match listener {
+            Listener::Unix(listener) => Door::within(listener, patience),
+            Listener::Tcp(listener) => Door::new(listener, patience),
+        };
+        Serving(tokio::spawn(serve(Arc::clone(&self.shared), door)))
+    }
+}
+
+/// Where a [`RuntimeApi`] listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a Unix socket.
+    Unix(UnixListener),
+    /// On a port, of the loopback interface.
+    Tcp(TcpListener),
+}
+
+/// Serves until dropped; then its connections are closed.
+#[derive(Debug)]
+pub struct Serving(JoinHandle<()>);
+
+impl Serving {
+    /// Ends it, and waits until nothing is accepted any more.
+    pub async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Serves the code, until this is dropped.
-pub(super) async fn serve(shared: Arc<Shared>, door: Door) {
+async fn serve(shared: Arc<Shared>, door: Door) {
     let mut config = HttpConfig::default();
     // Clients have a clock, and each line of a head is one to take apart.
     config.date = false;
     // When the code is gone, nobody is left to be answered.
     config.drain = Duration::ZERO;
     let welcome = |client: &Patient<Stream>| {
-        let peer = Arc::new(Peer(client.get_ref().as_fd().try_clone_to_owned()?));
+        let peer = Arc::new(Peer::of(client.get_ref())?);
         let shared = Arc::clone(&shared);
         Ok(service_fn(move |request| {
             let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
@@ -43,82 +86,6 @@ pub(super) async fn serve(shared: Arc<Shared>, door: Door) {
     };
     // A connection that breaks off is told by what it leaves unanswered.
     HttpServer::new(door, config).run(welcome, pending()).await;
-}
-
-/// The other end of a connection.
-pub(super) struct Peer(OwnedFd);
-
-impl Peer {
-    /// Whether it has closed the connection, which the runtime may be about to tell us.
-    pub(super) fn is_gone(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match rustix::net::recv(&self.0, &mut [0; 1], flags) {
-            Ok((_, count)) => count == 0,
-            Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
-        }
-    }
-}
-
-/// Why a request of the code is refused.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Refusal {
-    InvalidRequestId,
-    InvalidState(&'static str),
-    TooLarge,
-    BodyLost,
-    Ending,
-    NotFound,
-    NotAllowed(&'static str),
-}
-
-impl Refusal {
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let (status, kind, message) = match self {
-            Refusal::InvalidRequestId => (
-                StatusCode::BAD_REQUEST,
-                "InvalidRequestID",
-                "no such invocation; use the Lambda-Runtime-Aws-Request-Id of the last next",
-            ),
-            Refusal::InvalidState(message) => {
-                (StatusCode::FORBIDDEN, "InvalidStateTransition", message)
-            }
-            Refusal::TooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "RequestEntityTooLarge",
-                "the reply is over 6 MiB; return less, or stream it",
-            ),
-            Refusal::BodyLost => {
-                (StatusCode::BAD_REQUEST, "InvalidRequest", "the request's body broke off")
-            }
-            Refusal::Ending => {
-                (StatusCode::GONE, "InstanceEnding", "there are no more invocations; end now")
-            }
-            Refusal::NotFound => {
-                (StatusCode::NOT_FOUND, "NotFound", "the Runtime API 2018-06-01 has no such path")
-            }
-            Refusal::NotAllowed(_) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "see the header Allow")
-            }
-        };
-        let body = serde_json::json!({ "errorMessage": message, "errorType": kind });
-        let mut response = json_response(status, body.to_string());
-        if let Refusal::NotAllowed(allowed) = self {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-        }
-        response
-    }
-}
-
-fn json_response(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    // Exactly this: with anything more, clients hand raw bytes to handlers.
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-pub(super) fn accepted() -> Response<Full<Bytes>> {
-    json_response(StatusCode::ACCEPTED, r#"{"status":"OK"}"#)
 }
 
 async fn route(

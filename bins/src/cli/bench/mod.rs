@@ -1,29 +1,18 @@
-//! `ol bench`: what sandboxes cost on this machine.
-//!
-//! | command | measures |
-//! |---|---|
-//! | `start` | create → first answer of a function that does nothing → destroy |
-//! | `memory` | what one more idle instance takes of the machine's memory, the kernel's part included |
-//! | `resume` | resume of a paused instance, and its next answer |
-//! | `soak` | thousands of starts: what is left of them, and whether they get slower |
-//!
-//! What is compared takes turns within each round, since a machine's speed changes from minute to minute;
-//! a ratio is the median of the rounds' ratios.
+//! `ol bench`: what sandboxes cost on this machine, as the laboratory measures it
+//! ([`openlambda_lab::live`]). Here are the arguments and the tables.
 
-mod figures;
-mod lab;
+mod kinds;
 mod memory;
 mod resume;
-mod rootless;
-mod runc;
-mod side;
 mod soak;
 mod start;
+mod turns;
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use self::kinds::CatalogKinds;
 use super::{block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::Result;
@@ -46,15 +35,16 @@ enum Bench {
     Soak(soak::SoakArgs),
     /// Take turns for a bench that asks over standard input
     #[command(hide = true)]
-    Turns(rootless::TurnsArgs),
+    Turns(turns::TurnsArgs),
 }
 
-pub(super) fn bench(args: &BenchArgs, catalog: &Catalog) -> Result<ExitCode> {
-    match &args.what {
-        Bench::Start(args) => block_on(start::start(args, catalog)),
-        Bench::Memory(args) => block_on(memory::memory(args, catalog)),
-        Bench::Resume(args) => block_on(resume::resume(args, catalog)),
-        Bench::Soak(args) => block_on(soak::soak(args, catalog)),
-        Bench::Turns(args) => block_on(rootless::turns(args, catalog)),
+pub(super) fn bench(args: BenchArgs, catalog: &Catalog) -> Result<ExitCode> {
+    let kinds = CatalogKinds::of(catalog)?;
+    match args.what {
+        Bench::Start(args) => block_on(start::start(args, &kinds)),
+        Bench::Memory(args) => block_on(memory::memory(args, &kinds)),
+        Bench::Resume(args) => block_on(resume::resume(args, &kinds)),
+        Bench::Soak(args) => block_on(soak::soak(args, &kinds)),
+        Bench::Turns(args) => block_on(turns::turns(args, &kinds)),
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Check, check};
+use super::check::{Check, check};
 
 /// What `sock` and every engine of containers separate sandboxes by.
 pub(super) fn namespaces() -> Check {

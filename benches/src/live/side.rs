@@ -4,16 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use openlambda_core::sandbox::Sandbox;
-use openlambda_core::time::{Duration, Time};
+use openlambda_core::time::Duration;
 use openlambda_sandbox::sock::minimal::Minimal;
-use serde::{Deserialize, Serialize};
 
-use super::figures::ms;
+use super::error::{Context, LiveError, Result};
+use super::kinds::Kinds;
 use super::lab::{Kind, Lab, destroy};
 use super::rootless::Rootless;
 use super::runc;
-use crate::Catalog;
-use crate::error::{CliError, Context, Result};
+use super::turn::{Turn, lanes_for};
 
 /// One side of a comparison.
 pub(super) struct Side {
@@ -30,20 +29,15 @@ enum What {
     Rootless(Box<tokio::sync::Mutex<Rootless>>),
 }
 
-/// One turn: how long each start took, and how many there were in a second.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Turn {
-    pub(super) times_ms: Vec<f64>,
-    pub(super) per_second: f64,
-}
-
 impl Side {
-    /// The side that a name means: a kind of sandbox, `runc`, `minimal` or `rootless`.
+    /// The side that a name means: a kind of sandbox, `runc`, `minimal` or `rootless`. `turns`: see
+    /// [`StartConfig`](super::StartConfig).
     pub(super) async fn named(
         lab: &Lab,
-        catalog: &Catalog,
+        kinds: &dyn Kinds,
         name: &str,
         function: &str,
+        turns: &[String],
     ) -> Result<Side> {
         let (isolation, what) = match name {
             "runc" => {
@@ -52,7 +46,7 @@ impl Side {
             }
             "minimal" => {
                 if function != "noop" {
-                    return Err(CliError::new(
+                    return Err(LiveError::new(
                         "minimal starts a static program; leave out --function, or --against minimal",
                     ));
                 }
@@ -62,14 +56,14 @@ impl Side {
                 (format!("namespaces, seccomp{limits}"), What::Minimal)
             }
             "rootless" => {
-                let rootless = Rootless::start(function).await?;
+                let rootless = Rootless::start(turns, function).await?;
                 (
                     rootless.isolation.clone(),
                     What::Rootless(Box::new(tokio::sync::Mutex::new(rootless))),
                 )
             }
             _ => {
-                let kind = lab.kind(catalog, name).await?;
+                let kind = lab.kind(kinds, name).await?;
                 let (name, isolation) = (kind.name.to_owned(), kind.isolation.clone());
                 return Ok(Side { name, isolation, what: What::Kind(kind, 0) });
             }
@@ -80,11 +74,11 @@ impl Side {
     /// The same kind with so many paused instances alive during its turns.
     pub(super) async fn paused(
         lab: &Lab,
-        catalog: &Catalog,
+        kinds: &dyn Kinds,
         name: &str,
         paused: usize,
     ) -> Result<Side> {
-        let kind = lab.kind(catalog, name).await?;
+        let kind = lab.kind(kinds, name).await?;
         let name = format!("{} beside {paused} paused", kind.name);
         Ok(Side { name, isolation: kind.isolation.clone(), what: What::Kind(kind, paused) })
     }
@@ -100,7 +94,7 @@ impl Side {
             What::Kind(kind, paused) => {
                 let idle = lab.idle(&*kind.factory, *paused, true).await?;
                 let lanes = (0..concurrency).map(|_| Arc::clone(&kind.factory));
-                let turn = turn(lab, time, lanes, |lab, factory| async move {
+                let turn = lanes_for(lab, time, lanes, |lab, factory| async move {
                     let started = lab.start(&*factory).await;
                     started.map(|()| factory)
                 });
@@ -113,7 +107,7 @@ impl Side {
                 let one = |lab: Arc<Lab>, bundle: PathBuf| async move {
                     runc::run(&bundle, &lab.name()).await.map(|()| bundle)
                 };
-                turn(lab, time, lanes, one).await.map(|(turn, _)| turn)
+                lanes_for(lab, time, lanes, one).await.map(|(turn, _)| turn)
             }
             What::Minimal => {
                 let mut lanes = Vec::new();
@@ -122,9 +116,9 @@ impl Side {
                 }
                 let one = |_: Arc<Lab>, mut minimal: Minimal| async move {
                     minimal.start().await.context(|| "minimal failed".to_owned())?;
-                    Ok::<_, CliError>(minimal)
+                    Ok::<_, LiveError>(minimal)
                 };
-                let (turn, lanes) = turn(lab, time, lanes, one).await?;
+                let (turn, lanes) = lanes_for(lab, time, lanes, one).await?;
                 for minimal in lanes {
                     minimal.end().await;
                 }
@@ -156,46 +150,4 @@ async fn finish(idle: &[Arc<dyn Sandbox>]) {
         let _ = sandbox.resume().await;
     }
     destroy(idle).await;
-}
-
-/// Runs lanes beside each other, each one start after another until the time is over. The lanes come back.
-async fn turn<L, F>(
-    lab: &Arc<Lab>,
-    time: Duration,
-    lanes: impl IntoIterator<Item = L>,
-    one: impl Fn(Arc<Lab>, L) -> F + Clone + Send + 'static,
-) -> Result<(Turn, Vec<L>)>
-where
-    L: Send + 'static,
-    F: Future<Output = Result<L>> + Send + 'static,
-{
-    let begin = lab.now();
-    let end = begin + time;
-    let mut tasks = Vec::new();
-    for mut lane in lanes {
-        let (lab, one) = (Arc::clone(lab), one.clone());
-        tasks.push(tokio::spawn(async move {
-            let mut times: Vec<(Time, f64)> = Vec::new();
-            loop {
-                let begin = lab.now();
-                lane = one(Arc::clone(&lab), lane).await?;
-                let now = lab.now();
-                times.push((now, ms(now.since(begin))));
-                if now >= end {
-                    return Ok::<_, CliError>((times, lane));
-                }
-            }
-        }));
-    }
-    let mut turn = Turn::default();
-    let mut last = begin;
-    let mut lanes: Vec<L> = Vec::new();
-    for task in tasks {
-        let (times, lane) = task.await.context(|| "a task of the bench failed".to_owned())??;
-        last = times.last().map_or(last, |(at, _)| last.max(*at));
-        turn.times_ms.extend(times.into_iter().map(|(_, time)| time));
-        lanes.push(lane);
-    }
-    turn.per_second = turn.times_ms.len() as f64 / last.since(begin).as_secs_f64();
-    Ok((turn, lanes))
 }

@@ -1,37 +1,26 @@
-//! `ol sim`: policies side by side on one workload, in a simulation of the live code.
+//! What is asked of `ol sim`.
 
-use std::collections::BTreeMap;
-use std::io::Write;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use openlambda_core::catalog::Choice;
 use openlambda_core::keep_alive;
 use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
-use openlambda_core::time::{Clock, SystemClock};
-use openlambda_lab::parallel::in_parallel;
-use openlambda_lab::sim::{SimConfig, Users, simulate_with};
+use openlambda_lab::sim::{SimConfig, Users};
 use openlambda_lab::spacing::Spacing;
-use openlambda_lab::statistics::Interval;
-use openlambda_lab::summary::{Summary, Tally};
 use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
-use openlambda_lb::policies::{PolicyConfig, PolicyMaker};
-use serde::Serialize;
+use openlambda_lb::policies::PolicyConfig;
 
-use super::progress::Progress;
-use super::{print, print_json, table};
 use crate::Catalog;
-use crate::error::{CliError, Context, Result};
+use crate::error::{CliError, Result};
 
 #[derive(Args, Debug)]
-pub(super) struct SimArgs {
+pub(in crate::cli) struct SimArgs {
     /// A policy, with parameters after commas; may be given more than once [default: all]
     #[arg(long = "policy", value_name = "NAME[,KEY=VALUE]")]
-    policies: Vec<PolicyConfig>,
+    pub(super) policies: Vec<PolicyConfig>,
     /// How many balancers, each with a view of its own; a call comes to one of them by chance
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     balancers: u32,
@@ -130,16 +119,16 @@ pub(super) struct SimArgs {
     /// Seed of everything: the same seed gives the same bytes. May be given more than once: then means over
     /// the seeds are printed, with their 95 % confidence intervals
     #[arg(long = "seed", value_name = "SEED", default_values_t = [1])]
-    seeds: Vec<u64>,
+    pub(super) seeds: Vec<u64>,
     /// How many simulations run at once [default: one for each processor]
     #[arg(long, value_name = "N")]
-    threads: Option<NonZero<usize>>,
+    pub(super) threads: Option<NonZero<usize>>,
     /// Write a record of every call to this file, as JSON lines; with one --policy and one --seed only
     #[arg(long, value_name = "FILE")]
-    records: Option<PathBuf>,
+    pub(super) records: Option<PathBuf>,
     /// Print JSON, for scripts
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -183,7 +172,8 @@ impl From<Placing> for Spacing {
 }
 
 impl SimArgs {
-    fn config(&self, catalog: &Catalog) -> Result<SimConfig> {
+    /// What is simulated, with the first of the seeds.
+    pub(super) fn config(&self, catalog: &Catalog) -> Result<SimConfig> {
         let ms = |flag: &str, value: f64| {
             Duration::try_from_secs_f64(value / 1e3).map_err(|_| {
                 CliError::new(format!("--{flag} {value} is not a time; use 0 or more"))
@@ -291,244 +281,9 @@ impl SimArgs {
     }
 }
 
-pub(super) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let config = args.config(catalog)?;
-    let policies = if args.policies.is_empty() {
-        catalog.policies().entries().map(|entry| PolicyConfig::named(&*entry.name)).collect()
-    } else {
-        args.policies.clone()
-    };
-    let makers = policies.iter().map(|policy| catalog.policies().maker(policy));
-    let policies = makers.collect::<Result<Vec<_>, _>>()?;
-    let runs: Vec<(&PolicyMaker, u64)> = policies
-        .iter()
-        .flat_map(|policy| args.seeds.iter().map(move |seed| (policy, *seed)))
-        .collect();
-    let records = args.records.as_deref();
-    if records.is_some() && runs.len() != 1 {
-        let message = "--records holds the calls of one run; name one --policy and one --seed";
-        return Err(CliError::new(message));
-    }
-    let watch = Watch::start(config.workload.invocations * runs.len() as u64);
-    let summaries = in_parallel(runs.len(), args.threads, |number| {
-        let (policy, seed) = runs[number];
-        let config = SimConfig { seed, ..config.clone() };
-        run(&config, policy, records, &watch)
-    });
-    drop(watch);
-    let summaries = summaries.into_iter().collect::<Result<Vec<_>>>()?;
-    match *args.seeds {
-        [seed] => report(args, &summaries, seed),
-        _ => report_means(args, &summaries),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// One simulation.
-fn run(
-    config: &SimConfig,
-    policy: &PolicyMaker,
-    records: Option<&Path>,
-    watch: &Watch,
-) -> Result<Summary> {
-    let mut file = None;
-    if let Some(path) = records {
-        let created = std::fs::File::create(path);
-        let created = created.context(|| format!("cannot write {}", path.display()))?;
-        file = Some(std::io::BufWriter::new(created));
-    }
-    let (mut tally, mut written, mut count) = (Tally::default(), Ok(()), 0u64);
-    let make_policy = || policy.make();
-    let usage = simulate_with(config, make_policy, |call| {
-        tally.add(call);
-        count += 1;
-        if count.is_multiple_of(Watch::STEP) {
-            watch.over();
-        }
-        if let (Some(file), Ok(())) = (&mut file, &written) {
-            written = serde_json::to_writer(&mut *file, &call.record())
-                .map_err(std::io::Error::from)
-                .and_then(|()| file.write_all(b"\n"));
-        }
-    })
-    .context(|| "cannot simulate".to_owned())?;
-    let flushed = written.and_then(|()| file.as_mut().map_or(Ok(()), Write::flush));
-    flushed.context(|| "cannot write the records".to_owned())?;
-    Ok(tally.summary(policy.text()).with_usage(&usage))
-}
-
-/// Of one seed's table, and of that of the means.
-const HEADINGS: [&str; 9] = [
-    "POLICY",
-    "ANSWERED",
-    "FAILED",
-    "COLD",
-    "MEAN ms",
-    "P50 ms",
-    "P99 ms",
-    "A SECOND",
-    "MEMORY MiB",
-];
-
-fn report(args: &SimArgs, summaries: &[Summary], seed: u64) {
-    if args.json {
-        print_json(&serde_json::json!({ "policies": summaries, "seed": seed }));
-        return;
-    }
-    let rows: Vec<Vec<String>> = summaries
-        .iter()
-        .map(|summary| {
-            vec![
-                summary.name.clone(),
-                summary.invocations.to_string(),
-                summary.failed.to_string(),
-                format!("{:.2} %", summary.cold_rate * 100.0),
-                format!("{:.2}", summary.mean_ms),
-                format!("{:.2}", summary.p50_ms),
-                format!("{:.2}", summary.p99_ms),
-                format!("{:.1}", summary.per_second.unwrap_or_default()),
-                format!("{:.0}", summary.mean_memory_mb.unwrap_or_default()),
-            ]
-        })
-        .collect();
-    print(&table(&HEADINGS, &rows));
-    print(&failures(summaries.iter().map(|summary| (&*summary.name, &summary.failures))));
-}
-
-/// What was measured, over the seeds.
-#[derive(Debug, Serialize)]
-struct Means<'a> {
-    name: &'a str,
-    /// Over all runs.
-    invocations: u64,
-    failed: u64,
-    failures: BTreeMap<String, u64>,
-    cold_rate: Interval,
-    mean_ms: Interval,
-    p50_ms: Interval,
-    p99_ms: Interval,
-    mean_wait_ms: Interval,
-    cold_overhead: Interval,
-    per_second: Interval,
-    mean_memory_mb: Interval,
-    /// Each run, in the order of the seeds.
-    runs: &'a [Summary],
-}
-
-impl<'a> Means<'a> {
-    fn of(runs: &'a [Summary]) -> Self {
-        let over = |number: &dyn Fn(&Summary) -> f64| {
-            Interval::of(&runs.iter().map(number).collect::<Vec<_>>())
-        };
-        let mut failures = BTreeMap::new();
-        for (code, count) in runs.iter().flat_map(|run| &run.failures) {
-            *failures.entry(code.clone()).or_default() += count;
-        }
-        Means {
-            name: &runs[0].name,
-            invocations: runs.iter().map(|run| run.invocations).sum(),
-            failed: runs.iter().map(|run| run.failed).sum(),
-            failures,
-            cold_rate: over(&|run| run.cold_rate),
-            mean_ms: over(&|run| run.mean_ms),
-            p50_ms: over(&|run| run.p50_ms),
-            p99_ms: over(&|run| run.p99_ms),
-            mean_wait_ms: over(&|run| run.mean_wait_ms),
-            cold_overhead: over(&|run| run.cold_overhead),
-            per_second: over(&|run| run.per_second.unwrap_or_default()),
-            mean_memory_mb: over(&|run| run.mean_memory_mb.unwrap_or_default()),
-            runs,
-        }
-    }
-}
-
-fn report_means(args: &SimArgs, summaries: &[Summary]) {
-    let means: Vec<Means<'_>> = summaries.chunks(args.seeds.len()).map(Means::of).collect();
-    if args.json {
-        print_json(&serde_json::json!({ "policies": means, "seeds": args.seeds }));
-        return;
-    }
-    let shown = |interval: Interval, digits: usize| {
-        format!("{:.digits$} ± {:.digits$}", interval.mean, interval.half_width)
-    };
-    let rows: Vec<Vec<String>> = means
-        .iter()
-        .map(|means| {
-            let cold = means.cold_rate;
-            let percent = Interval { mean: 100.0 * cold.mean, half_width: 100.0 * cold.half_width };
-            vec![
-                means.name.to_owned(),
-                means.invocations.to_string(),
-                means.failed.to_string(),
-                format!("{} %", shown(percent, 2)),
-                shown(means.mean_ms, 2),
-                shown(means.p50_ms, 2),
-                shown(means.p99_ms, 2),
-                shown(means.per_second, 1),
-                shown(means.mean_memory_mb, 0),
-            ]
-        })
-        .collect();
-    print(&table(&HEADINGS, &rows));
-    print(&format!(
-        "Means over {} seeds, with their 95 % confidence intervals.\n",
-        args.seeds.len()
-    ));
-    print(&failures(means.iter().map(|means| (means.name, &means.failures))));
-}
-
-/// Why calls failed, and what that means for the other numbers; nothing when none did.
-fn failures<'a>(policies: impl Iterator<Item = (&'a str, &'a BTreeMap<String, u64>)>) -> String {
-    let mut text = String::new();
-    for (name, failures) in policies.filter(|(_, failures)| !failures.is_empty()) {
-        let reasons: Vec<String> =
-            failures.iter().map(|(code, count)| format!("{count} {code}")).collect();
-        text.push_str(&format!("{name} failed: {}.\n", reasons.join(", ")));
-    }
-    if !text.is_empty() {
-        text.push_str("Cold starts and times are those of the calls that were answered.\n");
-    }
-    text
-}
-
-/// Shows on a terminal how far all simulations are.
-struct Watch {
-    progress: Progress,
-    all: u64,
-    over: AtomicU64,
-    clock: SystemClock,
-}
-
-impl Watch {
-    /// So many calls are counted at once.
-    const STEP: u64 = 8192;
-
-    fn start(all: u64) -> Self {
-        let progress = Progress::start("simulating");
-        Watch { progress, all, over: AtomicU64::new(0), clock: SystemClock::new() }
-    }
-
-    /// [`STEP`](Self::STEP) more calls are over.
-    fn over(&self) {
-        let over = self.over.fetch_add(Self::STEP, Ordering::Relaxed) + Self::STEP;
-        self.progress.set(|| {
-            let seconds = self.clock.now().as_secs_f64().max(1e-3);
-            let rate = over as f64 / seconds;
-            let left = self.all.saturating_sub(over) as f64 / rate;
-            format!(
-                "{:.1} of {:.1} million calls, {:.2} million a second, {left:.0} s left",
-                over as f64 / 1e6,
-                self.all as f64 / 1e6,
-                rate / 1e6
-            )
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use openlambda_core::keep_alive::{KeepAliveEntry, Ttl};
 
     use super::*;
 
@@ -536,25 +291,6 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: SimArgs,
-    }
-
-    #[test]
-    fn a_keep_alive_policy_of_ones_own_is_simulated() {
-        let line =
-            "sim --keep-alive never --policy random --functions 1 --rate 1 --invocations 500";
-        let Line { args } = Line::try_parse_from(line.split(' ')).unwrap();
-        let never = KeepAliveEntry::new("never", "no time at all", "this test", || {
-            Box::new(Ttl::new(Duration::ZERO))
-        });
-        let error = args.config(&Catalog::standard()).unwrap_err().to_string();
-        assert!(error.starts_with("keep-alive: unknown policy \"never\""), "{error}");
-        let catalog = Catalog::standard().keep_alive(never);
-        let config = args.config(&catalog).unwrap();
-        let policy = catalog.policies().maker(&args.policies[0]).unwrap();
-        let summary = run(&config, &policy, None, &Watch::start(0)).unwrap();
-        assert_eq!((summary.invocations, summary.failed), (500, 0));
-        // A call finds an instance only when it has waited for the one before.
-        assert!(summary.cold_rate > 0.95, "{}", summary.cold_rate);
     }
 
     #[test]

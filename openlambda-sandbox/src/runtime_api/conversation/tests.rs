@@ -7,18 +7,20 @@ use std::task::Poll;
 
 use futures_util::future::join_all;
 use futures_util::stream;
+use http::HeaderName;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use openlambda_core::invocation::{BoxError, empty_body, full_body};
+use openlambda_core::invocation::{BoxError, RequestHead, empty_body, full_body};
 use openlambda_core::sandbox::{LogSink, LogStream};
 use openlambda_core::time::SystemClock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
-use super::answer::PRELUDE_LIMIT;
+use super::super::answer::PRELUDE_LIMIT;
+use super::super::{Listener, REPLY_LIMIT, Serving};
 use super::*;
 use crate::output::tests::Lines;
 

@@ -15,10 +15,8 @@ use openlambda_sandbox::NOOP_BOOTSTRAP;
 use openlambda_sandbox::sys::Spawner;
 use tempfile::TempDir;
 
-use crate::Catalog;
-use crate::catalog::SandboxContext;
-use crate::error::{CliError, Context, Result};
-use crate::settings::Settings;
+use super::error::{Context, LiveError, Result};
+use super::kinds::{Kinds, Place};
 
 /// Shared by the tasks of a bench.
 pub(super) struct Lab {
@@ -86,27 +84,27 @@ impl Lab {
     }
 
     /// The kind of this name, with what it makes once (a compiled bootstrap, a pool) made.
-    pub(super) async fn kind(&self, catalog: &Catalog, name: &str) -> Result<Kind> {
-        let options = Settings::of_cluster(None)?.config()?.worker.sandbox_options();
-        let entry = catalog.sandbox_entry(name, &options)?;
-        let (state_dir, mark) = self.place(entry.name)?;
-        let factory = (entry.build)(SandboxContext {
-            volumes_dir: state_dir.join("volumes"),
-            mark: mark.clone(),
-            state_dir: state_dir.clone(),
-            spawner: Arc::clone(&self.spawner),
-            clock: Arc::clone(&self.clock),
-            options,
-        });
-        let factory = factory.context(|| format!("{} does not work here", entry.name))?;
+    pub(super) async fn kind(&self, kinds: &dyn Kinds, name: &str) -> Result<Kind> {
+        let name = kinds.name(name).map_err(LiveError::Kind)?;
+        let (state_dir, mark) = self.place(name)?;
+        let factory = kinds.build(
+            name,
+            Place {
+                mark: mark.clone(),
+                state_dir: state_dir.clone(),
+                spawner: Arc::clone(&self.spawner),
+                clock: Arc::clone(&self.clock),
+            },
+        );
+        let factory = factory.context(|| format!("{name} does not work here"))?;
         let isolation = isolation_of(&*factory);
         for _ in 0..4 {
             if let Err(error) = self.start(&*factory).await {
                 factory.shutdown().await;
-                return Err(error).context(|| entry.name.to_owned());
+                return Err(error).context(|| name.to_owned());
             }
         }
-        Ok(Kind { name: entry.name, isolation, factory, mark, state_dir })
+        Ok(Kind { name, isolation, factory, mark, state_dir })
     }
 
     /// Create, first answer, destroy.
@@ -140,10 +138,10 @@ impl Lab {
             body: full_body("null"),
         };
         let reply = sandbox.invoke(invocation).await.context(|| "the call failed".to_owned())?;
-        let body = reply.body.collect().await.map_err(|error| CliError::new(error.to_string()))?;
+        let body = reply.body.collect().await.map_err(|error| LiveError::new(error.to_string()))?;
         match body.to_bytes() == "null" {
             true => Ok(()),
-            false => Err(CliError::new("the answer is wrong; report it")),
+            false => Err(LiveError::new("the answer is wrong; report it")),
         }
     }
 

@@ -1,80 +1,22 @@
-//! What servers count, and the text in which Prometheus reads it.
-//!
-//! Counting is a few atomic additions and takes no lock. [`Text`] writes the
-//! [text format](https://prometheus.io/docs/instrumenting/exposition_formats/), version 0.0.4;
-//! names are in base units, counters end in `_total`.
-//!
-//! Labels are bounded: a function has series only once it was found in a registry, at most
-//! [`MOST_FUNCTIONS`] have them at once (of more, those that were called longest ago lose theirs),
-//! and one that is deleted, or was not called for an hour, loses them too.
+//! Invocations, function by function.
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::failure::FailureKind;
+use super::histogram::Histogram;
+use super::outcome::Outcome;
+use super::text::{Kind, Text};
 use crate::function::FunctionName;
 use crate::invocation::StartKind;
 use crate::time::Time;
-
-/// The `Content-Type` of [`Text`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The most functions that have series of their own.
 pub const MOST_FUNCTIONS: usize = 1000;
 
 /// A function that was not called for so long loses its series.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
-
-/// How an invocation came out, as the label `outcome`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The client got the function's whole reply.
-    Ok,
-    /// The client got a failure; the label is its code.
-    Failed(FailureKind),
-    /// The reply broke off in the middle.
-    BrokenOff,
-    /// The client left before the end.
-    Cancelled,
-}
-
-impl Outcome {
-    const COUNT: usize = FailureKind::ALL.len() + 3;
-
-    /// The label's value: `ok`, a failure's code, `broken_off`, `cancelled`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Ok => "ok",
-            Outcome::Failed(kind) => kind.code(),
-            Outcome::BrokenOff => "broken_off",
-            Outcome::Cancelled => "cancelled",
-        }
-    }
-
-    fn index(self) -> usize {
-        match self {
-            Outcome::Ok => 0,
-            Outcome::BrokenOff => 1,
-            Outcome::Cancelled => 2,
-            Outcome::Failed(kind) => {
-                3 + FailureKind::ALL.iter().position(|known| *known == kind).unwrap_or_default()
-            }
-        }
-    }
-
-    fn at(index: usize) -> Self {
-        match index {
-            0 => Outcome::Ok,
-            1 => Outcome::BrokenOff,
-            2 => Outcome::Cancelled,
-            more => Outcome::Failed(FailureKind::ALL[more - 3]),
-        }
-    }
-}
 
 /// The label `start`: how warm the instance was, and nothing for a call that never ran.
 const STARTS: [(&str, Option<StartKind>); 4] = [
@@ -83,46 +25,6 @@ const STARTS: [(&str, Option<StartKind>); 4] = [
     ("zygote", Some(StartKind::Zygote)),
     ("warm", Some(StartKind::Warm)),
 ];
-
-/// The upper bounds of a [`Histogram`]'s buckets, nanoseconds: 100 µs to 60 s.
-const BOUNDS: [u64; 18] = [
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    10_000_000_000,
-    30_000_000_000,
-    60_000_000_000,
-];
-
-/// Durations in buckets from 100 µs to 60 s.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    /// The last one has no bound.
-    buckets: [AtomicU64; BOUNDS.len() + 1],
-    sum: AtomicU64,
-}
-
-impl Histogram {
-    /// Counts one duration.
-    pub fn observe(&self, took: Duration) {
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.partition_point(|bound| *bound < nanos);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(nanos, Ordering::Relaxed);
-    }
-}
 
 /// What is counted of one function's invocations.
 #[derive(Debug)]
@@ -284,125 +186,10 @@ fn list(
     functions.insert(name.clone(), Arc::clone(calls));
 }
 
-/// What a family of series means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only grows, until a restart.
-    Counter,
-    /// Goes up and down.
-    Gauge,
-    /// A [`Histogram`].
-    Histogram,
-}
-
-/// Metrics in Prometheus' text format, family by family.
-#[derive(Debug, Default)]
-pub struct Text {
-    text: String,
-}
-
-impl Text {
-    /// A text that begins with `ol_build_info`: which part of the platform this is, and its version.
-    pub fn of(part: &str) -> Self {
-        let mut text = Text::default();
-        let help = "The part and its version; always 1.";
-        let version = env!("CARGO_PKG_VERSION");
-        text.family("ol_build_info", Kind::Gauge, help)
-            .sample(&[("part", part), ("version", version)], 1);
-        text
-    }
-
-    /// Begins a family. All its samples must be written before the next one begins.
-    pub fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> Family<'_> {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        Family { text: &mut self.text, name }
-    }
-
-    /// A family of one sample without labels.
-    pub fn counter(&mut self, name: &'static str, help: &str, value: u64) {
-        self.family(name, Kind::Counter, help).sample(&[], value);
-    }
-
-    /// A family of one sample without labels.
-    pub fn gauge(&mut self, name: &'static str, help: &str, value: u64) {
-        self.family(name, Kind::Gauge, help).sample(&[], value);
-    }
-
-    /// The whole text.
-    pub fn finish(self) -> String {
-        self.text
-    }
-}
-
-/// The samples of one family.
-#[derive(Debug)]
-pub struct Family<'a> {
-    text: &'a mut String,
-    name: &'static str,
-}
-
-impl Family<'_> {
-    /// One sample.
-    pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        self.line("", labels, None, value);
-    }
-
-    /// A histogram's samples, seconds; none when nothing was counted.
-    pub fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
-        let counts = histogram.buckets.each_ref().map(|count| count.load(Ordering::Relaxed));
-        let count: u64 = counts.iter().sum();
-        if count == 0 {
-            return;
-        }
-        let mut below = 0;
-        for (bound, count) in BOUNDS.iter().zip(counts) {
-            below += count;
-            let bound = (*bound as f64 / 1e9).to_string();
-            self.line("_bucket", labels, Some(("le", &bound)), below);
-        }
-        self.line("_bucket", labels, Some(("le", "+Inf")), count);
-        let sum = histogram.sum.load(Ordering::Relaxed) as f64 / 1e9;
-        self.line("_sum", labels, None, sum);
-        self.line("_count", labels, None, count);
-    }
-
-    fn line(
-        &mut self,
-        suffix: &str,
-        labels: &[(&str, &str)],
-        more: Option<(&str, &str)>,
-        value: impl Display,
-    ) {
-        let (text, name) = (&mut *self.text, self.name);
-        let _ = write!(text, "{name}{suffix}");
-        // A label without a value is the same as none.
-        let labels = labels.iter().copied().chain(more).filter(|(_, value)| !value.is_empty());
-        let mut between = '{';
-        for (label, value) in labels {
-            let _ = write!(text, "{between}{label}=\"");
-            for letter in value.chars() {
-                match letter {
-                    '\\' => text.push_str("\\\\"),
-                    '"' => text.push_str("\\\""),
-                    '\n' => text.push_str("\\n"),
-                    other => text.push(other),
-                }
-            }
-            text.push('"');
-            between = ',';
-        }
-        let _ = writeln!(text, "{} {value}", if between == ',' { "}" } else { "" });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::FailureKind;
 
     const SECOND: Time = Time(1_000_000_000);
 
@@ -414,37 +201,6 @@ mod tests {
         let mut text = Text::default();
         calls.write(&mut text, now);
         text.finish()
-    }
-
-    #[test]
-    fn a_histogram_is_cumulative_and_its_bounds_are_inclusive() {
-        let histogram = Histogram::default();
-        for micros in [0, 100, 101, 61_000_000] {
-            histogram.observe(Duration::from_micros(micros));
-        }
-        let mut text = Text::default();
-        text.family("h_seconds", Kind::Histogram, "H.").histogram(&[("a", "b")], &histogram);
-        let text = text.finish();
-        for line in [
-            "# HELP h_seconds H.\n# TYPE h_seconds histogram\n",
-            "h_seconds_bucket{a=\"b\",le=\"0.0001\"} 2\n",
-            "h_seconds_bucket{a=\"b\",le=\"0.00025\"} 3\n",
-            "h_seconds_bucket{a=\"b\",le=\"60\"} 3\n",
-            "h_seconds_bucket{a=\"b\",le=\"+Inf\"} 4\n",
-            "h_seconds_sum{a=\"b\"} 61.000201\nh_seconds_count{a=\"b\"} 4\n",
-        ] {
-            assert!(text.contains(line), "{line}{text}");
-        }
-    }
-
-    #[test]
-    fn labels_are_escaped_and_empty_ones_left_out() {
-        let mut text = Text::default();
-        text.family("m", Kind::Gauge, "M.").sample(&[("a", ""), ("b", "\"\\\n")], 1.5);
-        assert!(text.finish().ends_with("m{b=\"\\\"\\\\\\n\"} 1.5\n"));
-        let mut text = Text::default();
-        text.gauge("m", "M.", 7);
-        assert!(text.finish().ends_with("\nm 7\n"));
     }
 
     #[test]

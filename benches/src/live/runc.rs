@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{CliError, Context, Result};
+use super::error::{Context, LiveError, Result};
 
 pub(super) async fn run(bundle: &Path, id: &str) -> Result<()> {
     let run = tokio::process::Command::new("runc")
@@ -20,7 +20,7 @@ pub(super) async fn run(bundle: &Path, id: &str) -> Result<()> {
     })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(CliError::new(format!("runc failed: {}", said.trim())));
+        return Err(LiveError::new(format!("runc failed: {}", said.trim())));
     }
     Ok(())
 }

@@ -1,0 +1,107 @@
+//! `ol invoke`.
+
+use std::io::Read;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use clap::Args;
+use openlambda_core::function::FunctionRef;
+use openlambda_core::wire;
+
+use super::{Common, block_on, print_json};
+use crate::error::{CliError, Context, Result};
+use crate::http_client;
+
+#[derive(Args, Debug)]
+pub(super) struct InvokeArgs {
+    /// The function: NAME, NAMESPACE/NAME, NAME:VERSION, NAME:ALIAS
+    function: FunctionRef,
+    /// The body: text, @FILE, or - for standard input [default: empty]
+    #[arg(short = 'd', long = "data", value_name = "JSON|@FILE|-")]
+    data: Option<String>,
+    /// The HTTP method [default: POST]
+    #[arg(short = 'X', long, value_name = "METHOD", default_value = "POST")]
+    method: http::Method,
+    /// A header; may be given more than once
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// What follows the function in the URL: /PATH?QUERY
+    #[arg(long, value_name = "PATH", default_value = "")]
+    path: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
+    let body = read_data(args.data.as_deref())?;
+    let state = args.common.dir()?.running()?;
+    let slash = if args.path.is_empty() || args.path.starts_with(['/', '?']) { "" } else { "/" };
+    let url = format!("{}{}{slash}{}", state.url, wire::run_path(&args.function), args.path);
+    let mut request = http::Request::builder().method(args.method.clone()).uri(&url);
+    if !body.is_empty() {
+        request = request.header(http::header::CONTENT_TYPE, "application/json");
+    }
+    for header in &args.headers {
+        let (name, value) = header.split_once(':').ok_or_else(|| {
+            CliError::new(format!("header \"{header}\" has no colon; write \"NAME: VALUE\""))
+        })?;
+        request = request.header(name.trim(), value.trim());
+    }
+    let request = request.body(body).context(|| "this is no valid request".to_owned())?;
+    let answer = block_on(http_client::send(request))?;
+    let ok = !answer.status().is_client_error() && !answer.status().is_server_error();
+    if args.common.json {
+        print_json(&invoke_json(&answer));
+    } else {
+        use std::io::{IsTerminal, Write};
+        let mut out = std::io::stdout().lock();
+        let line_end = out.is_terminal() && !answer.body().ends_with(b"\n");
+        let end: &[u8] = if line_end { b"\n" } else { b"" };
+        let _ = out.write_all(answer.body()).and_then(|()| out.write_all(end));
+        if !ok {
+            eprintln!("ol: {} answered {}", args.function, answer.status());
+        }
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read_data(data: Option<&str>) -> Result<Bytes> {
+    match data {
+        None => Ok(Bytes::new()),
+        Some("-") => {
+            let mut body = Vec::new();
+            let read = std::io::stdin().lock().read_to_end(&mut body);
+            read.context(|| "cannot read standard input".to_owned())?;
+            Ok(body.into())
+        }
+        Some(text) => match text.strip_prefix('@') {
+            Some(file) => Ok(std::fs::read(file).context(|| format!("cannot read {file}"))?.into()),
+            None => Ok(Bytes::copy_from_slice(text.as_bytes())),
+        },
+    }
+}
+
+/// The documented form of `ol invoke --json`.
+fn invoke_json(answer: &http::Response<Bytes>) -> serde_json::Value {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let mut headers = serde_json::Map::new();
+    for name in answer.headers().keys() {
+        let values: Vec<String> = answer.headers().get_all(name).iter().map(text).collect();
+        headers.insert(name.to_string(), values.join(", ").into());
+    }
+    let phases = wire::parse_server_timing(answer.headers().get_all(wire::SERVER_TIMING));
+    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+    serde_json::json!({
+        "status": answer.status().as_u16(),
+        "headers": headers,
+        "body": String::from_utf8_lossy(answer.body()),
+        "start": answer.headers().get(wire::START).map(text),
+        "phases_ms": {
+            "queue": ms(phases.queue),
+            "pull": ms(phases.pull),
+            "create": ms(phases.create),
+            "init": ms(phases.init),
+            "run": ms(phases.run),
+        },
+    })
+}

@@ -1,0 +1,62 @@
+//! What commands ask of a cluster's registry and its balancer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use openlambda_core::config::nearest;
+use openlambda_core::function::{FunctionName, FunctionRef};
+use openlambda_core::registry::{Listing, Registry, RegistryError, VersionInfo};
+use openlambda_core::wire;
+
+use crate::cluster::ClusterState;
+use crate::error::{CliError, Context, Result};
+use crate::http_client;
+
+/// Where a function is called.
+pub(super) fn url_of(state: &ClusterState, function: &FunctionRef) -> String {
+    format!("{}{}", state.url, wire::run_path(function))
+}
+
+/// Makes the balancer look a function up again, so that the next call sees what was just changed.
+pub(super) async fn refresh(state: &ClusterState, function: &FunctionRef) -> Result<()> {
+    let url = format!("{}{}", state.url, wire::REFRESH_PATH);
+    let request = http::Request::post(&url).body(Bytes::from(function.to_string()));
+    let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
+    match answer.status() {
+        // After `ol rm` it is not there any more, which is right.
+        StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
+        status => Err(CliError::new(format!(
+            "the balancer could not look {function} up ({status}): {}",
+            String::from_utf8_lossy(answer.body()).trim()
+        ))),
+    }
+}
+
+pub(super) async fn list_all(registry: &Arc<dyn Registry>) -> Result<Vec<Listing>> {
+    registry.list().await.context(|| "cannot list the functions".to_owned())
+}
+
+/// That there is no such function, and which one may be meant.
+pub(super) async fn no_function(registry: &Arc<dyn Registry>, name: &FunctionName) -> CliError {
+    let known = match list_all(registry).await {
+        Ok(known) => known,
+        Err(error) => return error,
+    };
+    let known: Vec<String> = known.iter().map(|listing| listing.name.to_string()).collect();
+    let hint = match nearest(&name.to_string(), known.iter().map(String::as_str)) {
+        Some(nearest) => format!("did you mean \"{nearest}\"?"),
+        None => "`ol ls` shows what there is".to_owned(),
+    };
+    CliError::new(format!("there is no function \"{name}\"; {hint}"))
+}
+
+pub(super) async fn versions_of(
+    registry: &Arc<dyn Registry>,
+    name: &FunctionName,
+) -> Result<Vec<VersionInfo>> {
+    match registry.versions(name).await {
+        Err(RegistryError::NotFound { .. }) => Err(no_function(registry, name).await),
+        versions => versions.context(|| format!("cannot list the versions of {name}")),
+    }
+}

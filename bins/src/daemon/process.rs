@@ -1,0 +1,61 @@
+//! What a daemon has to do with the world around it: an address, signals, a log.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{CliError, Context, Result};
+
+/// Listens, and names the flag when that fails.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        CliError::new(match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "port {} is in use; pass --listen {}:0 for a free one",
+                address.port(),
+                address.ip()
+            ),
+            std::io::ErrorKind::PermissionDenied => {
+                format!("port {} needs root; pass --listen with a port above 1023", address.port())
+            }
+            _ => format!("cannot listen on {address}: {error}; pass another --listen"),
+        })
+    })
+}
+
+/// Says on standard output that the daemon serves. Nobody may be there to read it.
+pub(super) fn say_ready(listener: &TcpListener) -> Result<()> {
+    use std::io::Write;
+    let address = listener.local_addr().context(|| "the listener has no address".to_owned())?;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", serde_json::json!({ "ready": format!("http://{address}") }));
+    let _ = out.flush();
+    Ok(())
+}
+
+/// Resolves at the first SIGTERM or SIGINT.
+pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).context(|| "cannot listen to signals".to_owned());
+    let (mut terminate, mut interrupt) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Sends log lines to standard error; `OPENLAMBDA_LOG` filters them.
+pub(crate) fn start_log() {
+    let filter = std::env::var("OPENLAMBDA_LOG").unwrap_or_else(|_| "info".to_owned());
+    let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
+        && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(color)
+        .init();
+}

@@ -1,0 +1,77 @@
+//! What a worker is told when it is assembled.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::keep_alive::{self, KeepAliveMaker};
+use crate::queue::{self, QueueMaker};
+use crate::scheduler::SchedulerConfig;
+use crate::serving::{HttpConfig, Patience};
+use crate::wire;
+
+/// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its stable name: the same after a restart, different from every other worker's.
+    pub name: String,
+    /// Its folder: unpacked bundles, logs. No two workers share one.
+    pub state_dir: PathBuf,
+    /// Balancers to announce itself to, `http://host:port`.
+    pub balancers: Vec<String>,
+    /// The address that balancers reach it at; `None`: the listener's own.
+    pub advertise: Option<String>,
+    /// Its share of the load beside other workers.
+    pub weight: f64,
+    /// Memory pool, limits, pausing.
+    pub scheduler: SchedulerConfig,
+    /// The keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
+    pub keep_alive: KeepAliveMaker,
+    /// The queue policy: one of a [catalogue](queue::standard), or one of your own.
+    pub queue: QueueMaker,
+    /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
+    /// the usual time limit may take to become ready, so that it is told why it never did.
+    pub max_wait: Duration,
+    /// Bytes of unpacked bundles to keep.
+    pub code_budget: u64,
+    /// The largest request body, bytes.
+    pub body_limit: u64,
+    /// How it treats clients that are many or slow.
+    pub patience: Patience,
+    /// How often balancers get a snapshot and an announcement.
+    pub heartbeat: Duration,
+    /// How long a drain may take before what still runs is ended.
+    pub drain_grace: Duration,
+    /// How long clients may take after the drain to read what they are still being sent; then their
+    /// connections are cut. By default as [`HttpConfig`] has it.
+    pub reply_grace: Duration,
+    /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
+    pub records: Option<PathBuf>,
+    /// Write every input of the worker's [core](crate::worker_core) to this new file, so that the run can
+    /// be played again ([`replay`](crate::worker_core::recording::replay)). It is written under the worker's lock: for experiments.
+    pub inputs: Option<PathBuf>,
+}
+
+impl WorkerConfig {
+    /// The defaults for a worker of this name with this folder.
+    pub fn new(name: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        WorkerConfig {
+            name: name.into(),
+            state_dir: state_dir.into(),
+            balancers: Vec::new(),
+            advertise: None,
+            weight: 1.0,
+            scheduler: SchedulerConfig::default(),
+            keep_alive: keep_alive::default(),
+            queue: queue::default(),
+            max_wait: Duration::from_secs(35),
+            code_budget: 1 << 30,
+            body_limit: wire::DEFAULT_BODY_LIMIT,
+            patience: Patience::default(),
+            heartbeat: Duration::from_millis(500),
+            drain_grace: Duration::from_secs(30),
+            reply_grace: HttpConfig::default().drain,
+            records: None,
+            inputs: None,
+        }
+    }
+}

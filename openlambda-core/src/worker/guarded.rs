@@ -1,0 +1,17 @@
+//! Sandboxes and registries may be somebody's own: a panic in one ends one call, and the core hears of
+//! it as of any other failure.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+
+use crate::failure::{Failure, FailureKind};
+
+/// Does what may be somebody's own code. `what`: for the failure that its panic becomes.
+pub(super) async fn guarded<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
+        let message = format!("{what} panicked; the worker's log says where");
+        Failure::new(FailureKind::Internal, message)
+    })
+}

@@ -1,0 +1,22 @@
+//! What all handles of a worker share, and every request is answered with.
+
+use std::sync::Arc;
+
+use super::config::WorkerConfig;
+use super::dispatch::Dispatcher;
+use super::log::LogWriter;
+use crate::invocation::RequestIds;
+use crate::registry::Registry;
+use crate::sandbox::SandboxFactory;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: WorkerConfig,
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) factory: Arc<dyn SandboxFactory>,
+    pub(super) log: Arc<LogWriter>,
+    pub(super) request_ids: RequestIds,
+    pub(super) incarnation: u64,
+}

@@ -1,0 +1,88 @@
+//! What gets in the way of operations.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use thiserror::Error;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// What gets in the way.
+#[async_trait]
+pub trait Disturbance: fmt::Debug + Send + Sync + 'static {
+    /// Called before an operation, which begins when this has returned. The permit is dropped when
+    /// the operation is over, or given up.
+    ///
+    /// # Errors
+    ///
+    /// [`Trouble`]: the operation fails.
+    async fn before(&self, operation: Operation) -> Result<Permit, Trouble>;
+}
+
+/// For whoever looks at it, or changes it, while it is in the way.
+#[async_trait]
+impl<D: Disturbance + ?Sized> Disturbance for Arc<D> {
+    async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {
+        (**self).before(operation).await
+    }
+}
+
+/// What is disturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// [`Registry::put`](crate::registry::Registry::put).
+    Put,
+    /// [`Registry::get`](crate::registry::Registry::get), to the end of the stream.
+    Get,
+    /// [`Registry::resolve`](crate::registry::Registry::resolve).
+    Resolve,
+    /// [`Registry::list`](crate::registry::Registry::list).
+    List,
+    /// [`Registry::delete`](crate::registry::Registry::delete).
+    Delete,
+    /// [`Registry::publish`](crate::registry::Registry::publish).
+    Publish,
+    /// [`Registry::fetch`](crate::registry::Registry::fetch).
+    Fetch,
+    /// [`Registry::versions`](crate::registry::Registry::versions).
+    Versions,
+    /// [`Registry::set_alias`](crate::registry::Registry::set_alias).
+    SetAlias,
+    /// [`SandboxFactory::create`](crate::sandbox::SandboxFactory::create).
+    Create,
+    /// [`SandboxFactory::create_zygote`](crate::sandbox::SandboxFactory::create_zygote).
+    Zygote,
+    /// [`Sandbox::invoke`](crate::sandbox::Sandbox::invoke), until its reply is done or nobody waits for it.
+    Invoke,
+}
+
+/// Why an operation fails.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum Trouble {
+    /// Something broke, as an experiment wants it to.
+    #[error("a fault was injected into {0:?}; this is an experiment's doing")]
+    Fault(Operation),
+    /// As many run already as may.
+    #[error("{at_once} of {operation:?} run at once, which is the limit; try again")]
+    Full {
+        /// What was to be done.
+        operation: Operation,
+        /// The limit.
+        at_once: usize,
+    },
+}
+
+/// The right to do an operation; what it holds is given back when it is dropped.
+#[derive(Debug, Default)]
+pub struct Permit {
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Permit {
+    /// Holds the place until it is dropped.
+    pub(super) fn with(place: OwnedSemaphorePermit) -> Self {
+        Permit { _place: Some(place) }
+    }
+}

@@ -1,0 +1,51 @@
+//! Wrappers for experiments: a registry, or a kind of sandbox, that is slow, that fails, or that has
+//! a limit.
+//!
+//! [`Disturbed`] puts a [`Disturbance`] in the way of another [`Registry`](crate::registry::Registry)
+//! or [`SandboxFactory`](crate::sandbox::SandboxFactory), and
+//! is one itself, so wrappers can be wrapped:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use openlambda_core::memory::MemoryRegistry;
+//! use openlambda_core::wrap::{Delay, Disturbed, DisturbedRegistry, Faulty, Operation, Slow};
+//!
+//! // Far away, and one bundle in a hundred does not come.
+//! let slow = Slow::by(Delay::Exponential { mean: Duration::from_millis(20) }, 7);
+//! let registry: DisturbedRegistry = Disturbed::new(Arc::new(MemoryRegistry::new()), slow);
+//! let registry: DisturbedRegistry = Disturbed::new(Arc::new(registry), Faulty::new(0.01, 7));
+//! let registry = registry.only([Operation::Fetch, Operation::Get]);
+//! ```
+//!
+//! What a wrapper draws follows from its kind, its seed, the operation, and how many of that operation
+//! came before: the tenth `fetch` has the same fate in every run, whatever else goes on beside it. What
+//! is slow has nothing to do with what fails, under one seed too; two wrappers of one kind want two seeds.
+//!
+//! | an operation | disturbed, it |
+//! |---|---|
+//! | of a registry | fails with [`RegistryError::Unavailable`](crate::registry::RegistryError::Unavailable) before the registry hears of it |
+//! | [`Create`](Operation::Create), [`Zygote`](Operation::Zygote) | fails with [`Resources`] before anything is made |
+//! | [`Invoke`](Operation::Invoke) | loses the instance before its handler hears of the call: it is destroyed and the call fails with [`Exited`]; where only a limit is in the way, [`Busy`] |
+//!
+//! What changes nothing and waits for nothing (`watch`, `exited`, `destroy` …) is not disturbed.
+//!
+//! [`Resources`]: crate::sandbox::SandboxErrorKind::Resources
+//! [`Exited`]: crate::sandbox::SandboxErrorKind::Exited
+//! [`Busy`]: crate::sandbox::SandboxErrorKind::Busy
+
+mod disturbance;
+mod disturbed;
+mod draws;
+mod faulty;
+mod limited;
+mod registry;
+mod sandbox;
+mod slow;
+
+pub use disturbance::{Disturbance, Operation, Permit, Trouble};
+pub use disturbed::{Disturbed, DisturbedFactory, DisturbedRegistry};
+pub use faulty::Faulty;
+pub use limited::Limited;
+pub use slow::{Delay, Slow};

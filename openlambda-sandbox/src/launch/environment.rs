@@ -1,0 +1,97 @@
+//! The variables that a function finds.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use openlambda_core::manifest::Style;
+use openlambda_core::sandbox::{SandboxError, SandboxSpec};
+
+use crate::errors::unsupported;
+use crate::sys::MARK;
+
+/// What functions find in `PATH`, whatever ours is.
+const FUNCTION_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where things are, as the function sees them.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    pub(crate) code: String,
+    pub(crate) home: String,
+    pub(crate) tmp: String,
+    pub(crate) runtimes: String,
+}
+
+/// The environment of an instance, without the address of the Runtime API.
+///
+/// # Errors
+///
+/// Two volumes share a variable.
+pub(crate) fn environment(
+    spec: &SandboxSpec,
+    places: &Places,
+    mark: &str,
+    volumes: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, SandboxError> {
+    let manifest = &*spec.manifest;
+    let mut env = BTreeMap::new();
+    let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
+    set("PATH", FUNCTION_PATH);
+    set("LANG", "C.UTF-8");
+    set("TZ", ":UTC");
+    set("HOME", &places.home);
+    set("TMPDIR", &places.tmp);
+    for (key, value) in &manifest.environment {
+        set(key, value);
+    }
+    let name = spec.function.name();
+    let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
+    let style = manifest.style.unwrap_or(Style::Lambda).as_str();
+    set("_HANDLER", manifest.handler.as_deref().unwrap_or_default());
+    set("AWS_EXECUTION_ENV", "OpenLambda");
+    set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &manifest.memory_mb.to_string());
+    set("AWS_LAMBDA_FUNCTION_NAME", name);
+    set("AWS_LAMBDA_FUNCTION_VERSION", &version);
+    set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
+    set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}"));
+    set("AWS_LAMBDA_LOG_STREAM_NAME", mark);
+    set("AWS_REGION", "local");
+    set("AWS_DEFAULT_REGION", "local");
+    set("LAMBDA_RUNTIME_DIR", &places.runtimes);
+    set("LAMBDA_TASK_ROOT", &places.code);
+    set("OPENLAMBDA_STYLE", style);
+    set(MARK, mark);
+    // With one slot it is not there, as on AWS: clients take it, whatever it says, for the wish to have
+    // a process of its own for each slot.
+    let slots = "AWS_LAMBDA_MAX_CONCURRENCY";
+    match manifest.concurrency {
+        1 => drop(env.remove(slots)),
+        several => drop(env.insert(slots.to_owned(), several.to_string())),
+    }
+    for (volume, place) in volumes {
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        let variable: String = volume.chars().map(sign).collect();
+        let variable = format!("OPENLAMBDA_VOLUME_{variable}");
+        if env.insert(variable.clone(), place.clone()).is_some() {
+            return Err(unsupported(format!(
+                "two volumes in ol.toml share the variable {variable}; rename one"
+            )));
+        }
+    }
+    Ok(env)
+}
+
+/// What a worker's processes, cgroups and containers are marked with stands in environments, paths
+/// and labels.
+///
+/// # Errors
+///
+/// The mark is empty or holds something else than letters, digits and `._/-`.
+pub(crate) fn check_mark(mark: &str) -> io::Result<()> {
+    let valid = mark.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/-".contains(&b));
+    if !mark.is_empty() && valid {
+        return Ok(());
+    }
+    let message =
+        format!("\"{mark}\" cannot mark processes; use letters, digits, dots, slashes, _ and -");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+}

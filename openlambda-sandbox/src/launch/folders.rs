@@ -1,0 +1,124 @@
+//! The folders of functions and their instances.
+
+use std::collections::BTreeMap;
+use std::fs;
+#[cfg(any(feature = "docker", feature = "sock"))]
+use std::io;
+use std::path::{Path, PathBuf};
+
+use openlambda_core::function::FunctionName;
+use openlambda_core::manifest::Manifest;
+#[cfg(any(feature = "docker", feature = "sock"))]
+use openlambda_core::sandbox::Report;
+use openlambda_core::sandbox::SandboxError;
+
+use crate::errors::resources;
+#[cfg(any(feature = "docker", feature = "sock"))]
+use crate::errors::unsupported;
+
+/// Makes the function's volumes: each one's name and its folder on the machine.
+///
+/// # Errors
+///
+/// A folder cannot be made.
+pub(crate) fn volumes(
+    volumes_dir: &Path,
+    function: &FunctionName,
+    manifest: &Manifest,
+) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
+    let own = volumes_dir.join(function.namespace()).join(function.name());
+    let mut volumes = BTreeMap::new();
+    for volume in &manifest.volumes {
+        let path = own.join(&volume.name);
+        fs::create_dir_all(&path)
+            .map_err(|error| resources("the volume's folder cannot be made", error))?;
+        volumes.insert(volume.name.clone(), path);
+    }
+    Ok(volumes)
+}
+
+/// The path from the root.
+///
+/// # Errors
+///
+/// There is no current folder to begin at.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, SandboxError> {
+    std::path::absolute(path).map_err(|error| resources("the code folder cannot be found", error))
+}
+
+/// The path as text.
+///
+/// # Errors
+///
+/// It is not UTF-8.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn text(path: &Path) -> Result<String, SandboxError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        unsupported(format!("the path {} is not UTF-8; use another folder", path.display()))
+    })
+}
+
+/// Gives a volume to its function.
+///
+/// # Errors
+///
+/// We may not.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
+    use std::os::unix::fs::MetadataExt;
+    // The top comes last, so that whoever finds it given finds the rest so too.
+    let done = fs::metadata(path).and_then(|metadata| match id == 0 || metadata.uid() == id {
+        true => Ok(()),
+        false => give(&fs::File::open(path)?.into(), id),
+    });
+    done.map_err(|error| resources("the volume cannot be given to the function", error))
+}
+
+/// From folder to folder by descriptors: an instance that runs may be putting links in their places.
+#[cfg(any(feature = "docker", feature = "sock"))]
+fn give(folder: &std::os::fd::OwnedFd, id: u32) -> io::Result<()> {
+    use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
+    let (owner, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [&b"."[..], b".."].contains(&name.to_bytes()) {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(below) = openat(folder, name, flags, Mode::empty()) {
+            give(&below, id)?;
+        } else {
+            chownat(folder, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+    }
+    rustix::fs::fchown(folder, Some(owner), Some(group))?;
+    Ok(())
+}
+
+/// A folder of an instance; removed by Drop.
+#[cfg(any(feature = "docker", feature = "sock"))]
+#[derive(Debug)]
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+#[cfg(any(feature = "docker", feature = "sock"))]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
+        }
+    }
+}
+
+/// Removes what the sandboxes of an earlier worker have left in `state_dir`.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn remove_sandboxes(state_dir: &Path, report: &mut Report) {
+    for entry in fs::read_dir(state_dir.join("sandboxes")).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match fs::remove_dir_all(&path) {
+            Ok(()) => report.removed.push(path.display().to_string()),
+            Err(error) => report.failed.push(format!("{}: {error}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Which program is run for a function, and with which arguments.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use openlambda_core::manifest::Runtime;
+use openlambda_core::sandbox::{SandboxError, SandboxErrorKind, SandboxSpec};
+
+use crate::errors::{init_error, unsupported};
+use crate::node;
+
+/// The program of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// Python runs our bootstrap, which speaks over a Unix socket.
+    Python,
+    /// Node.js runs our bootstrap, which speaks over a Unix socket with a path, or over TCP.
+    Node,
+    /// The function's own `bootstrap`, which speaks over TCP.
+    Own,
+}
+
+impl Program {
+    /// Decides what to run.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxErrorKind::Unsupported`] for what no kind runs yet; [`SandboxErrorKind::Init`] for a
+    /// `bootstrap` that cannot be run.
+    pub(crate) fn of(spec: &SandboxSpec) -> Result<Program, SandboxError> {
+        let manifest = &*spec.manifest;
+        match manifest.runtime {
+            Some(Runtime::Python) => Ok(Program::Python),
+            Some(Runtime::Node) => node::check(manifest).map(|()| Program::Node),
+            Some(Runtime::Bootstrap) => {
+                check_bootstrap(&spec.code.join("bootstrap"))?;
+                Ok(Program::Own)
+            }
+            Some(other) => Err(unsupported(format!(
+                "the runtime {} does not run yet; use python, node or bootstrap",
+                format!("{other:?}").to_lowercase()
+            ))),
+            None => Err(unsupported(
+                "the manifest names no runtime; set runtime in ol.toml, or read it with \
+                 Manifest::load, which looks at the files",
+            )),
+        }
+    }
+
+    /// The variable that tells it where the Runtime API is.
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Program::Python | Program::Node => "OPENLAMBDA_RUNTIME_SOCKET",
+            Program::Own => "AWS_LAMBDA_RUNTIME_API",
+        }
+    }
+
+    /// It is no program that can be run here. `next` says how a sandbox of this kind gets an
+    /// interpreter.
+    pub(crate) fn cannot_run(self, why: &io::Error, next: &str) -> SandboxError {
+        let interpreter = match self {
+            Program::Python => "Python",
+            Program::Node => "Node.js",
+            Program::Own => return bad_bootstrap(why),
+        };
+        let message =
+            format!("{interpreter}, which this function needs, cannot be run here ({why}); {next}");
+        SandboxError::new(SandboxErrorKind::Resources, message)
+    }
+}
+
+/// Our bootstrap for Python, which runs the first of these files; the others are beside it.
+pub(crate) const PYTHON_FILES: [(&str, &str); 2] = [
+    ("bootstrap.py", include_str!("../../runtimes/python/bootstrap.py")),
+    ("web.py", include_str!("../../runtimes/python/web.py")),
+];
+
+/// What compiles [`PYTHON_FILES`], which saves a few milliseconds of every start. Its arguments: for
+/// each file where it is, where the result goes, and as what it will show in stack traces.
+pub(crate) const COMPILE_PYTHON: &str = "import py_compile, sys
+for n in range(1, len(sys.argv), 3):
+    source, compiled, shown = sys.argv[n : n + 3]
+    py_compile.compile(source, cfile=compiled, dfile=shown, doraise=True)";
+
+/// Python's arguments before the bootstrap's path: without site and user packages, which take longest
+/// (the bootstrap says how they are found all the same), and without writing into the shared code.
+pub(crate) const PYTHON_ARGUMENTS: [&str; 3] = ["-S", "-s", "-B"];
+
+fn check_bootstrap(path: &Path) -> Result<(), SandboxError> {
+    const KIND: &str = "Runtime.InvalidEntrypoint";
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => Ok(()),
+        Ok(metadata) if metadata.is_file() => Err(init_error(
+            KIND,
+            "the file bootstrap is not executable; run chmod +x bootstrap and deploy again",
+        )),
+        _ => Err(init_error(
+            KIND,
+            "there is no file named bootstrap; add one that speaks the Lambda Runtime API",
+        )),
+    }
+}
+
+/// The function's own `bootstrap` is no program that can be run here.
+fn bad_bootstrap(why: &io::Error) -> SandboxError {
+    let message = format!(
+        "the file bootstrap cannot be run ({why}); begin it with a line like #!/bin/sh that names \
+         its interpreter, or compile it for this machine"
+    );
+    init_error("Runtime.InvalidEntrypoint", message)
+}
