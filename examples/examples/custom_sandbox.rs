@@ -111,8 +111,7 @@ impl Drop for Group {
 }
 
 fn raised(status: ExitStatus, errors: &[u8]) -> FunctionError {
-    let message = String::from_utf8_lossy(errors).trim().to_owned();
-    FunctionError { message, kind: status.to_string(), ..FunctionError::default() }
+    FunctionError::new(status.to_string(), String::from_utf8_lossy(errors).trim())
 }
 
 #[tokio::main]
