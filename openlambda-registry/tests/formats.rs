@@ -129,6 +129,21 @@ async fn tables_of_a_later_release_are_refused_and_keep_what_is_in_them() {
     all_is_there(Store::open(&store).unwrap()).await;
 }
 
+/// Its bundles would be taken for what a crash has left.
+#[tokio::test]
+async fn a_store_that_has_lost_its_tables_keeps_its_bundles() {
+    let (dir, store) = unpacked();
+    drop(Store::open(&store).unwrap());
+    let elsewhere = dir.path().join("meta.redb");
+    fs::rename(store.join("meta.redb"), &elsewhere).unwrap();
+    let before = tree(&store);
+    let error = Store::open(&store).unwrap_err().to_string();
+    assert!(error.contains("has lost its meta.redb"), "{error}");
+    assert_eq!(tree(&store), before);
+    fs::rename(&elsewhere, store.join("meta.redb")).unwrap();
+    all_is_there(Store::open(&store).unwrap()).await;
+}
+
 /// It knows no request of this version of the protocol.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_with_another_protocol_is_told_from_one_that_is_away() {

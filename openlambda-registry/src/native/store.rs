@@ -54,6 +54,8 @@ const VERSIONS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("
 const BUNDLES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("bundles");
 /// A revision to its [`RegistryEvent`], as JSON; the last [`EVENTS`] ones.
 const EVENT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+/// The file that has all tables.
+const TABLES: &str = "meta.redb";
 /// What is true of the store as a whole.
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
@@ -115,6 +117,16 @@ pub enum StoreError {
     /// It is no store of this release or an earlier one.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// It has no tables any more.
+    #[error(
+        "the store in {} has lost its {TABLES}, without which nobody knows whose its bundles are; put \
+         that file back, or use another folder",
+        dir.display()
+    )]
+    NoTables {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The folder cannot be used.
     #[error("cannot use {}", path.display())]
     Io {
@@ -142,7 +154,12 @@ impl Store {
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let root = dir.to_owned();
-        STORE_FORMAT.check(&root)?;
+        let tables = root.join(TABLES);
+        // A store says its format only after it has tables. Without them every bundle is one that nobody
+        // names, and would go.
+        if STORE_FORMAT.check(&root)?.is_some() && !tables.exists() {
+            return Err(StoreError::NoTables { dir: root });
+        }
         let io_error = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
@@ -150,7 +167,7 @@ impl Store {
         for folder in [root.clone(), root.join("blobs"), root.join("tmp")] {
             fs::create_dir_all(&folder).map_err(io_error(&folder))?;
         }
-        let database = Database::create(root.join("meta.redb")).map_err(|error| match error {
+        let database = Database::create(tables).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: root.clone() },
             other => StoreError::Database { dir: root.clone(), source: Box::new(other.into()) },
         })?;
