@@ -13,10 +13,13 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use openlambda_core::backoff::Backoff;
+use openlambda_core::random::fresh_seed;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -29,8 +32,8 @@ use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
 use crate::settings::{self, Config};
 
-/// The first and the longest wait before a dead daemon is started again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The pauses before a dead daemon is started again.
+const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 
 /// What the cluster is to be: its settings, checked, with nothing left to be found out.
 #[derive(Clone, Debug)]
@@ -328,10 +331,10 @@ async fn supervise(
         tracing::warn!(daemon = spec.name, ?status, "ended; starting it again");
         child.kill_group();
         shared.note(&spec, None, None);
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF, fresh_seed());
         child = loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.pause()) => {}
                 () = told(&mut stopped) => return,
             }
             let started = shared.start(&spec, &stopped).await;
@@ -341,7 +344,6 @@ async fn supervise(
                 Err(_) if over => return,
                 Err(error) => {
                     tracing::warn!(daemon = spec.name, %error, "did not start again");
-                    wait = (2 * wait).min(BACKOFF.1);
                 }
             }
         };

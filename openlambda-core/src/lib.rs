@@ -19,6 +19,7 @@
 //! Without default features the crate has neither tokio nor hyper.
 
 mod arena;
+pub mod backoff;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;

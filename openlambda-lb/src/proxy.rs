@@ -16,7 +16,6 @@
 //! exist. Workers on other machines are named in [`ProxyConfig::workers`], or come from a
 //! [`Source`] of your own.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,9 +23,10 @@ use std::time::Duration;
 use http::{Request, Response};
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
 use openlambda_core::serving::{Door, HttpServer};
-use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::time::SystemClock;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -64,11 +64,11 @@ impl Proxy {
     ) -> Arc<Proxy> {
         let client = http_client();
         // Ids differ between runs even when the policy's choices do not.
-        let run = openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let run = fresh_seed();
         let seed = config.seed.unwrap_or(run);
         // Workers keep places by this name, so no two balancers may share it, not even two of one
         // process that began at the same time. It decides nothing.
-        let name = format!("{:016x}", RandomState::new().hash_one(run));
+        let name = format!("{:016x}", fresh_seed());
 
         let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), config.silence());
         let configured = Configured::new(&config.workers, watcher.clone());

@@ -16,14 +16,17 @@
 mod cache;
 mod resolution;
 
+use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::FutureExt;
+use openlambda_core::backoff::Backoff;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionRef, Qualifier};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{Registry, RegistryEvent, Revision};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire;
@@ -32,8 +35,8 @@ use self::cache::{Answer, Cache, Flight};
 pub(crate) use self::resolution::Resolution;
 use crate::observe::Telemetry;
 
-/// How long to wait before following a registry again that ended its stream of changes.
-const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
+/// The pauses before following a registry again that ended its stream of changes.
+const FOLLOW_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(1);
 
 /// Resolves references. See the module's documentation.
 #[derive(Debug)]
@@ -113,17 +116,19 @@ impl Resolver {
 
     /// Follows the registry's changes for as long as it is polled.
     pub(crate) async fn follow(&self) {
+        let mut backoff = Backoff::new(FOLLOW_AGAIN, fresh_seed());
         loop {
             let mut events = self.registry.watch(Revision::NOW);
             // What changed before the watch began was not announced to us.
             lock(&self.cache).all_stale();
             while let Some(event) = events.next().await {
+                backoff.reset();
                 lock(&self.cache).apply(&event);
                 if let RegistryEvent::Deleted { name, .. } = &event {
                     self.telemetry.calls.forget(name);
                 }
             }
-            tokio::time::sleep(FOLLOW_AGAIN).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 

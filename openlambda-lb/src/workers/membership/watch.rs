@@ -13,15 +13,18 @@
 //! a worker hangs.
 
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::uri::Authority;
 use http::{Request, StatusCode, Uri};
+use openlambda_core::backoff::Backoff;
 use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::invocation::{BoxError, empty_body};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, WorkerEvent};
 use tokio::sync::Notify;
@@ -31,7 +34,7 @@ use super::source::Follower;
 use crate::workers::client::HttpClient;
 
 /// The pauses between attempts to reach a worker whose stream broke.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 
 /// How long a worker may take to begin its stream.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -144,7 +147,8 @@ impl Watcher {
     /// One stream after another, until the worker has left for good. Dropped, it has left as well.
     pub(super) async fn watch(&self, worker: &Watched, follower: &Arc<dyn Follower>) {
         let mut joined = None;
-        let mut signs = Signs { pause: BACKOFF.0, alive: self.clock.now() };
+        let backoff = Backoff::new(BACKOFF, fresh_seed());
+        let mut signs = Signs { backoff, alive: self.clock.now() };
         loop {
             let Err(error) = self.stream(worker, follower, &mut joined, &mut signs).await;
             if let Some(joined) = &joined {
@@ -157,10 +161,9 @@ impl Watcher {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(signs.pause) => {}
+                () = tokio::time::sleep(signs.backoff.pause()) => {}
                 () = worker.nudge.notified() => {}
             }
-            signs.pause = (signs.pause * 2).min(BACKOFF.1);
         }
     }
 
@@ -178,7 +181,8 @@ impl Watcher {
             return Err("the stream does not begin with a snapshot".into());
         }
         loop {
-            *signs = Signs { pause: BACKOFF.0, alive: self.clock.now() };
+            signs.backoff.reset();
+            signs.alive = self.clock.now();
             tell(worker, follower, joined, event)?;
             event = match tokio::time::timeout(self.silence, lines.next()).await {
                 Ok(event) => event?,
@@ -242,7 +246,7 @@ fn tell(
 
 /// When a worker was heard of last, and how long to wait before the next attempt to reach it.
 struct Signs {
-    pause: Duration,
+    backoff: Backoff,
     alive: Time,
 }
 
