@@ -15,12 +15,13 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openlambda_core::backoff::Backoff;
 use openlambda_core::random::fresh_seed;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -294,7 +295,7 @@ impl Shared {
     }
 
     fn update(&self, change: impl FnOnce(&mut ClusterState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state);
         if let Err(error) = self.dir.write_state(&state) {
             tracing::warn!(%error, "cannot write cluster.json");

@@ -49,8 +49,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
@@ -66,6 +66,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;

@@ -108,7 +108,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -117,6 +117,7 @@ use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
 };
 use openlambda_core::time::{Clock, Duration};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
 use crate::errors::{init_error, shutting_down, unsupported};
@@ -265,7 +266,7 @@ impl<V: Vessel> Instances<V> {
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.shared.starting).read_owned().await;
-        if self.shared.lock().shut_down {
+        if self.shared.live.lock().shut_down {
             return Err(shutting_down());
         }
         Ok(Permit { _starting: starting })
@@ -283,7 +284,7 @@ impl<V: Vessel> Instances<V> {
         vessel: V,
     ) -> Handle<V> {
         let instance = {
-            let mut live = self.shared.lock();
+            let mut live = self.shared.live.lock();
             let id = live.next_id;
             live.next_id += 1;
             let instance = Arc::new(Instance {
@@ -303,9 +304,9 @@ impl<V: Vessel> Instances<V> {
 
     /// Ends all instances and waits until nothing is left of them; none is started afterwards.
     pub async fn shutdown(&self) {
-        self.shared.lock().shut_down = true;
+        self.shared.live.lock().shut_down = true;
         let starts = self.shared.starting.write().await;
-        let instances: Vec<_> = self.shared.lock().instances.values().cloned().collect();
+        let instances: Vec<_> = self.shared.live.lock().instances.values().cloned().collect();
         drop(starts);
         for instance in &instances {
             instance.stop.notify_one();
@@ -313,12 +314,6 @@ impl<V: Vessel> Instances<V> {
         for instance in &instances {
             instance.destroy().await;
         }
-    }
-}
-
-impl<V> Shared<V> {
-    fn lock(&self) -> MutexGuard<'_, Live<V>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -336,7 +331,7 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
         instance.api.close(&exit);
         exit
     });
-    shared.lock().instances.remove(&instance.id);
+    shared.live.lock().instances.remove(&instance.id);
     instance.life.send_replace(Life::Gone(exit));
 }
 

@@ -28,8 +28,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use openlambda_core::manifest::Network;
@@ -38,6 +38,7 @@ use openlambda_core::sandbox::{
     SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
@@ -463,7 +464,7 @@ impl Vessel for ChildProcess {
 
     async fn clean(&self) {
         self.sweeper.kill(self.mark.clone()).await;
-        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let folder = self.folder.lock().take();
         let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
     }
 

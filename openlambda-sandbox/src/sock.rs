@@ -90,7 +90,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
@@ -101,6 +101,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 

@@ -14,7 +14,7 @@
 
 use std::convert::Infallible;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -27,6 +27,7 @@ use openlambda_core::invocation::{BoxError, empty_body};
 use openlambda_core::random::fresh_seed;
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, WorkerEvent};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::lines::Lines;
@@ -91,7 +92,7 @@ impl Watched {
 
     /// Which start of a worker this is, where that is known.
     pub(super) fn member(&self) -> Option<Arc<Member>> {
-        self.lock().clone()
+        self.member.lock().clone()
     }
 
     /// Tries to reach it now, if it is not reached.
@@ -106,7 +107,7 @@ impl Watched {
 
     /// The worker by the identity that a snapshot tells.
     fn identify(&self, name: &str, incarnation: u64) -> Result<Arc<Member>, BoxError> {
-        let mut known = self.lock();
+        let mut known = self.member.lock();
         if let Some(member) = &*known
             && member.name() == name
             && member.incarnation == incarnation
@@ -125,11 +126,6 @@ impl Watched {
         let member = Arc::new(Member::new(info, incarnation, self.address.clone()));
         *known = Some(Arc::clone(&member));
         Ok(member)
-    }
-
-    /// No code panics while it holds this lock.
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Member>>> {
-        self.member.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
