@@ -26,8 +26,8 @@ use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
@@ -64,7 +64,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct Supervised {
-    stop: watch::Sender<bool>,
+    /// Dropped, it is the word to stop.
+    stop: DropGuard,
     task: JoinHandle<()>,
 }
 
@@ -175,7 +176,8 @@ impl Supervisor {
             listen,
             keeps_address,
         };
-        let (stop, stopped) = watch::channel(false);
+        let stopped = CancellationToken::new();
+        let stop = stopped.clone().drop_guard();
         let (child, url) = self.shared.start(&spec, &stopped).await?;
         let task = tokio::spawn(supervise(self.shared.clone(), spec, child, url.clone(), stopped));
         self.daemons.push(Supervised { stop, task });
@@ -212,11 +214,13 @@ impl Supervisor {
         let mut daemons = self.daemons;
         let others = daemons.split_off(daemons.len().min(1));
         for group in [others, daemons] {
-            for daemon in &group {
-                daemon.stop.send_replace(true);
-            }
-            for daemon in group {
-                let _ = daemon.task.await;
+            let told = |Supervised { stop, task }| {
+                drop(stop);
+                task
+            };
+            let tasks: Vec<_> = group.into_iter().map(told).collect();
+            for task in tasks {
+                let _ = task.await;
             }
         }
     }
@@ -227,7 +231,7 @@ impl Shared {
     async fn start(
         &self,
         spec: &DaemonSpec,
-        stopped: &watch::Receiver<bool>,
+        stopped: &CancellationToken,
     ) -> Result<(Child, String)> {
         let log = self.dir.join("logs").join(format!("{}.log", spec.name));
         let open = File::options().create(true).append(true).open(&log);
@@ -257,10 +261,9 @@ impl Shared {
         let stdout = pipe::Receiver::from_owned_fd(stdout)
             .context(|| "cannot read a daemon's output".to_owned())?;
         let mut lines = BufReader::new(stdout).lines();
-        let mut stopped = stopped.clone();
         let line = tokio::select! {
             line = tokio::time::timeout(self.limits.0, lines.next_line()) => line,
-            () = told(&mut stopped) => Ok(Ok(None)),
+            () = stopped.cancelled() => Ok(Ok(None)),
         };
         let ready = match line {
             Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
@@ -309,7 +312,7 @@ async fn supervise(
     mut spec: DaemonSpec,
     mut child: Child,
     url: String,
-    mut stopped: watch::Receiver<bool>,
+    stopped: CancellationToken,
 ) {
     if spec.keeps_address
         && let Some(address) = url.strip_prefix("http://").and_then(|url| url.parse().ok())
@@ -319,7 +322,7 @@ async fn supervise(
     loop {
         let status = tokio::select! {
             status = child.wait() => status,
-            () = told(&mut stopped) => {
+            () = stopped.cancelled() => {
                 child.signal(Signal::TERM);
                 if tokio::time::timeout(shared.limits.1, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
@@ -336,24 +339,18 @@ async fn supervise(
         child = loop {
             tokio::select! {
                 () = tokio::time::sleep(backoff.pause()) => {}
-                () = told(&mut stopped) => return,
+                () = stopped.cancelled() => return,
             }
             let started = shared.start(&spec, &stopped).await;
-            let over = *stopped.borrow();
             match started {
                 Ok((child, _)) => break child,
-                Err(_) if over => return,
+                Err(_) if stopped.is_cancelled() => return,
                 Err(error) => {
                     tracing::warn!(daemon = spec.name, %error, "did not start again");
                 }
             }
         };
     }
-}
-
-/// Resolves when the daemon is told to stop. A supervisor that is gone has told it too.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// The last line that a daemon which did not start left in its log: it says why.

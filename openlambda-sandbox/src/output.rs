@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::sys::watch_readable;
 
@@ -31,7 +31,7 @@ const TAIL_LINES: usize = 10;
 #[derive(Debug)]
 pub struct FunctionOutput {
     pipes: [Arc<Pipe>; 2],
-    tasks: [AbortHandle; 2],
+    _pumps: [AbortOnDropHandle<()>; 2],
 }
 
 /// The invocations that run in an instance now.
@@ -110,8 +110,8 @@ impl FunctionOutput {
             }))
         };
         let pipes = [pipe(stdout, LogStream::Stdout)?, pipe(stderr, LogStream::Stderr)?];
-        let tasks = [0, 1].map(|n| tokio::spawn(pump(Arc::clone(&pipes[n]))).abort_handle());
-        Ok(FunctionOutput { pipes, tasks })
+        let read = |pipe: &Arc<Pipe>| AbortOnDropHandle::new(tokio::spawn(pump(Arc::clone(pipe))));
+        Ok(FunctionOutput { _pumps: pipes.each_ref().map(read), pipes })
     }
 
     /// Reads what the pipes hold now, without waiting, and ends lines that have no end yet.
@@ -145,12 +145,6 @@ impl FunctionOutput {
         let [stdout, stderr] =
             [0, 1].map(|n| Vec::from(self.pipes[n].reader.lock().tail.clone()).join("\n"));
         if stderr.is_empty() { stdout } else { stderr }
-    }
-}
-
-impl Drop for FunctionOutput {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

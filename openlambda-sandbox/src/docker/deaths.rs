@@ -20,7 +20,7 @@ use openlambda_core::sandbox::Exit;
 use openlambda_core::time::Clock;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::{Engine, worker_label};
 
@@ -31,13 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Deaths {
     shared: Arc<Shared>,
-    listener: AbortHandle,
-}
-
-impl Drop for Deaths {
-    fn drop(&mut self) {
-        self.listener.abort();
-    }
+    _listener: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
@@ -75,8 +69,8 @@ impl Deaths {
             living: Mutex::default(),
             leftovers: Mutex::default(),
         });
-        let listener = tokio::spawn(listen(Arc::clone(&shared))).abort_handle();
-        Arc::new(Deaths { shared, listener })
+        let listener = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&shared))));
+        Arc::new(Deaths { shared, _listener: listener })
     }
 
     /// From now on its end is noticed. To be called before it is started.
