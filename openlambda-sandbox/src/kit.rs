@@ -107,6 +107,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -120,9 +121,9 @@ use openlambda_core::time::{Clock, Duration};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::errors::{init_error, shutting_down, unsupported};
-use crate::output::FunctionOutput;
-use crate::runtime_api::{RuntimeApi, Serving};
+use crate::errors::{init_error, resources, shutting_down, unsupported};
+use crate::output::{FunctionOutput, Running};
+use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig, Serving};
 
 /// What is particular to a kind: one instance, as long as anything is left of it.
 ///
@@ -315,6 +316,35 @@ impl<V: Vessel> Instances<V> {
             instance.destroy().await;
         }
     }
+}
+
+/// Begins to read what an instance prints to its standard output and error, and to speak with its code
+/// at `listener`. Must be called within a tokio runtime with I/O.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::Resources`]: the system has no descriptors left to watch its output.
+pub fn contact(
+    spec: &SandboxSpec,
+    clock: Arc<dyn Clock>,
+    [stdout, stderr]: [OwnedFd; 2],
+    listener: Listener,
+) -> Result<(Arc<FunctionOutput>, RuntimeApi, Serving), SandboxError> {
+    let running = Running::default();
+    let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
+    let output = output.map_err(|error| resources("its output cannot be read", error))?;
+    let output = Arc::new(output);
+    let api = RuntimeApi::new(RuntimeApiConfig {
+        slots: spec.manifest.concurrency,
+        event: spec.manifest.event,
+        function: spec.function.clone(),
+        version: spec.version,
+        clock,
+        running,
+        output: Some(Arc::clone(&output)),
+    });
+    let serving = api.serve(listener);
+    Ok((output, api, serving))
 }
 
 /// Sees an instance to its end, whatever its vessel does: others wait for that. Of a panic the panic
@@ -530,8 +560,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::output::Running;
-    use crate::runtime_api::{Listener, RuntimeApiConfig};
 
     #[derive(Debug)]
     struct Broken(Notify);

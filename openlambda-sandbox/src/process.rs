@@ -50,8 +50,8 @@ use crate::launch::{
     volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::output::FunctionOutput;
+use crate::runtime_api::Listener;
 use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
@@ -328,30 +328,20 @@ impl Shared {
                 return Err(spawn_failed(error, program));
             }
         };
-        let running = Running::default();
         let (Some(stdout), Some(stderr)) = (child.take_stdout(), child.take_stderr()) else {
             unreachable!("both were spawned with Output::Pipe");
         };
-        let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
-        let output = match output {
-            Ok(output) => Arc::new(output),
+        let clock = Arc::clone(&self.config.clock);
+        let contact = kit::contact(&spec, clock, [stdout, stderr], listener);
+        let (output, api, serving) = match contact {
+            Ok(contact) => contact,
             Err(error) => {
                 child.kill_group();
                 child.wait().await;
                 self.sweeper.kill(mark).await;
-                return Err(resources("its output cannot be read", error));
+                return Err(error);
             }
         };
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots: spec.manifest.concurrency,
-            event: spec.manifest.event,
-            function: spec.function.clone(),
-            version: spec.version,
-            clock: Arc::clone(&self.config.clock),
-            running,
-            output: Some(Arc::clone(&output)),
-        });
-        let serving = api.serve(listener);
         let vessel = ChildProcess {
             mark,
             child,
