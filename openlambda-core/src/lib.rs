@@ -32,6 +32,7 @@ pub mod failure;
 pub mod function;
 pub mod hash;
 pub mod invocation;
+pub mod json_lines;
 pub mod keep_alive;
 pub mod manifest;
 #[cfg(feature = "memory")]

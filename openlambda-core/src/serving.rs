@@ -19,6 +19,7 @@
 mod door;
 mod http;
 pub mod local;
+mod log_file;
 mod patient;
 mod quiet;
 mod steady;
@@ -35,6 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::door::{Door, Patience};
 pub use self::http::{HttpConfig, HttpServer};
+pub use self::log_file::LogFile;
 pub use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};

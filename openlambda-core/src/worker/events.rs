@@ -17,6 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::json_lines;
 use crate::wire::{self, Announcement, WorkerEvent};
 use crate::worker_core::StreamId;
 
@@ -72,9 +73,7 @@ impl Streams {
 
 /// An event as a line.
 pub(super) fn line(event: &WorkerEvent) -> Bytes {
-    let mut text = serde_json::to_vec(event).unwrap_or_default();
-    text.push(b'\n');
-    text.into()
+    json_lines::line(event).into()
 }
 
 /// Announces the worker to each balancer until the tasks are dropped: at once, quickly again until a
