@@ -2,13 +2,13 @@
 //! what comes and goes all the time allocates nothing.
 //!
 //! [`Slots`] (and [`Owned`], for values that own something) takes ids that somebody else gives out,
-//! [`Arena`] gives them out itself, and [`Lists`] threads lists through the slots of either. All of it is O(1).
+//! [`Arena`] (and [`OwnedArena`]) gives them out itself, and [`Lists`] threads lists through the slots of either. All of it is O(1).
 
 mod list;
 mod owned;
 
 pub(crate) use list::{List, Lists};
-pub(crate) use owned::Owned;
+pub(crate) use owned::{Owned, OwnedArena};
 
 /// An id's slot: its low half. The high half is the slot's generation.
 pub(crate) const fn slot_of(id: u64) -> u32 {

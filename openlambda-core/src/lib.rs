@@ -20,6 +20,7 @@
 //! Without default features the crate has neither tokio nor hyper.
 
 mod arena;
+pub mod backoff;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;
@@ -33,6 +34,7 @@ pub mod format;
 pub mod function;
 pub mod hash;
 pub mod invocation;
+pub mod json_lines;
 pub mod keep_alive;
 pub mod manifest;
 #[cfg(feature = "memory")]

@@ -2,9 +2,10 @@
 
 use std::io::{self, Read, Seek};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
+use parking_lot::Mutex;
 
 use super::{Bundle, BundleStream, RegistryError};
 use crate::bundle::{self, BundleError, Limits};
@@ -39,14 +40,14 @@ pub(super) async fn unpack(
     let keep = Arc::clone(&lost);
     let bundle = bundle.map_err(move |error| {
         let message = error.to_string();
-        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *keep.lock() = Some(error);
         io::Error::other(message)
     });
     let reader = bundle::reader(Box::pin(bundle));
     let (digest, into) = (*digest, into.to_owned());
     let unpacked = blocking(move || Ok(bundle::unpack(reader, &digest, &into)?)).await;
     // What the stream says explains a bundle that is cut short.
-    let lost = lost.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let lost = lost.lock().take();
     lost.map_or(unpacked, |error| Err(RegistryError::of_stream(error)))
 }
 

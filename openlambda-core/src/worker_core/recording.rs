@@ -24,6 +24,7 @@ use crate::catalog::Choice;
 use crate::config::ConfigError;
 use crate::format::{FormatNumber, RELEASE};
 use crate::invocation::{InvocationRecord, RequestId};
+use crate::json_lines;
 use crate::keep_alive::{KeepAliveCatalog, or_ttl};
 use crate::queue::QueueCatalog;
 use crate::time::Time;
@@ -102,7 +103,7 @@ impl<W: Write> Recording<W> {
     ///
     /// It cannot be written.
     pub fn start(mut to: W, header: &Header) -> io::Result<Self> {
-        line(&mut to, header)?;
+        json_lines::write(&mut to, header)?;
         Ok(Recording { to: Some(to) })
     }
 
@@ -118,7 +119,7 @@ impl<W: Write> Recording<W> {
         request: Option<&RequestId>,
     ) -> io::Result<()> {
         let Some(to) = &mut self.to else { return Ok(()) };
-        line(to, &Written { at, request, input }).inspect_err(|_| self.to = None)
+        json_lines::write(to, &Written { at, request, input }).inspect_err(|_| self.to = None)
     }
 
     /// Sees that what was written is in the file.
@@ -129,11 +130,6 @@ impl<W: Write> Recording<W> {
     pub fn flush(&mut self) -> io::Result<()> {
         self.to.as_mut().map_or(Ok(()), Write::flush)
     }
-}
-
-fn line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *to, value)?;
-    to.write_all(b"\n")
 }
 
 /// Why a recording cannot be played.

@@ -6,8 +6,8 @@
 //! times out; one that comes first is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -15,6 +15,7 @@ use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::balancing::{BalancingPolicy, Decision, Member, Refusal, Ticket, WorkerId};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{Reservation, ReservationKey};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::client::HttpClient;
@@ -121,7 +122,7 @@ impl Selector {
         let mut messages = Vec::new();
         // A panic in a policy of somebody's own must not end every later call. The balancer's counts
         // may be off by the one call then.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let now = self.clock.now();
         let result = change(&mut state, now);
         while let Some(output) = state.balancer.poll_output() {

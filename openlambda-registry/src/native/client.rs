@@ -1,6 +1,7 @@
 //! The registry at the other end of gRPC.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use openlambda_core::backoff::Backoff;
 use openlambda_core::bundle::{self, PIECE};
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
     Revision, VersionInfo,
@@ -24,16 +27,14 @@ use v1::registry_client::RegistryClient;
 /// How long a request may take that carries no bundle.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long to wait before watching again after the connection broke.
-const WATCH_AGAIN: Duration = Duration::from_millis(200);
+/// The pauses before watching again after the connection broke.
+const WATCH_AGAIN: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_millis(400);
 
-/// How long a registry that is just starting again is waited for.
-const RESTART: [Duration; 4] = [
-    Duration::from_millis(50),
-    Duration::from_millis(150),
-    Duration::from_millis(400),
-    Duration::from_millis(1000),
-];
+/// How long a registry that is just starting again is waited for, and the pauses between the
+/// questions.
+const RESTART: Duration = Duration::from_millis(1600);
+const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(800);
 
 /// `ol-registry`, from afar. Clones share the connection, which is made when it is needed and made
 /// anew when it breaks. It belongs to the tokio runtime that first uses it.
@@ -77,7 +78,7 @@ impl RemoteRegistry {
         &self,
         mut ask: impl FnMut(RegistryClient<Channel>) -> F,
     ) -> Result<T, RegistryError> {
-        let mut waits = RESTART.iter();
+        let (mut backoff, mut waited) = (Backoff::new(ASK_AGAIN, fresh_seed()), Duration::ZERO);
         loop {
             let error = match tokio::time::timeout(PATIENCE, ask(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
@@ -87,10 +88,12 @@ impl RemoteRegistry {
                     return Err(RegistryError::Unavailable(message.into()));
                 }
             };
-            match (&error, waits.next()) {
-                (RegistryError::Unavailable(_), Some(wait)) => tokio::time::sleep(*wait).await,
-                _ => return Err(error),
+            if !matches!(error, RegistryError::Unavailable(_)) || waited >= RESTART {
+                return Err(error);
             }
+            let pause = backoff.pause();
+            waited += pause;
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -246,9 +249,10 @@ impl Registry for RemoteRegistry {
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
         let cursor = (from != Revision::NOW).then_some(from.0);
-        let start = Watching { registry: self.clone(), cursor, events: None };
+        let backoff = Backoff::new(WATCH_AGAIN, fresh_seed());
+        let start = Watching { registry: self.clone(), cursor, events: None, backoff };
         let next = |mut watching: Watching| async move {
-            let Watching { registry, cursor, events } = &mut watching;
+            let Watching { registry, cursor, events, backoff } = &mut watching;
             let mut client = registry.client();
             loop {
                 let stream = match events {
@@ -256,7 +260,7 @@ impl Registry for RemoteRegistry {
                     None => match client.watch(v1::WatchRequest { from: *cursor }).await {
                         Ok(stream) => events.insert(stream.into_inner()),
                         Err(_) => {
-                            tokio::time::sleep(WATCH_AGAIN).await;
+                            tokio::time::sleep(backoff.pause()).await;
                             continue;
                         }
                     },
@@ -266,10 +270,11 @@ impl Registry for RemoteRegistry {
                     Ok(None) | Err(_) => {
                         // From where it was: what happens meanwhile is told afterwards.
                         *events = None;
-                        tokio::time::sleep(WATCH_AGAIN).await;
+                        tokio::time::sleep(backoff.pause()).await;
                         continue;
                     }
                 };
+                backoff.reset();
                 // An event of a later release: something happened that is not understood.
                 let revision = Revision(cursor.map_or(0, |cursor| cursor + 1));
                 let event = event.unwrap_or(RegistryEvent::Lagged { revision });
@@ -291,6 +296,7 @@ struct Watching {
     /// The revision of the last change that was told.
     cursor: Option<u64>,
     events: Option<tonic::Streaming<v1::Event>>,
+    backoff: Backoff,
 }
 
 fn parse<T: std::str::FromStr<Err = openlambda_core::function::NameError>>(

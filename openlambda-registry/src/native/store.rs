@@ -29,7 +29,6 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openlambda_core::bundle::{self, Packed};
 use openlambda_core::format::{Format, FormatError};
@@ -41,6 +40,7 @@ use openlambda_core::registry::{
     Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
+use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -240,7 +240,7 @@ impl Store {
             bytes: Some(packed.bytes),
             published_ms: Some(self.clock.unix_millis()),
         };
-        let writing = self.lock();
+        let writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let (version, event) = {
             let mut function = read_function(&transaction, name)?.unwrap_or_default();
@@ -387,7 +387,7 @@ impl Store {
     ///
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let _writing = self.lock();
+        let _writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let mut unused = Vec::new();
         let event = {
@@ -439,7 +439,7 @@ impl Store {
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
         check_alias(alias).map_err(|error| RegistryError::Unsupported(error.to_string()))?;
-        let _writing = self.lock();
+        let _writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let event = {
             let missing = |what: String| RegistryError::NotFound { what };
@@ -472,10 +472,6 @@ impl Store {
     /// The changes, for those who watch.
     pub fn events(&self) -> &EventLog {
         &self.events
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
