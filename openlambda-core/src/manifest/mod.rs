@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 pub use cors::Cors;
 pub use error::ManifestError;
-pub use names::{MANIFEST_FILE, MANIFEST_FILES, YAML_FILE};
+pub(crate) use names::TOO_LONG;
+pub use names::{MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
 
 use crate::config::parse_toml;
 use crate::failure::{Failure, FailureKind};
@@ -195,6 +196,7 @@ impl Manifest {
     ///
     /// [`ManifestError::Config`] names the key and its line; [`ManifestError::Value`] the range.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        check_length(text, MANIFEST_FILE)?;
         let manifest: Manifest = parse_toml(text, MANIFEST_FILE)?;
         manifest.check()?;
         Ok(manifest)
@@ -238,6 +240,14 @@ impl Manifest {
         failure.allow = Some(allow.into());
         Err(failure)
     }
+}
+
+/// Looked at before a text is parsed.
+fn check_length(text: &str, file: &str) -> Result<(), ManifestError> {
+    if text.len() > MANIFEST_LIMIT {
+        return Err(ManifestError::Unclear(format!("{file} {TOO_LONG}")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -329,6 +339,23 @@ mod tests {
             "volumes = [{ name = \"d\", path = \"d\" }]",
         ] {
             assert!(Manifest::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_without_end_or_bottom_is_refused_before_it_is_parsed() {
+        let long = format!("colour = \"{}\"", "a".repeat(MANIFEST_LIMIT));
+        let error = Manifest::parse(&long).unwrap_err().to_string();
+        assert!(error.contains("over 64 KiB"), "{error}");
+        for deep in [
+            format!("methods = {}", "[".repeat(50_000)),
+            format!("environment = {}", "{ a = ".repeat(10_000)),
+            format!("environment{} = 1", ".a".repeat(30_000)),
+            format!("[environment{}]", ".a".repeat(30_000)),
+            format!("[[environment{}]]", ".a".repeat(30_000)),
+        ] {
+            let error = Manifest::parse(&deep).unwrap_err().to_string();
+            assert!(error.len() < 1000, "{error}");
         }
     }
 
