@@ -337,8 +337,51 @@ mod tests {
             "volumes = [{ name = \"..\", path = \"/d\" }]",
             "volumes = [{ name = \"d\", path = \"/d/../e\" }]",
             "volumes = [{ name = \"d\", path = \"d\" }]",
+            "volumes = [{ name = \"d\", path = \"/d/./e\" }]",
+            "volumes = [{ name = \"d\", path = \"/d/\" }]",
+            "volumes = [{ name = \"d\", path = \"//d\" }]",
+            "volumes = [{ name = \"d\", path = \"/\" }]",
         ] {
             assert!(Manifest::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn volumes_that_no_sandbox_should_make_are_refused_with_the_reason() {
+        let check = |volumes: &[(&str, &str)]| {
+            let one =
+                |(name, path): &(&str, &str)| format!("{{ name = \"{name}\", path = \"{path}\" }}");
+            let volumes: Vec<_> = volumes.iter().map(one).collect();
+            Manifest::parse(&format!("volumes = [{}]", volumes.join(", "))).map(|_| ())
+        };
+        for good in ["/data", "/tmp/data", "/var/lib/data", "/run/data", "/mnt", "/home/a/b/c"] {
+            assert!(check(&[("a", good), ("b", "/dat")]).is_ok(), "{good}");
+        }
+        let names: Vec<_> = (0..17).map(|n| (format!("s{n}"), format!("/s{n}"))).collect();
+        let many: Vec<_> = names.iter().map(|(name, path)| (&**name, &**path)).collect();
+        assert!(check(&many[..16]).is_ok());
+        let deep = format!("/s{}", "/a".repeat(2000));
+        let parts = "/a".repeat(17);
+        let long = format!("/{}", "a".repeat(256));
+        for (bad, why) in [
+            (&many[..], "16 is the most"),
+            (&[("a", &*deep)], "too long"),
+            (&[("a", &*parts)], "16 parts"),
+            (&[("a", &*long)], "256 bytes"),
+            (&[("a", "/data"), ("b", "/data/b")], "one inside of the other"),
+            (&[("a", "/data/b"), ("b", "/data")], "one inside of the other"),
+            (&[("a", "/data"), ("b", "/data")], "one inside of the other"),
+            (&[("a", "/a"), ("a", "/b")], "two volumes are named"),
+            (&[("a", "/var/task")], "the sandbox's own /var/task"),
+            (&[("a", "/var/task/lib")], "the sandbox's own /var/task"),
+            (&[("a", "/var")], "the sandbox's own /var/task"),
+            (&[("a", "/usr/lib/python3")], "the sandbox's own /usr"),
+            (&[("a", "/etc")], "the sandbox's own /etc"),
+            (&[("a", "/run")], "the sandbox's own /run/openlambda"),
+            (&[("a", "/tmp")], "each instance's own"),
+        ] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad:?}: {error}");
         }
     }
 

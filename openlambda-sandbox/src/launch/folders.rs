@@ -12,20 +12,19 @@ use openlambda_core::manifest::Manifest;
 use openlambda_core::sandbox::Report;
 use openlambda_core::sandbox::SandboxError;
 
-use crate::errors::resources;
-#[cfg(any(feature = "docker", feature = "sock"))]
-use crate::errors::unsupported;
+use crate::errors::{resources, unsupported};
 
 /// Makes the function's volumes: each one's name and its folder on the machine.
 ///
 /// # Errors
 ///
-/// A folder cannot be made.
+/// A folder cannot be made; the manifest has volumes that no sandbox can have.
 pub(crate) fn volumes(
     volumes_dir: &Path,
     function: &FunctionName,
     manifest: &Manifest,
 ) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
+    manifest.check_volumes().map_err(|error| unsupported(error.to_string()))?;
     let own = volumes_dir.join(function.namespace()).join(function.name());
     let mut volumes = BTreeMap::new();
     for volume in &manifest.volumes {
