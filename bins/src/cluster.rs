@@ -209,7 +209,7 @@ impl DataDir {
         for path in leftovers {
             let removed = match std::fs::symlink_metadata(&path) {
                 Err(_) => continue,
-                Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&path),
+                Ok(metadata) if metadata.is_dir() => openlambda_sandbox::trees::remove(&path),
                 Ok(_) => std::fs::remove_file(&path),
             };
             let name = path.display().to_string();

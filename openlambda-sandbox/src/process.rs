@@ -26,7 +26,7 @@ mod sweeper;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,6 +55,7 @@ use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
 };
+use crate::trees;
 use sweeper::Sweeper;
 
 /// Where our bootstrap is compiled to, in the state folder.
@@ -189,7 +190,7 @@ impl SandboxFactory for ProcessFactory {
                 Err(error) => report.failed.push(format!("{}: {error}", path.display())),
             };
             for path in paths_in(&state.join("sandboxes")) {
-                let removed = remove_folder(&path);
+                let removed = trees::remove(&path);
                 remove(path, removed);
             }
             // What was compiled, or half-way so: the first `create` does it again.
@@ -385,25 +386,6 @@ fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// Removes a folder, also when the function has locked folders in it.
-fn remove_folder(path: &Path) -> io::Result<()> {
-    fn unlock(folder: &Path) {
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                unlock(&entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(path).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            unlock(path);
-            fs::remove_dir_all(path)
-        }
-        _ => Err(error),
-    })
-}
-
 /// An instance's own folder; removed by Drop.
 #[derive(Debug)]
 struct Folder {
@@ -413,7 +395,7 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = remove_folder(&self.path) {
+        if let Err(error) = trees::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a sandbox's folder");
         }
     }

@@ -70,7 +70,7 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
     }
     let volumes = dir.join("volumes").join(name.namespace()).join(name.name());
     if args.volumes {
-        match std::fs::remove_dir_all(&volumes) {
+        match openlambda_sandbox::trees::remove(&volumes) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).context(|| format!("cannot remove {}", volumes.display()))?;
             }
