@@ -26,6 +26,7 @@ mod error;
 mod http_client;
 mod settings;
 mod supervisor;
+mod terminal;
 mod version;
 
 pub use catalog::{

@@ -11,6 +11,7 @@ use super::lookup::{list_all, no_function, refresh, url_of};
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::{Context, Result};
+use crate::terminal::say;
 
 pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
@@ -81,7 +82,7 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
         print_json(&serde_json::json!({ "name": name }));
     } else {
         let kept = if volumes.exists() { "; its volumes are kept" } else { "" };
-        eprintln!("{name} is removed{kept}");
+        say!("{name} is removed{kept}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,6 +19,7 @@ use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
+use crate::terminal::say;
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
@@ -104,9 +105,9 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         Found::Lock(lock) => lock,
         // That is what was asked for.
         Found::Cluster { state, answers } => {
-            eprintln!("the cluster runs already; `ol down` stops it");
+            say!("the cluster runs already; `ol down` stops it");
             if !answers {
-                eprintln!("its balancer takes long to answer; see {}", dir.join("logs").display());
+                say!("its balancer takes long to answer; see {}", dir.join("logs").display());
             }
             block_on(report_up(&state, &args.common))?;
             return Ok(ExitCode::SUCCESS);
@@ -118,7 +119,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     }
     let left = dir.clean();
     if left.processes > 0 {
-        eprintln!("removed {} processes that an earlier cluster had left", left.processes);
+        say!("removed {} processes that an earlier cluster had left", left.processes);
     }
     if args.detached {
         crate::daemon::start_log();
@@ -135,7 +136,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         if !args.detached {
             let state = dir.read_state().unwrap_or_default();
             report_up(&state, &args.common).await?;
-            eprintln!("Ctrl-C does too");
+            say!("Ctrl-C does too");
         }
         stop.await;
         supervisor.stop().await;
@@ -280,7 +281,7 @@ async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     }
     print(&format!("{}\n", state.url));
     let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
-    eprintln!(
+    say!(
         "serving with {} ({sandbox} sandboxes), the {} registry and the policy {}",
         match state.workers.len() {
             1 => "1 worker".to_owned(),
@@ -290,9 +291,9 @@ async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
         state.policy
     );
     if sandbox == "process" {
-        eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
+        say!("process sandboxes do not isolate functions: deploy only code that you trust");
     }
-    eprintln!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
+    say!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
     Ok(())
 }
 
@@ -338,11 +339,11 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
     if args.json {
         print_json(&serde_json::json!({ "was_up": was_up, "killed": killed }));
     } else if was_up {
-        eprintln!("stopped");
+        say!("stopped");
     } else if killed > 0 {
-        eprintln!("no cluster ran; removed {killed} processes that an earlier one had left");
+        say!("no cluster ran; removed {killed} processes that an earlier one had left");
     } else {
-        eprintln!("no cluster runs here");
+        say!("no cluster runs here");
     }
     Ok(ExitCode::SUCCESS)
 }
