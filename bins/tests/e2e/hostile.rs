@@ -365,6 +365,36 @@ fn size(folder: &Path) -> u64 {
     sizes.sum()
 }
 
+/// Replies with heads that no client takes. `INSTANCE` tells instances apart.
+const HEADS: &str = r#"
+import os
+INSTANCE = os.urandom(8).hex()
+def f(event):
+    kind = event.get("body")
+    if kind == "long": headers = {"x": "a" * (1 << 20)}
+    elif kind == "many": headers = {f"x-{n}": "a" for n in range(101)}
+    elif kind == "very many": headers = {f"x-{n}": "a" for n in range(50_000)}
+    elif kind == "most": headers = {f"x-{n}": "a" * 780 for n in range(79)}
+    else: headers = {}
+    return {"statusCode": 200, "headers": headers, "body": INSTANCE}
+"#;
+
+async fn heads(kind: &str) {
+    let site = Site::start(kind);
+    let url = site.deploy_python("heads", HEADS, "event = \"http\"\nmax_instances = 1");
+    let first = post(&site.client, &url, "").await;
+    for event in ["long", "many", "very many"] {
+        let answer = post(&site.client, &url, event).await;
+        let says = &["64 KiB together", "fewer"];
+        fails(json!(event), 502, "bad_reply", says).check(&answer);
+        // The instance lives.
+        assert_eq!(post(&site.client, &url, "").await.body, first.body, "after {event}");
+    }
+    let most = post(&site.client, &url, "most").await;
+    assert_eq!((most.status, most.header("x-78").len()), (200, 780), "{most:?}");
+    site.worker_lives();
+}
+
 /// What it prints, returns and raises would change a terminal's title and clipboard, and hide a line.
 const ESCAPES: &str = r#"
 def f(event):
@@ -418,6 +448,13 @@ async fn a_terminal_is_shown_control_characters_and_not_sent_them() {
     // A file gets what was printed.
     assert!(site.cluster.place.ol(&["logs", "escapes"]).contains("\x1b]0;owned\x07"));
     assert!(site.cluster.place.ol(&["invoke", "own", "-d", "\"no JSON\""]).starts_with('\x1b'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_with_a_head_that_no_client_takes_is_the_function_s_fault() {
+    for kind in KINDS {
+        heads(kind).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
