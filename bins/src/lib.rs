@@ -24,6 +24,7 @@ mod cluster;
 mod daemon;
 mod error;
 mod http_client;
+mod private;
 mod settings;
 mod supervisor;
 mod terminal;

@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
+use crate::private;
 use crate::settings::{self, Config};
 
 /// The first and the longest wait before a dead daemon is started again.
@@ -142,7 +143,9 @@ impl Supervisor {
         self.shared.update(|state| state.url.clone_from(&balancer));
         for n in 1..=config.cluster.workers {
             let id = format!("worker-{n}");
-            let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
+            let state_dir = self.shared.dir.worker_dir(&id);
+            private::make_folder(&state_dir)?;
+            let state_dir = state_dir.display().to_string();
             let mut args = vec!["worker", "--name", &id, "--registry", &registry];
             args.extend(["--state-dir", &state_dir, "--volumes-dir", &volumes]);
             args.extend(["--balancer", &balancer]);
@@ -226,7 +229,7 @@ impl Shared {
         stopped: &watch::Receiver<bool>,
     ) -> Result<(Child, String)> {
         let log = self.dir.join("logs").join(format!("{}.log", spec.name));
-        let open = File::options().create(true).append(true).open(&log);
+        let open = private::open_file(&log, File::options().create(true).append(true));
         let file = open.context(|| format!("cannot write {}", log.display()))?;
         let begin = file.metadata().map_or(0, |metadata| metadata.len());
         let mut command =

@@ -17,6 +17,7 @@ use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
+use crate::private;
 use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
 use crate::terminal::say;
@@ -117,6 +118,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         drop(lock);
         return block_on(detach(&dir, &spec, &args.common));
     }
+    dir.make_private()?;
     let left = dir.clean();
     if left.processes > 0 {
         say!("removed {} processes that an earlier cluster had left", left.processes);
@@ -157,7 +159,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     let progress = Progress::start("starting the cluster");
     let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
     let log = dir.join("logs/supervisor.log");
-    let open = File::options().create(true).append(true).open(&log);
+    let open = private::open_file(&log, File::options().create(true).append(true));
     let file = open.context(|| format!("cannot write {}", log.display()))?;
     let begin = file.metadata().map_or(0, |metadata| metadata.len());
     let mut command = CommandSpec::new(program);
@@ -328,6 +330,7 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
         let Some(_lock) = dir.try_lock()? else {
             return Err(CliError::new("another cluster was just started here; try again"));
         };
+        dir.make_private()?;
         let report = dir.clean();
         if !report.failed.is_empty() {
             let message = format!("could not remove {}", report.failed.join(", "));
