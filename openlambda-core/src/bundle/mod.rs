@@ -38,7 +38,7 @@ mod write;
 pub use canonical::canonicalise;
 pub use limits::{BundleError, Limits};
 pub use pack::pack_dir;
-pub use stream::{PIECE, reader, stream};
+pub use stream::{PIECE, Pace, spool, stream};
 pub use unpack::unpack;
 
 use crate::function::Digest;

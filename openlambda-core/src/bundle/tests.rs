@@ -3,7 +3,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use proptest::prelude::*;
 use tar::EntryType;
 
@@ -408,18 +408,43 @@ fn not_an_archive_is_refused() {
     }
 }
 
-#[test]
-fn a_stream_is_read_as_it_comes() {
-    let chunks = [Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
+fn pace(patience_ms: u64, total_ms: u64) -> Pace {
+    let ms = std::time::Duration::from_millis;
+    Pace { patience: ms(patience_ms), rate: 1 << 20, total: ms(total_ms) }
+}
+
+#[tokio::test]
+async fn a_stream_is_spooled_as_it_comes() {
+    let spool = |chunks, limits| spool(Box::pin(stream::iter(chunks)), limits, Pace::default());
+    let chunks = vec![Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
     let mut text = String::new();
-    // A stream that must not be asked again after its end.
-    let once = stream::unfold(chunks.into_iter(), |mut rest| async { Some((rest.next()?, rest)) });
-    let mut reading = reader(Box::pin(once));
-    reading.read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), reading.read(&mut [0; 8]).unwrap()), ("abcde", 0));
-    let broken = [Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
-    let error = reader(Box::pin(stream::iter(broken))).read_to_string(&mut text).unwrap_err();
-    assert_eq!(error.to_string(), "gone");
+    spool(chunks, Limits::default()).await.unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "abcde");
+    // In many small pieces, which are not held.
+    let many = (0..100_000).map(|_| Ok(Bytes::from_static(b"x"))).collect();
+    assert_eq!(spool(many, Limits::default()).await.unwrap().metadata().unwrap().len(), 100_000);
+    let broken = vec![Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
+    assert_eq!(spool(broken, Limits::default()).await.unwrap_err().to_string(), "gone");
+    let limits = Limits { bytes: 1 << 20, entries: 0 };
+    let large = (0..5).map(|_| Ok(Bytes::from(vec![0; 256 << 10]))).collect();
+    assert!(spool(large, limits).await.unwrap_err().to_string().contains("over 1 MiB"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_slow_in_any_way_is_given_up() {
+    let silent = stream::pending();
+    let error = spool(Box::pin(silent), Limits::default(), pace(50, 10_000)).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    // A byte now and then; and all the time, but for ever.
+    for (wait_ms, pace) in [(20, pace(100, 60_000)), (0, pace(60_000, 300))] {
+        let drops =
+            stream::repeat_with(|| Ok(Bytes::from_static(b"x"))).then(move |byte| async move {
+                tokio::time::sleep(std::time::Duration::from_millis(wait_ms)).await;
+                byte
+            });
+        let error = spool(Box::pin(drops), Limits::default(), pace).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
 }
 
 proptest! {

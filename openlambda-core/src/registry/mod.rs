@@ -40,7 +40,7 @@ pub use error::RegistryError;
 pub use event_log::EventLog;
 pub use index::Index;
 #[cfg(feature = "bundle")]
-pub use provided::blocking;
+pub use provided::{blocking, upload};
 
 /// Keeps functions' bundles.
 ///

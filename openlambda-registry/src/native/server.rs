@@ -25,6 +25,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The most that the headers of one request may take.
 const HEADER_LIMIT: u32 = 16 << 10;
 
+/// The most requests at once on one connection: a balancer has one for all its uploads.
+const MOST_REQUESTS: u32 = 4096;
+
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
 /// ends those that watch.
 ///
@@ -51,6 +54,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_header_list_size(HEADER_LIMIT)
+        .max_concurrent_streams(MOST_REQUESTS)
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;
