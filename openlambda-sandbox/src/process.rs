@@ -80,7 +80,8 @@ pub struct ProcessConfig {
     pub python: PathBuf,
     /// Node.js; `None`: functions that need it are refused.
     pub node: Option<PathBuf>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it. Workers that share it share
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version. Workers that share it share
     /// their functions' volumes. `<state_dir>/volumes` unless changed.
     pub volumes_dir: PathBuf,
     /// Starts the processes.
@@ -296,7 +297,7 @@ impl Shared {
             tmp: text(&folder.path.join("tmp")),
             runtimes: text(&self.config.state_dir.join("runtimes")),
         };
-        let volumes = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let volumes = volumes(&self.config.volumes_dir, &spec)?;
         let volumes = volumes.iter().map(|(name, path)| (name.clone(), text(path))).collect();
         for (key, value) in environment(&spec, &places, &mark, &volumes)? {
             command = command.env(key, value);

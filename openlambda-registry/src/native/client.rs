@@ -176,7 +176,9 @@ impl Registry for RemoteRegistry {
             .await?;
         let manifest = serde_json::from_str(&resolved.manifest_json).map_err(strange)?;
         let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
-        Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
+        let mut known = Resolved::new(name, Version(resolved.version), digest, manifest);
+        known.born = resolved.born.map(Version);
+        Ok(known)
     }
 
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {

@@ -159,6 +159,7 @@ impl v1::registry_server::Registry for Service {
             version: resolved.version.0,
             digest: resolved.digest.to_string(),
             manifest_json: manifest_json.map_err(|error| Status::internal(error.to_string()))?,
+            born: resolved.born.map(|born| born.0),
         }))
     }
 

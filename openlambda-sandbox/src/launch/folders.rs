@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use openlambda_core::function::FunctionName;
-use openlambda_core::manifest::Manifest;
 #[cfg(any(feature = "docker", feature = "sock"))]
 use openlambda_core::sandbox::Report;
-use openlambda_core::sandbox::SandboxError;
+use openlambda_core::sandbox::{SandboxError, SandboxSpec};
 
 use crate::errors::{resources, unsupported};
 #[cfg(any(feature = "docker", feature = "sock"))]
@@ -21,13 +19,12 @@ use crate::trees;
 /// A folder cannot be made; the manifest has volumes that no sandbox can have.
 pub(crate) fn volumes(
     volumes_dir: &Path,
-    function: &FunctionName,
-    manifest: &Manifest,
+    spec: &SandboxSpec,
 ) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
-    manifest.check_volumes().map_err(|error| unsupported(error.to_string()))?;
-    let own = volumes_dir.join(function.namespace()).join(function.name());
+    spec.manifest.check_volumes().map_err(|error| unsupported(error.to_string()))?;
+    let own = volumes_dir.join(spec.function.namespace()).join(spec.volumes_of());
     let mut volumes = BTreeMap::new();
-    for volume in &manifest.volumes {
+    for volume in &spec.manifest.volumes {
         let path = own.join(&volume.name);
         fs::create_dir_all(&path)
             .map_err(|error| resources("the volume's folder cannot be made", error))?;
