@@ -5,6 +5,7 @@
 //! cannot do by its nature it declares; then the suite demands that it says so in its errors.
 
 pub mod balancing;
+pub mod keep_alive;
 pub mod registry;
 pub mod sandbox;
 

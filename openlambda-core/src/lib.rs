@@ -12,7 +12,8 @@
 //! * the [`catalog`] by which deciders are chosen by name: open to those of a program's own;
 //! * the **worker** (feature `worker`): the shell that carries the deciders' actions out;
 //! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
-//!   `conformance`) for all three traits;
+//!   `conformance`) for all three traits, and a suite for
+//!   [`KeepAlivePolicy`](keep_alive::KeepAlivePolicy);
 //! * **kits** (feature `kit`): what new kinds begin with ([`sandbox::kit`], [`registry::kit`]), and
 //!   [`wrap`], which makes others slow, faulty or limited.
 //!

@@ -13,6 +13,11 @@
 //! A new kind begins with the [`kit`], says what is particular to its instances in a
 //! [`Vessel`](kit::Vessel), and passes the suite in `openlambda_core::conformance::sandbox`.
 
+#![cfg_attr(
+    not(any(feature = "docker", feature = "process", feature = "sock")),
+    allow(dead_code, unused_imports, reason = "what the kinds share is used by none of them")
+)]
+
 #[cfg(feature = "docker")]
 pub mod docker;
 mod errors;
