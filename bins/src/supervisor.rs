@@ -31,6 +31,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
+use crate::private;
 use crate::settings::{self, Config};
 use crate::version::VERSION;
 
@@ -149,7 +150,9 @@ impl Supervisor {
         self.shared.update(|state| state.url.clone_from(&balancer));
         for n in 1..=config.cluster.workers {
             let id = format!("worker-{n}");
-            let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
+            let state_dir = self.shared.dir.worker_dir(&id);
+            private::make_folder(&state_dir)?;
+            let state_dir = state_dir.display().to_string();
             let mut args = vec!["worker", "--name", &id, "--registry", &registry];
             args.extend(["--state-dir", &state_dir, "--volumes-dir", &volumes]);
             args.extend(["--balancer", &balancer]);
@@ -236,7 +239,7 @@ impl Shared {
         stopped: &CancellationToken,
     ) -> Result<(Child, String)> {
         let log = self.dir.join("logs").join(format!("{}.log", spec.name));
-        let open = File::options().create(true).append(true).open(&log);
+        let open = private::open_file(&log, File::options().create(true).append(true));
         let file = open.context(|| format!("cannot write {}", log.display()))?;
         let begin = file.metadata().map_or(0, |metadata| metadata.len());
         let mut command =

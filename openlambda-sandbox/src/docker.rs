@@ -129,7 +129,8 @@ pub struct DockerConfig {
     pub image: String,
     /// The OCI runtime, by the name that the engine knows it by; the engine's default when absent.
     pub runtime: Option<String>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it.
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version.
     pub volumes_dir: PathBuf,
     /// Measures the phases of a start.
     pub clock: Arc<dyn Clock>,
@@ -343,7 +344,7 @@ impl Shared {
             mount(&absolute(&spec.code)?, TASK, false)?,
             mount(&self.config.state_dir.join("runtimes"), RUNTIMES, false)?,
         ];
-        let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
             let source = &sources[&volume.name];
             own_volume(source, USER)?;

@@ -7,7 +7,8 @@
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
 //!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests as they
 //!   came, for web applications.
-//! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
+//! * [`sys`]: processes that never outlive us; also for a supervisor's daemons;
+//!   [`trees`]: folders that functions have written.
 //!
 //! A new kind begins with the [`kit`], says what is particular to its instances in a
 //! [`Vessel`](kit::Vessel), and passes the suite in `openlambda_core::conformance::sandbox`.
@@ -32,6 +33,7 @@ pub mod runtime_api;
 #[cfg(feature = "sock")]
 pub mod sock;
 pub mod sys;
+pub mod trees;
 
 pub use node::find_node;
 

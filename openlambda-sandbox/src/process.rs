@@ -26,7 +26,7 @@ mod sweeper;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +56,7 @@ use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
 };
+use crate::trees;
 use sweeper::Sweeper;
 
 /// Where our bootstrap is compiled to, in the state folder.
@@ -80,7 +81,8 @@ pub struct ProcessConfig {
     pub python: PathBuf,
     /// Node.js; `None`: functions that need it are refused.
     pub node: Option<PathBuf>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it. Workers that share it share
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version. Workers that share it share
     /// their functions' volumes. `<state_dir>/volumes` unless changed.
     pub volumes_dir: PathBuf,
     /// Starts the processes.
@@ -190,7 +192,7 @@ impl SandboxFactory for ProcessFactory {
                 Err(error) => report.failed.push(format!("{}: {error}", path.display())),
             };
             for path in paths_in(&state.join("sandboxes")) {
-                let removed = remove_folder(&path);
+                let removed = trees::remove(&path);
                 remove(path, removed);
             }
             // What was compiled, or half-way so: the first `create` does it again.
@@ -296,7 +298,7 @@ impl Shared {
             tmp: text(&folder.path.join("tmp")),
             runtimes: text(&self.config.state_dir.join("runtimes")),
         };
-        let volumes = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let volumes = volumes(&self.config.volumes_dir, &spec)?;
         let volumes = volumes.iter().map(|(name, path)| (name.clone(), text(path))).collect();
         for (key, value) in environment(&spec, &places, &mark, &volumes)? {
             command = command.env(key, value);
@@ -376,25 +378,6 @@ fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// Removes a folder, also when the function has locked folders in it.
-fn remove_folder(path: &Path) -> io::Result<()> {
-    fn unlock(folder: &Path) {
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                unlock(&entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(path).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            unlock(path);
-            fs::remove_dir_all(path)
-        }
-        _ => Err(error),
-    })
-}
-
 /// An instance's own folder; removed by Drop.
 #[derive(Debug)]
 struct Folder {
@@ -404,7 +387,7 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = remove_folder(&self.path) {
+        if let Err(error) = trees::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a sandbox's folder");
         }
     }

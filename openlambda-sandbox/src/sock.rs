@@ -159,7 +159,8 @@ pub struct SockConfig {
     /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
     /// folder when it is none of `/usr`.
     pub node: Option<PathBuf>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it.
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version.
     pub volumes_dir: PathBuf,
     /// Cells that are made ahead.
     pub ready_cells: usize,
@@ -542,7 +543,7 @@ impl Shared {
             mounts.push((text(&resolver)?, RESOLVER.to_owned(), false));
         }
         let mut volume_places = BTreeMap::new();
-        let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
             let source = &sources[&volume.name];
             own_volume(source, outside_id)?;

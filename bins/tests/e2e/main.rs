@@ -13,6 +13,7 @@
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
+//! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
 //! | `drain` | ends and limits under load |
@@ -40,6 +41,7 @@ mod hostile;
 mod http;
 mod input;
 mod page;
+mod private;
 mod removal;
 mod story;
 mod table;

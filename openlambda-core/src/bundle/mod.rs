@@ -11,7 +11,12 @@
 //! [`pack_dir`] makes one from a folder, [`canonicalise`] from any tar, plain or gzipped, and
 //! [`unpack`] turns one into a folder again. All three refuse what could do harm outside of the
 //! folder that it is unpacked into: absolute paths, `..`, links that lead out, devices, two entries
-//! of one path, and more than [`Limits`] allow. A refusal says which entry and why.
+//! of one path, and more than [`Limits`] allow; and what some worker could not store: paths over 2,048
+//! bytes, names over 255, over 128 folders in each other. A refusal says which entry and why.
+//!
+//! An archive comes from anybody. So nothing is read into memory, and nothing is walked, whose size or
+//! depth is not bounded before: what describes an entry (1 MiB), all names together (16 MiB), a
+//! manifest ([`MANIFEST_LIMIT`](crate::manifest::MANIFEST_LIMIT)).
 //!
 //! # Why a link cannot lead out
 //!
@@ -33,7 +38,7 @@ mod write;
 pub use canonical::canonicalise;
 pub use limits::{BundleError, Limits};
 pub use pack::pack_dir;
-pub use stream::{PIECE, reader, stream};
+pub use stream::{PIECE, Pace, spool, stream};
 pub use unpack::unpack;
 
 use crate::function::Digest;

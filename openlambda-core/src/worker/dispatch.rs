@@ -153,7 +153,7 @@ impl Dispatcher {
         let state = State {
             core,
             calls: Owned::default(),
-            instances: Instances::new(factory, log.clone(), metrics.clone()),
+            instances: Instances::new(factory, code.lives(), log.clone(), metrics.clone()),
             streams: Streams::default(),
             counted: Counted::default(),
             timer: None,

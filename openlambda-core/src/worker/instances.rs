@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 use super::guarded::guarded;
+use super::lives::Lives;
 use super::log::LogWriter;
 use super::metrics::Metrics;
 use crate::arena::Owned;
@@ -49,6 +50,7 @@ struct Instance {
 #[derive(Debug)]
 struct Maker {
     factory: Arc<dyn SandboxFactory>,
+    lives: Lives,
     log: Arc<LogWriter>,
     metrics: Arc<Metrics>,
 }
@@ -57,10 +59,11 @@ impl Instances {
     /// None yet, to be made by this factory.
     pub(super) fn new(
         factory: Arc<dyn SandboxFactory>,
+        lives: Lives,
         log: Arc<LogWriter>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let maker = Arc::new(Maker { factory, log, metrics });
+        let maker = Arc::new(Maker { factory, lives, log, metrics });
         Instances { places: Owned::default(), maker }
     }
 
@@ -165,7 +168,7 @@ impl Maker {
         cancel: CancellationToken,
     ) {
         let created = tokio::select! {
-            created = guarded("making a sandbox", async { self.factory.create(spec).await }) => created,
+            created = guarded("making a sandbox", self.create(spec)) => created,
             () = cancel.cancelled() => return shell.tell(|instances| instances.gone(instance)),
         };
         match created {
@@ -175,14 +178,24 @@ impl Maker {
                 let _ = guarded("a sandbox", async { sandbox.exited().await }).await;
                 shell.tell(|_| Input::Exited { instance });
             }
-            Ok(Err(error)) => {
-                shell.tell(|instances| instances.start_failed(instance, error.into()));
+            Ok(Err(failure)) => {
+                shell.tell(|instances| instances.start_failed(instance, failure));
             }
             Err(failure) => {
                 let failure = failure.started(Started::No);
                 shell.tell(|instances| instances.start_failed(instance, failure));
             }
         }
+    }
+}
+
+impl Maker {
+    async fn create(&self, mut spec: SandboxSpec) -> Result<Created, Failure> {
+        if !spec.manifest.volumes.is_empty() {
+            let born = self.lives.of(&spec.function, spec.version).await;
+            spec.born = born.map_err(|failure| failure.started(Started::No))?;
+        }
+        Ok(self.factory.create(spec).await?)
     }
 }
 

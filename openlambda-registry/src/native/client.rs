@@ -36,12 +36,15 @@ const WATCH_AGAIN: RangeInclusive<Duration> =
 const RESTART: Duration = Duration::from_millis(1600);
 const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(800);
 
-/// `ol-registry`, from afar. Clones share the connection, which is made when it is needed and made
-/// anew when it breaks. It belongs to the tokio runtime that first uses it.
+/// `ol-registry`, from afar. Clones share two connections, one of them for bundles on their way in: who
+/// sends those slowly, and fills what is on its way, holds up nobody who looks up names. They are made
+/// when they are needed and made anew when they break. They belong to the tokio runtime that first uses
+/// them.
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
     endpoint: Endpoint,
     client: Arc<OnceLock<RegistryClient<Channel>>>,
+    uploads: Arc<OnceLock<RegistryClient<Channel>>>,
 }
 
 impl RemoteRegistry {
@@ -63,13 +66,17 @@ impl RemoteRegistry {
             // Finds a machine that is gone, also while only a watch is open.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(RemoteRegistry { endpoint, client: Arc::default() })
+        Ok(RemoteRegistry { endpoint, client: Arc::default(), uploads: Arc::default() })
     }
 
     fn client(&self) -> RegistryClient<Channel> {
+        self.connected(&self.client)
+    }
+
+    fn connected(&self, client: &OnceLock<RegistryClient<Channel>>) -> RegistryClient<Channel> {
         // Connecting, lazily too, needs a runtime: here there is one.
         let connect = || RegistryClient::new(self.endpoint.connect_lazy());
-        self.client.get_or_init(connect).clone()
+        client.get_or_init(connect).clone()
     }
 
     /// Asks, and asks again while the registry is just starting anew. Only for what may be done
@@ -148,7 +155,7 @@ impl Registry for RemoteRegistry {
             }
             None
         };
-        let mut client = self.client();
+        let mut client = self.connected(&self.uploads);
         let publish = client.publish(ReceiverStream::new(receiver));
         let (broken, published) = tokio::join!(send, publish);
         if let Some(error) = broken {
@@ -178,7 +185,9 @@ impl Registry for RemoteRegistry {
             RegistryError::Unavailable(message.into())
         })?;
         let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
-        Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
+        let mut known = Resolved::new(name, Version(resolved.version), digest, manifest);
+        known.born = resolved.born.map(Version);
+        Ok(known)
     }
 
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {

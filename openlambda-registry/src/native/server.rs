@@ -26,6 +26,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The most that the headers of one request may take.
 const HEADER_LIMIT: u32 = 16 << 10;
 
+/// The most requests at once on one connection: a balancer has one for all its uploads.
+const MOST_REQUESTS: u32 = 4096;
+
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
 /// ends those that watch.
 ///
@@ -53,6 +56,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_header_list_size(HEADER_LIMIT)
+        .max_concurrent_streams(MOST_REQUESTS)
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;
@@ -157,6 +161,7 @@ impl v1::registry_server::Registry for Service {
             version: resolved.version.0,
             digest: resolved.digest.to_string(),
             manifest_json: manifest_json.map_err(|error| Status::internal(error.to_string()))?,
+            born: resolved.born.map(|born| born.0),
         }))
     }
 

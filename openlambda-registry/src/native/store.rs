@@ -91,6 +91,9 @@ struct FunctionRow {
     /// The newest version; `None` when the function is deleted.
     newest: Option<u64>,
     aliases: BTreeMap<String, Version>,
+    /// The version with which its present life began; missing in rows that releases before it wrote.
+    #[serde(default)]
+    born: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -252,6 +255,9 @@ impl Store {
             temporary.keep(&self.blob(&digest)).map_err(storage)?;
             File::open(self.root.join("blobs")).and_then(|dir| dir.sync_all()).map_err(storage)?;
             function.last += 1;
+            if function.newest.is_none() {
+                function.born = Some(function.last);
+            }
             function.newest = Some(function.last);
             let version = Version(function.last);
             write_function(&transaction, name, &function)?;
@@ -292,7 +298,9 @@ impl Store {
             };
             let VersionRow { digest, manifest, .. } = parse(row.value())?;
             let version = Version(number);
-            Ok(Some(Resolved::new(reference.name.clone(), version, digest, manifest)))
+            let mut found = Resolved::new(reference.name.clone(), version, digest, manifest);
+            found.born = function.born.map(Version);
+            Ok(Some(found))
         };
         let number = match &reference.qualifier {
             Qualifier::Latest => function.newest,

@@ -7,7 +7,8 @@
 //!   exception is a rollback: an alias that is set back, or a deletion.
 //! * Many calls that miss at once make one request to the registry.
 //! * What was deleted is not found again, even while older answers are still on their way.
-//! * While the registry cannot be reached, what is known is used, however old.
+//! * While the registry cannot be reached, or has not answered for [half a second](PATIENCE), what is
+//!   known is used, however old.
 //!
 //! A version or a digest never changes its meaning and is kept. A name alone or an alias is kept as
 //! long as [`Registry::cache_for`] says, and until [`Registry::watch`] tells of a change. That there
@@ -35,6 +36,9 @@ use parking_lot::Mutex;
 use self::cache::{Answer, Cache, Flight};
 pub(crate) use self::resolution::Resolution;
 use crate::observe::Telemetry;
+
+/// How long the calls of a name that is known wait for a request to the registry, from its beginning.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The pauses before following a registry again that ended its stream of changes.
 const FOLLOW_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(1);
@@ -88,7 +92,20 @@ impl Resolver {
                         Err(failure) => failure.kind != FailureKind::NotFound,
                     }
             };
-            let answer = flight.answer.clone().await;
+            let left = PATIENCE.saturating_sub(self.clock.now().since(flight.at));
+            let in_time = tokio::time::timeout(left, flight.answer.clone());
+            let known = match keep > Duration::ZERO {
+                true => self.known(reference),
+                // What may not be kept is waited for.
+                false => None,
+            };
+            let answer = match known {
+                None => flight.answer.clone().await,
+                Some(known) => match in_time.await {
+                    Ok(answer) => answer,
+                    Err(_) => return Ok(known),
+                },
+            };
             if !will_do(&answer) {
                 continue;
             }
@@ -180,7 +197,7 @@ impl Resolver {
                 Err(Failure::new(FailureKind::Internal, message))
             })
         };
-        let flight = Flight { began, answer: answer.boxed().shared() };
+        let flight = Flight { began, at, answer: answer.boxed().shared() };
         cache.flights.insert(reference.clone(), flight.clone());
         flight
     }
