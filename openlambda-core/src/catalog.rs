@@ -1,4 +1,4 @@
-//! Parts that are chosen by name: policies, and whatever else of a kind an experiment swaps.
+//! Parts that are chosen by name: policies, and any other kind of part that an experiment swaps.
 //!
 //! ```text
 //!  "ttl,seconds=60" ── parse ──▶ Choice ─┐
@@ -6,11 +6,11 @@
 //!  Entry, Entry ───── register ▶ Catalog ┘                                      any number of them
 //! ```
 //!
-//! A [`Catalog`] holds an [`Entry`] for each part of its kind, with what can be set. A [`Choice`] is
-//! what a person wrote. Names are resolved at the edge, where a command line or a file is read and an
-//! error can be told; a configuration holds the [`Maker`] that comes of it.
+//! A [`Catalog`] holds an [`Entry`] for each part of its kind, with the part's parameters. A [`Choice`]
+//! is what a person wrote. Names are resolved at the edge, where a program reads its command line or a
+//! file and can report an error; a configuration holds the resulting [`Maker`].
 //!
-//! A kind is a trait whose implementations are swapped. Any will do, also a program's own:
+//! A kind is a trait whose implementations are swapped. It can be any trait, also one of your own:
 //!
 //! ```
 //! use openlambda_core::catalog::{Catalog, Entry, ParameterInfo};

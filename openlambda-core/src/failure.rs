@@ -1,4 +1,4 @@
-//! What can go wrong with an invocation, in one type that every layer speaks.
+//! What can go wrong with an invocation, in one type that every layer uses.
 //!
 //! A [`Failure`] says what went wrong ([`FailureKind`]), whose fault it is ([`Culprit`]) and whether
 //! the handler may have started ([`Started`]): a retry happens only on [`Started::No`].

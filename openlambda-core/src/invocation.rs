@@ -1,4 +1,4 @@
-//! One call of a function: what goes in, what comes back, and what is recorded of it.
+//! One call of a function: its request, its reply, and its record.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,10 +1,9 @@
-//! A server in a task of this process: [`Serving`]; what every server has at its [`Door`]: a bound of
-//! connections, and only so much patience for [each](Patient); and the one loop that answers HTTP there,
-//! [`HttpServer`].
+//! What servers share: [`Serving`] runs one in a task of this process; a [`Door`] bounds its connections
+//! and its patience with [each](Patient); [`HttpServer`] is the one loop that answers HTTP.
 //!
-//! Whatever serves here takes a listener and a future that says when to stop: the worker, the
-//! balancer, the native registry. A program that embeds a cluster runs several of them beside each
-//! other, on free ports, and stops them in an order of its own:
+//! Each server (worker, balancer, native registry) takes a listener, and a future that says when to
+//! stop. A program that embeds a cluster runs several of them beside each other, on free ports, and
+//! stops them in the order that it needs:
 //!
 //! ```no_run
 //! # async fn embed(worker: openlambda_core::worker::Worker) -> std::io::Result<()> {

@@ -1,4 +1,4 @@
-//! [`Owned`]: what [`Slots`](super::Slots) is to small values, for those that own something.
+//! [`Owned`]: [`Slots`](super::Slots) for values that own memory.
 
 /// Values under ids that somebody else gives out, as in [`Slots`](super::Slots); what is taken out of
 /// a slot is gone from it.

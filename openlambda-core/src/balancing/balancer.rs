@@ -1,8 +1,8 @@
-//! The balancer as a pure state machine: what the live proxy and the simulator both drive.
+//! The balancer as a pure state machine, which the live proxy and the simulator both drive.
 //!
 //! [`Balancer`] owns the [`Cluster`], the policy with its seeded generator, and the tickets of the
-//! requests it has seen. Events go in through methods that take `now`; what the policy decided
-//! later than at once (binds of held requests, refusals, probes) comes out of
+//! requests under way. Events go in through methods that take `now`. A decision that the policy does
+//! not make at once (binding a held request, refusing it, a probe) comes out of
 //! [`Balancer::poll_output`], and [`Balancer::poll_timeout`] says when to call
 //! [`Balancer::handle_timeout`]. It does no I/O and reads no clock.
 //!
@@ -16,12 +16,13 @@
 //!                 └────────┴─ Refuse
 //! ```
 //!
-//! A held request may have reservations at workers (late binding). They end with its hold, by outputs
-//! `Cancel`, but for the worker that it is bound to; and whatever the policy does, an offer is
-//! answered by `Bound` or `Cancel` before [`Balancer::offered`] returns.
+//! A held request may have reservations at workers (late binding). When the request is no longer
+//! held, an output `Cancel` ends each of them, except at the worker that it is bound to. Whatever the
+//! policy does, the balancer answers an offer with `Bound` or `Cancel` before [`Balancer::offered`]
+//! returns.
 //!
-//! `finish` is right in every state: it abandons what is held and completes what is dispatched, so
-//! a driver can put it into a destructor.
+//! `finish` may be called in every state: it abandons a held request and completes a dispatched one.
+//! So a driver can call it in a destructor.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,4 +1,4 @@
-//! How long a call may take at a worker that is as busy as this: [`LatencyByLoad`].
+//! The expected latency of a call at a worker, given how many calls it has: [`LatencyByLoad`].
 
 use std::time::Duration;
 

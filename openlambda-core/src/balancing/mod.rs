@@ -5,8 +5,8 @@
 //! waits, does no I/O and reads no clock, so the same object is benchmarked, property-tested,
 //! simulated, and run in the live balancer.
 //!
-//! One reducer, [`Cluster`], owns what every policy needs (who is there and healthy, in-flight
-//! counts, weights, what each worker holds) and applies an event *before* policies observe it.
+//! One reducer, [`Cluster`], owns what every policy needs (which workers exist and are healthy,
+//! in-flight counts, weights, what each worker holds) and applies an event *before* policies observe it.
 //!
 //! ```text
 //!            ┌────────────── To(worker) ───────────────▶ dispatched ─▶ completed

@@ -1,4 +1,4 @@
-//! A stream of bytes for code that reads.
+//! An asynchronous stream of bytes as a blocking reader.
 
 use std::io::{self, Read};
 use std::pin::Pin;

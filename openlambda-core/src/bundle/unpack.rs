@@ -1,4 +1,4 @@
-//! From a bundle to a folder.
+//! Unpacks a bundle into a folder.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};

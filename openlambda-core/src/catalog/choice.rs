@@ -1,4 +1,4 @@
-//! What a person writes to choose a part by its name: [`Choice`].
+//! A part's name and parameters as a person writes them: [`Choice`].
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What a configuration holds of a part that was chosen: [`Maker`].
+//! A chosen part as a configuration holds it: [`Maker`].
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! What every kind of sandbox must do: [`suite`] demands exactly what its factory's
 //! [`Capabilities`](crate::sandbox::Capabilities) declare.
 //!
-//! A kind brings a [`Fixture`], which knows how the scenarios' function is written for it: as a
-//! closure, as Python, as a container's image. The function takes a command as its event:
+//! A kind brings a [`Fixture`], which has the scenarios' function in the form that the kind runs: a
+//! closure, Python, a container's image. The function takes a command as its event:
 //!
 //! | event | what it does |
 //! |---|---|

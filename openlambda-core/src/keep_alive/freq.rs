@@ -1,4 +1,4 @@
-//! `freq`: the least frequently called goes first.
+//! `freq`: evicts an instance of the least frequently called version first.
 
 use super::order::{Group, Grouped, Worth};
 use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};

@@ -1,4 +1,4 @@
-//! `greedy-dual`: what is called often, slow to start and small stays.
+//! `greedy-dual`: keeps instances that are called often, slow to start and small.
 
 use super::order::{Group, Grouped, Priority, Worth};
 use super::units::{mebibytes, milliseconds};

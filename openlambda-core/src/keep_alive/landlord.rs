@@ -1,4 +1,4 @@
-//! `landlord`: everybody pays rent, and who is out of credit goes.
+//! `landlord`: every instance pays rent, and the first without credit is evicted.
 
 use std::collections::BTreeMap;
 

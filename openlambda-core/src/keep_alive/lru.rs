@@ -1,4 +1,4 @@
-//! `lru`: the least recently used goes first.
+//! `lru`: evicts the least recently used instance first.
 
 use std::fmt;
 

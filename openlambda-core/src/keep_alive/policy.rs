@@ -1,4 +1,4 @@
-//! The trait of a keep-alive policy, and what it is told.
+//! The trait of a keep-alive policy, and the events that it observes.
 
 use std::fmt;
 use std::time::Duration;

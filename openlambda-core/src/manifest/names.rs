@@ -1,4 +1,4 @@
-//! What manifests' files are called.
+//! The file names of manifests.
 
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";

@@ -1,4 +1,4 @@
-//! Invocations, function by function.
+//! Counts of invocations for each function.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

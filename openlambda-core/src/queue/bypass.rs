@@ -1,4 +1,4 @@
-//! Short calls pass by the queue.
+//! `bypass`: short calls do not wait in the queue.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Earliest deadline first.
+//! `edf`: earliest deadline first.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Start-time fair queueing.
+//! `fair`: start-time fair queueing.
 
 use std::time::Duration;
 

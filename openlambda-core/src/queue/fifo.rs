@@ -1,4 +1,4 @@
-//! First in, first out.
+//! `fifo`: first in, first out.
 
 use super::{Arrival, QueueEntry, QueuePolicy};
 use crate::time::Time;

@@ -1,4 +1,4 @@
-//! First in, first out, and last in, first out under overload.
+//! `adaptive-lifo`: first in, first out; under overload, last in, first out.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The trait of a queue policy, and what it is told.
+//! The trait of a queue policy, and the events that it observes.
 
 use std::fmt;
 use std::time::Duration;

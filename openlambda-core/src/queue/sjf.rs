@@ -1,4 +1,4 @@
-//! Shortest expected processing time first.
+//! `sjf`: shortest expected processing time first.
 
 use std::time::Duration;
 

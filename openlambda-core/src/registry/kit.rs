@@ -1,8 +1,8 @@
-//! A whole registry around a place where bundles lie: what a new kind begins with.
+//! A whole registry over a place that stores bundles: what a new kind of registry builds on.
 //!
 //! [`Simple`] keeps the contract of [`Registry`], with versions, aliases and events, over a [`Shelf`],
-//! which keeps bundles by their digests and one [`Index`] of what they are called. A kind that has a
-//! database of its own implements [`Registry`] itself.
+//! which stores bundles by digest and one [`Index`] of their names. A kind with its own database
+//! implements [`Registry`] directly.
 
 use std::fmt;
 use std::io::{self, Cursor, Read};

@@ -4,11 +4,10 @@
 //! Implementations: `dir`, `native` and others in `openlambda-registry`,
 //! [`memory`](crate::memory) here. Every one runs the suite in `conformance::registry`.
 //!
-//! A new kind says where bundles lie ([`put`](Registry::put), [`get`](Registry::get)) and what they
-//! are called ([`resolve`](Registry::resolve), [`list`](Registry::list),
-//! [`delete`](Registry::delete)), for which [`Index`] is at hand. All else is provided, and can be
-//! overridden by a kind that has a shorter way. `registry::kit` (feature `kit`) has a whole registry
-//! around a place for bundles.
+//! A new kind stores bundles ([`put`](Registry::put), [`get`](Registry::get)) and their names
+//! ([`resolve`](Registry::resolve), [`list`](Registry::list), [`delete`](Registry::delete)); [`Index`]
+//! helps with the names. Every other method is provided, and a kind that can do it faster overrides
+//! it. `registry::kit` (feature `kit`) has a whole registry over a place that stores bundles.
 
 mod bundle;
 mod error;

@@ -1,4 +1,4 @@
-//! What [`Registry`](super::Registry) provides, for kinds that have no shorter way.
+//! The provided methods of [`Registry`](super::Registry), for kinds that do not override them.
 
 use std::io::{self, Read, Seek};
 use std::path::Path;

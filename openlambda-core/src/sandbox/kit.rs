@@ -1,5 +1,5 @@
-//! What every kind of sandbox needs: the life of an instance, its slots, and a whole kind around an
-//! async handler.
+//! What every kind of sandbox needs: the life of an instance, its slots, and a complete kind built from
+//! an async handler.
 //!
 //! ```text
 //! begin ─▶ runs ── end (once: the first exit counts), shutdown ─▶ exited ── slots free, cleaned ─▶ gone
@@ -7,9 +7,9 @@
 //!           └─ slots are taken and given back; paused when idle     └─ nothing can be taken (Exited)
 //! ```
 //!
-//! * [`Simple`] is a [`SandboxFactory`] around a function that starts a [`Handler`]: for functions
-//!   that are closures, connections, scripts. Most of a kind's contract is kept by it.
-//! * [`Lives`] and [`Life`] are what `Simple` is made of, for a kind that wants its own `invoke`.
+//! * [`Simple`] is a [`SandboxFactory`] over a function that starts a [`Handler`]: for functions that
+//!   are closures, connections or scripts. It keeps most of a kind's contract.
+//! * [`Lives`] and [`Life`] are the parts of `Simple`, for a kind that needs its own `invoke`.
 //!
 //! Kinds whose instances are processes that speak the Lambda Runtime API (containers, virtual
 //! machines) find more in `openlambda_sandbox::kit`.

@@ -13,8 +13,7 @@
 //!
 //! Implementations: `process` and others in `openlambda-sandbox`, [`memory`](crate::memory) here.
 //! Every one runs the suite in `conformance::sandbox`, which demands exactly what the factory's
-//! [`Capabilities`] declare. What they have in common is in [`kit`] (feature `kit`): a new kind
-//! begins there.
+//! [`Capabilities`] declare. [`kit`] (feature `kit`) has what they share; a new kind builds on it.
 
 #[cfg(feature = "kit")]
 pub mod kit;

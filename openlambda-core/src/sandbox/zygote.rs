@@ -1,9 +1,8 @@
 //! Sandboxes that are made from others.
 //!
-//! A *zygote* is a sandbox with an interpreter and imports loaded that runs nothing, from which
-//! instances are forked: what it has loaded, they need not load. No kind makes zygotes yet, and each
-//! says so in its [`Capabilities::fork`](super::Capabilities::fork); this is what the first one has to
-//! do.
+//! A *zygote* is a paused sandbox that has loaded an interpreter and imports. Instances are forked from
+//! it, and need not load them again. No kind makes zygotes yet, as each says in its
+//! [`Capabilities::fork`](super::Capabilities::fork); this module says what the first one has to do.
 //!
 //! ```text
 //!  create_zygote                create, spec.zygote = its id

@@ -1,4 +1,4 @@
-//! What a scheduler is told about its worker.
+//! The configuration of a scheduler.
 
 use std::time::Duration;
 

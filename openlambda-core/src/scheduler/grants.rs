@@ -1,4 +1,4 @@
-//! Grants wishes for memory: starts instances, and makes room for them.
+//! Grants wishes for memory: starts instances, and evicts others to make room for them.
 
 use super::order::Key;
 use super::version::Code;

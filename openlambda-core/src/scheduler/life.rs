@@ -1,5 +1,5 @@
-//! An instance's life, as the module above draws it: it becomes ready, rests, is paused and resumed,
-//! and ends.
+//! The life of an instance, as `scheduler/mod.rs` draws it: it becomes ready, rests, is paused and
+//! resumed, and ends.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a scheduler is told and what it says: the whole of its interface beside the calls.
+//! The inputs and outputs of a scheduler: [`Event`]s go in, [`Action`]s come out.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Where a server's connections come in: [`Door`].
+//! Where a server accepts its connections, within bounds: [`Door`].
 
 use std::future::pending;
 use std::io;

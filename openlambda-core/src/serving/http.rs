@@ -1,4 +1,4 @@
-//! HTTP/1.1 for whoever comes in at a [`Door`]: [`HttpServer`], the one accept loop of worker,
+//! HTTP/1.1 on the connections that a [`Door`] lets in: [`HttpServer`], the one accept loop of worker,
 //! balancer and sandboxes.
 //!
 //! ```text

@@ -1,13 +1,13 @@
-//! Sockets within one machine, for servers whose callers are often there: a message takes a third of
-//! the time that TCP needs for it.
+//! Sockets within one machine, for servers whose callers are often on it: a message takes a third of
+//! the time that it takes over TCP.
 //!
-//! They are Unix sockets in Linux's abstract namespace: no file, so nothing is left of a server that
-//! was killed, and reached from where a port of 127.0.0.1 is reached, the same network namespace; what
-//! filters packets or addresses does not see them. A server [listens](listen) beside its port under a
-//! name made of the port and of its incarnation, which tells one start from another. So a caller that
-//! knows both finds it without being told; where the name leads nowhere, the port is still there.
+//! They are Unix sockets in Linux's abstract namespace. They have no file, so a killed server leaves
+//! nothing behind. They can be reached from the same network namespace, as a port of 127.0.0.1 can;
+//! filters of packets or addresses do not apply to them. A server [listens](listen) beside its port
+//! under a name made of the port and of its incarnation, which tells one start from another. So a
+//! caller that knows both can derive the name; where no server answers by it, the port still does.
 //!
-//! Elsewhere than on Linux there are none.
+//! Other systems than Linux have no such sockets.
 
 use std::io;
 use std::os::unix::net::SocketAddr;

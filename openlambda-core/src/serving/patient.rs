@@ -1,4 +1,4 @@
-//! One connection of a server's, whose client may be slow, but not for ever: [`Patient`].
+//! One connection of a server, with a bound on how slow its client may be: [`Patient`].
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;

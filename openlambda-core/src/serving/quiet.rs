@@ -1,4 +1,4 @@
-//! A Unix socket that does not ask to be told when it can be written to: [`Quiet`].
+//! A Unix socket that registers for events of reading alone, not of writing: [`Quiet`].
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

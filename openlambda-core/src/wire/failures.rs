@@ -1,4 +1,4 @@
-//! Failures as HTTP, and back: statuses, headers, JSON.
+//! Failures as HTTP statuses, headers and JSON, and back.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Our own headers, and what is done with everybody's.
+//! The `x-openlambda-` headers, and which headers of others are forwarded.
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};

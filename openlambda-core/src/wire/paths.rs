@@ -1,4 +1,4 @@
-//! Paths: of the project's own processes, of invocations and of the registry.
+//! Paths between the project's own processes, of invocations and of the registry.
 
 use crate::failure::{Failure, FailureKind};
 use crate::function::{DEFAULT_NAMESPACE, FunctionName, FunctionRef, Qualifier};

@@ -1,4 +1,4 @@
-//! The phases of a call as `Server-Timing`, and back.
+//! The phases of a call, to and from `Server-Timing`.
 
 use std::fmt::Write as _;
 use std::time::Duration;

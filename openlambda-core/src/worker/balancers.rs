@@ -1,4 +1,4 @@
-//! What balancers ask of a worker beside calls: that it keeps places, and a stream of its events.
+//! What balancers request of a worker beside calls: reservations, and a stream of its events.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The folders behind the [code cache](crate::code_cache): fetching, unpacking, removing.
 //!
-//! A bundle is unpacked into `code/<digest>` of the worker's folder by way of a temporary name, so
-//! a folder that has its name is complete.
+//! A bundle is unpacked under a temporary name and then renamed to `code/<digest>` in the worker's
+//! folder, so a folder with that name is complete.
 
 use std::io;
 use std::path::{Path, PathBuf};

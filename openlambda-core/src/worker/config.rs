@@ -1,4 +1,4 @@
-//! What a worker is told when it is assembled.
+//! The configuration of a worker.
 
 use std::path::PathBuf;
 use std::time::Duration;

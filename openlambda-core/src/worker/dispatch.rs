@@ -1,10 +1,10 @@
-//! Acquire, invoke, release: the way of a call through the worker, and the live shell of its core.
+//! Acquire, invoke, release: a call's way through the worker, and the live shell of its core.
 //!
-//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with the
-//! place where its answer will come. Whatever happens is an [`Input`] for the core, under one short
-//! lock; whatever the core wants is an [`Output`], carried out by a task of its own. Nothing is decided
-//! here. The call belongs to those tasks, never to the client's connection: a client that leaves takes a
-//! waiting call out of the queue, but a running handler keeps its slot until it has answered.
+//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with a
+//! receiver for its answer. Each thing that happens is an [`Input`] to the core, under one short lock;
+//! each thing that the core wants is an [`Output`], which a task carries out. This file decides nothing.
+//! The call belongs to those tasks, never to the client's connection: when a client leaves, its waiting
+//! call leaves the queue, but a running handler keeps its slot until it has answered.
 
 use std::fs::File;
 use std::io::{self, BufWriter};

@@ -1,5 +1,5 @@
-//! Sandboxes and registries may be somebody's own: a panic in one ends one call, and the core hears of
-//! it as of any other failure.
+//! Catches panics of sandboxes and registries, which may be code from outside: a panic fails one call,
+//! and reaches the core as any other failure does.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;

@@ -1,4 +1,4 @@
-//! What the core wants done to sandboxes, each by a task of its own: make, pause, limit, resume, destroy.
+//! Makes, pauses, limits, resumes and destroys sandboxes for the core, each operation in its own task.
 //!
 //! [`Instances`] holds the sandboxes and starts those tasks. A task ends by telling its [`Shell`] what
 //! became of the instance.

@@ -1,4 +1,4 @@
-//! What the worker counts beside what its core knows, and all of it in Prometheus' text format.
+//! The worker's metrics: what it counts itself and what its core knows, in Prometheus' text format.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

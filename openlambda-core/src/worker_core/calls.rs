@@ -1,7 +1,6 @@
-//! The calls on a worker, and the places that are kept for calls that may come.
+//! The calls on a worker, and the reservations for calls that may come.
 //!
-//! A call and its reservation share a number. So a place here is free again only when both are over,
-//! and that is when the number is given to the next:
+//! A call and its reservation share an id. So an id is free for the next call only when both are over:
 //!
 //! ```text
 //!   reserved ──────▶ over          (the call goes elsewhere, or comes as a new one)

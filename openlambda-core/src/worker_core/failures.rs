@@ -1,4 +1,4 @@
-//! Which rejection becomes which failure, and what the client is told. The one table of it.
+//! The one table from a rejection to the failure that the client gets.
 
 use std::time::Duration;
 

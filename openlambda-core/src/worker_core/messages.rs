@@ -1,4 +1,4 @@
-//! What a worker's core is told and what it says: the whole of its interface beside questions.
+//! The inputs and outputs of a worker's core: [`Input`]s go in, [`Output`]s come out.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What gets in the way of operations.
+//! The trait of what disturbs operations: [`Disturbance`].
 
 use std::fmt;
 use std::sync::Arc;

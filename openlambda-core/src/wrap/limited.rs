@@ -1,4 +1,4 @@
-//! Operations of which only so many run at once.
+//! Operations of which only a limited number run at once.
 
 use std::sync::Arc;
 
