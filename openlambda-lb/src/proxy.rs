@@ -1,8 +1,8 @@
 //! The balancer as a server, or as a part of a program: [`Proxy`].
 //!
-//! [`Proxy::call`] is the way of a call through the balancer, and the only one: the HTTP server takes it,
-//! and so does a program that has a balancer inside. The hops on the way are drawn in `front`, the cluster
-//! of workers behind it in [`workers`](crate::workers).
+//! [`Proxy::call`] is the only way of a call through the balancer: the HTTP server uses it, and so does a
+//! program that embeds a balancer. `front` draws its hops, [`workers`](crate::workers) the cluster of
+//! workers behind them.
 //!
 //! # Beside calls
 //!
@@ -11,10 +11,9 @@
 //!
 //! # Workers
 //!
-//! Workers announce themselves below `/internal/`, which is answered to clients on this machine only, and
-//! not to what has come through another proxy or is asked by a page in a browser; for others it does not
-//! exist. Workers on other machines are named in [`ProxyConfig::workers`], or come from a
-//! [`Source`] of your own.
+//! Workers announce themselves below `/internal/`, which is open to clients on this machine only, and not
+//! to requests that came through another proxy or from a page in a browser. Workers on other machines are
+//! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;

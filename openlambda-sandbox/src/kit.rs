@@ -1,8 +1,8 @@
-//! What a kind of sandbox begins with whose instances are like processes: containers, virtual
-//! machines, processes on another machine. They speak the [Runtime API](crate::runtime_api), print,
-//! exit by themselves or are killed, and leave something to clean up. `process`, `sock` and `docker`
-//! are made of this. (A kind whose instances are no processes, but closures or connections, begins
-//! with `openlambda_core::sandbox::kit`.)
+//! The base of a kind of sandbox whose instances are like processes: containers, virtual machines,
+//! processes on another machine. They speak the [Runtime API](crate::runtime_api), print, exit by
+//! themselves or are killed, and leave something to clean up. `process`, `sock` and `docker` are built on
+//! it. (A kind whose instances are not processes, but closures or connections, builds on
+//! `openlambda_core::sandbox::kit`.)
 //!
 //! ```text
 //! start ─▶ runs ─── exits by itself, destroy, Drop, shutdown ──▶ exited ── cleaned up ──▶ gone
@@ -10,9 +10,9 @@
 //!           └─ ready: the first `next`                             └─ calls fail (Exited)
 //! ```
 //!
-//! A kind brings a [`Vessel`]: how its instance is waited for, killed, paused and cleaned up after.
-//! [`Instances`] keeps those that live, starts them in tasks of their own, and ends them all;
-//! [`Handle`] is the [`Sandbox`] that the worker holds. A factory is then
+//! A kind brings a [`Vessel`], which waits for an instance, kills, pauses and cleans up after it.
+//! [`Instances`] keeps the living instances, starts each in its own task, and ends them all; [`Handle`] is
+//! the [`Sandbox`] that the worker holds. A factory is then
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -28,7 +28,7 @@
 //! use openlambda_sandbox::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 //! use openlambda_sandbox::sys::{Child, CommandSpec, Signal, Spawner};
 //!
-//! /// Runs each function's `bootstrap` in a virtual machine, by a program for that.
+//! /// Runs each function's `bootstrap` in a virtual machine, which another program starts.
 //! #[derive(Clone, Debug)]
 //! struct Machines {
 //!     clock: Arc<SystemClock>,

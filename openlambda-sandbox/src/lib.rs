@@ -5,12 +5,12 @@
 //! * [`docker`]: a container per instance, made by Docker's engine.
 //! * [`sock`]: lean Linux containers, with root and without.
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
-//!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests as they
-//!   came, for web applications.
-//! * [`sys`]: processes that never outlive us; also for a supervisor's daemons.
+//!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests without an
+//!   envelope, for web applications.
+//! * [`sys`]: processes that never outlive their parent; also for a supervisor's daemons.
 //!
-//! A new kind begins with the [`kit`], says what is particular to its instances in a
-//! [`Vessel`](kit::Vessel), and passes the suite in `openlambda_core::conformance::sandbox`.
+//! A new kind builds on the [`kit`], brings a [`Vessel`](kit::Vessel) for its instances, and passes the
+//! suite in `openlambda_core::conformance::sandbox`.
 
 #[cfg(feature = "docker")]
 pub mod docker;

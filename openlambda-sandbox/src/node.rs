@@ -1,4 +1,4 @@
-//! How Node.js runs a function: where it is found, what it is told, and what is said without it.
+//! How Node.js runs a function: where `node` is found, its arguments, and the error where it is missing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,11 +1,10 @@
 //! The `sock` kind: lean Linux containers, with root and without.
 //!
-//! After SOCK (Oakes et al., USENIX ATC'18), which found what makes containers slow to start (union
-//! file systems, network namespaces, new cgroups) and left it out; and beyond it: mount, network and
-//! user namespaces are there all the same, made ahead where they are dear and by one clone where they
-//! are cheap.
+//! The design follows SOCK (Oakes et al., USENIX ATC'18), which found what makes containers slow to start
+//! (union file systems, network namespaces, new cgroups) and left it out. Here mount, network and user
+//! namespaces are kept: the expensive ones are made ahead, the cheap ones by one clone.
 //!
-//! # What keeps a function in
+//! # What isolates a function
 //!
 //! | step (`sys/nursery/main.rs`) | what it takes away |
 //! |---|---|
@@ -15,11 +14,11 @@
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
 //! | `/tmp` of bounded size and number of files | memory that no process is charged for |
-//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's, knowing of others |
-//! | limits of single processes | core files, more than 1024 open files, going before others |
+//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's settings, seeing others' keys and timers |
+//! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
-//! | capabilities, `no_new_privs` | power, and getting it by setuid files |
+//! | capabilities, `no_new_privs` | privileges, and getting them by setuid files |
 //! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
 //!
 //! # A start
@@ -32,46 +31,47 @@
 //!
 //! # What a cell could carry from one tenant to the next
 //!
-//! A cell is a cgroup and a network namespace. Between two tenants no process is in either, so no
-//! socket is open in the network, abstract or not. `tests/sock_reuse.rs` has one tenant leave all that
-//! it can, and the next look around.
+//! A cell is a cgroup and a network namespace, used by one sandbox (its *tenant*) after another. Between
+//! two tenants no process is in either, so no socket is open in the network, abstract or not. In
+//! `tests/sock_reuse.rs` one tenant leaves all that it can, and the next looks for it.
 //!
 //! | what | why the next tenant does not find it |
 //! |---|---|
-//! | connections to the Runtime API's listeners, which stay | what waits there is accepted and closed |
+//! | connections to the Runtime API's listeners, which stay | waiting connections are accepted and closed |
 //! | connections in `TIME_WAIT` | there are none on this loopback (`tcp_max_tw_buckets`) |
-//! | addresses, routes, filters, settings of the network | they belong to the nursery's user namespace, where no tenant has power |
+//! | addresses, routes, filters, settings of the network | they belong to the nursery's user namespace, where no tenant has privileges |
 //! | limits of the cgroup | each tenant's are written before it starts |
-//! | counters of the cgroup: kills for want of memory | read as differences; it cannot see them itself |
-//! | pages of files that stay charged to the cgroup | the kernel takes them back first; a group with much of that is not used again |
-//! | what is frozen | thawed before it goes back |
+//! | counters of the cgroup: out-of-memory kills | the worker reads differences; a tenant cannot see them |
+//! | pages of files that stay charged to the cgroup | the kernel reclaims them first; a group with many of them is not used again |
+//! | a frozen state | thawed before the cell goes back |
 //! | the root's mounts, which all share | read-only; `/tmp`, `/proc` and IPC are made for each |
 //! | a bridged network, which the world can send to | it is not used twice |
 //!
-//! It does find what the kernel counts for the network since it was made (`/proc/net/dev`, `snmp`,
-//! `netstat`): how much those before it have spoken over their loopback, not with whom or what.
+//! The next tenant does see what the kernel has counted since the network was made (`/proc/net/dev`,
+//! `snmp`, `netstat`): how much earlier tenants have sent over their loopback, not to whom or what.
 //!
 //! # Without root
 //!
-//! With unprivileged user namespaces the same steps work, but for two: cgroups cannot be made unless
-//! some are delegated to the user, so processor time is not bounded then, processes are by
-//! `RLIMIT_NPROC`, and memory by somebody who looks (`sock/watchdog.rs`, which says how exactly); and every sandbox is the worker's own user on the machine, so what keeps it from
-//! that user's files is that it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so.
-//! What the kernel counts by user (inotify instances, memory of pipes, pending signals) all of them
-//! share with the worker, and the worker's supplementary groups stay with them.
+//! With unprivileged user namespaces the same steps work, with two exceptions. First, cgroups cannot be
+//! made unless some are delegated to the user. Without them processor time is not bounded,
+//! `RLIMIT_NPROC` bounds processes, and a watchdog bounds memory (`sock/watchdog.rs` says how exactly).
+//! Second, every sandbox runs as the worker's own user on the machine, so it is kept from that user's
+//! files only because it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so. Limits
+//! that the kernel counts by user (inotify instances, memory of pipes, pending signals) are shared with
+//! the worker, and sandboxes keep the worker's supplementary groups.
 //!
-//! # What it does not keep from a function
+//! # What is not isolated
 //!
-//! The machine's `/usr`, and what `/proc` tells everybody: its processors, memory, load, uptime, the
-//! paths of the function's own mounts. With `network = "host"`, everything that listens there,
-//! abstract Unix sockets included; and a function with a `bootstrap` of its own then has its Runtime
-//! API at a port that others on the machine's network can speak with, too. Huge pages, where the
-//! machine has set some aside. Disk bandwidth.
+//! A function sees the machine's `/usr`, and what `/proc` shows everybody: its processors, memory, load,
+//! uptime, the paths of the function's own mounts. With `network = "host"` it reaches everything that
+//! listens on the machine, abstract Unix sockets included, and a function with its own `bootstrap` then
+//! has its Runtime API at a port that others on the machine's network can reach too. Huge pages, where
+//! the machine has set some aside, and disk bandwidth are not bounded.
 //!
-//! Its first process is the program itself, not an init: what its descendants leave as orphans become
-//! its children, and count as processes, dead or alive, until it waits for them or the instance ends.
-//! An init in front of it has been tried, and cost 4 to 20 % of a start. A program that leaves many
-//! orphans can bring one as its `bootstrap`.
+//! A sandbox's first process is the function's program, not an init: orphaned descendants become its
+//! children, and count as processes, dead or alive, until it waits for them or the instance ends. An init
+//! in front of it was tried, and cost 4 to 20 % of a start. A program that leaves many orphans can bring
+//! an init as its `bootstrap`.
 
 mod bridge;
 mod cell;

@@ -1,9 +1,9 @@
 //! Who may read and change the registry over HTTP: [`Admin`].
 //!
-//! In any case a browser may not on behalf of a page: not of another origin (cross-site request forgery),
-//! not one whose name was pointed to this machine after it was loaded (DNS rebinding), and not one that a
-//! function served from this very port. Browsers say that a page asks, in `Origin` or `Sec-Fetch-Site`,
-//! and by whose name, in `Host`.
+//! A page in a browser never may: neither a page of another origin (cross-site request forgery), nor one
+//! whose name was pointed to this machine after it was loaded (DNS rebinding), nor one that a function
+//! served from this very port. A browser says in `Origin` or `Sec-Fetch-Site` that a page makes the
+//! request, and in `Host` which name the page used.
 
 use std::fmt;
 use std::net::IpAddr;

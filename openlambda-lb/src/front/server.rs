@@ -1,4 +1,4 @@
-//! The balancer's HTTP server: who answers which path.
+//! The balancer's HTTP server: which part answers which path.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! What a call leaves behind: a count in the metrics, and a line in the access log.
 //!
-//! A [`Record`] goes with the call from its first byte to the last of its reply, and is over when it
-//! is dropped, wherever that happens: nothing that a client gets goes uncounted.
+//! A [`Record`] accompanies the call from its first byte to the last byte of its reply. It is counted
+//! when it is dropped, wherever that happens, so every reply is counted.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};

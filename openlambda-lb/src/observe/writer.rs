@@ -1,8 +1,8 @@
 //! The thread that writes the access log: [`Writer`].
 //!
-//! It takes what has come since it wrote last, writes it at once, and rests for a moment. A file that has
-//! reached its bound becomes `FILE.1`, replacing an older one. What could not be written is counted, and
-//! a line that broke off in the middle is ended before the next.
+//! It takes the lines that have come since its last write, writes them together, and rests for a moment.
+//! A full file is renamed to `FILE.1`, which replaces an older one. Lines that could not be written are
+//! counted, and a line that broke off in the middle is ended before the next.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! A function's own worker, unless that has more than its share: [`BoundedLoad`].
+//! The function's own worker, unless it has more than its share of the load: [`BoundedLoad`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,

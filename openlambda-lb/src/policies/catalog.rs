@@ -1,4 +1,4 @@
-//! From a policy's name and parameters to the policy: [`PolicyCatalog`].
+//! Makes a policy from its name and parameters: [`PolicyCatalog`].
 
 use std::ops::{Deref, DerefMut};
 

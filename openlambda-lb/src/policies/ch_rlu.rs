@@ -1,4 +1,4 @@
-//! Popular functions spread from their home, others stay there: [`ChRlu`].
+//! Each function at its own worker; popular functions spread to the next ones: [`ChRlu`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Two samples from a load vector that is not always fresh: [`Dodoor`].
+//! The less loaded of two workers, by cached loads that are updated in batches: [`Dodoor`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,

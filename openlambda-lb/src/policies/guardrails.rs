@@ -1,4 +1,4 @@
-//! Another policy, kept from giving any worker too much: [`Guardrails`].
+//! A bound on how much work another policy gives to any one worker: [`Guardrails`].
 
 use std::time::Duration;
 

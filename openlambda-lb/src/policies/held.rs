@@ -1,4 +1,4 @@
-//! What policies that hold requests remember of them: [`FewWorkers`].
+//! State for each held request: a few workers, without allocation: [`FewWorkers`].
 
 use openlambda_core::balancing::{ClusterView, WorkerId};
 

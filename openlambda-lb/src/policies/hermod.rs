@@ -1,4 +1,4 @@
-//! Pack while there is room, spread when there is none: [`Hermod`].
+//! Packs workers while slots are free, and balances load when none are: [`Hermod`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, Refusal,

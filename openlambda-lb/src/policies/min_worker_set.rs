@@ -1,4 +1,4 @@
-//! The fewest workers that are enough for the function: [`MinWorkerSet`].
+//! The smallest set of workers that covers the function's demand: [`MinWorkerSet`].
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The worker that promises the earlier reply: [`PeakEwma`].
+//! The one of two workers with the lower expected latency: [`PeakEwma`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,

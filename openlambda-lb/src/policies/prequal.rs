@@ -1,4 +1,4 @@
-//! The best of a pool of workers that were probed lately: [`Prequal`].
+//! The best of a pool of recently probed workers: [`Prequal`].
 
 use std::time::Duration;
 

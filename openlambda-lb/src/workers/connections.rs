@@ -1,12 +1,11 @@
-//! The connections to one worker, for calls whose body is at hand.
+//! The connections to one worker, for calls whose body is in memory.
 //!
-//! A connection of hyper's has to be polled by somebody. In hyper-util's pool that is a task of its
-//! own, which each call wakes and is woken by. Here the call polls the connection that it has: a
-//! connection belongs to a call, then to the body of its reply, and when that is at its end it
-//! waits in [`Connections`] for the next call, polled by nobody.
+//! Something has to poll a hyper connection. In hyper-util's pool that is a separate task, which each call
+//! wakes and is woken by. Here the call polls its connection itself: a connection belongs to a call, then
+//! to the body of its reply, and after that it waits unpolled in [`Connections`] for the next call.
 //!
-//! So a client that does not read its reply holds up what is still to be sent of its request. Calls
-//! that stream their body, who may come to that, go by hyper-util's client.
+//! So a client that does not read its reply would hold up the rest of its own request. That can happen
+//! only to calls that stream their body, so those use hyper-util's client.
 
 use std::net::IpAddr;
 use std::pin::Pin;

@@ -1,9 +1,8 @@
-//! The pure balancer in a live process: one short lock, a timer, and what it has to say to workers.
+//! The pure balancer in a live process: one short lock, a timer, and its messages to workers.
 //!
-//! What is said to workers about probes and reservations is said by tasks of their own. Nobody waits
-//! for reservations: one that does not get through is not there, and the policy binds without it; a
-//! cancellation that does not get through costs the worker one offer that is cancelled again, or
-//! times out; one that comes first is repeated.
+//! Separate tasks send probes and reservations to workers, and no call waits for a reservation. If one
+//! is lost, the policy binds without it. If a cancellation is lost, the worker makes one offer more,
+//! which is cancelled again or times out. A cancellation that overtakes its reservation is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};

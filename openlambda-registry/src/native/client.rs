@@ -1,4 +1,4 @@
-//! The registry at the other end of gRPC.
+//! The client: a registry that asks a server over gRPC.
 
 use std::io;
 use std::sync::{Arc, OnceLock};

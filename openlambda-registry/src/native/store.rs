@@ -3,15 +3,15 @@
 //! ```text
 //! <dir>/meta.redb          names, versions, aliases, the last changes: one transaction a change
 //!       blobs/<hex>.tar    canonical bundles, by digest
-//!       tmp/               what is on its way in; emptied when the store opens
+//!       tmp/               incoming bundles; emptied when the store opens
 //! ```
 //!
 //! # Why what was acknowledged survives
 //!
 //! A bundle is written to `tmp/`, synced, renamed into `blobs/`, and the folder synced, *before* the
-//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle that
-//! nobody names, which the next [`Store::open`] removes. A deletion commits first and removes bundles
-//! afterwards, so no version ever names a bundle that is not there.
+//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle without
+//! a name, which the next [`Store::open`] removes. A deletion commits first and removes bundles
+//! afterwards, so no version ever names a missing bundle.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

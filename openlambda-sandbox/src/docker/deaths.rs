@@ -1,7 +1,7 @@
 //! How containers end: from the engine's stream of events, one stream for a whole factory.
 //!
 //! ```text
-//!        ┌──▶ list: what ended, or is gone, while nobody listened
+//!        ┌──▶ list: what ended, or is gone, while the stream was down
 //!        │      │
 //!        │      ▼
 //!        │    events since then ──▶ die ─▶ status and cause of the one that died

@@ -1,4 +1,4 @@
-//! The engine, as far as sandboxes need it, with errors that say what to do next.
+//! The engine's API as far as sandboxes need it, with errors that say what to do next.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

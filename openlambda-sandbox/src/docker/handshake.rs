@@ -1,5 +1,5 @@
-//! How a container's beginning meets the worker: descriptors exchanged with `ol-init`, or a listener
-//! opened in the container's network from outside.
+//! Connects a new container to the worker: exchanges descriptors with `ol-init`, or opens a listener in
+//! the container's network from outside.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Read};

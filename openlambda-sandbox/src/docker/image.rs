@@ -1,4 +1,4 @@
-//! An image made of this machine's own files, for where none can be pulled.
+//! Makes an image from this machine's own files, for machines that cannot pull one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};

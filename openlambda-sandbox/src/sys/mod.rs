@@ -1,9 +1,9 @@
-//! Processes as the platform needs them: children that never outlive us, and descendants that can
-//! always be found.
+//! Processes as the platform needs them: children that never outlive their parent, and descendants that
+//! can always be found.
 //!
-//! [`Spawner`] starts children, [`Child`] waits for them and signals them, and [`kill_marked`]
-//! finds what escaped: a descendant that made a session of its own still carries the
-//! [`MARK`] variable in its environment.
+//! [`Spawner`] starts children, [`Child`] waits for them and signals them, and [`kill_marked`] finds
+//! those that escaped: a descendant that made a new session still carries the [`MARK`] variable in its
+//! environment.
 //!
 //! ```text
 //! Spawner::start() ──one thread──▶ fork ─▶ setsid, death signal, limits ─▶ exec
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A parent-death signal fires when the *thread* that forked ends, and an async runtime's threads
-//! come and go, hence the one thread. It lives as long as the spawner or one of its children.
+//! come and go. So one thread forks all children, and lives as long as the spawner or one of them.
 //!
 //! All unsafe code of the project is in this module.
 

@@ -1,9 +1,9 @@
-//! The worker's end of the nursery: the small process that sandboxes are born in.
+//! The worker's end of the nursery, the small process that makes sandboxes.
 //!
-//! [`Nursery::launch`] starts the program (`nursery/main.rs`, which says why it is one) from memory;
-//! [`Nursery::start`] makes a newborn in it, and [`Nursery::network`] a network namespace with its
-//! listeners. When the worker ends, kill −9 included, the nursery does, and with it all that was born
-//! there.
+//! [`Nursery::launch`] starts the program from memory (`nursery/main.rs` says why it is a program of its
+//! own); [`Nursery::start`] makes a sandbox's first process, and [`Nursery::network`] a network namespace
+//! with its listeners. When the worker ends, also by kill −9, the nursery ends, and every process that it
+//! made.
 
 #[allow(dead_code, reason = "each of the two programs writes what the other reads")]
 mod message;

@@ -1,4 +1,4 @@
-//! What is known of references, without asking anybody: [`Cache`].
+//! The known meanings of references, without a request to the registry: [`Cache`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

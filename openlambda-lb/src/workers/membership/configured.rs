@@ -1,4 +1,4 @@
-//! Workers that are there for good: [`Configured`].
+//! Workers that the configuration lists, which never leave: [`Configured`].
 
 use std::sync::Arc;
 

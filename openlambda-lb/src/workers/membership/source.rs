@@ -1,4 +1,4 @@
-//! The two sides of membership: who knows of workers, and who wants to know.
+//! The two sides of membership: [`Source`] knows workers, [`Follower`] is told of them.
 
 use std::fmt::Debug;
 use std::sync::Arc;

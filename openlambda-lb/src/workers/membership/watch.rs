@@ -1,4 +1,4 @@
-//! What a worker's own stream of events says, as [`ClusterEvent`]s.
+//! Turns a worker's stream of events into [`ClusterEvent`]s.
 //!
 //! ```text
 //!  announced ─▶ connecting ─ first snapshot ─▶ joined, healthy ◀──── snapshot ────┐
