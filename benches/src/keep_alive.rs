@@ -2,10 +2,10 @@
 //!
 //! Fuerst and Sharma (*FaasCache: Keeping Serverless Computing Alive with Greedy-Dual Caching*,
 //! ASPLOS 2021) replay a day of the Azure Functions trace of 2019, sampled to 392
-//! functions of all popularities, on one server of varying memory. The trace is not at hand here:
+//! functions of all popularities, on one server of varying memory. The trace is not available here:
 //! [`day`] draws a day of as many functions with the trace's published marginals
-//! ([`FunctionMix::azure`]). The trace counts calls per minute; where in the minute they fall is
-//! [`FunctionMix::spacing`], and decides who leads: docs/keep-alive.md.
+//! ([`FunctionMix::azure`]). The trace counts calls per minute; [`FunctionMix::spacing`] says where in the
+//! minute they fall, and decides which policy leads: see docs/keep-alive.md.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! Which policy beats which, by their authors, and what the simulator says.
+//! Which policy beats which, according to their authors and according to the simulator.
 //!
 //! Each [`Comparison`] is a pair of policies from a paper, on a workload after the paper's
-//! description, with what the authors measured. Their traces and machines are not at hand, so a
-//! workload is drawn with the marginals that they give; where one number had to be chosen, it is
-//! the one that brings the *worse* policy to the authors' figure, never the better one.
+//! description, with what the authors measured. Their traces and machines are not available, so a
+//! workload is drawn with the marginals that they give. Where a number had to be chosen, it brings the
+//! *worse* policy to the authors' figure, never the better one.
 //!
 //! `benches/tests/orderings.rs` asserts the directions, and `docs/orderings.md` shows the table.
 

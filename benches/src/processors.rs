@@ -1,4 +1,4 @@
-//! A worker's processors, shared equally by all that runs: [`Processors`].
+//! A worker's processors, shared equally by its running calls: [`Processors`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Means over independent runs, with how far they can be trusted.
+//! Means over independent runs, with their confidence intervals.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! What came of an experiment, in a few numbers.
+//! The results of an experiment in a few numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! The cluster on this machine, as its data folder shows it.
+//! The cluster on this machine, as its data folder describes it.
 //!
 //! ```text
 //! <data-dir>/lock           held by the supervisor for as long as it lives
 //!            config.toml    settings of `ol up`, written by people
-//!            daemons.toml   what the daemons were told; ol up writes it
+//!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store

@@ -1,4 +1,4 @@
-//! `ol up`'s supervisor: one balancer, one registry and the workers, each a process of its own.
+//! The supervisor of `ol up`: it runs one balancer, one registry and the workers, each as a process.
 //!
 //! ```text
 //!           spawn            ready line             exits by itself
@@ -8,8 +8,8 @@
 //!                                           └── stop: TERM, then KILL after the grace ──▶ (nothing)
 //! ```
 //!
-//! A daemon keeps its address over restarts where others know it (balancer, registry); a worker
-//! announces its new one. Daemons get SIGTERM when the supervisor dies, kill −9 included.
+//! Balancer and registry keep their addresses over restarts, since others know them; a worker announces
+//! its new address. Daemons get SIGTERM when the supervisor dies, also by kill −9.
 
 use std::fs::File;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! The smallest legal balancing policy, held to the contract, and simulated beside two others.
 //!
-//! Warm first: a worker that has an idle instance of the function gets the call, or else the least
-//! loaded one.
+//! Warm first: a worker that has an idle instance of the function gets the call; if there is none, the
+//! least loaded worker does.
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, Refusal, RequestInfo, Why, WorkerId,

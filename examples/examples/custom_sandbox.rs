@@ -6,8 +6,8 @@
 //! | `init.sh`, if there is one | once, when an instance is made |
 //! | `run.sh` | for each call; a status other than 0 is an error, a signal ends the instance |
 //!
-//! `openlambda_core::sandbox::kit` keeps the rest of the contract: slots that stay busy while the
-//! script runs, whoever waits for it; crashes that every later call is told of; Drop; shutdown.
+//! `openlambda_core::sandbox::kit` keeps the rest of the contract: a slot stays busy while the script
+//! runs, even if no client waits for it any more; every call after a crash fails; Drop; shutdown.
 
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;

@@ -1,4 +1,4 @@
-//! Where benches work: a temporary folder, the function in it, and factories that start it.
+//! What measurements work in: a temporary folder with the function, and factories that start it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

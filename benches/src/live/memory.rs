@@ -1,8 +1,8 @@
-//! What one more idle instance takes of the machine's memory.
+//! How much of the machine's memory one more idle instance takes.
 //!
-//! The machine's `MemAvailable` before and after so many instances have been made and have answered once:
-//! so the kernel's part (namespaces, mounts, cgroups, page tables, sockets) and what an engine runs beside
-//! each container count, and memory that instances share counts once.
+//! The measure is the machine's `MemAvailable` before and after a number of instances have been made and
+//! have answered once. So the kernel's part (namespaces, mounts, cgroups, page tables, sockets) counts, and
+//! what an engine runs beside each container; memory that instances share counts once.
 
 use serde::Serialize;
 

@@ -1,4 +1,4 @@
-//! Resume of a paused instance and its next answer, beside a call of one that was not paused.
+//! The time to resume a paused instance and get its answer, beside a call of one that was not paused.
 
 use std::sync::Arc;
 

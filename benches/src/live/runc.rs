@@ -1,4 +1,4 @@
-//! `runc run` of the same function without its conversation: it starts and ends by itself.
+//! `runc run` of the same program without a Runtime API: it starts and ends by itself.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What starts are measured of: a kind of sandbox, or what it is compared with.
+//! One side of a comparison of starts: a kind of sandbox, or another program.
 
 use std::path::PathBuf;
 use std::sync::Arc;

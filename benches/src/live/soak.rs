@@ -1,13 +1,13 @@
-//! Thousands of starts, some idle instances beside them; what is left, and whether the
-//! last ones are slower than the first ones.
+//! Thousands of starts beside some idle instances: what they leave behind, and whether the last ones are
+//! slower than the first ones.
 //!
 //! ```text
 //! count ─▶ factory, idle instances ─▶ block of rounds ─▶ count ─▶ … ─▶ block ─▶ count ─▶ shutdown ─▶ count
 //!   └────────────────────────────── these two must be the same ──────────────────────────────────────┘
 //! ```
 //!
-//! Between the blocks pools may differ by what creators hold at once, and by no more: what grows with the
-//! number of rounds is a leak even if a shutdown finds it.
+//! Between the blocks the counts may differ only by what the creators hold at once: a count that grows
+//! with the number of rounds is a leak, even if a shutdown removes it.
 
 use std::collections::BTreeSet;
 use std::fs;

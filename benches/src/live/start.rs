@@ -1,4 +1,4 @@
-//! Create → first answer of a function that does nothing → destroy, of several kinds side by side.
+//! Create → first answer of a function that does nothing → destroy, for several kinds side by side.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Those who make the calls: in an open system at the workload's times, or users in a closed loop.
+//! The clients: calls at the workload's times (an open system), or users in a closed loop.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is simulated.
+//! The configuration of a simulation.
 
 use std::time::Duration;
 

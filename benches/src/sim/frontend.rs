@@ -1,4 +1,4 @@
-//! A balancer of an experiment.
+//! One simulated balancer.
 
 use openlambda_core::balancing::balancer::Balancer;
 use openlambda_core::balancing::{BalancingPolicy, FunctionId, Ticket, WorkerId, WorkerInfo};

@@ -1,4 +1,4 @@
-//! The functions of an experiment, as registry and balancers know them.
+//! The simulated functions, as registry and balancers know them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! The workers' shell: a delay for each thing that a [`WorkerCore`](openlambda_core::worker_core::WorkerCore)
-//! wants done, as `worker/dispatch.rs` does them in the live system.
+//! The workers' shell: carries out, each after its delay, what a
+//! [`WorkerCore`](openlambda_core::worker_core::WorkerCore) decides, as `worker/dispatch.rs` does in the
+//! live system.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The calls, one after another.
+//! The calls of a workload, in order of their arrival.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,4 +1,4 @@
-//! The calls of an experiment, as one asks for them, and the functions that follow.
+//! The configuration of a workload, and the functions that are drawn from it.
 
 use std::time::Duration;
 

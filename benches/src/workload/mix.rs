@@ -1,4 +1,4 @@
-//! How functions differ.
+//! How functions differ: in popularity, timers, service times, memory, cold starts, packages and bursts.
 
 use std::time::Duration;
 

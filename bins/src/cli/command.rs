@@ -1,4 +1,4 @@
-//! Every command, its arguments, and where it is carried out.
+//! Every command with its arguments, and the file that carries it out.
 
 use std::process::ExitCode;
 use std::sync::Arc;

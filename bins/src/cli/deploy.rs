@@ -1,4 +1,4 @@
-//! `ol deploy`.
+//! `ol deploy`: publishes a folder as a function's newest version, once or at every save.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `ol doctor`: what this machine has of what OpenLambda needs, and how to get the rest.
+//! `ol doctor`: what OpenLambda needs, which of it this machine has, and how to get the rest.
 
 mod check;
 mod kernel;

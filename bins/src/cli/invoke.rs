@@ -1,4 +1,4 @@
-//! `ol invoke`.
+//! `ol invoke`: calls a function and prints its reply.
 
 use std::io::Read;
 use std::process::ExitCode;

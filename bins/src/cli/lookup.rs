@@ -1,4 +1,4 @@
-//! What commands ask of a cluster's registry and its balancer.
+//! How commands find a cluster's registry and balancer, and what they ask them.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What commands print.
+//! How commands print text, JSON and tables.
 
 /// Prints to standard output. A reader that has gone, as in `ol ls | head`, is no error.
 pub(super) fn print(text: &str) {

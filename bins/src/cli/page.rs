@@ -1,9 +1,9 @@
-//! What `ol deploy` tells a function's web page: where the function is.
+//! Writes the function's URL into the function's web page at `ol deploy`.
 //!
 //! A folder `static/` in a function's folder is such a page, opened as a file or from any server.
-//! `config.json` in it is for pages from a server, `config.js` for those that are opened as files,
-//! where a browser lets a page read no other file but scripts. Bundles leave both out
-//! ([`PAGE_CONFIG`]), so a deployment to another cluster is the same bundle.
+//! `config.json` in it is for pages from a server. `config.js` is for pages that are opened as files,
+//! because a browser lets those read scripts only. Bundles leave both files out ([`PAGE_CONFIG`]), so a
+//! deployment to another cluster is the same bundle.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! `ol replay`: a worker's decisions again, from the inputs that it recorded.
+//! `ol replay`: repeats a worker's decisions from the inputs that it recorded.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};

@@ -1,4 +1,4 @@
-//! `ol up`, `ol down`, `ol status`.
+//! `ol up`, `ol down`, `ol status`: a cluster on this machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! `ol describe`, `ol versions`, `ol alias`, `ol rollback`: the versions of a function.
 //!
 //! Versions never change and their numbers are never used again. So a rollback publishes the code of
-//! an earlier version as the newest: a call of the name alone runs it from then on, every other
-//! reference keeps its meaning, and `ol versions` shows what was done. It costs no storage, since
-//! bundles are kept by their digest.
+//! an earlier version as the newest version: from then on a call of the name alone runs it, every other
+//! reference keeps its meaning, and `ol versions` shows the rollback. It costs no storage, since bundles
+//! are stored by digest.
 
 use std::process::ExitCode;
 use std::sync::Arc;

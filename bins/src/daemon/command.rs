@@ -1,4 +1,4 @@
-//! The daemons' command lines, and the runtime that each has.
+//! The daemons' command lines, and the async runtime of each.
 
 use std::future::Future;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! What a daemon has to do with the world around it: an address, signals, a log.
+//! What every daemon needs from the system: an address, signals, a log.
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What can be set of a balancer.
+//! The settings of a balancer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What a program was given on its command line and by its environment.
+//! The settings that a program gets from its command line and its environment.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What can be set of a worker.
+//! The settings of a worker.
 
 use std::net::SocketAddr;
 use std::num::NonZero;

@@ -1,4 +1,4 @@
-//! `ol bench memory`: what one more idle instance takes of the machine's memory.
+//! `ol bench memory`: how much of the machine's memory one more idle instance takes.
 
 use std::process::ExitCode;
 

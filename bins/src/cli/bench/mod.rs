@@ -1,5 +1,5 @@
-//! `ol bench`: what sandboxes cost on this machine, as the laboratory measures it
-//! ([`openlambda_lab::live`]). Here are the arguments and the tables.
+//! `ol bench`: what sandboxes cost on this machine. The laboratory measures it
+//! ([`openlambda_lab::live`]); this folder has the arguments and the tables.
 
 mod kinds;
 mod memory;

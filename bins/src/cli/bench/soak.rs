@@ -1,5 +1,5 @@
-//! `ol bench soak`: thousands of starts, some idle instances beside them; what is left, and whether the
-//! last ones are slower than the first ones.
+//! `ol bench soak`: thousands of starts beside some idle instances: what they leave behind, and whether
+//! the last ones are slower than the first ones.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `ol bench start`: create → first answer of a function that does nothing → destroy, of several kinds
+//! `ol bench start`: create → first answer of a function that does nothing → destroy, for several kinds
 //! side by side.
 
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! What of the kernel's a sandbox of each kind is made of.
+//! Checks of the kernel features that each kind of sandbox needs.
 
 use std::fs;
 use std::path::Path;

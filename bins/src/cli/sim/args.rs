@@ -1,4 +1,4 @@
-//! What is asked of `ol sim`.
+//! The arguments of `ol sim`.
 
 use std::num::NonZero;
 use std::path::PathBuf;
