@@ -660,8 +660,9 @@ impl Shared {
     /// The container's first process, as the machine numbers it.
     async fn pid(&self, id: &str) -> Result<i32, SandboxError> {
         let inspected = self.engine.docker.inspect_container(id, None).await;
-        let inspected =
-            inspected.map_err(|error| self.engine.error("the sandbox cannot be seen", error))?;
+        let inspected = inspected.map_err(|error| {
+            self.engine.error("the sandbox's container cannot be inspected", error)
+        })?;
         let pid =
             inspected.state.and_then(|state| state.pid).and_then(|pid| i32::try_from(pid).ok());
         pid.filter(|pid| *pid > 0).ok_or_else(|| {

@@ -182,7 +182,7 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
     ///
     /// That it cannot be told; by default [`SandboxErrorKind::Unsupported`].
     async fn usage(&self) -> Result<Usage, SandboxError> {
-        Err(unsupported("what sandboxes of this kind use is not known; use another kind"))
+        Err(unsupported("the memory use of this kind's sandboxes is not known; use another kind"))
     }
 
     /// A sentence on why it failed to start, where the kind knows more than the exit status.
@@ -517,7 +517,7 @@ impl<V: Vessel> Sandbox for Handle<V> {
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
         if !matches!(*self.instance.life.borrow(), Life::Runs) {
-            let message = "the instance is gone; its use cannot be told";
+            let message = "the instance is gone; its memory use is not known";
             return Err(SandboxError::new(SandboxErrorKind::Exited, message));
         }
         self.instance.vessel.usage().await

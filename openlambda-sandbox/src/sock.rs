@@ -227,7 +227,7 @@ impl SockFactory {
         let (network, prefix) = config.bridge_range;
         if !(8..=20).contains(&prefix) || network.to_bits() << prefix != 0 {
             let message = format!(
-                "{network}/{prefix} is no range for bridged networks; name a network with a prefix \
+                "{network}/{prefix} is not a range for bridged networks; name a network with a prefix \
                  of 8 to 20 bits, like 10.213.0.0/16"
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));

@@ -55,7 +55,7 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
                 set_mode(&place, mode)?;
                 copy(&mut entry, &mut file)?;
             }
-            _ => return Err(refuse(&path, "has no place in a bundle; publish it again")),
+            _ => return Err(refuse(&path, "is not allowed in a bundle; publish it again")),
         }
     }
     let found = tar.into_inner().digest().map_err(BundleError::Read)?;

@@ -298,33 +298,37 @@ pub(super) fn entry() -> KeepAliveEntry {
     let range = ParameterInfo::new(
         "range_minutes",
         default.range_minutes,
-        "the longest rest that it counts, in bins of a minute",
+        "the longest idle time that is counted, in bins of a minute",
     );
     let head = ParameterInfo::new(
         "head",
         default.head,
-        "the share of rests that may be shorter than the instance is away",
+        "the share of idle times that may end before the instance is started again",
     );
     let tail = ParameterInfo::new(
         "tail",
         default.tail,
-        "the share of rests that end while the instance is kept",
+        "the share of idle times that end before the instance is evicted",
     );
     let margin = ParameterInfo::new(
         "margin",
         default.margin,
-        "how much earlier it comes, and how much later it goes",
+        "the share by which it is started earlier and evicted later",
     );
     let cv = ParameterInfo::new(
         "cv",
         default.cv,
-        "the least coefficient of variation of the bins that tells anything",
+        "the histogram is used from this coefficient of variation of its bins on",
     );
-    let samples = ParameterInfo::new("samples", default.samples, "how many rests tell anything");
+    let samples = ParameterInfo::new(
+        "samples",
+        default.samples,
+        "the histogram is used from this many idle times on",
+    );
     let fallback = ParameterInfo::new(
         "fallback_seconds",
         default.fallback.as_secs(),
-        "how long an instance is kept while the histogram tells nothing",
+        "how long an instance is kept while the histogram is not used",
     );
     KeepAliveEntry {
         name: "histogram".to_owned(),

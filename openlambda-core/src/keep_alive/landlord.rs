@@ -68,8 +68,8 @@ impl KeepAlivePolicy for Landlord {
 pub(super) fn entry() -> KeepAliveEntry {
     KeepAliveEntry::new(
         "landlord",
-        "until memory is short; then all pay rent by size from what their starts cost, and \
-         who is out of credit goes",
+        "until memory is short; then each instance pays rent by its size out of its start's \
+         cost, and one without credit goes",
         "Young, On-Line File Caching, SODA 1998, Algorithmica 2002",
         || Box::new(Landlord::default()),
     )

@@ -84,14 +84,14 @@ impl QueuePolicy for Bypass {
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
     let default = Bypass::DEFAULT_UNDER.as_secs_f64();
-    let under = "a call is short that is expected to run for less time";
+    let under = "a call that is expected to run for less time is short";
     QueueEntry {
         name: "bypass".to_owned(),
         about: "short calls do not wait for others to end; the others in another order".to_owned(),
         source: "Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
         parameters: vec![
             ParameterInfo::new("under_seconds", default, under).within(0.0..=CENTURY),
-            ParameterInfo::new("order", "fifo", "the queue policy of all others"),
+            ParameterInfo::new("order", "fifo", "the queue policy of the other calls"),
         ],
         build: Box::new(|given| {
             let (_, order) = given.nested("order")?;

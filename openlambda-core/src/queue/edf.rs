@@ -58,10 +58,10 @@ impl QueuePolicy for Edf {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "a call is due when so many times its expected run have passed since it came";
+    let about = "how long after its arrival a call is due, in expected runs of it";
     QueueEntry {
         name: "edf".to_owned(),
-        about: "whose deadline is the earliest".to_owned(),
+        about: "the call with the earliest deadline".to_owned(),
         source: "Jackson 1955; Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
         parameters: vec![ParameterInfo::new("stretch", 1, about).within(0..=1_000_000)],
         build: Box::new(|given| Ok(Box::new(Edf::new(given.number("stretch")?)))),

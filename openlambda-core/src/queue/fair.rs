@@ -108,7 +108,7 @@ impl QueuePolicy for Fair {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "whose function has had the least time";
+    let about = "the call whose function has had the least time";
     let source = "Goyal, Vin, Cheng, Start-time fair queuing, SIGCOMM 1996";
     QueueEntry::new("fair", about, source, || Box::new(Fair::default()))
 }

@@ -51,10 +51,10 @@ impl QueuePolicy for AdaptiveLifo {
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
     let default = AdaptiveLifo::DEFAULT_AFTER.as_secs_f64();
-    let about = "overloaded when somebody has always waited for so long";
+    let about = "the worker is overloaded when calls have waited all this time";
     QueueEntry {
         name: "adaptive-lifo".to_owned(),
-        about: "who came first, and who came last while the worker is overloaded".to_owned(),
+        about: "the call that came first; under overload, the call that came last".to_owned(),
         source: "Maurer, Fail at scale, ACM Queue 2015".to_owned(),
         parameters: vec![ParameterInfo::new("after_seconds", default, about).within(0.0..=CENTURY)],
         build: Box::new(|given| Ok(Box::new(AdaptiveLifo::new(given.seconds("after_seconds")?)))),

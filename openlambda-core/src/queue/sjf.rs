@@ -40,7 +40,7 @@ impl QueuePolicy for Sjf {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "who is expected to run for the shortest time";
+    let about = "the call with the shortest expected run";
     let source = "Smith, Naval Research Logistics 1956; Fuerst et al. (Ilúvatar), HPDC 2023";
     QueueEntry::new("sjf", about, source, || Box::new(Sjf::default()))
 }

@@ -356,7 +356,8 @@ async fn clean(handler: &dyn Handler) {
 /// What a panic says.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }
 
 /// The instances of one factory, from their beginning until they are gone. Clones share them.

@@ -56,7 +56,7 @@ impl Default for LoadLimit {
 /// A text that names no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "\"{text}\" is no limit of running calls; write none, a number of calls (8), a multiple of the \
+    "\"{text}\" is not a limit of running calls; write none, a number of calls (8), a multiple of the \
      processors (2x), or load, load=1.5 for threads per processor"
 )]
 pub struct LimitError {

@@ -68,7 +68,7 @@ impl<T> Patient<T> {
         }
         let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(waits.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out(format!("the client took nothing for {limit:?}"))))
+        Poll::Ready(Err(timed_out(format!("the client read nothing for {limit:?}"))))
     }
 }
 
@@ -89,7 +89,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
             return read;
         }
         ready!(greeting.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out("the client connected and said nothing".to_owned())))
+        Poll::Ready(Err(timed_out("the client connected and sent nothing".to_owned())))
     }
 }
 

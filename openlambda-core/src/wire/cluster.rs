@@ -50,7 +50,7 @@ impl FromStr for ReservationKey {
             Some(ReservationKey { balancer: balancer.to_owned(), ticket: ticket.parse().ok()? })
         });
         key.ok_or_else(|| {
-            let message = "this is no reservation; write <balancer>/<ticket>";
+            let message = "this is not a reservation; write <balancer>/<ticket>";
             Failure::new(FailureKind::BadRequest, message)
         })
     }

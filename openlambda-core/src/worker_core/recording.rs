@@ -139,9 +139,7 @@ pub enum ReplayError {
     #[error("cannot read the recording")]
     Io(#[from] io::Error),
     /// A line is none of a recording.
-    #[error(
-        "line {number} of the recording is not of one; is it a file that a worker wrote as inputs?"
-    )]
+    #[error("line {number} is not of a recording; name a file that `ol-worker --inputs` wrote")]
     Line {
         /// Which, from 1.
         number: u64,

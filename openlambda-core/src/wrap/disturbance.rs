@@ -62,7 +62,7 @@ pub enum Operation {
 #[non_exhaustive]
 pub enum Trouble {
     /// Something broke, as an experiment wants it to.
-    #[error("a fault was injected into {0:?}; this is an experiment's doing")]
+    #[error("a fault was injected into {0:?}; an experiment asked for it")]
     Fault(Operation),
     /// As many run already as may.
     #[error("{at_once} of {operation:?} run at once, which is the limit; try again")]

@@ -69,7 +69,7 @@ impl Internal {
             let body = body.to_bytes();
             if path == wire::ANNOUNCE_PATH {
                 let announcement: Announcement = serde_json::from_slice(&body)
-                    .map_err(|error| bad(format!("this is no announcement: {error}")))?;
+                    .map_err(|error| bad(format!("this is not an announcement: {error}")))?;
                 self.announcements.take(announcement)?;
                 return Ok(wire::json_response(&json!({})));
             }

@@ -130,9 +130,9 @@ pub(super) fn entry() -> PolicyEntry {
             .to_owned(),
         source: "the textbook; with exponential service an M/M/c queue".to_owned(),
         parameters: vec![
-            ParameterInfo::new("wait", 30.0, "seconds that a request waits at most")
+            ParameterInfo::new("wait", 30.0, "the most seconds that a request waits")
                 .within(0.001..=86_400.0),
-            ParameterInfo::new("most", 100_000, "requests that wait at most")
+            ParameterInfo::new("most", 100_000, "the most requests that wait")
                 .within(0..=100_000_000),
         ],
         build: Box::new(|given| {

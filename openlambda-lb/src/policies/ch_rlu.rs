@@ -284,12 +284,20 @@ pub(super) fn entry() -> PolicyEntry {
             ParameterInfo::new(
                 "bound",
                 1.2,
-                "the load for each of its capacity that a worker may have, above 0, at most 1000",
+                "the most load per unit of a worker's capacity, above 0, at most 1000",
             ),
-            ParameterInfo::new("chain", 16, "how many workers a request goes past, 1 to 64")
-                .within(1..=ChRlu::MOST_CHAIN),
-            ParameterInfo::new("popular", 0.2, "the share of the functions that is, 0 to 1")
-                .within(0..=1),
+            ParameterInfo::new(
+                "chain",
+                16,
+                "how many overloaded workers a request passes, 1 to 64",
+            )
+            .within(1..=ChRlu::MOST_CHAIN),
+            ParameterInfo::new(
+                "popular",
+                0.2,
+                "the share of functions that count as popular, 0 to 1",
+            )
+            .within(0..=1),
             ParameterInfo::new(
                 "vnodes",
                 100,

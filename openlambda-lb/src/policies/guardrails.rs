@@ -226,7 +226,7 @@ const HOLDING: [&str; 2] = ["central-queue", "late-binding"];
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "guardrails".to_owned(),
-        about: "what another policy chooses, unless that worker got too much work of such a size"
+        about: "another policy's choice, unless that worker has had too much work of this size"
             .to_owned(),
         source: "Grosof, Scully, Harchol-Balter, Load Balancing Guardrails, SIGMETRICS 2019"
             .to_owned(),
@@ -237,13 +237,13 @@ pub(super) fn entry() -> PolicyEntry {
             ParameterInfo::new(
                 "g",
                 2.0,
-                "how many of a rank's largest requests sums may differ by",
+                "by how many of a rank's largest requests the sums may differ",
             )
             .within(1..=1000),
             ParameterInfo::new(
                 "size",
                 0.1,
-                "seconds that a request takes of which nothing is known",
+                "seconds that a request counts for when its size is not known",
             )
             .within(1e-6..=86_400.0),
         ],

@@ -114,7 +114,7 @@ fn cost(worker: WorkerId, view: &ClusterView<'_>) -> f64 {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "late-binding".to_owned(),
-        about: "the first of d random workers whose queue comes to the request".to_owned(),
+        about: "the first of d random workers whose queue reaches the request".to_owned(),
         source: "Ousterhout et al., Sparrow: Distributed, Low Latency Scheduling, SOSP 2013"
             .to_owned(),
         parameters: vec![
@@ -126,7 +126,7 @@ pub(super) fn entry() -> PolicyEntry {
                 "seconds without an offer, then it is bound anyway",
             )
             .within(0.001..=86_400.0),
-            ParameterInfo::new("wait", 30.0, "seconds that a request is held at most")
+            ParameterInfo::new("wait", 30.0, "the most seconds that a request is held")
                 .within(0.001..=86_400.0),
         ],
         build: Box::new(|given| {

@@ -128,7 +128,7 @@ impl BalancingPolicy for OpenWhisk {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry::new(
         "openwhisk",
-        "from the function's home in co-prime steps until a worker has a free slot",
+        "the first worker with a free slot, in co-prime steps from the function's own",
         "Apache OpenWhisk, ShardingContainerPoolBalancer, 2018",
         || Box::new(OpenWhisk::new()),
     )

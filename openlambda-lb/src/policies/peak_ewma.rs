@@ -84,7 +84,8 @@ impl PeakEwma {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "peak-ewma".to_owned(),
-        about: "the one of two random workers with the lower latency × queue".to_owned(),
+        about: "the one of two random workers with the lower latency × requests in flight"
+            .to_owned(),
         source: "Finagle's PeakEwma; tower's balance".to_owned(),
         parameters: vec![
             ParameterInfo::new("tau", 10.0, "seconds in which an estimate fades")

@@ -53,7 +53,7 @@ impl RemoteRegistry {
         let valid = url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
         let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| valid);
         let endpoint = endpoint.ok_or_else(|| {
-            let message = format!("\"{url}\" is no registry's address; write http://host:port");
+            let message = format!("\"{url}\" is not a registry's address; write http://host:port");
             RegistryError::Unsupported(message)
         })?;
         let endpoint = endpoint

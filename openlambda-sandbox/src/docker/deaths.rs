@@ -102,7 +102,7 @@ impl Death {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.clone().unwrap_or(Exit::Destroyed),
-            Err(_) => Exit::Lost("nobody listens to the engine any more".to_owned()),
+            Err(_) => Exit::Lost("no task listens to the engine any more".to_owned()),
         }
     }
 }

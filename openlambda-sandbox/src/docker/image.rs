@@ -263,7 +263,10 @@ impl Packer {
             if metadata.is_symlink() {
                 links += 1;
                 if links > 40 {
-                    return Err(io::Error::other(format!("{} is a circle", path.display())));
+                    return Err(io::Error::other(format!(
+                        "{} is a circle of links",
+                        path.display()
+                    )));
                 }
                 let target = fs::read_link(&next)?;
                 if self.seen.insert(next.clone()) {

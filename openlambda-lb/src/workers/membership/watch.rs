@@ -277,7 +277,7 @@ pub(super) fn address_of(url: &str) -> Result<Authority, Failure> {
         uri.scheme_str() == Some("http") && uri.port().is_some() && uri.path() == "/"
     });
     valid.and_then(|uri| uri.authority().cloned()).ok_or_else(|| {
-        let message = format!("{url:?} is no worker's address; write http://host:port");
+        let message = format!("{url:?} is not a worker's address; write http://host:port");
         Failure::new(FailureKind::BadRequest, message)
     })
 }
