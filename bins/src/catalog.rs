@@ -297,7 +297,7 @@ fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<Sock
             .split_once('/')
             .and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
         config.bridge_range = parsed.ok_or_else(|| {
-            format!("bridge_range \"{range}\" is no network; write 10.213.0.0/16")
+            format!("bridge_range \"{range}\" is not a network; write 10.213.0.0/16")
         })?;
     }
     if let Some(cells) = options.ready_cells {

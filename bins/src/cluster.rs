@@ -108,7 +108,7 @@ impl DataDir {
     pub(crate) fn write_settings(&self, config: &Config) -> Result<PathBuf> {
         let path = self.join("daemons.toml");
         let head =
-            "# What the daemons of this cluster were told; ol up writes it at every start.\n\n";
+            "# The settings of this cluster's daemons; ol up writes this file at every start.\n\n";
         let text = toml::to_string(config).context(|| "cannot write the settings".to_owned())?;
         let written = std::fs::write(&path, format!("{head}{text}"));
         written.context(|| format!("cannot write {}", path.display()))?;

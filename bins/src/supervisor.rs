@@ -87,7 +87,8 @@ impl Supervisor {
     ///
     /// What the first daemon that did not start said of it; the others are stopped again.
     pub(crate) async fn start(dir: DataDir, spec: &ClusterSpec) -> Result<Supervisor> {
-        let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+        let program = std::env::current_exe()
+            .context(|| "cannot find the path of this program".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
             pid: std::process::id(),
@@ -183,7 +184,7 @@ impl Supervisor {
         let url = format!("{balancer}{}", openlambda_core::wire::CLUSTER_PATH);
         for _ in 0..600 {
             let request = http::Request::get(&url).body(bytes::Bytes::new());
-            let request = request.context(|| format!("{url} is no address"))?;
+            let request = request.context(|| format!("{url} is not an address"))?;
             if let Ok(answer) = crate::http_client::send(request).await
                 && let Ok(status) =
                     serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(answer.body())

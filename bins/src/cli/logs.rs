@@ -30,7 +30,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct LogsArgs {
     /// The function
     function: FunctionName,
-    /// Go on as lines come
+    /// Keep printing lines as they come
     #[arg(short, long)]
     follow: bool,
     /// Show this many of the last lines [default: 1000; all with --since or --request-id]

@@ -39,7 +39,7 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
             }
         },
     )
-    .context(|| format!("cannot play {}", args.file.display()))?;
+    .context(|| format!("cannot replay {}", args.file.display()))?;
     let printed = written.and_then(|()| out.flush());
     printed.context(|| "cannot print the records".to_owned())?;
     Ok(ExitCode::SUCCESS)

@@ -154,7 +154,8 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 /// be on their way to the lock.
 async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
     let progress = Progress::start("starting the cluster");
-    let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+    let program =
+        std::env::current_exe().context(|| "cannot find the path of this program".to_owned())?;
     let log = dir.join("logs/supervisor.log");
     let open = File::options().create(true).append(true).open(&log);
     let file = open.context(|| format!("cannot write {}", log.display()))?;
@@ -359,7 +360,7 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
     if slow {
-        text.push_str("the balancer takes long to answer: what the workers do is not known\n");
+        text.push_str("the balancer takes long to answer: the state of the workers is not known\n");
     } else if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
@@ -388,8 +389,9 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
 
 async fn balancer_status(url: &str) -> Result<BalancerStatus> {
     let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
-    let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
-    serde_json::from_slice(answer.body()).context(|| "the balancer's answer is strange".to_owned())
+    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    serde_json::from_slice(answer.body())
+        .context(|| "the balancer's answer is not understood".to_owned())
 }
 
 fn known_worker<'a>(

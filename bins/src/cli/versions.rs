@@ -137,7 +137,7 @@ pub(super) struct AliasArgs {
     /// The alias; without one, all are shown
     #[arg(index = 2)]
     alias: Option<String>,
-    /// The version that it is to point to; without one, it is shown
+    /// The version to point it at; without one, the alias is shown
     #[arg(index = 3, value_parser = |text: &str| text.parse().map(Version))]
     version: Option<Version>,
     /// Remove the alias
@@ -182,7 +182,7 @@ pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
         .filter(|reference| matches!(reference.qualifier, Qualifier::Alias(_)))
         .ok_or_else(|| {
             CliError::new(format!(
-                "\"{alias}\" is no alias; use letters, digits, dots, _ and -, a letter first"
+                "\"{alias}\" is not an alias; use letters, digits, dots, _ and -, a letter first"
             ))
         })?;
     block_on(async {
@@ -277,7 +277,7 @@ pub(super) fn rollback(args: &RollbackArgs, catalog: &Catalog) -> Result<ExitCod
         let versions = versions_of(&registry, name).await?;
         let target = match &args.version {
             Some(version) => {
-                qualified(name, version).context(|| format!("\"{version}\" is no version"))?
+                qualified(name, version).context(|| format!("\"{version}\" is not a version"))?
             }
             None => {
                 let before = versions.iter().rev().nth(1).ok_or_else(|| {
