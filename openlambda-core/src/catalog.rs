@@ -270,18 +270,18 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number within the bounds.
     pub fn number(&self, name: &str) -> Result<f64, ConfigError> {
         let bounds = self.bounds_within(name, f64::MIN..=f64::MAX)?;
         let wanted = format!("a number from {} to {}", bounds.start(), bounds.end());
         self.number_where(name, &wanted, |number| bounds.contains(&number))
     }
 
-    /// A number that is `valid`; `wanted` says of an invalid one which are.
+    /// A number that is `valid`; the error for an invalid one says to use `wanted`.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number, or is not `valid`.
     pub fn number_where(
         &self,
         name: &str,
@@ -299,11 +299,11 @@ impl<T: ?Sized> Parameters<'_, T> {
             .ok_or_else(|| self.refuse(format!("{name} = {value} is not valid; use {wanted}")))
     }
 
-    /// A whole number within the parameter's bounds, and never outside of what the result can be.
+    /// A whole number within the parameter's bounds, and within the range of the result's type.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a whole number within the bounds.
     pub fn whole(&self, name: &str) -> Result<u32, ConfigError> {
         let bounds = self.bounds_within(name, 0.0..=f64::from(u32::MAX))?;
         let wanted = format!("a whole number from {} to {}", bounds.start(), bounds.end());
@@ -311,11 +311,11 @@ impl<T: ?Sized> Parameters<'_, T> {
         Ok(self.number_where(name, &wanted, valid)? as u32)
     }
 
-    /// A time within the parameter's bounds, which are seconds, and never over a century.
+    /// A time within the parameter's bounds, which are in seconds, of a century at most.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number of seconds within the bounds.
     pub fn seconds(&self, name: &str) -> Result<Duration, ConfigError> {
         let bounds = self.bounds_within(name, 0.0..=CENTURY)?;
         let wanted = format!("a number of seconds from {} to {}", bounds.start(), bounds.end());
@@ -358,7 +358,7 @@ impl<T: ?Sized> Parameters<'_, T> {
         ConfigError::new(format!("{origin} {}", self.entry.name), message)
     }
 
-    /// The parameter's bounds, as far as they are not wider than `widest`.
+    /// The parameter's bounds, cut to `widest`.
     fn bounds_within(
         &self,
         name: &str,

@@ -22,7 +22,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A streamed body, of a request or a reply. Data frames, then at most one frame of trailers.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A body that is at hand as a whole.
+/// A body that is complete and in memory.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
@@ -132,7 +132,7 @@ pub struct Invocation {
     pub deadline_unix_ms: u64,
     /// The client's request without the path to the function.
     pub head: RequestHead,
-    /// The client's body. Whoever hands the invocation to a sandbox has bounded its size.
+    /// The client's body. Its size was bounded before the invocation came to a sandbox.
     pub body: Body,
 }
 
@@ -245,7 +245,7 @@ impl FromStr for StartKind {
 /// Where an invocation's time went. Sent as `Server-Timing`, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phases {
-    /// Waiting for a slot: everything from arrival to the run that is none of the others.
+    /// Waiting for a slot: all time from arrival to the run that belongs to no other phase.
     pub queue: Duration,
     /// Fetching and unpacking the bundle.
     pub pull: Duration,

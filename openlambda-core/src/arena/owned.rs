@@ -16,7 +16,7 @@ impl<T> Default for Owned<T> {
 impl<T> Owned<T> {
     /// # Panics
     ///
-    /// When the slot is taken: the books of whoever gives the ids out are wrong.
+    /// When the slot is taken: the code that gives the ids out has an error.
     pub(crate) fn insert(&mut self, id: u64, value: T) {
         let slot = super::slot_of(id) as usize;
         if slot >= self.places.len() {

@@ -87,7 +87,7 @@ pub enum Change {
     Joined,
     /// It is gone for good.
     Left,
-    /// It cannot be reached, or says nothing. A report makes it healthy again.
+    /// It cannot be reached, or sends nothing. A report makes it healthy again.
     Unhealthy,
     /// It takes no new calls from now on.
     Draining,

@@ -37,16 +37,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind, Started};
 
-/// How many retries there are; see the module's documentation.
+/// How many retries are allowed; see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryConfig {
     /// How many more workers one call is tried on.
     pub most: u32,
-    /// How much of a retry each call adds to the budget: 0.2 is a retry for every fifth call. What is
-    /// no number or below 0 counts as 0.
+    /// How much of a retry each call adds to the budget: 0.2 is one retry for every fifth call. A negative
+    /// value or NaN counts as 0.
     pub share: f64,
-    /// With how many retries the budget begins, and how many it saves up.
+    /// How many retries the budget begins with, and the most that it saves up.
     pub reserve: u32,
 }
 
@@ -69,7 +69,7 @@ pub struct FailedAttempt {
 }
 
 impl FailedAttempt {
-    /// One of which nothing is known but its kind; the body is at hand.
+    /// An attempt of which only the failure's kind is known, and whose body can be sent again.
     pub const fn new(kind: FailureKind) -> Self {
         FailedAttempt { kind, started: kind.usually_started(), body_at_hand: true }
     }
@@ -92,7 +92,7 @@ impl FailedAttempt {
     }
 }
 
-/// What becomes of a call whose attempt failed.
+/// What happens to a call whose attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Select another worker for it.
@@ -109,9 +109,9 @@ pub enum GiveUp {
     NotSafe,
     /// Another worker would fail it, too.
     SameElsewhere,
-    /// It was tried as often as a call may be.
+    /// It was tried as often as allowed.
     TooOften,
-    /// Some of its body is gone.
+    /// A part of its body has been sent and is not kept.
     BodyGone,
     /// No other worker is ready.
     NoAlternative,
@@ -191,7 +191,7 @@ impl RetryRule {
         }
     }
 
-    /// The first attempt at a call is over, whatever came of it.
+    /// The first attempt at a call is over, with any result.
     pub fn first_attempt_ended(&mut self) {
         self.balance = self.most_balance.min(self.balance + self.share);
     }

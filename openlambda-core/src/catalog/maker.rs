@@ -25,7 +25,7 @@ pub struct Maker<T: ?Sized> {
 
 impl<T: ?Sized> Maker<T> {
     /// A maker of what `make` returns. `text` names it where people read of it, in reports and
-    /// recordings; whoever has a catalogue that makes the same of this text can repeat them.
+    /// recordings; a program whose catalogue makes the same part of this text can repeat them.
     pub fn new(
         text: impl Into<Arc<str>>,
         make: impl Fn() -> Box<T> + Send + Sync + 'static,

@@ -98,7 +98,7 @@ impl CodeCache {
         }
     }
 
-    /// Somebody needs the bundle.
+    /// A start needs the bundle.
     pub fn want(&mut self, digest: Digest, now: Time) -> Lookup {
         match self.entries.get_mut(&digest) {
             Some(Entry::Held(_)) => {
@@ -157,7 +157,7 @@ impl CodeCache {
     }
 
     /// Its functions are deleted: it is removed as soon as no instance uses it, whatever the budget,
-    /// unless somebody [wants](Self::want) it again.
+    /// unless it is [wanted](Self::want) again.
     pub fn discard(&mut self, digest: Digest) {
         if let Some(Entry::Fetching { discarded } | Entry::Going { discarded, .. }) =
             self.entries.get_mut(&digest)
@@ -218,7 +218,7 @@ impl CodeCache {
         }
     }
 
-    /// The folder is removed. Returns whether to fetch it again, because somebody wanted it
+    /// The folder is removed. Returns whether to fetch it again, because it was wanted
     /// meanwhile.
     #[must_use]
     pub fn removed(&mut self, digest: Digest) -> bool {

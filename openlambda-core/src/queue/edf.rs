@@ -7,7 +7,7 @@ use crate::catalog::ParameterInfo;
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
-/// Serves the call first that should be over first: a call is due when `stretch` times the expected time
+/// Serves the call with the earliest deadline first: a call is due when `stretch` times the expected time
 /// of its run has passed since its arrival, by [`Estimates`], and not later than it may wait. A call of a
 /// version that has never run is due at once.
 ///

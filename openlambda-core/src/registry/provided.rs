@@ -50,7 +50,7 @@ pub(super) async fn unpack(
     lost.map_or(unpacked, |error| Err(RegistryError::of_stream(error)))
 }
 
-/// Runs what waits for the disk on a thread that may. It goes on to its end when nobody waits for it.
+/// Runs blocking work on a thread for it. The work goes on to its end even if the caller stops waiting.
 ///
 /// # Errors
 ///

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::LogSink;
 use crate::manifest::Runtime;
 
-/// Names a zygote of one factory. Whoever asks for the zygote chooses the number, and never again the
-/// same: so a decider can speak of zygotes that are still being made.
+/// Names a zygote of one factory. The caller of `create_zygote` chooses the number, and never uses it
+/// again: so a decider can name zygotes that are still being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ZygoteId(pub u64);
@@ -32,7 +32,7 @@ impl fmt::Display for ZygoteId {
     }
 }
 
-/// What a zygote is to be made of.
+/// What a zygote is made from.
 ///
 /// What [`create_zygote`](super::SandboxFactory::create_zygote) gives is a
 /// [`Sandbox`](super::Sandbox) with no slots, so every `invoke` is refused as
@@ -49,7 +49,7 @@ impl fmt::Display for ZygoteId {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ZygoteSpec {
-    /// How it is named from now on.
+    /// Its name from now on.
     pub id: ZygoteId,
     /// The zygote that it is forked from, whose imports it has too; `None`: it is made from nothing.
     pub parent: Option<ZygoteId>,

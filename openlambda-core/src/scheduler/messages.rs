@@ -27,7 +27,7 @@ pub struct VersionId(pub u32);
 /// One instance on this worker. The scheduler gives the numbers out; each is used once.
 ///
 /// The low half is a slot, dense and used again when nothing is left of the instance that had it; the
-/// high half is the slot's generation. So the low half can be an index for whoever checks the rest.
+/// high half is the slot's generation. So the low half can serve as an index, if the rest is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u64);
@@ -63,7 +63,7 @@ pub enum Event {
         /// Until when it may wait.
         deadline: Time,
     },
-    /// Nobody wants the invocation's result any more. A running one goes on: its slot is busy until
+    /// The client does not want the invocation's result any more. A running one goes on: its slot is busy until
     /// the handler has answered.
     Cancelled {
         /// Which.
@@ -91,7 +91,7 @@ pub enum Event {
         /// What its manifest says.
         limits: Limits,
     },
-    /// The version's code cannot be had; everything that waits for it is rejected.
+    /// The version's code could not be fetched; every call that waits for it is rejected.
     CodeFailed {
         /// Which.
         version: VersionId,
@@ -155,7 +155,7 @@ pub enum Event {
         /// The old one.
         version: VersionId,
     },
-    /// Somebody expects calls: have this many instances ready.
+    /// Calls are expected: have this many instances ready.
     Prewarm {
         /// Of which version.
         version: VersionId,
@@ -304,7 +304,7 @@ pub enum Rejection {
     Cancelled,
     /// The worker takes no more invocations.
     Draining,
-    /// The version's code cannot be had.
+    /// The version's code could not be fetched.
     CodeFailed,
     /// An instance could not be started for it.
     StartFailed(InstanceId),

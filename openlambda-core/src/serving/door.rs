@@ -82,7 +82,7 @@ impl Door {
         Door { tcp, local, local_first, patience, places }
     }
 
-    /// How the server treats who comes in.
+    /// How the server treats clients that connect.
     pub fn patience(&self) -> &Patience {
         &self.patience
     }

@@ -57,7 +57,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves who comes in at `door`, once it [runs](Self::run).
+    /// Serves the connections that come in at `door`, once it [runs](Self::run).
     pub fn new(door: Door, config: HttpConfig) -> Self {
         HttpServer { door, config }
     }

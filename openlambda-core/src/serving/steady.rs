@@ -80,7 +80,7 @@ impl<F: Future> Future for Steady<F> {
     }
 }
 
-/// A body whose last piece wakes nobody. Outside of a [`Steady`] future it is like any other.
+/// A body whose last piece wakes no task. Outside of a [`Steady`] future it is like any other.
 #[derive(Debug)]
 pub struct SteadyBody<B>(B);
 

@@ -109,7 +109,7 @@ pub enum WorkerEvent {
         /// The function.
         function: FunctionName,
     },
-    /// A slot is held for a reservation of the balancer whose stream this is; nobody else is told.
+    /// A slot is held for a reservation of the balancer whose stream this is; no other balancer is told.
     Offered {
         /// The balancer's number for the call.
         ticket: u64,

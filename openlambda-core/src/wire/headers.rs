@@ -18,7 +18,7 @@ pub const ERROR: HeaderName = HeaderName::from_static("x-openlambda-error");
 /// Whether the handler may have started, on failures.
 pub const STARTED: HeaderName = HeaderName::from_static("x-openlambda-started");
 
-/// The code of a failure, as in its JSON, on replies: for those who do not read bodies.
+/// The code of a failure, as in its JSON, on replies: for clients that do not read bodies.
 pub const FAILURE: HeaderName = HeaderName::from_static("x-openlambda-failure");
 
 /// The bundle's digest, from balancer to worker.
@@ -106,7 +106,7 @@ pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> 
     value.to_str().unwrap_or_default().parse().map(Some)
 }
 
-/// Whether a request has come through a proxy, which then stands for somebody else.
+/// Whether a request has come through a proxy, which then stands for another client.
 pub fn is_relayed(headers: &HeaderMap) -> bool {
     headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
 }

@@ -39,7 +39,7 @@ pub struct Target {
 
 /// Reads `/run/<fn>[/path]`, `/runLambda/<fn>[/path]` and `/ns/<namespace>/run/<fn>[/path]`.
 ///
-/// `None` when the path is none of them.
+/// `None` for any other path.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub struct RegistryPath {
 /// Reads `/registry`, `/registry/`, `/registry/<fn>`, `/registry/<fn>/config`, and the same below
 /// `/ns/<namespace>`.
 ///
-/// `None` when the path is none of the registry's.
+/// `None` for any other path.
 ///
 /// # Errors
 ///

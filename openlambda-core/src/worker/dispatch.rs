@@ -73,7 +73,7 @@ pub(super) enum CompletionOf {
     Streaming(oneshot::Receiver<Completion>),
 }
 
-/// Where a call's answer comes. Dropping it says that nobody wants it any more.
+/// The receiver of a call's answer. Dropping it says that the client does not want the answer any more.
 #[derive(Debug)]
 pub(super) struct Pending {
     dispatcher: Arc<Dispatcher>,
@@ -555,7 +555,7 @@ impl State {
     }
 }
 
-/// A recording that has ended is told of once.
+/// The end of a recording is logged once.
 fn written(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "cannot write the worker's inputs; the recording ends here");

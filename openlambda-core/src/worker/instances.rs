@@ -21,7 +21,7 @@ use crate::sandbox::{
 use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
 
-/// Who has the instances, and a core that hears of them.
+/// The owner of the instances, whose core is told what became of them.
 pub(super) trait Shell: Send + Sync + 'static {
     /// Something happened to an instance: under the shell's lock, `happened` notes it and says what the
     /// core is to hear of it.

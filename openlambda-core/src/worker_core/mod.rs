@@ -382,7 +382,7 @@ impl WorkerCore {
         self.scheduler.counts()
     }
 
-    /// What balancers are told of the load.
+    /// The load, as balancers get it.
     pub fn load(&self, now: Time) -> WorkerLoad {
         let (counts, pool) = (self.scheduler.counts(), self.scheduler.pool());
         let latency = self.latencies.estimate(now, in_flight(&counts)).unwrap_or_default();

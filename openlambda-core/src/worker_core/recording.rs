@@ -138,7 +138,7 @@ pub enum ReplayError {
     /// It cannot be read.
     #[error("cannot read the recording")]
     Io(#[from] io::Error),
-    /// A line is none of a recording.
+    /// A line is not one of a recording.
     #[error("line {number} is not of a recording; name a file that `ol-worker --inputs` wrote")]
     Line {
         /// Which, from 1.

@@ -19,7 +19,7 @@ pub trait Disturbance: fmt::Debug + Send + Sync + 'static {
     async fn before(&self, operation: Operation) -> Result<Permit, Trouble>;
 }
 
-/// For whoever looks at it, or changes it, while it is in the way.
+/// Lets a program keep a handle to a disturbance, to inspect or change it while it is in use.
 #[async_trait]
 impl<D: Disturbance + ?Sized> Disturbance for Arc<D> {
     async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {

@@ -23,10 +23,10 @@ use serde::Deserialize;
 pub enum Admin {
     /// Nobody.
     Off,
-    /// Clients on this machine. One whose request has come through another proxy is not.
+    /// Clients on this machine, except those whose requests came through another proxy.
     #[default]
     Loopback,
-    /// Whoever reaches the balancer.
+    /// Every client that reaches the balancer.
     Any,
 }
 
@@ -85,8 +85,8 @@ impl Admin {
     }
 }
 
-/// Whether the client got here by an address: no name server had a say in who this is. One that does
-/// not say is no browser.
+/// Whether the client used an address, so that no name server had influence on where it connected. A
+/// client without `Host` is not a browser.
 fn by_address(uri: &Uri, headers: &HeaderMap) -> bool {
     let hosts = headers.get_all(HOST).iter();
     let hosts = hosts.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
