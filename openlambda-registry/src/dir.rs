@@ -63,7 +63,7 @@ struct Shared {
     clock: SystemClock,
     events: EventLog,
     known: Mutex<BTreeMap<FunctionName, Known>>,
-    /// Held by whoever publishes or deletes.
+    /// Held while a function is published or deleted.
     changing: Mutex<()>,
     next_temporary: AtomicU64,
 }

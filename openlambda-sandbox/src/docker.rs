@@ -94,7 +94,7 @@ use crate::sys::{Signal, kill_marked, watch_readable};
 /// The container's first program, as `build.rs` compiled it.
 static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ol-init"));
 
-/// Who a function is in its container.
+/// A function's user id in its container.
 const USER: u32 = 1000;
 
 /// Where a container finds our bootstraps and `ol-init`.
@@ -154,8 +154,8 @@ impl DockerConfig {
         }
     }
 
-    /// Whether containers have a kernel of their own, through which no descriptor passes. Names are
-    /// all that an engine tells of its runtimes; these are the usual ones.
+    /// Whether containers have their own kernel, into which no descriptor can pass. An engine tells only
+    /// the names of its runtimes; these are the usual ones.
     fn second_kernel(&self) -> bool {
         let runtime = self.runtime.as_deref().unwrap_or_default();
         ["runsc", "gvisor", "kata"].iter().any(|known| runtime.contains(known))
@@ -221,16 +221,16 @@ impl DockerFactory {
         })
     }
 
-    /// Whether the image is there.
+    /// Checks whether the engine has the image.
     ///
     /// # Errors
     ///
-    /// That it is not, and how to get it.
+    /// The image is missing; the error says how to get it.
     pub async fn probe(&self) -> Result<(), SandboxError> {
         self.shared.engine.find_image(&self.shared.config.image).await
     }
 
-    /// What is not enforced here, why, and how to get it; a sentence each.
+    /// What is not enforced on this machine: a sentence each, with the reason and how to get it.
     pub fn withheld(&self) -> Vec<String> {
         let capabilities = &self.shared.capabilities;
         let mut withheld = Vec::new();

@@ -25,13 +25,13 @@ use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::wire;
 use serde::{Deserialize, Serialize};
 
-/// With a `next`: requests as they came, please.
+/// With a `next`: the code asks for requests without an envelope.
 pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 
 /// With a `next`: this code has something to do before its end.
 pub const FAREWELL: HeaderName = HeaderName::from_static("openlambda-farewell");
 
-/// The path of the poll that tells whose client has left, below `invocation/`.
+/// The path, below `invocation/`, of the poll that answers with calls whose clients have left.
 pub const DEPARTED: &str = "departed";
 
 /// With what `next` answers and with a `response`: the head of the client's request or reply.

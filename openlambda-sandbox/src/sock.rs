@@ -127,7 +127,7 @@ use crate::sys::{CommandSpec, MARK, Spawner, kill_marked};
 /// function has one of the million from here on, told by its name, so that its volumes stay its own.
 const FIRST_ID: u32 = 1_870_000_000;
 const IDS: u64 = 1_000_000;
-/// Who a sandbox is to itself.
+/// A sandbox's user id, as the sandbox sees it.
 const INSIDE_ID: u32 = 1000;
 
 /// Where a sandbox finds our bootstraps.
@@ -157,7 +157,7 @@ pub struct SockConfig {
     /// The Python interpreter, as sandboxes see it.
     pub python: String,
     /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
-    /// folder when it is none of `/usr`.
+    /// folder when it is not in `/usr`.
     pub node: Option<PathBuf>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it.
     pub volumes_dir: PathBuf,
@@ -257,16 +257,16 @@ impl SockFactory {
         })
     }
 
-    /// Tries whether this machine lets it make a sandbox at all.
+    /// Checks whether this machine allows sandboxes of this kind at all.
     ///
     /// # Errors
     ///
-    /// What it does not allow, and how to get it.
+    /// The error says what the machine does not allow, and how to get it.
     pub async fn probe(&self) -> Result<(), SandboxError> {
         self.shared.nursery().await.map(drop)
     }
 
-    /// What is not enforced here, why, and how to get it; a sentence each.
+    /// What is not enforced on this machine: a sentence each, with the reason and how to get it.
     pub fn withheld(&self) -> Vec<String> {
         let mut withheld = Vec::new();
         if let Err(why) = &self.shared.cgroups {
@@ -290,22 +290,22 @@ impl SockFactory {
     }
 }
 
-/// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`:
-/// for whoever cleans up after workers that are gone.
+/// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`, to
+/// clean up after workers that are gone.
 pub fn remove_network_rules(mark: &str) -> Report {
     let mut report = Report::default();
     bridge::remove_rules(mark, &mut report);
     report
 }
 
-/// The cgroups of factories whose marks are `mark` or begin with `mark/`, and of their sandboxes: for
-/// whoever looks at what is there.
+/// The cgroups of factories whose marks are `mark` or begin with `mark/`, and of their sandboxes, for
+/// reports.
 pub fn cgroups_of(mark: &str) -> Vec<PathBuf> {
     cgroup::all_marked(mark)
 }
 
-/// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends what is in
-/// them: for whoever cleans up after workers that are gone.
+/// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends the processes
+/// in them, to clean up after workers that are gone.
 pub fn remove_cgroups(mark: &str) -> Report {
     let mut report = Report::default();
     cgroup::remove_marked(mark, &mut report);

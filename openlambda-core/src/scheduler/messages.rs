@@ -63,8 +63,8 @@ pub enum Event {
         /// Until when it may wait.
         deadline: Time,
     },
-    /// The client does not want the invocation's result any more. A running one goes on: its slot is busy until
-    /// the handler has answered.
+    /// The client does not want the invocation's result any more. A running invocation goes on: its slot is
+    /// busy until the handler has answered.
     Cancelled {
         /// Which.
         invocation: InvocationId,

@@ -48,8 +48,8 @@ pub struct Call<'a> {
 pub enum Input<'a> {
     /// A call arrived; [`WorkerCore::call`](super::WorkerCore::call) tells its number.
     Called(#[serde(borrow)] Call<'a>),
-    /// The client does not want the call's answer any more. A running call goes on: its slot is busy until the
-    /// handler has answered.
+    /// The client does not want the call's answer any more. A running call goes on: its slot is busy until
+    /// the handler has answered.
     Cancelled {
         /// Which.
         invocation: InvocationId,

@@ -26,7 +26,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Answers who comes in, until `stop` resolves and the calls in flight have ended.
+    /// Answers clients until `stop` resolves and the calls in flight have ended.
     pub(crate) async fn serve(self: &Arc<Self>, http: HttpServer, stop: impl Future<Output = ()>) {
         let welcome = |client: &Patient<Stream>| {
             let (server, peer) = (Arc::clone(self), client.peer());

@@ -100,7 +100,7 @@ pub(crate) struct Record {
     began: Time,
     subject: Subject,
     function: Option<Arc<FunctionCalls>>,
-    /// Why the reply is none of the function's.
+    /// The failure, when the reply is not the function's.
     failure: Option<FailureKind>,
     start: Option<StartKind>,
     /// How it came out, as far as is known, when it is no failure.
@@ -117,7 +117,7 @@ impl Record {
         }
     }
 
-    /// The call is one too many, and nobody answers it.
+    /// The balancer has too many calls, and refuses this one.
     pub(crate) fn refused(mut self) {
         self.failure = Some(FailureKind::NoWorker);
         if let Some(line) = &mut self.line {

@@ -142,7 +142,7 @@ impl LookupTable {
     }
 }
 
-/// The number of entries for so many workers.
+/// The number of entries for a number of workers.
 fn entries_for(size: u32, workers: usize) -> u32 {
     let wanted = (workers as u64 * 100).min(1 << 30);
     let mut size = u64::from(size);

@@ -36,7 +36,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Begins to speak HTTP with who is at the other end of `stream`.
+    /// Begins to speak HTTP with the other end of `stream`.
     pub(super) async fn over(stream: Stream) -> Result<Self, SendError> {
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, driver) = handshake.map_err(|error| SendError::Unsent(error.into()))?;

@@ -142,7 +142,7 @@ impl Connections {
         }
     }
 
-    /// Closes those that were idle for too long: somebody has to call it from time to time.
+    /// Closes connections that were idle for too long. It has to be called from time to time.
     pub(crate) fn sweep(&self) {
         let mut idle = self.lock();
         let old = idle.iter().take_while(|idle| !self.is_fresh(idle)).count();
@@ -151,7 +151,7 @@ impl Connections {
         drop(old);
     }
 
-    /// Closes all that are idle: nobody may be at the other end any more.
+    /// Closes all idle connections: the worker may be gone.
     pub(crate) fn close_idle(&self) {
         let idle = std::mem::take(&mut *self.lock());
         drop(idle);

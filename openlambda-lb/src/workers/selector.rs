@@ -57,7 +57,7 @@ pub(super) struct State {
 #[derive(Debug)]
 struct Place {
     peer: Arc<Peer>,
-    /// Who told of it, and has not taken it back.
+    /// The sources that reported it and have not reported that it left.
     sources: BTreeSet<SourceId>,
 }
 
@@ -262,7 +262,7 @@ impl State {
         self.places[slot] = Some(Place { peer, sources });
     }
 
-    /// The worker is gone. Returns who told of it.
+    /// The worker is gone. Returns the sources that reported it.
     pub(super) fn leave(&mut self, now: Time, worker: WorkerId) -> BTreeSet<SourceId> {
         self.balancer.leave(now, worker);
         let place = self.places.get_mut(worker.index());

@@ -95,7 +95,7 @@ impl RemoteRegistry {
     }
 }
 
-/// Sends a chunk of a bundle in messages that gRPC takes: whoever reads a whole file into one chunk
+/// Sends a chunk of a bundle in messages that gRPC takes: a caller that reads a whole file into one chunk
 /// need not know how large a message may be.
 async fn send_pieces(
     parts: &mpsc::Sender<v1::PublishPart>,

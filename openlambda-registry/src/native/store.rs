@@ -53,7 +53,7 @@ const REVISION: &str = "revision";
 /// Changes that a watcher may be behind.
 const EVENTS: usize = 4096;
 
-/// Keeps functions in a folder. Shared between threads; all methods block for the disk.
+/// Stores functions in a folder. Shared between threads; all methods block for the disk.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,

@@ -76,7 +76,7 @@ pub struct CommandSpec {
     pub inherit_env: bool,
     /// Its working folder; ours when absent.
     pub cwd: Option<PathBuf>,
-    /// What it gets when we die. KILL unless changed; `None`: it survives.
+    /// The signal that it gets when this process dies. KILL unless changed; `None`: it survives.
     pub parent_death: Option<Signal>,
     /// Its standard output.
     pub stdout: Output,
@@ -96,7 +96,7 @@ pub enum Output {
     Null,
     /// Into a pipe: [`Child::take_stdout`], [`Child::take_stderr`].
     Pipe,
-    /// Where ours goes.
+    /// To the same place as this process's output.
     Inherit,
     /// Into an open file.
     File(File),
@@ -143,7 +143,7 @@ pub struct SpawnError {
 }
 
 impl SpawnError {
-    /// The kernel's word on it.
+    /// The kernel's error.
     pub fn io(&self) -> &io::Error {
         &self.source
     }
@@ -228,7 +228,7 @@ impl Child {
         self.shared.lock().pid
     }
 
-    /// Waits until it has ended. Any number of tasks may wait, now or later.
+    /// Waits until the process has ended. Any number of tasks may wait, now or later.
     pub async fn wait(&self) -> ExitStatus {
         let mut status = self.shared.status.clone();
         match status.wait_for(Option::is_some).await {
@@ -243,7 +243,7 @@ impl Child {
         *self.shared.status.borrow()
     }
 
-    /// Signals it alone. Nothing happens when it has ended.
+    /// Signals the process alone. Does nothing when it has ended.
     pub fn signal(&self, signal: Signal) {
         let spawned = self.shared.lock();
         if !spawned.reaped {
@@ -262,8 +262,8 @@ impl Child {
         self.signal_group(Signal::KILL);
     }
 
-    /// Lets it go: from now on neither Drop nor our own end kills it, if it was spawned without a
-    /// parent-death signal.
+    /// Detaches it: from now on neither Drop nor the end of this process kills it, if it was spawned
+    /// without a parent-death signal.
     pub fn release(self) {
         // Nobody may reap or signal it any more; the system's init reaps what we leave behind.
         self.shared.lock().reaped = true;
