@@ -58,7 +58,7 @@ pub fn day(keep_alive: &KeepAliveMaker, memory_gb: u64, seed: u64) -> SimConfig 
     }
 }
 
-/// What comes of it.
+/// Runs it and returns the results.
 ///
 /// # Errors
 ///
@@ -70,7 +70,7 @@ pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     Ok((tally.summary(config.keep_alive.text()), usage))
 }
 
-/// What instances were there for, which [`run`] does not tell.
+/// How instances were used, which [`run`] does not return.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Use {
     /// The share of calls that came while another call of their function was under way, 0 to 1: each of them

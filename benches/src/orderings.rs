@@ -36,7 +36,7 @@ pub struct Comparison {
     pub workload: &'static str,
     /// What is simulated, from a seed.
     pub setting: fn(u64) -> SimConfig,
-    /// Why the simulator does not show what the authors found, when it does not.
+    /// Why the simulator does not show what the authors found, where it does not.
     pub otherwise: Option<&'static str>,
 }
 
@@ -51,12 +51,12 @@ pub enum Measure {
     Wait,
     /// Calls that started cold, %.
     ColdStarts,
-    /// From arrival to answer by the time that the handler would take alone: the mean.
+    /// From arrival to answer, divided by the time that the handler would take alone (slowdown): the mean.
     Slowdown,
     /// The 99th percentile of the same.
     SlowdownP99,
-    /// The whole time by the number of calls, milliseconds: throughput upside down. It says nothing but
-    /// in a closed loop.
+    /// The whole time divided by the number of calls, milliseconds: the inverse of throughput. It is of use
+    /// in a closed loop only.
     TimePerCall,
 }
 

@@ -25,7 +25,7 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// So many, idle. 0 counts as 1.
+    /// This many idle processors. 0 counts as 1.
     pub fn new(count: u32) -> Self {
         Processors {
             count: f64::from(count.max(1)),

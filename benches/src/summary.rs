@@ -54,7 +54,7 @@ impl Summary {
     }
 }
 
-/// Collects what [`Summary`] tells, in memory that does not grow with the calls.
+/// Collects the values of [`Summary`], in memory that does not grow with the calls.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     latencies: Percentiles,

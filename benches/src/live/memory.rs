@@ -67,7 +67,7 @@ pub struct MemoryRatio {
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): a kind cannot be had, or an instance failed.
+/// [`LiveError`](super::LiveError): a kind is not available, or an instance failed.
 pub async fn memory(config: &MemoryConfig, kinds: &dyn Kinds) -> Result<Memory> {
     let lab = Lab::new(&config.function)?;
     let names: Vec<&String> = std::iter::once(&config.sandbox).chain(&config.against).collect();

@@ -84,7 +84,7 @@ struct Turn {
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): a kind cannot be had, or an instance failed.
+/// [`LiveError`](super::LiveError): a kind is not available, or an instance failed.
 pub async fn resumes(config: &ResumeConfig, kinds: &dyn Kinds) -> Result<Resumes> {
     let lab = Lab::new(&config.function)?;
     let mut measured = Vec::new();

@@ -30,11 +30,11 @@ use super::lab::{Kind, Lab, destroy};
 pub struct SoakConfig {
     /// The kind of sandbox.
     pub sandbox: String,
-    /// How often one is created, called and destroyed.
+    /// How many instances are created, called and destroyed.
     pub rounds: u32,
-    /// Idle instances beside them.
+    /// How many idle instances live beside them.
     pub idle: usize,
-    /// How many create at once.
+    /// How many instances are created at once.
     pub concurrency: u32,
     /// What starts: `noop` (a static program) or `python` (a file that returns its event).
     pub function: String,
@@ -148,11 +148,12 @@ fn files_in(folder: &Path) -> usize {
         .sum()
 }
 
-/// Starts and destroys thousands, and counts what there is meanwhile and afterwards.
+/// Starts and destroys thousands of instances, and counts what exists meanwhile and afterwards.
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): the kind cannot be had, or a start failed. What is left is none.
+/// [`LiveError`](super::LiveError): the kind is not available, or a start failed. Leaks are no error: see
+/// the result.
 pub async fn soak(config: &SoakConfig, kinds: &dyn Kinds) -> Result<Soaked> {
     let lab = Arc::new(Lab::new(&config.function)?);
     // What the first factory of a kind leaves is what each leaves: files in its folder, threads.

@@ -31,7 +31,7 @@ struct Key {
     order: u64,
 }
 
-/// So many events may wait in the heap at once, 2^24, and so many be entered in all, 2^40.
+/// At most 2^24 events may wait in the heap at once, and at most 2^40 be entered in all.
 const PLACE_BITS: u32 = 24;
 
 impl Key {

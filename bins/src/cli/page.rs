@@ -28,7 +28,7 @@ impl Page {
     ///
     /// # Errors
     ///
-    /// A file of somebody's own is where `ol deploy` writes: it would be overwritten, and the bundle
+    /// A file of the author's is where `ol deploy` writes: it would be overwritten, and the bundle
     /// would lack it.
     pub(super) fn of(folder: &Path) -> Result<Option<Page>> {
         if !folder.join("static").is_dir() {

@@ -220,7 +220,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
 
 /// What there is in a cluster's folder.
 enum Found {
-    /// No supervisor; nobody can start one while this is held.
+    /// No supervisor runs, and none can be started while this is held.
     Lock(File),
     /// A cluster that runs, and whether its balancer answers in time.
     Cluster { state: ClusterState, answers: bool },

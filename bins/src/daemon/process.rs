@@ -25,7 +25,7 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Says on standard output that the daemon serves. Nobody may be there to read it.
+/// Says on standard output that the daemon serves, whether or not anything reads it.
 pub(super) fn say_ready(listener: &TcpListener) -> Result<()> {
     use std::io::Write;
     let address = listener.local_addr().context(|| "the listener has no address".to_owned())?;
