@@ -77,10 +77,10 @@ pub struct Entry<T: ?Sized> {
     pub about: String,
     /// Where it comes from: a paper, a system.
     pub source: String,
-    /// What can be set.
+    /// Its parameters.
     pub parameters: Vec<ParameterInfo>,
-    /// Makes one from its parameters. Those that are not in `parameters` were refused before. What it
-    /// returns must follow from what was given alone: what was valid once is valid again.
+    /// Makes one from its parameters. Those that are not in `parameters` were refused before. The result
+    /// must depend on the parameters alone: parameters that were valid once stay valid.
     pub build: Build<T>,
 }
 
@@ -92,9 +92,9 @@ pub type Build<T> = Box<dyn Fn(&Parameters<'_, T>) -> Result<Box<T>, ConfigError
 pub struct ParameterInfo {
     /// Its name.
     pub name: String,
-    /// Its value when it is not given, as one would write it.
+    /// Its default, as a person would write it.
     pub default: String,
-    /// The least and the greatest value of a number that may be any between them.
+    /// The least and the greatest value of a number.
     pub bounds: Option<RangeInclusive<f64>>,
     /// What it does.
     pub about: String,
@@ -111,7 +111,7 @@ impl ParameterInfo {
         }
     }
 
-    /// The same, a number that is not outside of `bounds`.
+    /// The same parameter, for a number within `bounds`.
     #[must_use]
     pub fn within<N: Into<f64>>(mut self, bounds: RangeInclusive<N>) -> Self {
         let (least, most) = bounds.into_inner();
@@ -148,7 +148,7 @@ impl<T: ?Sized> fmt::Debug for Entry<T> {
 }
 
 impl<T: ?Sized> Catalog<T> {
-    /// A catalogue of nothing yet. `kind` is what its errors call a part, as `keep-alive policy`; they
+    /// An empty catalogue. `kind` is the word for a part in its errors, such as `keep-alive policy`; errors
     /// begin with the words before the last, if there are any: `keep-alive: unknown policy "tt"`.
     pub fn new(kind: &'static str) -> Self {
         Catalog { kind, entries: Vec::new() }
@@ -202,8 +202,8 @@ impl<T: ?Sized> Catalog<T> {
 }
 
 impl<T: ?Sized + 'static> Catalog<T> {
-    /// The maker of the part that is chosen. What is wrong with the choice is said here, and never
-    /// when one is made.
+    /// The maker of the part that is chosen. An invalid choice is refused here; the maker itself never
+    /// fails.
     ///
     /// # Errors
     ///
@@ -220,7 +220,7 @@ impl<T: ?Sized + 'static> Catalog<T> {
     ///
     /// # Errors
     ///
-    /// A text that is no [`Choice`]; and as [`Catalog::build`].
+    /// The text is not a [`Choice`]; otherwise as [`Catalog::build`].
     pub fn maker_of(&self, text: &str) -> Result<Maker<T>, ConfigError> {
         self.maker(&text.parse()?)
     }
@@ -258,7 +258,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// The entry has no such parameter: it asks for another one than it tells of.
+    /// The entry's `parameters` do not list this name.
     pub fn get(&self, name: &str) -> Result<Value, ConfigError> {
         match self.choice.parameters.get(name) {
             Some(given) => Ok(given.clone()),
@@ -327,7 +327,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is another one, with the nearest of them, or no word.
+    /// The value is not one of the words; the error names the nearest.
     pub fn word(&self, name: &str, words: &[&str]) -> Result<usize, ConfigError> {
         let value = self.get(name)?;
         let place = value.as_str().and_then(|value| words.iter().position(|word| *word == value));
@@ -345,7 +345,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is no choice; and as [`Catalog::build`].
+    /// The value is not a choice; otherwise as [`Catalog::build`].
     pub fn nested(&self, name: &str) -> Result<(Choice, Box<T>), ConfigError> {
         let choice = Choice::try_from(self.get(name)?)?;
         let part = self.catalog.build(&choice)?;
@@ -374,7 +374,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     }
 }
 
-/// In seconds; longer than anything is kept or waited for.
+/// In seconds; longer than any time that is set or waited for.
 pub(crate) const CENTURY: f64 = 100.0 * 365.0 * 86_400.0;
 
 impl<T: ?Sized> fmt::Debug for Parameters<'_, T> {

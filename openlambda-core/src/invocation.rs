@@ -184,9 +184,8 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// The body. Dropping it does not stop the handler.
     pub body: Body,
-    /// Resolves when the handler is through with this invocation and the slot is free again,
-    /// whether or not anybody reads the body. Must be polled or kept; it needs no polling to make
-    /// progress.
+    /// Resolves when the handler has finished this invocation and the slot is free again, whether or not
+    /// the body is read. Must be polled or kept; it needs no polling to make progress.
     pub done: BoxFuture<'static, Completion>,
 }
 
@@ -196,7 +195,7 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// How a handler was through with an invocation.
+/// How a handler finished an invocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// From the handing over of the event to the end of the reply.

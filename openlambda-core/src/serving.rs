@@ -45,7 +45,7 @@ pub use self::stream::Stream;
 #[derive(Debug)]
 pub struct Serving<T = ()> {
     url: String,
-    /// Its end, dropped or sent, is the word to stop.
+    /// Dropped or sent, it tells the server to stop.
     stop: oneshot::Sender<()>,
     task: JoinHandle<T>,
 }
@@ -54,8 +54,8 @@ pub struct Serving<T = ()> {
 pub type Stop = BoxFuture<'static, ()>;
 
 impl<T: Send + 'static> Serving<T> {
-    /// Spawns what `serve` makes of a listener, on a free port of 127.0.0.1, and of the word to stop.
-    /// Connections are taken from now on, whenever the server accepts them.
+    /// Spawns the server that `serve` makes from a listener on a free port of 127.0.0.1 and a future that
+    /// resolves when it is to stop. Clients can connect from now on, and wait until the server accepts.
     ///
     /// Must be called within a tokio runtime with I/O.
     ///

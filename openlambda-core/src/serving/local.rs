@@ -27,12 +27,12 @@ pub fn listen(port: u16, incarnation: u64) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Connects to who listens beside a port.
+/// Connects to the server that listens beside a port.
 ///
 /// # Errors
 ///
-/// Nobody does, or too many wait already, or it is another user than root and our own, who may have
-/// taken the name first, or of a server that died; or there are no such sockets here.
+/// No server listens, or too many clients wait already, or the listener is another user than root and our
+/// own, who may have taken the name first or after a server died; or the system has no such sockets.
 pub async fn connect(port: u16, incarnation: u64) -> io::Result<Quiet> {
     let stream = UnixStream::connect_addr(&address(port, incarnation)?.into()).await?;
     let user = stream.peer_cred()?.uid();

@@ -10,12 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
-/// A connection that is counted while it lives. A read fails when the client has said nothing at all
-/// for too long after it connected, a write when the client takes nothing for too long.
+/// A connection that is counted while it lives. A read fails when the client has sent nothing at all for
+/// too long after it connected, a write when the client reads nothing for too long.
 ///
-/// While a client reads nothing, a server asks for no more of its reply, so no time-out of the
-/// reply's own is ever looked at, and the call would count as in flight for as long as the client
-/// likes. What comes after the first byte is bounded by the protocol's own time-outs.
+/// While a client reads nothing, a server does not poll the rest of its reply. So a time-out of the reply
+/// never fires, and without this bound the call would count as in flight for as long as the client
+/// likes. After the first byte the protocol's own time-outs bound reads.
 #[derive(Debug)]
 pub struct Patient<T> {
     stream: T,
@@ -30,8 +30,8 @@ pub struct Patient<T> {
 }
 
 impl<T> Patient<T> {
-    /// `greeting`: how long the client may say nothing at first; `write`: how long it may take
-    /// nothing; [`Duration::MAX`] is for ever. Must be called within a tokio runtime with time.
+    /// `greeting`: how long the client may send nothing at first; `write`: how long it may read nothing;
+    /// [`Duration::MAX`] means for ever. Must be called within a tokio runtime with time.
     pub(super) fn new(
         stream: T,
         peer: SocketAddr,
@@ -43,7 +43,7 @@ impl<T> Patient<T> {
         Patient { stream, peer, greeting, limit: write, waits: None, _place: place }
     }
 
-    /// Who is at the other end. Who came by a local socket is at 127.0.0.1, without a port.
+    /// The client's address. A client on a local socket has 127.0.0.1, without a port.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }

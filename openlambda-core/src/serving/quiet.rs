@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-/// A Unix socket for messages to and fro.
+/// A Unix socket for messages in both directions.
 ///
 /// Each time that the other end of a Unix socket has read something, Linux wakes every task that is
 /// registered for writing, even if no write had to wait. tokio's own type is always registered, so each

@@ -85,8 +85,8 @@ impl<F: Future> Future for Steady<F> {
 pub struct SteadyBody<B>(B);
 
 impl<B: Body + Unpin> SteadyBody<B> {
-    /// `body` must be hyper's own of a connection by HTTP/1: no poll of it may wake anybody but its
-    /// sender.
+    /// `body` must be hyper's own body of an HTTP/1 connection: a poll of it may wake no task but its
+    /// sender's.
     pub fn new(body: B) -> Self {
         SteadyBody(body)
     }

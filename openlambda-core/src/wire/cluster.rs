@@ -74,7 +74,7 @@ pub struct Reservation {
     pub deadline_ms: u64,
 }
 
-/// Whether a balancer may be called so towards workers.
+/// Whether a text is a valid name of a balancer, towards workers.
 pub fn is_balancer_name(name: &str) -> bool {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(valid)
@@ -118,7 +118,7 @@ pub enum WorkerEvent {
     Draining,
 }
 
-/// What a balancer says of itself and its workers.
+/// What a balancer reports about itself and its workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BalancerStatus {
     /// The policy's name.

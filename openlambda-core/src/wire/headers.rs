@@ -27,8 +27,8 @@ pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
 /// The version's number, from balancer to worker, and on replies.
 pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
 
-/// The worker's name, on replies to clients. To a balancer, which knows both, a worker tells neither
-/// this nor the id.
+/// The worker's name, on replies to clients. Replies to a balancer have neither this nor the id, since the
+/// balancer knows both.
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
 
 /// The call's reservation, a [`ReservationKey`](super::ReservationKey), from balancer to worker.
@@ -37,8 +37,8 @@ pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reserv
 /// The balancer's name, as it subscribed to events, from balancer to worker.
 pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer");
 
-/// From worker to balancer, on a reply that is whole: an instance of the function is idle now. It is
-/// the notice that would have come as [`WorkerEvent::Idle`](super::WorkerEvent::Idle), without a message of its own.
+/// From worker to balancer, on a complete reply: an instance of the function is idle now. It replaces
+/// [`WorkerEvent::Idle`](super::WorkerEvent::Idle), and saves a message.
 pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
@@ -111,7 +111,7 @@ pub fn is_relayed(headers: &HeaderMap) -> bool {
     headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
 }
 
-/// Refuses what a browser asks on behalf of a page.
+/// Refuses requests that a browser makes on behalf of a page.
 ///
 /// # Errors
 ///
