@@ -98,6 +98,14 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_honours_the_contract() {
+        let mut catalog = keep_alive::standard();
+        catalog.register(payback());
+        let maker = catalog.maker_of("payback").unwrap();
+        openlambda_core::conformance::keep_alive::check(|| maker.make());
+    }
+
+    #[test]
     fn what_is_kept_longer_is_found_more_often_and_takes_more_memory() {
         // A start takes 120 ms here, and a function is called twice a second.
         let [soon, later, default] =

@@ -18,13 +18,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::Response;
 use openlambda_core::failure::FunctionError;
-use openlambda_core::function::Digest;
-use openlambda_core::invocation::{Invocation, RequestIds};
-use openlambda_core::manifest::{Manifest, Network};
-use openlambda_core::sandbox::kit::{Call, Fault, Handler, Simple};
+use openlambda_core::manifest::Network;
+use openlambda_core::sandbox::kit::{Call, Fault, Handler, Simple, try_once};
 use openlambda_core::sandbox::{
-    Capabilities, Exit, LogLine, LogStream, NoLog, SandboxError, SandboxErrorKind, SandboxFactory,
-    SandboxSpec, collect_body,
+    Capabilities, Exit, LogLine, LogStream, SandboxError, SandboxFactory, SandboxSpec,
 };
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::tempfile;
@@ -38,7 +35,7 @@ fn shell() -> Simple {
     Simple::new("shell", capabilities, |spec| async move {
         let instance = Instance { spec, running: Arc::default() };
         if instance.spec.code.join("init.sh").is_file() {
-            let (status, _, errors) = instance.run("init.sh", &[]).await.map_err(broken)?;
+            let (status, _, errors) = instance.run("init.sh", &[]).await?;
             if !status.success() {
                 return Err(SandboxError::init(raised(status, &errors)));
             }
@@ -56,7 +53,7 @@ struct Instance {
 #[async_trait]
 impl Handler for Instance {
     async fn answer(&self, call: Call) -> Result<Response<Bytes>, Fault> {
-        let (status, answer, errors) = self.run("run.sh", &call.body).await.map_err(broken)?;
+        let (status, answer, errors) = self.run("run.sh", &call.body).await?;
         if let Some(signal) = status.signal() {
             return Err(Fault::Ended(Exit::Signal(signal)));
         }
@@ -114,12 +111,7 @@ impl Drop for Group {
 }
 
 fn raised(status: ExitStatus, errors: &[u8]) -> FunctionError {
-    let message = String::from_utf8_lossy(errors).trim().to_owned();
-    FunctionError { message, kind: status.to_string(), ..FunctionError::default() }
-}
-
-fn broken(error: io::Error) -> SandboxError {
-    SandboxError::new(SandboxErrorKind::Resources, "the script cannot be run").with_source(error)
+    FunctionError::new(status.to_string(), String::from_utf8_lossy(errors).trim())
 }
 
 #[tokio::main]
@@ -128,19 +120,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let script =
         "read name; test -n \"$name\" || { echo no name >&2; exit 1; }; echo Hello, $name!";
     std::fs::write(code.path().join("run.sh"), script)?;
-    let (name, manifest) = ("greet".parse()?, Arc::new(Manifest::default()));
-    let digest = Digest::from_bytes([0; 32]);
-    let spec = SandboxSpec::new(name, digest, code.path().into(), manifest, Arc::new(NoLog));
-
     let factory = shell();
-    let sandbox = factory.create(spec).await?.sandbox;
-    let ids = RequestIds::new(1);
     for name in ["world\n", "\n"] {
-        match sandbox.invoke(Invocation::new(ids.next(), "greet".parse()?, name)).await {
-            Ok(reply) => {
-                let body = collect_body(reply.body).await?;
-                print!("{}", String::from_utf8_lossy(&body));
-            }
+        match try_once(&factory, code.path(), name).await {
+            Ok(answer) => print!("{}", String::from_utf8_lossy(&answer)),
             Err(error) => println!("failed: {error}"),
         }
     }
@@ -153,6 +136,9 @@ mod tests {
     use std::time::Duration;
 
     use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
+    use openlambda_core::function::Digest;
+    use openlambda_core::manifest::Manifest;
+    use openlambda_core::sandbox::NoLog;
     use tempfile::TempDir;
 
     use super::*;

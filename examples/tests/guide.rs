@@ -46,6 +46,11 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         // The versions that are at hand: nothing is fetched.
         fs::copy(workspace.join("Cargo.lock"), folder.path().join("Cargo.lock")).unwrap();
+        // As in the workspace's profile, or all would be built again.
+        let profile =
+            "profile.dev.debug = 'line-tables-only'\nprofile.dev.package.'*'.debug = false\n";
+        fs::create_dir(folder.path().join(".cargo")).unwrap();
+        fs::write(folder.path().join(".cargo/config.toml"), profile).unwrap();
         Place { folder, workspace }
     }
 
@@ -69,8 +74,6 @@ impl Place {
             .current_dir(self.folder.path())
             .env("CARGO_TARGET_DIR", self.target())
             .env("CARGO_NET_OFFLINE", "true")
-            // As in the workspace's profile, or all would be built again.
-            .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
             .env("OPENLAMBDA_DATA_DIR", self.folder.path().join("cluster"))
             .stdin(Stdio::null());
         command

@@ -5,6 +5,7 @@
 //! implementation declares what it cannot do by its nature; then the suite demands errors that say so.
 
 pub mod balancing;
+pub mod keep_alive;
 pub mod registry;
 pub mod sandbox;
 

@@ -186,6 +186,13 @@ pub struct FunctionError {
     pub stack_trace: Vec<String>,
 }
 
+impl FunctionError {
+    /// An error of a type, with a message and no stack.
+    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        FunctionError { message: message.into(), kind: kind.into(), stack_trace: Vec::new() }
+    }
+}
+
 /// An invocation that failed, as every layer passes it on.
 #[derive(Clone, Debug, PartialEq, Error, Serialize, Deserialize)]
 #[error("{message}")]

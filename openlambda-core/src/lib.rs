@@ -12,7 +12,7 @@
 //! * the [`catalog`] by which deciders are chosen by name; a program can add its own;
 //! * the **worker** (feature `worker`): the shell that carries out the deciders' actions;
 //! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
-//!   `conformance`) for all three traits;
+//!   `conformance`) for all three traits, and for [`KeepAlivePolicy`](keep_alive::KeepAlivePolicy);
 //! * **kits** (feature `kit`): what a new kind of sandbox or registry builds on ([`sandbox::kit`],
 //!   [`registry::kit`]), and [`wrap`], which makes any of them slow, faulty or limited.
 //!

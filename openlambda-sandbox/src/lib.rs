@@ -12,6 +12,11 @@
 //! A new kind builds on the [`kit`], brings a [`Vessel`](kit::Vessel) for its instances, and passes the
 //! suite in `openlambda_core::conformance::sandbox`.
 
+#![cfg_attr(
+    not(any(feature = "docker", feature = "process", feature = "sock")),
+    allow(dead_code, unused_imports, reason = "what the kinds share is used by none of them")
+)]
+
 #[cfg(feature = "docker")]
 pub mod docker;
 mod errors;

@@ -71,6 +71,17 @@ async fn two_pages_chat_and_outlive_the_server() {
     }
     assert_eq!(file.script("return document.querySelectorAll('#messages .own').length").await, 2);
 
+    // Nobody types faster than the page sends.
+    let hurried = "for (const text of ['1', '2', '3']) {
+        document.getElementById('text').value = text;
+        document.getElementById('composer').requestSubmit();
+    }";
+    file.script(hurried).await;
+    said.extend([("Ada", "1"), ("Ada", "2"), ("Ada", "3")]);
+    for browser in [&file, &served] {
+        browser.shows(&said).await;
+    }
+
     // A reload keeps the messages, and each stands there once. So does the page's other way to find
     // its function.
     fs::rename(page.join("config.json"), page.join("elsewhere")).unwrap();

@@ -13,6 +13,7 @@ impl<T> Default for Owned<T> {
     }
 }
 
+#[cfg_attr(not(feature = "worker"), allow(dead_code, reason = "the worker alone looks values up"))]
 impl<T> Owned<T> {
     /// # Panics
     ///

@@ -18,7 +18,8 @@ impl Manifest {
                 return wrong(format!("{key} = {value} is out of range; use 1 to {most}"));
             }
         }
-        if !(self.timeout_seconds > 0.0 && self.timeout_seconds <= 86_400.0) {
+        // A nanosecond at least: less is a time limit of nothing.
+        if !(1e-9..=86_400.0).contains(&self.timeout_seconds) {
             return wrong(format!(
                 "timeout_seconds = {} is out of range; use more than 0 and at most 86400",
                 self.timeout_seconds

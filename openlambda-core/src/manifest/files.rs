@@ -57,7 +57,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`ManifestError::Unclear`] when they do not tell.
+    /// [`ManifestError::Unclear`] when they do not tell, [`ManifestError::Value`] for a handler or a style
+    /// that cannot be.
     pub fn complete(mut self, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
         use Runtime::{Bootstrap, Node, Python};
         const TOLD_BY: [(&str, Runtime, &str, Style); 7] = [
@@ -70,6 +71,11 @@ impl Manifest {
             ("index.cjs", Node, "index.handler", Style::Lambda),
         ];
         if let Some((module, object)) = self.handler.as_deref().and_then(|h| h.split_once(':')) {
+            if object.contains(':') {
+                return Err(ManifestError::Value(format!(
+                    "handler = \"{module}:{object}\" has more than one colon; write module:function"
+                )));
+            }
             self.handler = Some(format!("{module}.{object}"));
         }
         if matches!(self.style, Some(Style::Wsgi | Style::Asgi)) {

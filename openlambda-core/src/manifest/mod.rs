@@ -31,7 +31,8 @@ pub struct Manifest {
     /// Which bootstrap runs it. `None` until [`Manifest::load`] has looked at the files.
     pub runtime: Option<Runtime>,
     /// `module.function`, in Node.js `path/file.function`; or `module:function` as web servers write it,
-    /// which is read as the same. Empty for [`Runtime::Bootstrap`].
+    /// which is read as the same. Empty for [`Runtime::Bootstrap`], unless the manifest says:
+    /// a kind of sandbox of your own, whose functions have other files, reads it as it likes.
     pub handler: Option<String>,
     /// How the handler is called.
     pub style: Option<Style>,
@@ -317,6 +318,7 @@ mod tests {
         for text in [
             "memory_mb = 0",
             "timeout_seconds = 0",
+            "timeout_seconds = 1e-10",
             "timeout_seconds = nan",
             "timeout_seconds = -1",
             "timeout_seconds = inf",
@@ -434,6 +436,8 @@ mod tests {
         assert!(nowhere.contains("no asgi.py") && nowhere.contains("set handler"), "{nowhere}");
         let other = told("style = \"wsgi\"\nruntime = \"bootstrap\"", &["bootstrap"]).unwrap_err();
         assert!(other.to_string().contains("is for Python"), "{other}");
+        let colons = told("style = \"wsgi\"\nhandler = \"a:b:c\"", &["a.py"]).unwrap_err();
+        assert!(colons.to_string().contains("more than one colon"), "{colons}");
         let wrong = Manifest::parse("\nstyle = \"wsgy\"").unwrap_err().to_string();
         assert_eq!(wrong, "ol.toml, line 2: unknown value \"wsgy\"; did you mean \"wsgi\"?");
     }

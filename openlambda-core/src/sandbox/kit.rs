@@ -11,6 +11,8 @@
 //!   are closures, connections or scripts. It keeps most of a kind's contract.
 //! * [`Lives`] and [`Life`] are the parts of `Simple`, for a kind that needs its own `invoke`.
 //!
+//! [`try_once`] is the shortest way to see one work: an instance of a folder, one call, and the end.
+//!
 //! Kinds whose instances are processes that speak the Lambda Runtime API (containers, virtual
 //! machines) find more in `openlambda_sandbox::kit`.
 
@@ -18,7 +20,9 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,13 +35,16 @@ use http::Response;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot, watch};
 
 use super::{
-    Capabilities, Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
+    Capabilities, Created, Exit, NoLog, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
     SandboxSpec, Usage, collect_body,
 };
 use crate::failure::{FunctionError, Started};
+use crate::function::{Digest, FunctionName, NameError};
 use crate::invocation::{
-    Completion, Invocation, Reply, RequestHead, RequestId, StartKind, full_body,
+    BoxError, Completion, Invocation, Reply, RequestHead, RequestId, RequestIds, StartKind,
+    full_body,
 };
+use crate::manifest::Manifest;
 use crate::time::{Clock, SystemClock, Time};
 
 /// What answers the invocations of one instance.
@@ -106,6 +113,12 @@ pub enum Fault {
 impl From<SandboxError> for Fault {
     fn from(error: SandboxError) -> Self {
         Fault::Other(error)
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Fault::Other(error.into())
     }
 }
 
@@ -358,6 +371,39 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("without a message")
+}
+
+/// Makes an instance of the function in `code`, a folder with its files and maybe an `ol.toml`, calls it
+/// once, destroys it, and returns the body of the reply.
+///
+/// # Errors
+///
+/// As [`SandboxFactory::create`] and [`Sandbox::invoke`]; a manifest that is not valid.
+pub async fn try_once(
+    factory: &dyn SandboxFactory,
+    code: &Path,
+    body: impl Into<Bytes>,
+) -> Result<Bytes, SandboxError> {
+    let invalid = |error: BoxError| SandboxError {
+        source: Some(error),
+        ..SandboxError::new(SandboxErrorKind::Unsupported, "the function is not valid")
+    };
+    let manifest = Manifest::load(code).map_err(|error| invalid(error.into()))?;
+    let function: FunctionName =
+        "tried".parse().map_err(|error: NameError| invalid(error.into()))?;
+    let digest = Digest::from_bytes([0; 32]);
+    let spec = SandboxSpec::new(
+        function.clone(),
+        digest,
+        code.into(),
+        Arc::new(manifest),
+        Arc::new(NoLog),
+    );
+    let sandbox = factory.create(spec).await?.sandbox;
+    let call = Invocation::new(RequestIds::new(0).next(), function, body.into());
+    let answer = async { collect_body(sandbox.invoke(call).await?.body).await }.await;
+    sandbox.destroy().await;
+    answer
 }
 
 /// The instances of one factory, from their beginning until they are gone. Clones share them.

@@ -21,6 +21,7 @@ mod log;
 mod zygote;
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -438,6 +439,14 @@ pub struct SandboxError {
     /// What caused it.
     #[source]
     pub source: Option<crate::invocation::BoxError>,
+}
+
+impl From<io::Error> for SandboxError {
+    /// What the machine refuses: [`SandboxErrorKind::Resources`].
+    fn from(error: io::Error) -> Self {
+        let message = "the machine refuses what the sandbox needs";
+        SandboxError::new(SandboxErrorKind::Resources, message).with_source(error)
+    }
 }
 
 impl SandboxError {

@@ -6,6 +6,7 @@
 //! | `paths.rs` | internal paths, paths of invocations, of the registry |
 //! | `failures.rs` | the one table from failures to statuses, their JSON and headers, and back |
 //! | `timing.rs` | `Server-Timing` |
+//! | `trace.rs` | `traceparent` |
 //! | `cluster.rs` | announcements, events, reservations, a balancer's state |
 //! | `replies.rs` | replies in JSON and metrics |
 //!
@@ -32,6 +33,7 @@ mod headers;
 mod paths;
 mod replies;
 mod timing;
+mod trace;
 
 pub use cluster::{
     Announcement, BalancerStatus, Reservation, ReservationKey, WorkerEvent, WorkerStatus,
@@ -51,3 +53,4 @@ pub use paths::{
 };
 pub use replies::{DEFAULT_BODY_LIMIT, json_response, metrics_response};
 pub use timing::{parse_server_timing, server_timing};
+pub use trace::TraceParent;

@@ -66,32 +66,3 @@ pub(crate) fn shown(path: &str) -> String {
     // Paths of requests are ASCII.
     path.get(..LONGEST_PATH).unwrap_or(path).to_owned()
 }
-
-/// The trace that a `traceparent` names: `00-<32 digits>-<16 digits>-<2 digits>`.
-pub(crate) fn trace_of(traceparent: &str) -> Option<&str> {
-    let mut parts = traceparent.split('-');
-    let (version, trace, parent) = (parts.next()?, parts.next()?, parts.next()?);
-    let digits = |text: &str, count: usize| {
-        text.len() == count
-            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let valid = digits(version, 2) && version != "ff" && digits(trace, 32) && digits(parent, 16);
-    (valid && trace.bytes().any(|digit| digit != b'0')).then_some(trace)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn traces_are_read_and_nothing_else() {
-        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        assert_eq!(trace_of(&format!("00-{trace}-00f067aa0ba902b7-01")), Some(trace));
-        let zero = format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32));
-        let upper = format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase());
-        for bad in ["", "00", "00-1-2-3", &zero, &upper, &format!("ff-{trace}-00f067aa0ba902b7-01")]
-        {
-            assert_eq!(trace_of(bad), None, "{bad}");
-        }
-    }
-}

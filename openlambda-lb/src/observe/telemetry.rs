@@ -16,7 +16,7 @@ use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire;
 
 use super::access_log::AccessLog;
-use super::line::{Line, PhasesMs, shown, trace_of};
+use super::line::{Line, PhasesMs, shown};
 use crate::front::body::BytesTaken;
 
 /// Where records go.
@@ -45,12 +45,12 @@ impl Telemetry {
         subject: Subject,
     ) -> Record {
         let line = self.log.get().is_some().then(|| {
-            let traceparent = request.headers().get("traceparent").and_then(|v| v.to_str().ok());
+            let traceparent = wire::TraceParent::of(request.headers());
             Box::new(Line {
                 time_ms: self.clock.unix_millis(),
                 // One call too many is never looked at more closely.
                 request_id: wire::request_id_of(request.headers()).ok().flatten(),
-                trace_id: traceparent.and_then(trace_of).map(str::to_owned),
+                trace_id: traceparent.map(|it| it.trace.to_owned()),
                 client: peer.ip().to_canonical(),
                 method: request.method().to_string(),
                 path: shown(request.uri().path()),

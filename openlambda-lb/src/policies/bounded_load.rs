@@ -4,12 +4,9 @@ use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
     WorkerId,
 };
-use openlambda_core::hash::mix;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::ring::Ring;
-use super::worker_ring::KEY_SALT;
+use super::parts::{Candidates, Ring, WorkerRing};
 
 /// Consistent hashing with bounded loads.
 ///
@@ -133,7 +130,7 @@ impl BalancingPolicy for BoundedLoad {
                     f64::from(load + 1) <= self.cap(in_flight, worker.weight() / weight)
                 })
         };
-        let mut walk = self.ring.walk(mix(request.key, KEY_SALT));
+        let mut walk = self.ring.walk(WorkerRing::place_of(request.key));
         let ready = |id: &WorkerId| self.loads[id.index()] != NOT_READY && candidates.allows(*id);
         let (mut next, mut why) = (walk.find(ready), Why("home"));
         while let Some(id) = next {
@@ -144,9 +141,10 @@ impl BalancingPolicy for BoundedLoad {
             next = walk.find(|id| self.loads[id.index()] < full);
         }
         // Reached only if rounding made the caps add up to too little.
-        let least = |place| view.in_flight(candidates.nth(place));
-        let place = (0..candidates.len()).min_by_key(|place| least(*place)).unwrap_or(0);
-        Decision::To(candidates.nth(place), Why("least loaded"))
+        match candidates.iter().min_by_key(|worker| view.in_flight(*worker)) {
+            Some(worker) => Decision::To(worker, Why("least loaded")),
+            None => Decision::Refuse(Refusal::NoWorker),
+        }
     }
 
     fn observe(
@@ -203,7 +201,7 @@ impl BoundedLoad {
             (sums(&mut view.ready().iter().copied()), sums(&mut candidates.left_out()));
         let (in_flight, weight) = (u64::from(ready.0 - out.0), ready.1 - out.1);
         let mut why = Why("home");
-        for id in self.ring.walk(mix(request.key, KEY_SALT)) {
+        for id in self.ring.walk(WorkerRing::place_of(request.key)) {
             let Some(worker) = view.worker(id).filter(|_| view.is_ready(id)) else { continue };
             if candidates.allows(id) {
                 let cap = self.cap(in_flight, worker.weight() / weight);
@@ -240,6 +238,7 @@ pub(super) fn entry() -> PolicyEntry {
 #[cfg(test)]
 mod tests {
     use openlambda_core::balancing::{Cluster, FunctionId, Output, Ticket, WorkerId, WorkerInfo};
+    use openlambda_core::hash::mix;
     use openlambda_core::random::Rng;
     use openlambda_core::time::Time;
     use proptest::prelude::*;

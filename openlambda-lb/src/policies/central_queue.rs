@@ -8,11 +8,8 @@ use openlambda_core::balancing::{
     Ticket, Why, WorkerId,
 };
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::fill_order::FillOrder;
-use super::fixed_map::FixedMap;
-use super::held::FewWorkers;
+use super::parts::{Candidates, FewWorkers, FillOrder, FixedMap};
 
 /// Requests wait at the balancer, in order of arrival, for the first free slot.
 ///
@@ -84,7 +81,7 @@ impl CentralQueue {
 
     /// Binds the first request that can be: one at a time, since each bind is followed by an event.
     fn bind_next(&self, view: &ClusterView<'_>, cx: &mut PolicyContext<'_>) {
-        if self.numbers.len() == 0 {
+        if self.numbers.is_empty() {
             return;
         }
         for (worker, level) in self.order.iter() {

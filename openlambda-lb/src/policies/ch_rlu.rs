@@ -8,9 +8,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::worker_ring::WorkerRing;
+use super::parts::{Candidates, WorkerRing};
 
 /// How often it is decided anew which functions are popular.
 const POPULARITY_EVERY: Duration = Duration::from_secs(1);

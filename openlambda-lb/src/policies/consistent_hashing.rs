@@ -4,9 +4,8 @@ use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
 };
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::worker_ring::WorkerRing;
+use super::parts::{Candidates, WorkerRing};
 
 /// Consistent hashing: the first ready worker clockwise of the function's place on a ring.
 ///

@@ -5,9 +5,8 @@ use openlambda_core::balancing::{
     WorkerId,
 };
 
-use super::by_slot::BySlot;
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::{BySlot, Candidates};
 
 /// Power of two choices on a cached load vector, which is refreshed every `b` decisions.
 ///

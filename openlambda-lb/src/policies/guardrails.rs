@@ -8,8 +8,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::Candidates;
 
 /// An inner policy's choices, restricted to workers that have not got too much work of the
 /// request's size.

@@ -5,9 +5,8 @@ use openlambda_core::balancing::{
     RequestInfo, Why, WorkerId,
 };
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
-use super::fill_order::FillOrder;
+use super::parts::{Candidates, FillOrder};
 
 /// Hermod's hybrid of packing and least-loaded, with early binding.
 ///

@@ -5,10 +5,9 @@ use openlambda_core::balancing::{
     Why, WorkerId,
 };
 
-use super::by_slot::BySlot;
 use super::catalog::PolicyEntry;
-use super::fixed_map::FixedMap;
 use super::least_outstanding::LeastOutstanding;
+use super::parts::{BySlot, FixedMap};
 
 /// Pull-based scheduling: a priority queue per function of the workers that have an idle instance of
 /// it.

@@ -2,12 +2,10 @@
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
-    WorkerId,
 };
 
-use super::by_slot::BySlot;
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::{Candidates, WorkerQueue};
 
 /// A queue of idle workers; when it is empty, any worker.
 ///
@@ -96,52 +94,6 @@ impl BalancingPolicy for JoinIdleQueue {
             self.idle.push(worker);
         } else {
             self.idle.push(worker);
-        }
-    }
-}
-
-/// Workers in order of arrival, each at most once, with O(1) removal: a list linked by slots.
-#[derive(Clone, Debug, Default)]
-struct WorkerQueue {
-    links: BySlot<Link>,
-    head: Option<WorkerId>,
-    tail: Option<WorkerId>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Link {
-    before: Option<WorkerId>,
-    behind: Option<WorkerId>,
-}
-
-impl WorkerQueue {
-    fn iter(&self) -> impl Iterator<Item = WorkerId> {
-        std::iter::successors(self.head, |worker| self.links.get(*worker)?.behind)
-    }
-
-    /// Nothing happens for one that is in the queue.
-    fn push(&mut self, worker: WorkerId) {
-        if self.links.get(worker).is_some() {
-            return;
-        }
-        let before = self.tail.replace(worker);
-        self.links.insert(worker, Link { before, behind: None });
-        match before.and_then(|before| self.links.get_mut(before)) {
-            Some(link) => link.behind = Some(worker),
-            None => self.head = Some(worker),
-        }
-    }
-
-    fn remove(&mut self, worker: WorkerId) {
-        let Some(Link { before, behind }) = self.links.get(worker).copied() else { return };
-        self.links.remove(worker);
-        match before.and_then(|before| self.links.get_mut(before)) {
-            Some(link) => link.behind = behind,
-            None => self.head = behind,
-        }
-        match behind.and_then(|behind| self.links.get_mut(behind)) {
-            Some(link) => link.before = before,
-            None => self.tail = before,
         }
     }
 }

@@ -9,10 +9,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::fixed_map::FixedMap;
-use super::held::FewWorkers;
+use super::parts::{Candidates, FewWorkers, FixedMap};
 
 /// Sampled late binding: a request reserves a place in the queues of `d` random workers, and goes to
 /// the first that comes to it.

@@ -4,9 +4,8 @@ use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
 };
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
-use super::load_order::LoadOrder;
+use super::parts::{Candidates, LoadOrder};
 
 /// The ready worker with the fewest requests of this balancer in flight; among equals, any.
 ///

@@ -2,16 +2,10 @@
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
-    WorkerId,
 };
-use openlambda_core::hash::mix;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::lookup_table::LookupTable;
-
-/// A key whose workers are not ready is hashed again so many times.
-const MOST_TRIES: u64 = 16;
+use super::parts::{Candidates, LookupTable};
 
 /// Maglev hashing: the key's entry in a table that was filled in even shares.
 ///
@@ -68,9 +62,8 @@ impl BalancingPolicy for Maglev {
         view: &ClusterView<'_>,
         _: &mut PolicyContext<'_>,
     ) -> Decision {
-        self.table.settle();
         let candidates = Candidates::of(request, view);
-        match find(&self.table, request.key, &candidates, view) {
+        match self.table.find(request.key, &candidates, view) {
             Some((worker, true)) => Decision::To(worker, Why("home")),
             Some((worker, false)) => Decision::To(worker, Why("substitute")),
             None => Decision::Refuse(Refusal::NoWorker),
@@ -83,53 +76,8 @@ impl BalancingPolicy for Maglev {
         view: &ClusterView<'_>,
         _: &mut PolicyContext<'_>,
     ) {
-        follow(&mut self.table, event, view);
+        self.table.observe(event, view);
     }
-}
-
-/// Keeps a table up with the workers that come and go.
-pub(super) fn follow(table: &mut LookupTable, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
-    match *event {
-        PolicyEvent::Joined { worker } => {
-            if let Some(known) = view.worker(worker) {
-                table.insert(worker, known.name_hash(), known.weight());
-            }
-        }
-        PolicyEvent::Left { worker, .. } => table.remove(worker),
-        _ => {}
-    }
-}
-
-/// The worker of a key in a settled table, or a substitute for it when it is no candidate, and
-/// whether it is the key's own; `None` when there is no candidate.
-pub(super) fn find(
-    table: &LookupTable,
-    key: u64,
-    candidates: &Candidates<'_>,
-    view: &ClusterView<'_>,
-) -> Option<(WorkerId, bool)> {
-    let home = table.worker(key)?;
-    if view.is_ready(home) && candidates.allows(home) {
-        return Some((home, true));
-    }
-    substitute(table, key, candidates, view).map(|worker| (worker, false))
-}
-
-#[cold]
-fn substitute(
-    table: &LookupTable,
-    key: u64,
-    candidates: &Candidates<'_>,
-    view: &ClusterView<'_>,
-) -> Option<WorkerId> {
-    let allowed = |worker: &WorkerId| view.is_ready(*worker) && candidates.allows(*worker);
-    let mut tries = (1..=MOST_TRIES).filter_map(|again| table.worker(mix(key, again)));
-    tries.find(allowed).or_else(|| {
-        // Nearly all are down. A draw by names among those that are left, so that every balancer
-        // draws the same.
-        let lot = |worker: &WorkerId| view.worker(*worker).map(|known| mix(key, known.name_hash()));
-        view.ready().iter().copied().filter(allowed).max_by_key(lot)
-    })
 }
 
 /// The policy in the catalogue.

@@ -8,10 +8,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::room::Room;
-use super::worker_ring::WorkerRing;
+use super::parts::{Candidates, Room, WorkerRing};
 
 /// How much the latest duration counts in the mean.
 const NEWEST: f64 = 0.2;

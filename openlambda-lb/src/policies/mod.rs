@@ -26,42 +26,34 @@
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
 //! [`PolicyCatalog::standard`] has these (`standard.rs` is the list);
-//! [`Catalog::register`](openlambda_core::catalog::Catalog::register) adds one of your own.
+//! [`Catalog::register`](openlambda_core::catalog::Catalog::register) adds your own; [`parts`]
+//! has what most policies are built from.
 
 mod bounded_load;
-mod by_slot;
-mod candidates;
 mod catalog;
 mod central_queue;
 mod ch_rlu;
 mod consistent_hashing;
 mod dodoor;
-mod fill_order;
-mod fixed_map;
 mod guardrails;
-mod held;
 mod hermod;
 mod hiku;
 mod join_idle_queue;
 mod late_binding;
 mod least_outstanding;
-mod load_order;
-mod lookup_table;
 mod maglev;
 mod min_worker_set;
 mod openwhisk;
 mod package_aware;
 mod palette;
+pub mod parts;
 mod peak_ewma;
 mod power_of_d;
 mod prequal;
 mod random;
 mod rendezvous;
-mod ring;
-mod room;
 mod round_robin;
 mod standard;
-mod worker_ring;
 
 pub use bounded_load::BoundedLoad;
 pub use catalog::{
@@ -77,7 +69,6 @@ pub use hiku::Hiku;
 pub use join_idle_queue::JoinIdleQueue;
 pub use late_binding::LateBinding;
 pub use least_outstanding::LeastOutstanding;
-pub use load_order::LoadOrder;
 pub use maglev::Maglev;
 pub use min_worker_set::MinWorkerSet;
 pub use openwhisk::OpenWhisk;
@@ -88,5 +79,4 @@ pub use power_of_d::PowerOfD;
 pub use prequal::{Prequal, PrequalParameters};
 pub use random::Random;
 pub use rendezvous::Rendezvous;
-pub use ring::Ring;
 pub use round_robin::RoundRobin;

@@ -6,9 +6,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::hash::mix;
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
-use super::room::Room;
+use super::parts::{Candidates, Room};
 
 /// Keeps a function's step independent of its home.
 const STEP_SALT: u64 = 0x7374_6570;

@@ -6,10 +6,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::hash::mix;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::load_order::LoadOrder;
-use super::worker_ring::WorkerRing;
+use super::parts::{Candidates, LoadOrder, WorkerRing};
 
 /// Turns a package's key into that of its second place on the ring.
 const SECOND_SALT: u64 = 0x7365_636f_6e64;

@@ -5,11 +5,8 @@ use openlambda_core::balancing::{
     RequestInfo, Why, WorkerId,
 };
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
-use super::load_order::LoadOrder;
-use super::lookup_table::LookupTable;
-use super::maglev;
+use super::parts::{Candidates, LoadOrder, LookupTable};
 use super::power_of_d::PowerOfD;
 
 /// Palette: a colour is an opaque hint that requests belong together; those of one colour go to one
@@ -87,8 +84,7 @@ impl BalancingPolicy for Palette {
         let candidates = Candidates::of(request, view);
         let found = match &mut self.assigned {
             Assigned::BucketHash(table) => {
-                table.settle();
-                let found = maglev::find(table, view.colour_key(colour), &candidates, view);
+                let found = table.find(view.colour_key(colour), &candidates, view);
                 found.map(|(worker, own)| (worker, if own { "colour" } else { "substitute" }))
             }
             Assigned::LeastAssigned(colours) => colours.find(colour, &candidates, view, cx),
@@ -106,7 +102,7 @@ impl BalancingPolicy for Palette {
         _: &mut PolicyContext<'_>,
     ) {
         match &mut self.assigned {
-            Assigned::BucketHash(table) => maglev::follow(table, event, view),
+            Assigned::BucketHash(table) => table.observe(event, view),
             Assigned::LeastAssigned(colours) => colours.observe(event, view),
         }
     }

@@ -6,9 +6,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::by_slot::BySlot;
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::{BySlot, Candidates};
 
 /// Power of two choices on a cost that is latency times queue, and that jumps to peaks.
 ///

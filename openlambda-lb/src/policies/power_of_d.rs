@@ -4,8 +4,8 @@ use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, Refusal, RequestInfo, Why, WorkerId,
 };
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::Candidates;
 
 /// Draws `d` distinct ready workers and takes the one with the fewest requests in flight; among
 /// equals, each with the same probability.

@@ -8,8 +8,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::time::Time;
 
-use super::candidates::Candidates;
 use super::catalog::{ParameterInfo, PolicyEntry};
+use super::parts::Candidates;
 
 /// Probing to reduce queueing and latency: asynchronous probes, reused and removed.
 ///

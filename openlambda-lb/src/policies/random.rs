@@ -4,8 +4,8 @@ use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, Refusal, RequestInfo, Why,
 };
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
+use super::parts::Candidates;
 
 /// A ready worker, drawn uniformly.
 ///

@@ -6,8 +6,8 @@ use openlambda_core::balancing::{
 };
 use openlambda_core::hash::mix;
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
+use super::parts::Candidates;
 
 /// Rendezvous hashing, also called highest random weight: each worker draws a lot for the function,
 /// and the highest wins.

@@ -5,8 +5,8 @@ use openlambda_core::balancing::{
     WorkerId,
 };
 
-use super::candidates::Candidates;
 use super::catalog::PolicyEntry;
+use super::parts::Candidates;
 
 /// Each ready worker in turn, in order of their slots.
 ///

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use openlambda_core::function::{FunctionName, Version};
 use openlambda_core::invocation::RequestHead;
+use openlambda_core::wire::TraceParent;
 
 use crate::event;
 
@@ -53,16 +54,7 @@ fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
     if let Some(trace) = headers.get("x-amzn-trace-id") {
         return Some(trace.clone());
     }
-    // 00-<32 hex: trace>-<16 hex: parent>-<2 hex: flags>
-    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-').skip(1);
-    let (trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, length| {
-        text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    if !(hex(trace, 32) && hex(parent, 16) && hex(flags, 2)) {
-        return None;
-    }
-    let (time, rest) = trace.split_at(8);
-    let sampled = u8::from_str_radix(flags, 16).ok()? & 1;
+    let TraceParent { trace, parent, sampled } = TraceParent::of(headers)?;
+    let ((time, rest), sampled) = (trace.split_at(8), u8::from(sampled));
     HeaderValue::from_str(&format!("Root=1-{time}-{rest};Parent={parent};Sampled={sampled}")).ok()
 }

@@ -120,22 +120,33 @@ async function follow() {
   }
 }
 
-/** Sends what is in the box. It stays there until the room has it. */
+/** What was said and the room does not have yet, the oldest first. */
+let unsent = [];
+let sending = false;
+
+/** Sends what is in the box, after what was said before. */
 async function send() {
   const box = $("text");
   const text = box.value.trim();
-  if (!text || $("send").ariaDisabled === "true") return;
-  $("send").ariaDisabled = "true";
+  if (!text) return;
+  box.value = "";
+  unsent.push({ text, name: $("name").value.trim() });
+  if (sending) return;
+  sending = true;
   try {
-    const name = $("name").value.trim();
-    await ask(await place(), { op: "msg", msg: text, ...(name && { name }) }, CALL_LIMIT_MS);
-    // More may have been written meanwhile.
-    if (box.value.trim() === text) box.value = "";
-    say($("unsent"), "");
+    while (unsent.length > 0) {
+      const [{ text, name }] = unsent;
+      await ask(await place(), { op: "msg", msg: text, ...(name && { name }) }, CALL_LIMIT_MS);
+      unsent.shift();
+      say($("unsent"), "");
+    }
   } catch (error) {
+    // Back into the box, before what was begun meanwhile.
+    box.value = [...unsent.map((message) => message.text), box.value].filter(Boolean).join("\n");
+    unsent = [];
     say($("unsent"), `Not sent. ${error.message} Your message is still here; send it again.`);
   } finally {
-    $("send").ariaDisabled = "false";
+    sending = false;
   }
 }
 

@@ -8,11 +8,31 @@ use super::candidates::Candidates;
 /// The ready workers, sorted by a small whole number such as the requests in flight.
 ///
 /// One array holds the workers in order; a second one holds where each level begins. A worker that
-/// moves up by one swaps places with the last of its level, whose end then moves back by one: O(1)
-/// and no allocation, as in the k-core algorithm of Batagelj and Zaveršnik (2003). The members of
-/// the lowest level are a slice, so that one of them can be drawn.
+/// moves up by one swaps places with the last of its level, whose end then moves back by one. The
+/// members of a level are a slice, so that one of them can be drawn.
 ///
-/// Coming and going costs O(highest level).
+/// The order can be told levels of the policy's own ([`insert`](Self::insert), [`set`](Self::set),
+/// [`remove`](Self::remove)), or it [observes](Self::observe) the requests in flight.
+///
+/// Cost: O(1) for a move by one level, O(highest level) for coming and going; no allocation once the
+/// highest level was reached.
+///
+/// Source: V. Batagelj, M. Zaveršnik, An O(m) Algorithm for Cores Decomposition of Networks, 2003:
+/// its sort of vertices by degree, kept up while degrees change.
+///
+/// ```
+/// use openlambda_core::balancing::{Cluster, WorkerInfo};
+/// use openlambda_lb::policies::parts::LoadOrder;
+///
+/// let mut cluster = Cluster::new();
+/// let [a, b] = ["a", "b"].map(|name| cluster.join(WorkerInfo::new(name, 8)));
+/// let mut order = LoadOrder::new();
+/// order.insert(a, 3);
+/// order.insert(b, 1);
+/// assert_eq!(order.lowest(), [b]);
+/// order.set(b, 4);
+/// assert_eq!(order.iter().collect::<Vec<_>>(), [(a, 3), (b, 4)]);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct LoadOrder {
     order: Vec<WorkerId>,
@@ -53,7 +73,8 @@ impl LoadOrder {
         self.set(worker, level);
     }
 
-    /// Moves a worker that is here to a level: O(1) for the next one up or down.
+    /// Moves a worker that is here to a level: O(1) for the next one up or down. Nothing happens for
+    /// one that is not here.
     pub fn set(&mut self, worker: WorkerId, level: u32) {
         let level = level as usize;
         let Some(mut place) = self.place(worker) else { return };
@@ -87,7 +108,7 @@ impl LoadOrder {
         }
     }
 
-    /// Takes a worker out.
+    /// Takes a worker out; nothing happens for one that is not here.
     pub fn remove(&mut self, worker: WorkerId) {
         if self.place(worker).is_none() {
             return;
@@ -122,13 +143,9 @@ impl LoadOrder {
             .map(|worker| (*worker, self.place(*worker).map_or(0, |place| place.level as u32)))
     }
 
-    /// One of the least loaded candidates, drawn uniformly: O(1), and O(n) when some are left out.
-    /// Those in the order must be the ready workers.
-    pub(super) fn draw_lowest(
-        &self,
-        candidates: &Candidates<'_>,
-        rng: &mut Rng,
-    ) -> Option<WorkerId> {
+    /// One of the least loaded candidates, drawn uniformly; `None` when there is none. O(1), and O(n)
+    /// when some are left out. Those in the order must be the ready workers.
+    pub fn draw_lowest(&self, candidates: &Candidates<'_>, rng: &mut Rng) -> Option<WorkerId> {
         if candidates.len() == self.order.len() {
             let lowest = self.lowest();
             return match lowest.len() {
@@ -148,8 +165,8 @@ impl LoadOrder {
         Some(chosen)
     }
 
-    /// Keeps the ready workers in order of this balancer's requests in flight.
-    pub(super) fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
+    /// Keeps the ready workers in order of this balancer's requests in flight. To be told every event.
+    pub fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
         match *event {
             PolicyEvent::Joined { worker } | PolicyEvent::ReadyChanged { worker, ready: true } => {
                 self.insert(worker, view.in_flight(worker));

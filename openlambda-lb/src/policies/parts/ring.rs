@@ -14,6 +14,27 @@ use openlambda_core::hash::mix;
 /// by [`settle`](Self::settle): O(points), so a thousand workers that join at once cost one sort.
 ///
 /// Source: D. Karger et al., Consistent Hashing and Random Trees, STOC 1997.
+///
+/// [`WorkerRing`](super::WorkerRing) is one that follows the workers' coming and going.
+///
+/// ```
+/// use openlambda_core::balancing::{Cluster, WorkerInfo};
+/// use openlambda_lb::policies::parts::Ring;
+///
+/// let mut cluster = Cluster::new();
+/// let mut ring = Ring::new();
+/// for name in ["a", "b"] {
+///     let worker = cluster.join(WorkerInfo::new(name, 8));
+///     let name_hash = cluster.view().worker(worker).unwrap().name_hash();
+///     ring.insert(worker, name_hash, 100);
+/// }
+/// ring.settle();
+/// assert_eq!(ring.walk(7).count(), 200);
+/// let home = ring.walk(7).next().unwrap();
+/// ring.remove(home);
+/// ring.settle();
+/// assert_ne!(ring.walk(7).next(), Some(home));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
     points: Vec<Point>,

@@ -6,12 +6,25 @@ use openlambda_core::hash::mix;
 ///
 /// A B-tree allocates and frees nodes as its size goes up and down, and the standard hash map is
 /// seeded at random. This one allocates only when it grows beyond its largest size so far, hashes
-/// with the project's own fixed hash, and cannot be iterated over. Removal shifts the entries behind
-/// back (Knuth, TAOCP 3, algorithm 6.4R), so no markers of removed entries pile up.
+/// with the project's own fixed hash, and cannot be iterated over, so that no order of entries can
+/// reach a decision. Keys are tickets, hashes of names, or two ids side by side.
 ///
 /// Cost: O(1) on average; at most half of the places are taken.
+///
+/// Source: D. E. Knuth, The Art of Computer Programming 3, algorithms 6.4L and 6.4R: removal shifts
+/// the entries behind back, so no markers of removed entries pile up.
+///
+/// ```
+/// use openlambda_lb::policies::parts::FixedMap;
+///
+/// let mut sent_to = FixedMap::default();
+/// sent_to.insert(7, "a");
+/// sent_to.insert(7, "b");
+/// assert_eq!((sent_to.get(7), sent_to.len()), (Some(&"b"), 1));
+/// assert_eq!(sent_to.remove(7), Some("b"));
+/// ```
 #[derive(Clone, Debug)]
-pub(super) struct FixedMap<V> {
+pub struct FixedMap<V> {
     /// Their number is a power of two, or 0.
     places: Vec<Option<(u64, V)>>,
     len: usize,
@@ -24,23 +37,31 @@ impl<V> Default for FixedMap<V> {
 }
 
 impl<V> FixedMap<V> {
-    pub(super) fn len(&self) -> usize {
+    /// How many keys have a value.
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn get(&self, key: u64) -> Option<&V> {
+    /// Whether no key has a value.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: u64) -> Option<&V> {
         let (_, value) = self.places[self.find(key)?].as_ref()?;
         Some(value)
     }
 
-    pub(super) fn get_mut(&mut self, key: u64) -> Option<&mut V> {
+    /// The same, to be changed.
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut V> {
         let at = self.find(key)?;
         let (_, value) = self.places[at].as_mut()?;
         Some(value)
     }
 
     /// Sets the value of a key; the one that it had is dropped.
-    pub(super) fn insert(&mut self, key: u64, value: V) {
+    pub fn insert(&mut self, key: u64, value: V) {
         if let Some(present) = self.get_mut(key) {
             *present = value;
             return;
@@ -52,7 +73,8 @@ impl<V> FixedMap<V> {
         self.len += 1;
     }
 
-    pub(super) fn remove(&mut self, key: u64) -> Option<V> {
+    /// Takes a key out, and returns its value.
+    pub fn remove(&mut self, key: u64) -> Option<V> {
         let mut hole = self.find(key)?;
         let (_, value) = self.places[hole].take()?;
         self.len -= 1;

@@ -6,10 +6,29 @@ use openlambda_core::random::Rng;
 /// The ready workers without those that failed the request before, or all ready workers when that
 /// leaves none.
 ///
-/// A first attempt excludes nothing and costs nothing here; a retry costs O(k² log n) for k excluded
-/// workers, which are few. The view's ready workers are sorted, which is relied on.
+/// A policy that chooses among them honours the duty of a
+/// [`BalancingPolicy`](openlambda_core::balancing::BalancingPolicy) whatever it does. When they are
+/// empty, it refuses with [`Refusal::NoWorker`](openlambda_core::balancing::Refusal::NoWorker).
+///
+/// Cost: a first attempt excludes nothing, so all is O(1); a retry costs O(k² log n) for k excluded
+/// workers, which are few. The view's ready workers are sorted, which is relied on. No allocation.
+///
+/// ```
+/// use openlambda_core::balancing::{Cluster, FunctionId, RequestInfo, Ticket, WorkerInfo};
+/// use openlambda_lb::policies::parts::Candidates;
+///
+/// let mut cluster = Cluster::new();
+/// let [a, b, c] = ["a", "b", "c"].map(|name| cluster.join(WorkerInfo::new(name, 8)));
+/// let mut request = RequestInfo::new(Ticket(0), FunctionId(0), 0);
+/// let failed = [b];
+/// request.excluded = &failed;
+///
+/// let candidates = Candidates::of(&request, &cluster.view());
+/// assert_eq!(candidates.iter().collect::<Vec<_>>(), [a, c]);
+/// assert!(!candidates.allows(b));
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidates<'a> {
+pub struct Candidates<'a> {
     ready: &'a [WorkerId],
     /// Empty when no worker is excluded.
     excluded: &'a [WorkerId],
@@ -17,7 +36,8 @@ pub(crate) struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    pub(crate) fn of(request: &RequestInfo<'a>, view: &ClusterView<'a>) -> Self {
+    /// The workers that the request may go to.
+    pub fn of(request: &RequestInfo<'a>, view: &ClusterView<'a>) -> Self {
         let ready = view.ready();
         if request.excluded.is_empty() {
             return Candidates { ready, excluded: &[], len: ready.len() };
@@ -35,21 +55,29 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether no worker is ready.
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Whether this request may go to `worker`, which is ready.
-    pub(crate) fn allows(&self, worker: WorkerId) -> bool {
+    pub fn allows(&self, worker: WorkerId) -> bool {
         self.excluded.is_empty() || !self.excluded.contains(&worker)
     }
 
+    /// All of them, in order of their ids: O(n).
+    pub fn iter(&self) -> impl Iterator<Item = WorkerId> + use<'a> {
+        let (ready, excluded) = (self.ready, self.excluded);
+        ready.iter().copied().filter(move |worker| !excluded.contains(worker))
+    }
+
     /// The workers that are left out although they are ready.
-    pub(crate) fn left_out(&self) -> impl Iterator<Item = WorkerId> {
+    pub fn left_out(&self) -> impl Iterator<Item = WorkerId> {
         self.places_left_out().map(|place| self.ready[place])
     }
 
@@ -60,8 +88,12 @@ impl<'a> Candidates<'a> {
         once.filter_map(|(_, one)| ready.binary_search(one).ok())
     }
 
-    /// The candidate at a place below [`len`](Self::len).
-    pub(crate) fn nth(&self, place: usize) -> WorkerId {
+    /// The candidate at a place below [`len`](Self::len), in order of their ids.
+    ///
+    /// # Panics
+    ///
+    /// When there is none at that place.
+    pub fn nth(&self, place: usize) -> WorkerId {
         // Each one that is left out at or before the place moves it on by one, perhaps past others.
         let mut at = place;
         loop {
@@ -74,13 +106,13 @@ impl<'a> Candidates<'a> {
     }
 
     /// Any of them, uniformly; `None` when there is none.
-    pub(crate) fn any(&self, rng: &mut Rng) -> Option<WorkerId> {
+    pub fn any(&self, rng: &mut Rng) -> Option<WorkerId> {
         if self.is_empty() { None } else { Some(self.nth(rng.below(self.len))) }
     }
 
     /// Two distinct ones in random order, each pair with the same probability; the same one twice
     /// when there is no other.
-    pub(crate) fn two(&self, rng: &mut Rng) -> Option<(WorkerId, WorkerId)> {
+    pub fn two(&self, rng: &mut Rng) -> Option<(WorkerId, WorkerId)> {
         match self.len {
             0 => None,
             1 => Some((self.nth(0), self.nth(0))),
@@ -127,6 +159,7 @@ mod tests {
             }
             let listed: Vec<_> = (0..candidates.len()).map(|at| candidates.nth(at)).collect();
             prop_assert_eq!(&listed, &expected);
+            prop_assert_eq!(&candidates.iter().collect::<Vec<_>>(), &expected);
             let left_out = candidates.left_out().count();
             prop_assert_eq!(left_out, view.ready().len() - expected.len());
             prop_assert!(expected.iter().all(|worker| candidates.allows(*worker)));

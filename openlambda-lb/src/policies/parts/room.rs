@@ -2,9 +2,27 @@
 
 use openlambda_core::balancing::{ClusterView, PolicyEvent, WorkerId};
 
-/// The ready workers with less in flight than they can run at once, kept up in O(1) per event.
+/// The ready workers with less of this balancer's requests in flight than they can run at once.
+///
+/// Cost: O(1) per event and per question; it allocates only when a slot is used for the first time.
+/// With several balancers, each counts its own requests: a worker may be busier than one knows.
+///
+/// ```
+/// use openlambda_core::balancing::{Cluster, PolicyEvent, WorkerInfo};
+/// use openlambda_lb::policies::parts::Room;
+///
+/// let mut cluster = Cluster::new();
+/// let worker = cluster.join(WorkerInfo::new("w", 1));
+/// let mut room = Room::default();
+/// room.observe(&PolicyEvent::Joined { worker }, &cluster.view());
+/// assert!(room.at(worker));
+///
+/// cluster.set_healthy(worker, false);
+/// room.observe(&PolicyEvent::ReadyChanged { worker, ready: false }, &cluster.view());
+/// assert!(!room.at(worker) && !room.anywhere());
+/// ```
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Room {
+pub struct Room {
     /// By slot.
     has_room: Vec<bool>,
     workers: usize,
@@ -12,17 +30,17 @@ pub(crate) struct Room {
 
 impl Room {
     /// Whether a worker is ready and has a free slot.
-    pub(crate) fn at(&self, worker: WorkerId) -> bool {
+    pub fn at(&self, worker: WorkerId) -> bool {
         self.has_room.get(worker.index()).copied().unwrap_or(false)
     }
 
     /// Whether any worker is ready and has a free slot.
-    pub(crate) fn anywhere(&self) -> bool {
+    pub fn anywhere(&self) -> bool {
         self.workers > 0
     }
 
     /// To be told every event.
-    pub(crate) fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
+    pub fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
         match *event {
             PolicyEvent::Joined { worker }
             | PolicyEvent::ReadyChanged { worker, .. }

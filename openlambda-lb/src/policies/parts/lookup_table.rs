@@ -2,12 +2,17 @@
 
 use std::ops::RangeInclusive;
 
-use openlambda_core::balancing::WorkerId;
+use openlambda_core::balancing::{ClusterView, PolicyEvent, WorkerId};
 use openlambda_core::hash::mix;
+
+use super::candidates::Candidates;
 
 const OFFSET_SALT: u64 = 0x6f66_6673;
 const SKIP_SALT: u64 = 0x736b_6970;
 const ENTRY_SALT: u64 = 0x656e_7472;
+
+/// A key whose workers are not ready is hashed again so many times.
+const MOST_TRIES: u64 = 16;
 
 /// A table whose entries name workers, in even shares: a key's entry tells its worker.
 ///
@@ -26,8 +31,26 @@ const ENTRY_SALT: u64 = 0x656e_7472;
 /// set of M bits, which fits into the processor's nearest cache for a thousand workers.
 ///
 /// Source: D. Eisenbud et al., Maglev: A Fast and Reliable Software Network Load Balancer, NSDI 2016.
+///
+/// ```
+/// use openlambda_core::balancing::{
+///     Cluster, FunctionId, PolicyEvent, RequestInfo, Ticket, WorkerInfo,
+/// };
+/// use openlambda_lb::policies::parts::{Candidates, LookupTable};
+///
+/// let mut cluster = Cluster::new();
+/// let mut table = LookupTable::new(1_009);
+/// for name in ["a", "b"] {
+///     let worker = cluster.join(WorkerInfo::new(name, 8));
+///     table.observe(&PolicyEvent::Joined { worker }, &cluster.view());
+/// }
+/// let request = RequestInfo::new(Ticket(0), FunctionId(0), 7);
+/// let view = cluster.view();
+/// let (worker, its_own) = table.find(request.key, &Candidates::of(&request, &view), &view).unwrap();
+/// assert!(its_own && table.worker(request.key) == Some(worker));
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct LookupTable {
+pub struct LookupTable {
     size: u32,
     members: Vec<Member>,
     outdated: bool,
@@ -49,14 +72,14 @@ struct Member {
 
 impl LookupTable {
     /// The range of sizes.
-    pub(crate) const SIZES: RangeInclusive<u32> = 101..=16_777_216;
+    pub const SIZES: RangeInclusive<u32> = 101..=16_777_216;
 
     /// Without workers; a table of at least `size` entries.
     ///
     /// # Panics
     ///
     /// When `size` is not in [`Self::SIZES`].
-    pub(crate) fn new(size: u32) -> Self {
+    pub fn new(size: u32) -> Self {
         let (least, most) = (Self::SIZES.start(), Self::SIZES.end());
         assert!(Self::SIZES.contains(&size), "the size must be {least} to {most}");
         let (members, entries, taken) = (Vec::new(), Vec::new(), Vec::new());
@@ -64,7 +87,7 @@ impl LookupTable {
     }
 
     /// Adds a worker. Takes effect with [`settle`](Self::settle).
-    pub(crate) fn insert(&mut self, worker: WorkerId, name_hash: u64, weight: f64) {
+    pub fn insert(&mut self, worker: WorkerId, name_hash: u64, weight: f64) {
         // A weight that is none or mad must not leave the others without entries, or time.
         let weight = if weight >= 1e-3 { weight.min(1e3) } else { 1e-3 };
         self.members.push(Member { name_hash, worker, weight, next: 0, skip: 0, turns: 0.0 });
@@ -72,21 +95,74 @@ impl LookupTable {
     }
 
     /// Takes a worker out. Takes effect with [`settle`](Self::settle).
-    pub(crate) fn remove(&mut self, worker: WorkerId) {
+    pub fn remove(&mut self, worker: WorkerId) {
         self.members.retain(|member| member.worker != worker);
         self.outdated = true;
     }
 
+    /// Keeps the table up with the workers that come and go: all that joined have entries, ready or
+    /// not. To be told every event; takes effect with [`settle`](Self::settle) or
+    /// [`find`](Self::find).
+    pub fn observe(&mut self, event: &PolicyEvent<'_>, view: &ClusterView<'_>) {
+        match *event {
+            PolicyEvent::Joined { worker } => {
+                if let Some(known) = view.worker(worker) {
+                    self.insert(worker, known.name_hash(), known.weight());
+                }
+            }
+            PolicyEvent::Left { worker, .. } => self.remove(worker),
+            _ => {}
+        }
+    }
+
+    /// The worker of a key, or a substitute for one that is no candidate, and whether it is the key's
+    /// own; `None` when there is no candidate. Settles the table.
+    ///
+    /// Each key of such a worker has a substitute of its own, so that no other key moves and they come
+    /// back afterwards: the key is hashed again, at most 16 times; then the ready workers draw lots,
+    /// O(n).
+    pub fn find(
+        &mut self,
+        key: u64,
+        candidates: &Candidates<'_>,
+        view: &ClusterView<'_>,
+    ) -> Option<(WorkerId, bool)> {
+        self.settle();
+        let home = self.worker(key)?;
+        if view.is_ready(home) && candidates.allows(home) {
+            return Some((home, true));
+        }
+        self.substitute(key, candidates, view).map(|worker| (worker, false))
+    }
+
+    #[cold]
+    fn substitute(
+        &self,
+        key: u64,
+        candidates: &Candidates<'_>,
+        view: &ClusterView<'_>,
+    ) -> Option<WorkerId> {
+        let allowed = |worker: &WorkerId| view.is_ready(*worker) && candidates.allows(*worker);
+        let mut tries = (1..=MOST_TRIES).filter_map(|again| self.worker(mix(key, again)));
+        tries.find(allowed).or_else(|| {
+            // Nearly all are down. A draw by names among those that are left, so that every balancer
+            // draws the same.
+            let lot =
+                |worker: &WorkerId| view.worker(*worker).map(|known| mix(key, known.name_hash()));
+            view.ready().iter().copied().filter(allowed).max_by_key(lot)
+        })
+    }
+
     /// Carries out what `insert` and `remove` noted. Nothing noted: costs nothing.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         if self.outdated {
             self.outdated = false;
             self.fill();
         }
     }
 
-    /// The worker of a key; `None` when there is no worker.
-    pub(crate) fn worker(&self, key: u64) -> Option<WorkerId> {
+    /// The worker of a key in a settled table, ready or not; `None` when there is no worker.
+    pub fn worker(&self, key: u64) -> Option<WorkerId> {
         // The upper bits of the product are uniform over 0 .. M, as the remainder would be, and
         // cheaper.
         let entry = (u128::from(mix(key, ENTRY_SALT)) * self.entries.len() as u128) >> 64;
