@@ -76,7 +76,7 @@ impl Handler for Instance {
 impl Instance {
     /// Runs a script: its status, standard output and standard error.
     async fn run(&self, script: &str, body: &[u8]) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-        // Not pipes: a script need not read what it gets, and nobody has to read along what it says.
+        // Not pipes: a script need not read its input, and no task has to read its output meanwhile.
         let [mut input, mut answer, mut errors] = [tempfile()?, tempfile()?, tempfile()?];
         input.write_all(body)?;
         input.rewind()?;
@@ -104,7 +104,7 @@ struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Whoever is left of it. The kernel hands out numbers in turn, so this one is not another's
+        // The processes that it left. The kernel hands out numbers in turn, so this one is not another's
         // yet when the script has just ended.
         let _ = self.0.map(|group| kill_process_group(group, Signal::KILL));
     }

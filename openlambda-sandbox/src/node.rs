@@ -84,7 +84,7 @@ pub(crate) fn arguments(manifest: &Manifest) -> Vec<String> {
     vec![format!("--max-old-space-size={old}"), format!("--max-semi-space-size={young}")]
 }
 
-/// There is none for sandboxes that run this machine's own.
+/// The error for sandboxes that run this machine's Node.js, where there is none.
 #[cfg(any(feature = "process", feature = "sock"))]
 pub(crate) fn missing() -> SandboxError {
     let message = "this worker's machine has no Node.js, which this function needs; install it (apt-get \

@@ -200,7 +200,7 @@ impl SockConfig {
 struct Shared {
     config: SockConfig,
     rootless: bool,
-    /// Why there are none.
+    /// Why there are no cgroups.
     cgroups: Result<Cgroups, String>,
     filter: Vec<u8>,
     /// Our bootstrap for Python as files, the one to run first; compiled if it can be.
@@ -483,7 +483,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// There is none; its path is not UTF-8.
+    /// There is no Node.js, or its path is not UTF-8.
     fn node(&self, mounts: &mut Vec<(String, String, bool)>) -> Result<String, SandboxError> {
         let node = self.config.node.as_ref().ok_or_else(node::missing)?;
         match (node.parent(), node.file_name()) {

@@ -126,7 +126,7 @@ async fn marginal(
 
 /// What the machine could give to programs, KiB.
 fn available() -> Result<f64> {
-    // The kernel keeps a part of its sums by processor until somebody reads this; for root alone.
+    // The kernel keeps a part of its sums by processor until this is read; only root may read it.
     let _ = std::fs::read("/proc/sys/vm/stat_refresh");
     let text = std::fs::read_to_string("/proc/meminfo")
         .context(|| "/proc/meminfo cannot be read; mount /proc".to_owned())?;

@@ -31,7 +31,7 @@ pub(super) fn bundle(folder: &Path, code: &Path, kind: &str) -> Result<PathBuf> 
     let bundle = folder.join("runc");
     let args: &[&str] = match kind {
         "python" => &["/usr/bin/python3", "-S", "-s", "-B", "-c", "0"],
-        // It ends at once when there is nobody to speak with.
+        // It ends at once when there is no Runtime API.
         _ => &["/var/task/bootstrap"],
     };
     let mount = |destination: &str, source: &Path| {

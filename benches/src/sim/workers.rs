@@ -119,7 +119,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
             }
             What::Dies { worker } if self.lives(worker) => self.die(worker),
             What::Revives { worker } => self.revive(worker),
-            // Nobody hears it any more.
+            // No balancer hears it any more.
             _ => {}
         }
     }

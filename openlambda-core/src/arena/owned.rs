@@ -1,6 +1,6 @@
 //! [`Owned`]: [`Slots`](super::Slots) for values that own memory.
 
-/// Values under ids that somebody else gives out, as in [`Slots`](super::Slots); what is taken out of
+/// Values under ids that the user of the table gives out, as in [`Slots`](super::Slots); what is taken out of
 /// a slot is gone from it.
 #[derive(Debug)]
 pub(crate) struct Owned<T> {

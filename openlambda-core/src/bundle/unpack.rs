@@ -17,7 +17,7 @@ use crate::function::Digest;
 /// # Errors
 ///
 /// [`BundleError`]; the folder's content is undefined then. [`BundleError::Damaged`] when the bytes
-/// are not those of `digest`: nobody has to trust the way that they came.
+/// are not those of `digest`: the source of the bytes need not be trusted.
 pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), BundleError> {
     let mut checker = Checker::new(Limits::default());
     let limited = Limited::new(bundle, checker.limits.bytes);

@@ -116,7 +116,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether a version must give up a free instance: somebody else has waited for memory for too
+    /// Whether a version must give up a free instance: another version has waited for memory for too
     /// long, and what is ending already does not suffice.
     pub(super) fn must_yield(&mut self, now: Time, version: VersionId) -> bool {
         let Some((_, Wish { version: wisher, since })) = self.next_wish(now) else { return false };

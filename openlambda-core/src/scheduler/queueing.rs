@@ -29,7 +29,7 @@ pub(super) struct Queueing {
     links: Lists,
     /// How many have begun to wait.
     count: u64,
-    /// Since when somebody always waits.
+    /// Since when the queue has not been empty.
     since: Time,
     /// The highest rank is served first at the moment.
     newest_first: bool,

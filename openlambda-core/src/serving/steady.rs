@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Wakes whoever polls it for each piece that it gives, as a channel wakes its sender.
+    /// Wakes the task that polls it for each piece that it gives, as a channel wakes its sender.
     struct Pieces {
         left: VecDeque<Bytes>,
         panics: bool,

@@ -31,7 +31,7 @@ pub(super) struct Fetched {
 
 impl CodeStore {
     /// Opens the store of the worker with this folder, empty: an earlier worker's bundles are
-    /// removed, since nobody can tell which of them a crash left half done.
+    /// removed, since a crash may have left any of them incomplete.
     pub(super) async fn open(state_dir: &Path, registry: Arc<dyn Registry>) -> io::Result<Self> {
         let root = state_dir.join("code");
         match tokio::fs::remove_dir_all(&root).await {

@@ -23,7 +23,7 @@ pub(super) struct Calls {
     places: Vec<Place>,
     free: Vec<u32>,
     /// By which name balancers know reservations, and calls that had one or name one: a reservation
-    /// that comes after its call, on a slower way, is none.
+    /// that comes after its call, on a slower way, does not count.
     by_key: BTreeMap<ReservationKey, InvocationId>,
 }
 
@@ -80,7 +80,7 @@ impl Calls {
         if place.generation == generation_of(id) { place.call.as_ref() } else { None }
     }
 
-    /// Who has this name.
+    /// The call that has the reservation `key`.
     pub(super) fn named(&self, key: &ReservationKey) -> Option<InvocationId> {
         self.by_key.get(key).copied()
     }

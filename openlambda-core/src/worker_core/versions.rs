@@ -49,7 +49,7 @@ pub(super) struct VersionState {
     pub(super) fetching: bool,
     /// Calls, reservations and instances of it.
     pub(super) uses: u32,
-    /// Its function was deleted, and nobody has asked for it since.
+    /// Its function was deleted, and it was not called since.
     pub(super) deleted: bool,
     /// It is the newest of its function, as far as it is known, by this number.
     newest: Option<Version>,
@@ -57,7 +57,7 @@ pub(super) struct VersionState {
     next: Option<VersionId>,
     /// The next one with the same bundle.
     next_of_bundle: Option<VersionId>,
-    /// A place in `places` that nobody has.
+    /// A free place in `places`.
     vacant: bool,
 }
 

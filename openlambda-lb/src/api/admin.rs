@@ -21,7 +21,7 @@ use serde::Deserialize;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Admin {
-    /// Nobody.
+    /// No client.
     Off,
     /// Clients on this machine, except those whose requests came through another proxy.
     #[default]

@@ -134,7 +134,7 @@ impl Front {
     /// The answer to a call that was not heard, or not to its end.
     fn unheard(&self, caller: &Caller, failure: &Failure) -> Response<Body> {
         let mut answer = wire::failure_response(failure, None);
-        // It asks nobody: this may be the one call too many.
+        // Without a request to the registry: the balancer may be full.
         let function = caller.calls().and_then(|called| self.resolver.known(&called));
         if let Some(cors) = function.as_ref().and_then(|function| function.cors.as_ref()) {
             cors.allow(caller, answer.headers_mut());

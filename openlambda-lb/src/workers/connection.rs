@@ -1,4 +1,4 @@
-//! One connection to a worker, polled by whoever uses it: [`Connection`].
+//! One connection to a worker, polled by the call that uses it: [`Connection`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};

@@ -118,7 +118,7 @@ impl Selector {
     /// Changes the state under the lock, then passes on what the policy decided meanwhile.
     pub(super) fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut State, Time) -> R) -> R {
         let mut messages = Vec::new();
-        // A panic in a policy of somebody's own must not end every later call. The balancer's counts
+        // A panic in a policy from outside must not end every later call. The balancer's counts
         // may be off by the one call then.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();

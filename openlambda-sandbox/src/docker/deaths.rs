@@ -85,7 +85,7 @@ impl Deaths {
         Death { id: id.to_owned(), exit, shared: Arc::clone(&self.shared) }
     }
 
-    /// Somebody else knows how it ended. The first word on it stands.
+    /// Other code knows how it ended. The first report counts.
     pub(super) fn tell(&self, id: &str, exit: Exit) {
         self.shared.tell(id, exit);
     }
@@ -165,7 +165,7 @@ async fn listen(shared: Arc<Shared>) {
     }
 }
 
-/// What happened while nobody listened. Whether the engine answers.
+/// Catches up on what happened while the stream was down. Returns whether the engine answers.
 async fn catch_up(shared: &Arc<Shared>) -> bool {
     let known: Vec<String> = shared.living().keys().cloned().collect();
     let Ok(listed) = shared.engine.list(&worker_label(&shared.worker)).await else { return false };

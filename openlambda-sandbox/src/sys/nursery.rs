@@ -355,7 +355,7 @@ impl Newborn {
     }
 
     /// Waits until it and all in its process namespace have ended. `None`: the nursery is gone, so it
-    /// is being killed, and nobody can tell how it ends; wait for [`gone`](Self::gone).
+    /// is being killed, and its exit status is not known; wait for [`gone`](Self::gone).
     pub async fn wait(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await;

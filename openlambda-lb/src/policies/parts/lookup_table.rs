@@ -88,7 +88,7 @@ impl LookupTable {
 
     /// Adds a worker. Takes effect with [`settle`](Self::settle).
     pub fn insert(&mut self, worker: WorkerId, name_hash: u64, weight: f64) {
-        // A weight that is none or mad must not leave the others without entries, or time.
+        // A weight that is NaN or absurd must not leave the others without entries, or time.
         let weight = if weight >= 1e-3 { weight.min(1e3) } else { 1e-3 };
         self.members.push(Member { name_hash, worker, weight, next: 0, skip: 0, turns: 0.0 });
         self.outdated = true;

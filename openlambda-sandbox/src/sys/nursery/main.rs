@@ -245,7 +245,7 @@ fn own_user_namespace() -> Result<(), Failed> {
     Ok(())
 }
 
-// What all sandboxes share: a root that nobody can write.
+// What all sandboxes share: a read-only root.
 
 /// Makes a mount namespace whose root holds the machine's programs and nothing else of it.
 ///
@@ -502,7 +502,7 @@ fn own_cgroup_root() -> Result<(), Failed> {
     c::unshare(c::CLONE_NEWCGROUP).map_err(|e| ("unshare cgroup namespace", e))
 }
 
-/// A network of its own, with nobody in it but itself and the Runtime API's listeners.
+/// A network of its own, which has only a loopback and the Runtime API's listeners.
 fn own_network(plan: &Plan<'_>) -> Result<(), Failed> {
     let Some(network) = &plan.network else { return Ok(()) };
     c::setns(network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("enter network", e))
