@@ -14,7 +14,7 @@ pub const KIND: &str = "keep-alive policy";
 /// The default policy of a worker.
 pub const DEFAULT: &str = "ttl";
 
-/// The policies of this module. One of your own joins by [`Catalog::register`].
+/// The policies of this module. Add your own with [`Catalog::register`].
 pub fn standard() -> KeepAliveCatalog {
     Catalog::of(
         KIND,

@@ -23,11 +23,11 @@ pub struct Bypass {
 }
 
 impl Bypass {
-    /// Which calls are short, unless told otherwise: expected to run for less than this.
+    /// The default of what is short: a call that is expected to run for less than this.
     pub const DEFAULT_UNDER: Duration = Duration::from_millis(10);
 
-    /// Calls that are expected to run for less than `under` pass by the queue, which is in the order of
-    /// another policy.
+    /// Calls that are expected to run for less than `under` skip the queue; `order` is the order of the
+    /// others.
     pub fn new(order: Box<dyn QueuePolicy>, under: Duration) -> Self {
         let order_learns = order.learns();
         Bypass { order, order_learns, under, estimates: Estimates::default() }

@@ -11,8 +11,7 @@ use crate::time::Time;
 /// of its run has passed since its arrival, by [`Estimates`], and not later than it may wait. A call of a
 /// version that has never run is due at once.
 ///
-/// So short calls go first, as in [`Sjf`](super::Sjf), but none waits for ever: what arrives later is due
-/// later. Of all orders on one server it has the least maximal lateness (J. R. Jackson, Scheduling a
+/// So short calls go first, as in [`Sjf`](super::Sjf), but none waits for ever: later calls are due later. Of all orders on one server it has the least maximal lateness (J. R. Jackson, Scheduling a
 /// production line to minimize maximum tardiness, UCLA 1955).
 ///
 /// Source of the deadlines: A. Fuerst et al., Ilúvatar, HPDC 2023 (earliest *effective* deadline: a

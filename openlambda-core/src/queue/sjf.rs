@@ -10,8 +10,8 @@ use crate::time::Time;
 /// has never run is served at once, so that its time becomes known; so are all of its calls that come
 /// before its first run is over.
 ///
-/// With times that are known it has the least mean latency of all orders that do not look into the
-/// future. Long calls may wait for as long as short ones keep coming.
+/// With known times it has the least mean latency of all orders that do not know the future. Long calls
+/// may wait for as long as short ones keep coming.
 ///
 /// Source: W. E. Smith, Various optimizers for single-stage production, Naval Research Logistics 3,
 /// 1956 (one server). For functions: A. Fuerst et al., Ilúvatar, HPDC 2023.

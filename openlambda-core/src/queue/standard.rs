@@ -10,7 +10,7 @@ pub const KIND: &str = "queue policy";
 /// The default policy of a worker.
 pub const DEFAULT: &str = "fifo";
 
-/// The policies of this module. One of your own joins by [`Catalog::register`].
+/// The policies of this module. Add your own with [`Catalog::register`].
 pub fn standard() -> QueueCatalog {
     Catalog::of(
         KIND,
