@@ -8,8 +8,9 @@ use crate::scheduler::VersionId;
 use crate::time::Time;
 
 /// Lets calls pass that are expected to be short: such a call runs at once if an instance of its version
-/// has a free slot, although the worker runs as many calls as it may. It is through before it disturbs,
-/// and to wait would take it many times as long as to run. All others are in the order of another policy.
+/// has a free slot, even if the worker runs as many calls as its limit allows. It ends before it disturbs
+/// others, and waiting would take many times as long as running. All other calls are in the order of
+/// another policy.
 ///
 /// It makes a difference where the number of running calls is limited.
 ///
