@@ -21,7 +21,7 @@ use openlambda_core::keep_alive::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy
 use openlambda_core::scheduler::InstanceId;
 use openlambda_core::time::Time;
 
-/// The policy. When memory is short the least recently used goes first, as [`Lru`] has it.
+/// The policy. When memory is short it evicts the least recently used instance, as [`Lru`] does.
 #[derive(Debug)]
 struct Payback {
     factor: f64,

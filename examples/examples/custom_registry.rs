@@ -1,4 +1,4 @@
-//! The smallest registry that keeps anything: a folder with one JSON index and a file per bundle.
+//! The smallest durable registry: a folder with one JSON index and a file per bundle.
 //!
 //! ```text
 //! <folder>/index.json       names, versions and aliases
@@ -52,7 +52,7 @@ impl Folder {
     ) -> io::Result<()> {
         let mut file = NamedTempFile::new_in(&self.0)?;
         write(&mut file)?;
-        // A rename is whole or not at all. A power cut would ask for a sync as well.
+        // A rename is atomic. To survive a power cut as well, sync before it.
         file.persist(place)?;
         Ok(())
     }

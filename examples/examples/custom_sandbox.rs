@@ -84,7 +84,7 @@ impl Instance {
         command.arg(self.spec.code.join(script)).stdin(input);
         command.stdout(answer.try_clone()?).stderr(errors.try_clone()?);
         let running = Arc::clone(&self.running).read_owned().await;
-        // A group of its own, so that what the script starts ends with it.
+        // A process group of its own, so that processes that the script starts end with it.
         let mut child = command.process_group(0).spawn()?;
         let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let ended = tokio::spawn(async move { (child.wait().await, drop(running)).0 });
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Commands are short; what is longer is text to return.
+    /// Commands are short; a longer event is text to return.
     const COMMANDS: &str = r#"
         body=$(cat; echo .)
         body=${body%.}

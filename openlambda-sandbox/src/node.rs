@@ -21,8 +21,8 @@ const FEWEST_PROCESSES: u32 = 16;
 
 /// The Node.js of this machine: the system's, or else the first in our `PATH`, with its real path.
 ///
-/// What only finds another program (a script, or a shim that goes by the name it is called by) is
-/// passed over, since sandboxes do not have what such a one looks at.
+/// A program that only finds another one (a script, or a shim that looks at the name it is called by) is
+/// skipped, since sandboxes do not have the files that it looks for.
 pub fn find_node() -> Option<PathBuf> {
     let system = ["/usr/bin", "/usr/local/bin"].map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -25,7 +25,7 @@ pub(super) async fn run(bundle: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A bundle for `runc`: the same isolation (own namespaces but for users, no capabilities, its limits),
+/// A bundle for `runc`: the same isolation (its own namespaces except for users, no capabilities, its limits),
 /// a root with nothing but the program, or the machine's own /usr for Python.
 pub(super) fn bundle(folder: &Path, code: &Path, kind: &str) -> Result<PathBuf> {
     let bundle = folder.join("runc");

@@ -14,7 +14,7 @@ use super::functions::Functions;
 use super::what::What;
 use crate::workload::{Arrival, Workload};
 
-/// All clients of an experiment. `record` hears of each call that is over.
+/// All clients of an experiment. `record` gets each call that is over.
 pub(super) struct Clients<R> {
     record: R,
     users: Option<Users>,

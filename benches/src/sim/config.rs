@@ -40,7 +40,7 @@ pub struct SimConfig {
     pub code_budget: u64,
     /// The size of every function's bundle, bytes. Functions with the same package share a bundle.
     pub bundle_bytes: u64,
-    /// What every function's manifest says, but for the memory when the workload's mix gives it; that is
+    /// What every function's manifest says, except for the memory when the workload's mix gives it; that is
     /// in whole MiB, rounded up.
     pub limits: Limits,
     /// How long a call may wait on a worker.

@@ -55,7 +55,7 @@ impl Page {
     ///
     /// # Errors
     ///
-    /// The folder cannot be written; the function is deployed all the same.
+    /// The folder cannot be written; the function is deployed nevertheless.
     pub(super) fn tell(&self, url: &str) -> io::Result<()> {
         let config = serde_json::json!({ "url": url });
         let texts =

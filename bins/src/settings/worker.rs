@@ -180,7 +180,7 @@ impl Default for WorkerSettings {
 }
 
 impl WorkerSettings {
-    /// What the library is told of a worker with this name and folder.
+    /// The library's configuration of a worker with this name and folder.
     ///
     /// # Errors
     ///

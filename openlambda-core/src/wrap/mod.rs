@@ -24,7 +24,7 @@
 //!
 //! | operation | what happens when it is disturbed |
 //! |---|---|
-//! | of a registry | fails with [`RegistryError::Unavailable`](crate::registry::RegistryError::Unavailable) before the registry hears of it |
+//! | of a registry | fails with [`RegistryError::Unavailable`](crate::registry::RegistryError::Unavailable) before the registry is called |
 //! | [`Create`](Operation::Create), [`Zygote`](Operation::Zygote) | fails with [`Resources`] before anything is made |
 //! | [`Invoke`](Operation::Invoke) | the instance is destroyed before its handler gets the call, which fails with [`Exited`]; where only a limit is exceeded, with [`Busy`] |
 //!

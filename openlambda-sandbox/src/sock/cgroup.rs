@@ -415,7 +415,7 @@ impl Cgroup {
         }
     }
 
-    /// How often the kernel has killed in it for want of memory, ever.
+    /// How often the kernel has killed processes in it for lack of memory, since it was made.
     pub(super) fn oom_kills(&self) -> u64 {
         let text = match self.cgroups {
             Cgroups::V1(_) => self.read("memory", "memory.oom_control"),

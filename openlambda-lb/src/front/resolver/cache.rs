@@ -36,7 +36,7 @@ struct Entry {
     /// When the request that brought it began, by `Cache::clock` and by the time.
     began: u64,
     at: Time,
-    /// The registry told of a change since.
+    /// The registry has reported a change since.
     stale: bool,
     used: u64,
 }
