@@ -64,7 +64,7 @@ impl Announcements {
                     "too many workers announce themselves at once; do it again in a moment"
                 }
                 TrySendError::Closed(_) => {
-                    "this balancer is stopping; announce the worker to another one"
+                    "this balancer stops and follows nobody any more; announce yourself to another"
                 }
             };
             Failure::new(FailureKind::NoWorker, message)
