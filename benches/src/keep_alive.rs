@@ -2,10 +2,10 @@
 //!
 //! Fuerst and Sharma (*FaasCache: Keeping Serverless Computing Alive with Greedy-Dual Caching*,
 //! ASPLOS 2021) replay a day of the Azure Functions trace of 2019, sampled to 392
-//! functions of all popularities, on one server of varying memory. The trace is not at hand here:
+//! functions of all popularities, on one server of varying memory. The trace is not available here:
 //! [`day`] draws a day of as many functions with the trace's published marginals
-//! ([`FunctionMix::azure`]). The trace counts calls per minute; where in the minute they fall is
-//! [`FunctionMix::spacing`], and decides who leads: docs/keep-alive.md.
+//! ([`FunctionMix::azure`]). The trace counts calls per minute; [`FunctionMix::spacing`] says where in the
+//! minute they fall, and decides which policy leads: see docs/keep-alive.md.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ pub fn day(keep_alive: &KeepAliveMaker, memory_gb: u64, seed: u64) -> SimConfig 
     }
 }
 
-/// What comes of it.
+/// Runs it and returns the results.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     Ok((tally.summary(config.keep_alive.text()), usage))
 }
 
-/// What instances were there for, which [`run`] does not tell.
+/// How instances were used, which [`run`] does not return.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Use {
     /// The share of calls that came while another call of their function was under way, 0 to 1: each of them

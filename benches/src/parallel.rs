@@ -7,8 +7,8 @@ use std::thread::available_parallelism;
 use parking_lot::Mutex;
 
 /// Runs `job` for 0, 1, … below `count` on up to `threads` threads (`None`: one for each processor), and
-/// returns what came of them in that order: the number of threads changes how long it takes, and nothing
-/// else. A panic in a job goes on here.
+/// returns the results in that order: the number of threads changes how long it takes, and nothing else. A
+/// panic in a job is passed on.
 pub fn in_parallel<T: Send>(
     count: usize,
     threads: Option<NonZero<usize>>,

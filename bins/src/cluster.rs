@@ -1,10 +1,10 @@
-//! The cluster on this machine, as its data folder shows it.
+//! The cluster on this machine, as its data folder describes it.
 //!
 //! ```text
 //! <data-dir>/FORMAT         the format of all this, and the release that brought it into that
 //!            lock           held by the supervisor for as long as it lives
 //!            config.toml    settings of `ol up`, written by people
-//!            daemons.toml   what the daemons were told; ol up writes it
+//!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store
@@ -132,7 +132,7 @@ impl DataDir {
     pub(crate) fn write_settings(&self, config: &Config) -> Result<PathBuf> {
         let path = self.join("daemons.toml");
         let head =
-            "# What the daemons of this cluster were told; ol up writes it at every start.\n\n";
+            "# The settings of this cluster's daemons; ol up writes this file at every start.\n\n";
         let text = toml::to_string(config).context(|| "cannot write the settings".to_owned())?;
         let written = replace(&path, format!("{head}{text}").as_bytes());
         written.context(|| format!("cannot write {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! The one error of the command line: a message for a person, which ends with the next step.
+//! The command line's one error type: a message for a person, which ends with the next step.
 
 use std::fmt;
 

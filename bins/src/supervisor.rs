@@ -1,4 +1,4 @@
-//! `ol up`'s supervisor: one balancer, one registry and the workers, each a process of its own.
+//! The supervisor of `ol up`: it runs one balancer, one registry and the workers, each as a process.
 //!
 //! ```text
 //!           spawn            ready line             exits by itself
@@ -8,8 +8,8 @@
 //!                                           └── stop: TERM, then KILL after the grace ──▶ (nothing)
 //! ```
 //!
-//! A daemon keeps its address over restarts where others know it (balancer, registry); a worker
-//! announces its new one. Daemons get SIGTERM when the supervisor dies, kill −9 included.
+//! Balancer and registry keep their addresses over restarts, since others know them; a worker announces
+//! its new address. Daemons get SIGTERM when the supervisor dies, also by kill −9.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -94,7 +94,8 @@ impl Supervisor {
     ///
     /// What the first daemon that did not start said of it; the others are stopped again.
     pub(crate) async fn start(dir: DataDir, spec: &ClusterSpec) -> Result<Supervisor> {
-        let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+        let program = std::env::current_exe()
+            .context(|| "cannot find the path of this program".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
             release: VERSION.to_owned(),
@@ -194,7 +195,7 @@ impl Supervisor {
         let url = format!("{balancer}{}", openlambda_core::wire::CLUSTER_PATH);
         for _ in 0..600 {
             let request = http::Request::get(&url).body(bytes::Bytes::new());
-            let request = request.context(|| format!("{url} is no address"))?;
+            let request = request.context(|| format!("{url} is not an address"))?;
             if let Ok(answer) = crate::http_client::send(request).await
                 && let Ok(status) =
                     serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(answer.body())

@@ -1,3 +1,3 @@
-//! Which release this is.
+//! The version of this release.
 
 pub(crate) use openlambda_core::format::RELEASE as VERSION;

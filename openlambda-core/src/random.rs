@@ -1,7 +1,7 @@
 //! Randomness from a seed, with the same values on every machine.
 //!
-//! The generator is PCG XSL 128/64 (O'Neill 2014, `rand_pcg`); the distributions are our own few
-//! lines over `libm`, because a distribution crate may change its values between versions.
+//! The generator is PCG XSL 128/64 (O'Neill 2014, `rand_pcg`). The distributions are written here, in a
+//! few lines over `libm`, because a distribution crate may change its values between versions.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;

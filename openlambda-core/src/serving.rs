@@ -1,10 +1,9 @@
-//! A server in a task of this process: [`Serving`]; what every server has at its [`Door`]: a bound of
-//! connections, and only so much patience for [each](Patient); and the one loop that answers HTTP there,
-//! [`HttpServer`].
+//! What servers share: [`Serving`] runs one in a task of this process; a [`Door`] bounds its connections
+//! and its patience with [each](Patient); [`HttpServer`] is the one loop that answers HTTP.
 //!
-//! Whatever serves here takes a listener and a future that says when to stop: the worker, the
-//! balancer, the native registry. A program that embeds a cluster runs several of them beside each
-//! other, on free ports, and stops them in an order of its own:
+//! Each server (worker, balancer, native registry) takes a listener, and a future that says when to
+//! stop. A program that embeds a cluster runs several of them beside each other, on free ports, and
+//! stops them in the order that it needs:
 //!
 //! ```no_run
 //! # async fn embed(worker: openlambda_core::worker::Worker) -> std::io::Result<()> {
@@ -57,8 +56,8 @@ pub struct Serving<T = ()> {
 pub type Stop = BoxFuture<'static, ()>;
 
 impl<T: Send + 'static> Serving<T> {
-    /// Spawns what `serve` makes of a listener, on a free port of 127.0.0.1, and of the word to stop.
-    /// Connections are taken from now on, whenever the server accepts them.
+    /// Spawns the server that `serve` makes from a listener on a free port of 127.0.0.1 and a future that
+    /// resolves when it is to stop. Clients can connect from now on, and wait until the server accepts.
     ///
     /// Must be called within a tokio runtime with I/O.
     ///

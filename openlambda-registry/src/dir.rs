@@ -5,16 +5,16 @@
 //!       /_ns/<namespace>/<name>/  the function <namespace>/<name>
 //! ```
 //!
-//! There is nothing beside the folders: whoever edits them publishes. A resolution looks at every
-//! file's metadata, and packs the folder anew when something has changed. So
+//! There is no state beside the folders: an edit is a publication. A resolution reads every file's
+//! metadata, and packs the folder again when something has changed. So
 //!
-//! * there is one version of a function, the present one, and there are no aliases. Its number is the
-//!   time of its last change, in microseconds since 1970: every process on the machine comes to the
-//!   same number, and a later change to a higher one;
-//! * a bundle can be fetched as long as its folder stays as it is. A change between resolution and
-//!   fetch is an error that says so, and the next call succeeds;
-//! * [`watch`](Registry::watch) tells what was published and deleted through the same handle, and
-//!   [`cache_for`](Registry::cache_for) is zero: nobody tells of an edit.
+//! * a function has one version, the present one, and no aliases. The version's number is the time of
+//!   the last change, in microseconds since 1970: every process on the machine computes the same number,
+//!   and a later change gives a higher one;
+//! * a bundle can be fetched as long as its folder stays unchanged. If it changes between resolution and
+//!   fetch, the error says so, and the next call succeeds;
+//! * [`watch`](Registry::watch) reports what was published and deleted through the same handle, and
+//!   [`cache_for`](Registry::cache_for) is zero, since an edit is not reported.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -64,7 +64,7 @@ struct Shared {
     clock: SystemClock,
     events: EventLog,
     known: Mutex<BTreeMap<FunctionName, Known>>,
-    /// Held by whoever publishes or deletes.
+    /// Held while a function is published or deleted.
     changing: Mutex<()>,
     next_temporary: AtomicU64,
 }

@@ -1,9 +1,9 @@
-//! What a function prints: from its pipes, line by line, into the log.
+//! Reads what a function prints from its pipes, line by line, into the log.
 //!
-//! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial
-//! line of each, so a function that prints gigabytes neither blocks nor fills our memory. Lines
+//! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial line
+//! of each, so a function that prints gigabytes neither blocks nor fills the worker's memory. Lines
 //! carry the request id when exactly one invocation runs; [`FunctionOutput::settle`] is called at an
-//! invocation's end, so that what was printed during it is read before it counts as over.
+//! invocation's end, so that its output is read before it counts as over.
 
 use std::collections::VecDeque;
 use std::io;

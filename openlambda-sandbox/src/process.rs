@@ -4,13 +4,12 @@
 //! compared with. An instance has a folder and an environment of its own and dies with the worker,
 //! but it is a process of the worker's user: it can read that user's files, use the network, and
 //! take all memory. So `network = "none"` is accepted, since a function that asks for no network
-//! runs well with one, and is *not* enforced; neither are `memory_mb`, `processes`, `cpus` and
-//! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"`, which asks for something that is
-//! not there, is refused.
+//! also runs with one, but it is *not* enforced; neither are `memory_mb`, `processes`, `cpus` and
+//! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"` is refused, since this kind has none.
 //!
 //! All descendants die with the instance: by their process group or, when they have left it, by the
-//! mark in their environment. One that leaves the group *and* clears or overwrites its environment
-//! escapes, as it can only where there is no isolation.
+//! mark in their environment. A descendant that leaves the group *and* clears or overwrites its
+//! environment escapes; only isolation could prevent that.
 //!
 //! ```text
 //! create ─▶ folder, listener ─▶ child ─▶ first `next` ─▶ ready

@@ -1,4 +1,4 @@
-//! A call of an experiment: while it is under way, and when it is over.
+//! A simulated call, while it is under way and when it is over.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `ol replay`: a worker's decisions again, from the inputs that it recorded.
+//! `ol replay`: repeats a worker's decisions from the inputs that it recorded.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -38,7 +38,7 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
             }
         },
     )
-    .context(|| format!("cannot play {}", args.file.display()))?;
+    .context(|| format!("cannot replay {}", args.file.display()))?;
     let printed = written.and_then(|()| out.flush());
     printed.context(|| "cannot print the records".to_owned())?;
     Ok(ExitCode::SUCCESS)

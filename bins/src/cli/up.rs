@@ -1,4 +1,4 @@
-//! `ol up`, `ol down`, `ol status`.
+//! `ol up`, `ol down`, `ol status`: a cluster on this machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -168,7 +168,8 @@ fn of_another_release(release: &str) -> String {
 /// be on their way to the lock.
 async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
     let progress = Progress::start("starting the cluster");
-    let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+    let program =
+        std::env::current_exe().context(|| "cannot find the path of this program".to_owned())?;
     let log = dir.join("logs/supervisor.log");
     let open = private::open_file(&log, File::options().create(true).append(true));
     let file = open.context(|| format!("cannot write {}", log.display()))?;
@@ -233,7 +234,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
 
 /// What there is in a cluster's folder.
 enum Found {
-    /// No supervisor; nobody can start one while this is held.
+    /// No supervisor runs, and none can be started while this is held.
     Lock(File),
     /// A cluster that runs, and whether its balancer answers in time.
     Cluster { state: ClusterState, answers: bool },
@@ -374,7 +375,7 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
     if slow {
-        text.push_str("the balancer takes long to answer: what the workers do is not known\n");
+        text.push_str("the balancer takes long to answer: the state of the workers is not known\n");
     } else if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
@@ -403,8 +404,9 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
 
 async fn balancer_status(url: &str) -> Result<BalancerStatus> {
     let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
-    let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
-    serde_json::from_slice(answer.body()).context(|| "the balancer's answer is strange".to_owned())
+    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    serde_json::from_slice(answer.body())
+        .context(|| "the balancer's answer is not understood".to_owned())
 }
 
 fn known_worker<'a>(

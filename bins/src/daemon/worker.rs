@@ -1,4 +1,4 @@
-//! `ol-worker`.
+//! `ol-worker`: assembles a worker from its settings and serves.
 
 use std::path::Path;
 use std::sync::Arc;

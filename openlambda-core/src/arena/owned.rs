@@ -3,7 +3,7 @@
 
 use super::{generation_of, id_of, slot_of};
 
-/// Values under ids that somebody else gives out, as in [`Slots`](super::Slots); what is taken out of
+/// Values under ids that the user of the table gives out, as in [`Slots`](super::Slots); what is taken out of
 /// a slot is gone from it.
 #[derive(Debug)]
 pub(crate) struct Owned<T> {
@@ -20,7 +20,7 @@ impl<T> Default for Owned<T> {
 impl<T> Owned<T> {
     /// # Panics
     ///
-    /// When the slot is taken: the books of whoever gives the ids out are wrong.
+    /// When the slot is taken: the code that gives the ids out has an error.
     pub(crate) fn insert(&mut self, id: u64, value: T) {
         let slot = slot_of(id) as usize;
         if slot >= self.places.len() {

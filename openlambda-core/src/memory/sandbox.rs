@@ -28,9 +28,8 @@ use crate::time::{Clock, SystemClock};
 
 /// Makes sandboxes that run closures, registered by the function's name.
 ///
-/// Clones share the functions and instances. A closure gets the body as it came and answers with
-/// status 200 and the bytes that it returns, as `application/json`. A closure that panics is an
-/// instance that crashed.
+/// Clones share the functions and instances. A closure gets the body unchanged; the reply has status 200
+/// and the bytes that it returns, as `application/json`. When a closure panics, its instance crashes.
 #[derive(Clone)]
 pub struct MemorySandboxFactory {
     functions: Arc<Mutex<Functions>>,
@@ -52,7 +51,7 @@ pub struct MemoryFunction {
 
 impl MemoryFunction {
     /// A closure that may block. It cannot be stopped: an instance that is destroyed in the middle
-    /// of a call leaves the closure to run to its end, unheard.
+    /// of a call leaves the closure to run to its end, without an answer.
     pub fn new(handler: impl Fn(Bytes) -> Outcome + Send + Sync + 'static) -> Self {
         let handler = Arc::new(handler);
         MemoryFunction::from_async(move |body| {

@@ -1,4 +1,4 @@
-//! Invocations, function by function.
+//! Counts of invocations for each function.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::time::Time;
 /// The most functions that have series of their own.
 pub const MOST_FUNCTIONS: usize = 1000;
 
-/// A function that was not called for so long loses its series.
+/// A function that was not called for this time loses its series.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 
-/// The label `start`: how warm the instance was, and nothing for a call that never ran.
+/// The label `start`: cold or warm; empty for a call that never ran.
 const STARTS: [(&str, Option<StartKind>); 4] = [
     ("", None),
     ("cold", Some(StartKind::Cold)),
@@ -31,7 +31,7 @@ const STARTS: [(&str, Option<StartKind>); 4] = [
 /// What is counted of one function's invocations.
 #[derive(Debug)]
 pub struct FunctionCalls {
-    /// `None`: of those that never got as far as a function.
+    /// `None`: of calls whose function was never resolved.
     name: Option<FunctionName>,
     counts: [[AtomicU64; STARTS.len()]; Outcome::COUNT],
     durations: Histogram,
@@ -75,7 +75,7 @@ impl Default for CallMetrics {
 }
 
 impl CallMetrics {
-    /// Where the calls of a function that was found are counted. Keep it: looking it up takes a lock.
+    /// The counters of a resolved function. Keep them: looking them up takes a lock.
     pub fn of(&self, function: &FunctionName, now: Time) -> Arc<FunctionCalls> {
         let mut functions = self.functions.lock();
         if let Some(calls) = functions.get(function) {
@@ -86,7 +86,7 @@ impl CallMetrics {
         calls
     }
 
-    /// Where calls are counted of which the function was never known.
+    /// The counters of calls whose function was never resolved.
     pub fn unresolved(&self) -> &Arc<FunctionCalls> {
         &self.unresolved
     }

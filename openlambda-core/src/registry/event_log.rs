@@ -1,4 +1,4 @@
-//! The last changes of a registry, for those who watch it.
+//! The last changes of a registry, kept for its watchers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! A whole registry around a place where bundles lie: what a new kind begins with.
+//! A whole registry over a place that stores bundles: what a new kind of registry builds on.
 //!
 //! [`Simple`] keeps the contract of [`Registry`], with versions, aliases and events, over a [`Shelf`],
-//! which keeps bundles by their digests and one [`Index`] of what they are called. A kind that has a
-//! database of its own implements [`Registry`] itself.
+//! which stores bundles by digest and one [`Index`] of their names. A kind with its own database
+//! implements [`Registry`] directly.
 
 use std::fmt;
 use std::io::{self, Cursor, Read};
@@ -47,11 +47,11 @@ pub trait Shelf: fmt::Debug + Send + Sync + 'static {
     /// [`io::ErrorKind::NotFound`], or that it cannot be read.
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>>;
 
-    /// Forgets a bundle that is in no index any more; whoever reads it may go on.
+    /// Removes a bundle that is in no index any more; readers of it may go on.
     ///
     /// # Errors
     ///
-    /// Makes no difference: a bundle that stays is found by nobody.
+    /// Errors are ignored: a bundle that stays cannot be found.
     fn remove(&self, digest: &Digest) -> io::Result<()>;
 
     /// Writes the index in the place of the last one: whole or not at all.
@@ -62,7 +62,7 @@ pub trait Shelf: fmt::Debug + Send + Sync + 'static {
     fn write(&self, index: &Index) -> io::Result<()>;
 }
 
-/// A registry over a [`Shelf`] that nobody else changes. Clones share it.
+/// A registry over a [`Shelf`] that no other code changes. Clones share it.
 ///
 /// Every change writes the whole index: right for thousands of versions, not for millions. Watchers
 /// learn of changes through the same value and its clones.
@@ -76,7 +76,7 @@ struct Shared<S> {
     kind: &'static str,
     shelf: S,
     clock: SystemClock,
-    /// Held by whoever changes something, from the first word to the last.
+    /// Held for the whole of a change.
     changing: Mutex<()>,
     index: Mutex<Index>,
     events: EventLog,
@@ -106,7 +106,7 @@ impl<S: Shelf> Simple<S> {
         self.publish(name, bundle::stream(Cursor::new(tar))).await
     }
 
-    /// Makes a change, to its end whoever waits for it.
+    /// Makes a change. It runs to its end even if the caller stops waiting.
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Shared<S>) -> Result<T, RegistryError> + Send + 'static,

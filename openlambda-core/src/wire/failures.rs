@@ -1,4 +1,4 @@
-//! Failures as HTTP, and back: statuses, headers, JSON.
+//! Failures as HTTP statuses, headers and JSON, and back.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
     response
 }
 
-/// Statuses that promise a `Retry-After` get one even when nobody knows better.
+/// Statuses that promise a `Retry-After` get a default one when no better time is known.
 fn usual_retry_after(kind: FailureKind) -> Option<Duration> {
     matches!(status_of(kind), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
         .then_some(Duration::from_secs(1))

@@ -1,4 +1,4 @@
-//! Replies of the project's own.
+//! Replies that worker and balancer make themselves.
 
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};

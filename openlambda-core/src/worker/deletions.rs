@@ -1,5 +1,5 @@
-//! What is deleted in the registry leaves the worker too, instead of waiting there for its end by age
-//! or for want of room.
+//! Removes from the worker what is deleted in the registry, instead of keeping it until it is evicted by
+//! age or for memory.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;

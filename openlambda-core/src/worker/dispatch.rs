@@ -1,10 +1,10 @@
-//! Acquire, invoke, release: the way of a call through the worker, and the live shell of its core.
+//! Acquire, invoke, release: a call's way through the worker, and the live shell of its core.
 //!
-//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with the
-//! place where its answer will come. Whatever happens is an [`Input`] for the core, under one short
-//! lock; whatever the core wants is an [`Output`], carried out by a task of its own. Nothing is decided
-//! here. The call belongs to those tasks, never to the client's connection: a client that leaves takes a
-//! waiting call out of the queue, but a running handler keeps its slot until it has answered.
+//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with a
+//! receiver for its answer. Each thing that happens is an [`Input`] to the core, under one short lock;
+//! each thing that the core wants is an [`Output`], which a task carries out. This file decides nothing.
+//! The call belongs to those tasks, never to the client's connection: when a client leaves, its waiting
+//! call leaves the queue, but a running handler keeps its slot until it has answered.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
@@ -74,7 +74,7 @@ pub(super) enum CompletionOf {
     Streaming(oneshot::Receiver<Completion>),
 }
 
-/// Where a call's answer comes. Dropping it says that nobody wants it any more.
+/// The receiver of a call's answer. Dropping it says that the client does not want the answer any more.
 #[derive(Debug)]
 pub(super) struct Pending {
     dispatcher: Arc<Dispatcher>,
@@ -551,7 +551,7 @@ impl State {
     }
 }
 
-/// A recording that has ended is told of once.
+/// The end of a recording is logged once.
 fn written(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "cannot write the worker's inputs; the recording ends here");

@@ -1,11 +1,11 @@
-//! What a worker tells its balancers: where it is, and what it holds.
+//! What a worker reports to its balancers: where it is, and what it holds.
 //!
-//! A balancer subscribes by a long GET of [`wire::EVENTS_PATH`]; a broken stream tells it at once
-//! that the worker is gone. Each subscriber has a bounded buffer: one that is too slow loses
-//! events, and the next snapshot repairs its picture.
+//! A balancer subscribes by a long GET of [`wire::EVENTS_PATH`]; a broken stream shows it at once that
+//! the worker is gone. Each subscriber has a bounded buffer: a slow subscriber loses events, and the
+//! next snapshot corrects its view.
 //!
-//! A stream may be a balancer's own, by its name: offers go there and nowhere else, and the end of
-//! the last one is the end of that balancer's reservations.
+//! A stream may name its balancer: the worker offers slots to a balancer on its named streams only, and
+//! when the last of them ends, that balancer's reservations end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the core wants done to sandboxes, each by a task of its own: make, pause, limit, resume, destroy.
+//! Makes, pauses, limits, resumes and destroys sandboxes for the core, each operation in its own task.
 //!
 //! [`Instances`] holds the sandboxes and starts those tasks. A task ends by telling its [`Shell`] what
 //! became of the instance.
@@ -22,7 +22,7 @@ use crate::sandbox::{
 use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
 
-/// Who has the instances, and a core that hears of them.
+/// The owner of the instances, whose core is told what became of them.
 pub(super) trait Shell: Send + Sync + 'static {
     /// Something happened to an instance: under the shell's lock, `happened` notes it and says what the
     /// core is to hear of it.

@@ -100,7 +100,7 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// That the listener's own address cannot be told.
+    /// The listener's own address is not known.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -149,18 +149,18 @@ impl Worker {
         Ok(())
     }
 
-    /// How many invocations it can run at once: what the pool has room for at the default size.
+    /// How many invocations it can run at once, if each instance has the default size.
     fn capacity(&self) -> u32 {
         let default = crate::manifest::Manifest::default().memory_bytes();
         u32::try_from(self.shared.config.scheduler.memory / default).unwrap_or(u32::MAX).max(1)
     }
 
-    /// How much there is of everything, for experiments and reports.
+    /// Counts of calls, instances and memory, for experiments and reports.
     pub fn counts(&self) -> Counts {
         self.shared.dispatcher.counts()
     }
 
-    /// What it tells balancers of its load: calls, instances, bytes of the memory pool.
+    /// Its load, as balancers get it: calls, instances, bytes of the memory pool.
     pub fn load(&self) -> WorkerLoad {
         self.shared.dispatcher.load()
     }

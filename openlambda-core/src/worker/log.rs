@@ -1,10 +1,10 @@
 //! Functions' output and invocation records, as JSON lines in files.
 //!
-//! A thread of its own writes, so a slow disk never holds up the runtime; when more comes than it
-//! can write, lines are dropped and counted: what waits is bounded in lines and in bytes, so a
-//! function that prints without end cannot fill the memory either. A function's log is `logs/<namespace>/<name>.jsonl` in
-//! the worker's folder; when it has reached its bound it becomes `….1`, replacing an older one, so
-//! a function that prints without end cannot fill the disk.
+//! A separate thread writes, so a slow disk never holds up the runtime. When more lines come than it can
+//! write, they are dropped and counted: the waiting lines are bounded in number and in bytes, so a
+//! function that prints without end cannot fill the memory. A function's log is
+//! `logs/<namespace>/<name>.jsonl` in the worker's folder. A full log is renamed to `….1`, which replaces
+//! an older one, so such a function cannot fill the disk either.
 
 use std::collections::BTreeMap;
 use std::fs::File;

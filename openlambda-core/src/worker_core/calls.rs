@@ -1,7 +1,6 @@
-//! The calls on a worker, and the places that are kept for calls that may come.
+//! The calls on a worker, and the reservations for calls that may come.
 //!
-//! A call and its reservation share a number. So a place here is free again only when both are over,
-//! and that is when the number is given to the next:
+//! A call and its reservation share an id. So an id is free for the next call only when both are over:
 //!
 //! ```text
 //!   reserved ──────▶ over          (the call goes elsewhere, or comes as a new one)
@@ -24,7 +23,7 @@ use crate::wire::ReservationKey;
 pub(super) struct Calls {
     places: OwnedArena<CallState>,
     /// By which name balancers know reservations, and calls that had one or name one: a reservation
-    /// that comes after its call, on a slower way, is none.
+    /// that comes after its call, on a slower way, does not count.
     by_key: BTreeMap<ReservationKey, InvocationId>,
 }
 
@@ -68,7 +67,7 @@ impl Calls {
         self.places.get(id.0)
     }
 
-    /// Who has this name.
+    /// The call that has the reservation `key`.
     pub(super) fn named(&self, key: &ReservationKey) -> Option<InvocationId> {
         self.by_key.get(key).copied()
     }

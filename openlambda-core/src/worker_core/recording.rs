@@ -1,10 +1,10 @@
-//! A worker's inputs in a file, and a core that plays them again.
+//! Records a worker's inputs in a file, and replays them through a core.
 //!
 //! A live worker writes each input of its [core](super) with the time, one JSON object a line (see
 //! [`WorkerConfig::inputs`](crate::worker::WorkerConfig)); [`replay`] feeds them to a core of the same
-//! configuration. Since the core decides all and reads neither clock nor chance, the same records come
-//! of it, byte for byte: what a worker did can be looked into afterwards, and tried with another
-//! configuration.
+//! configuration. Since the core makes every decision and uses neither a clock nor randomness, the replay
+//! gives the same records, byte for byte. So you can examine afterwards what a worker did, and try
+//! another configuration on it.
 //!
 //! ```text
 //! {"v": 1, "worker": "w1", "core": {…}, "keep_alive": "ttl,seconds=600", "queue": "fifo"}

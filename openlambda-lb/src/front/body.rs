@@ -17,7 +17,7 @@ use super::limits::{BODY_PATIENCE, KEPT_BODY};
 /// The body of a call, for one attempt after another.
 #[derive(Debug)]
 pub(crate) enum CallBody {
-    /// At hand: each attempt gets all of it.
+    /// In memory: each attempt gets all of it.
     Kept(Bytes),
     /// On its way: an attempt gets it only if no other one has taken any of it.
     Stream(StreamedBody),

@@ -1,11 +1,11 @@
 //! The access log: one line of JSON for each request; `line.rs` lists its fields.
 //!
-//! The checks (`/status`, `/stats`, `/livez`, `/readyz`, `/metrics`) and what the project's own
-//! processes say to each other have no lines.
+//! Checks (`/status`, `/stats`, `/livez`, `/readyz`, `/metrics`) and requests between the project's own
+//! processes have no lines.
 //!
-//! A thread of its own writes, so a call never waits: when the disk is full or the reader of a pipe is
-//! slow, lines are dropped and counted (`ol_access_log_dropped_total`). A file that has reached its
-//! bound becomes `FILE.1`, replacing an older one.
+//! A separate thread writes, so a call never waits: when the disk is full or the reader of a pipe is
+//! slow, lines are dropped and counted (`ol_access_log_dropped_total`). A full file is renamed to
+//! `FILE.1`, which replaces an older one.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -38,7 +38,7 @@ impl Writer {
         Writer { place: Box::new(place), torn: false, dropped }
     }
 
-    /// Writes until nobody is left who could send more.
+    /// Writes until every sender is gone.
     pub(super) fn run(mut self, entries: &Receiver<Entry>) {
         let mut batch = Vec::new();
         while let Ok(entry) = entries.recv() {

@@ -1,4 +1,4 @@
-//! The registry at the other end of gRPC.
+//! The client: a registry that asks a server over gRPC.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -57,7 +57,7 @@ impl RemoteRegistry {
         let valid = url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
         let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| valid);
         let endpoint = endpoint.ok_or_else(|| {
-            let message = format!("\"{url}\" is no registry's address; write http://host:port");
+            let message = format!("\"{url}\" is not a registry's address; write http://host:port");
             RegistryError::Unsupported(message)
         })?;
         let endpoint = endpoint
@@ -105,7 +105,7 @@ impl RemoteRegistry {
     }
 }
 
-/// Sends a chunk of a bundle in messages that gRPC takes: whoever reads a whole file into one chunk
+/// Sends a chunk of a bundle in messages that gRPC takes: a caller that reads a whole file into one chunk
 /// need not know how large a message may be.
 async fn send_pieces(
     parts: &mpsc::Sender<v1::PublishPart>,

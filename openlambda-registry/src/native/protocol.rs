@@ -1,4 +1,4 @@
-//! The generated types, and how errors go over the wire.
+//! The protocol's generated types, and the encoding of errors.
 
 use openlambda_core::function::Version;
 use openlambda_core::registry::RegistryError;

@@ -1,4 +1,4 @@
-//! gRPC for a [`NativeRegistry`].
+//! The server: a [`NativeRegistry`] over gRPC.
 
 use std::io::IoSlice;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! An instance as a container of the engine, from its program's start to its removal.
+//! One instance's container, from its start to its removal.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,7 @@
 //! How containers end: from the engine's stream of events, one stream for a whole factory.
 //!
 //! ```text
-//!        ┌──▶ list: what ended, or is gone, while nobody listened
+//!        ┌──▶ list: what ended, or is gone, while the stream was down
 //!        │      │
 //!        │      ▼
 //!        │    events since then ──▶ die ─▶ status and cause of the one that died
@@ -80,7 +80,7 @@ impl Deaths {
         Death { id: id.to_owned(), exit, shared: Arc::clone(&self.shared) }
     }
 
-    /// Somebody else knows how it ended. The first word on it stands.
+    /// Other code knows how it ended. The first report counts.
     pub(super) fn tell(&self, id: &str, exit: Exit) {
         self.shared.tell(id, exit);
     }
@@ -97,7 +97,7 @@ impl Death {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.clone().unwrap_or(Exit::Destroyed),
-            Err(_) => Exit::Lost("nobody listens to the engine any more".to_owned()),
+            Err(_) => Exit::Lost("no task listens to the engine any more".to_owned()),
         }
     }
 }
@@ -152,7 +152,7 @@ async fn listen(shared: Arc<Shared>) {
     }
 }
 
-/// What happened while nobody listened. Whether the engine answers.
+/// Catches up on what happened while the stream was down. Returns whether the engine answers.
 async fn catch_up(shared: &Arc<Shared>) -> bool {
     let known: Vec<String> = shared.living.lock().keys().cloned().collect();
     let Ok(listed) = shared.engine.list(&worker_label(&shared.worker)).await else { return false };

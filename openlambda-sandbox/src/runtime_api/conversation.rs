@@ -218,7 +218,7 @@ impl RuntimeApi {
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`] when a slot is busy; that the code is gone.
+    /// [`SandboxErrorKind::Busy`] when a slot is busy; the code is gone.
     pub fn pause(&self) -> Result<(), SandboxError> {
         let mut state = self.shared.state.lock();
         self.shared.alive()?;
@@ -234,7 +234,7 @@ impl RuntimeApi {
     ///
     /// # Errors
     ///
-    /// That the code is gone.
+    /// The code is gone.
     pub fn resume(&self) -> Result<(), SandboxError> {
         let mut state = self.shared.state.lock();
         self.shared.alive()?;
@@ -242,8 +242,8 @@ impl RuntimeApi {
         Ok(())
     }
 
-    /// The instance is to end: asks the code to end by itself. Returns whether it will, if it is given
-    /// a moment; not when it has not said [`raw::FAREWELL`], or is busy.
+    /// The instance is to end: asks the code to end by itself. Returns whether the code will do so in a
+    /// moment; it will not when it is busy or has not sent [`raw::FAREWELL`].
     pub fn farewell(&self) -> bool {
         let mut state = self.shared.state.lock();
         let will = self.shared.says_farewell.load(Ordering::SeqCst)
@@ -455,8 +455,8 @@ impl Shared {
         if failed { Ok(()) } else { Err(Refusal::InvalidState("the initialisation is over")) }
     }
 
-    /// Ends the call and frees its slot; then tells whoever waits. Nothing happens when it has
-    /// ended already.
+    /// Ends the call and frees its slot, then answers the caller. Does nothing when the call has ended
+    /// already.
     fn end(
         &self,
         wire_id: &str,
@@ -587,7 +587,7 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Who waits for the head of the reply, if nobody has answered yet.
+    /// The caller that waits for the head of the reply, if there was no answer yet.
     pub(super) fn take_reply(&self) -> Option<oneshot::Sender<Result<Head, SandboxError>>> {
         self.shared.state.lock().calls.get_mut(&self.wire_id)?.reply.take()
     }
@@ -623,7 +623,7 @@ pub(super) fn describe(error: &FunctionError) -> String {
     }
 }
 
-/// What an invocation gets from an instance that ended so.
+/// The error of an invocation whose instance ended with `exit`.
 fn ended(exit: &Exit, started: Started) -> SandboxError {
     let kind = match exit {
         Exit::OutOfMemory => SandboxErrorKind::OutOfMemory,

@@ -1,4 +1,4 @@
-//! Networks of sandboxes that reach the world: `network = "bridge"`.
+//! Networks for sandboxes that may reach other machines: `network = "bridge"`.
 //!
 //! ```text
 //! sandbox: eth0 ── a pair of devices ── ol<block>-<n> : machine ── masquerade ──▶ world
@@ -7,14 +7,14 @@
 //!                                             ✗ other sandboxes, containers, 169.254/16
 //! ```
 //!
-//! Each sandbox has a /31 of its own with the machine, which routes. What may pass is said in one table
-//! of nftables, which bears the worker's mark as its name and is made and removed in one transaction
-//! each. Nothing else stays on the machine when a worker is killed: the devices go with the sandboxes'
-//! namespaces, the claim of a block of addresses with the worker's socket, and the table with
-//! [`remove_rules`], at the next start.
+//! Each sandbox shares a /31 with the machine, which routes. One table of nftables says what may pass. It
+//! bears the worker's mark as its name, and is made and removed in one transaction each. Nothing else
+//! stays on the machine when a worker is killed: the devices go with the sandboxes' namespaces, the claim
+//! of a block of addresses with the worker's socket, and the table with [`remove_rules`], at the next
+//! start.
 //!
-//! A network is used by one sandbox only, and its addresses come again after all others of the block:
-//! what the world still sends to the last tenant finds nobody.
+//! A network is used by one sandbox only, and its addresses are used again after all others of the block,
+//! so packets that are still sent to the last sandbox reach no other.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

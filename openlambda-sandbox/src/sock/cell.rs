@@ -1,7 +1,7 @@
-//! The pool of what is dear to make: network namespaces and cgroups.
+//! The pool of what is expensive to make: network namespaces and cgroups.
 //!
-//! Both are made ahead, used by one sandbox after another, and cleaned in between; the module's
-//! documentation above lists what could be carried over.
+//! Both are made ahead, used by one sandbox after another, and cleaned in between; `sock.rs` lists what
+//! could be carried over.
 
 use std::collections::VecDeque;
 use std::io;

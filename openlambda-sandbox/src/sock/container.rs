@@ -1,4 +1,4 @@
-//! A sandbox as the worker holds it: a newborn of the nursery, its cell, and what it prints.
+//! One sandbox as the worker holds it: the process that the nursery made, its cell, and its output.
 
 use std::fs;
 use std::io::{self, Read};

@@ -1,9 +1,9 @@
-//! The worker's end of the nursery: the small process that sandboxes are born in.
+//! The worker's end of the nursery, the small process that makes sandboxes.
 //!
-//! [`Nursery::launch`] starts the program (`nursery/main.rs`, which says why it is one) from memory;
-//! [`Nursery::start`] makes a newborn in it, and [`Nursery::network`] a network namespace with its
-//! listeners. When the worker ends, kill −9 included, the nursery does, and with it all that was born
-//! there.
+//! [`Nursery::launch`] starts the program from memory (`nursery/main.rs` says why it is a program of its
+//! own); [`Nursery::start`] makes a sandbox's first process, and [`Nursery::network`] a network namespace
+//! with its listeners. When the worker ends, also by kill −9, the nursery ends, and every process that it
+//! made.
 
 #[allow(dead_code, reason = "each of the two programs writes what the other reads")]
 mod message;
@@ -356,7 +356,7 @@ impl Newborn {
     }
 
     /// Waits until it and all in its process namespace have ended. `None`: the nursery is gone, so it
-    /// is being killed, and nobody can tell how it ends; wait for [`gone`](Self::gone).
+    /// is being killed, and its exit status is not known; wait for [`gone`](Self::gone).
     pub async fn wait(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await;

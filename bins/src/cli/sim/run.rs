@@ -1,4 +1,4 @@
-//! The simulations.
+//! Runs the simulations of `ol sim`, one for each policy and seed.
 
 use std::io::Write;
 use std::path::Path;

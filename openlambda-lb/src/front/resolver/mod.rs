@@ -1,4 +1,4 @@
-//! From a reference to what it means now: the second hop, with a cache.
+//! Resolves a reference to the version that it means now: the second hop, with a cache.
 //!
 //! # What the cache promises
 //!
@@ -11,8 +11,8 @@
 //!   known is used, however old.
 //!
 //! A version or a digest never changes its meaning and is kept. A name alone or an alias is kept as
-//! long as [`Registry::cache_for`] says, and until [`Registry::watch`] tells of a change. That there
-//! is no such function is never kept.
+//! long as [`Registry::cache_for`] says, and until [`Registry::watch`] reports a change. The answer
+//! that there is no such function is never kept.
 
 mod cache;
 mod resolution;

@@ -1,4 +1,4 @@
-//! What a worker's own stream of events says, as [`ClusterEvent`]s.
+//! Turns a worker's stream of events into [`ClusterEvent`]s.
 //!
 //! ```text
 //!  announced ─▶ connecting ─ first snapshot ─▶ joined, healthy ◀──── snapshot ────┐
@@ -40,10 +40,10 @@ const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::
 /// How long a worker may take to begin its stream.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A stream that is silent for so long is given up and made anew: the machine may be gone.
+/// A stream that is silent for this time is given up and opened again: the machine may be gone.
 const DEAD_STREAM: Duration = Duration::from_secs(10);
 
-/// A worker that was not reached for so long has left for good.
+/// A worker that was not reached for this time has left for good.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Watches workers. Clones watch by the same name.
@@ -53,7 +53,7 @@ pub(crate) struct Watcher {
     clock: Arc<SystemClock>,
     /// The name of the balancer whose streams they are.
     balancer: String,
-    /// A worker that has said nothing for so long is unhealthy.
+    /// A worker is unhealthy when it has sent nothing for this time.
     silence: Duration,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// A worker that is to be at this address, whoever it is.
+    /// The worker at this address, whatever its name is.
     pub(super) fn at(address: Authority, weight: f64, capacity: u32) -> Self {
         let (member, nudge) = (Mutex::default(), Notify::new());
         Watched { name: None, address, weight, capacity, member, nudge }
@@ -240,7 +240,7 @@ fn tell(
     Ok(())
 }
 
-/// When a worker was heard of last, and how long to wait before the next attempt to reach it.
+/// When the worker last sent something, and how long to wait before the next attempt to reach it.
 struct Signs {
     backoff: Backoff,
     alive: Time,
@@ -277,7 +277,7 @@ pub(super) fn address_of(url: &str) -> Result<Authority, Failure> {
         uri.scheme_str() == Some("http") && uri.port().is_some() && uri.path() == "/"
     });
     valid.and_then(|uri| uri.authority().cloned()).ok_or_else(|| {
-        let message = format!("{url:?} is no worker's address; write http://host:port");
+        let message = format!("{url:?} is not a worker's address; write http://host:port");
         Failure::new(FailureKind::BadRequest, message)
     })
 }
