@@ -1,7 +1,8 @@
 //! The cluster on this machine, as its data folder describes it.
 //!
 //! ```text
-//! <data-dir>/lock           held by the supervisor for as long as it lives
+//! <data-dir>/FORMAT         the format of all this, and the release that brought it into that
+//!            lock           held by the supervisor for as long as it lives
 //!            config.toml    settings of `ol up`, written by people
 //!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
@@ -11,11 +12,15 @@
 //!            volumes/       functions' volumes
 //!            workers/<id>/  each worker's bundles, sandboxes and functions' logs
 //! ```
+//!
+//! Every command looks at `FORMAT` first, and none touches a folder that a later release wrote. The
+//! store in `registry/` has a format of its own, since it can be elsewhere.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
 use openlambda_sandbox::docker::remove_containers;
@@ -25,7 +30,11 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Context, Result};
+use crate::private;
 use crate::settings::Config;
+
+/// The format of a data folder.
+const FORMAT: Format = Format { kind: "data folder", number: 1 };
 
 /// A cluster's data folder.
 #[derive(Clone, Debug)]
@@ -36,6 +45,9 @@ pub(crate) struct DataDir {
 /// What the supervisor writes down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ClusterState {
+    /// The release of the supervisor and its daemons; empty in what releases wrote that did not say it.
+    #[serde(default)]
+    pub(crate) release: String,
     /// The supervisor.
     pub(crate) pid: u32,
     /// Everything runs.
@@ -70,7 +82,12 @@ pub(crate) struct WorkerState {
 }
 
 impl DataDir {
-    /// The folder that was named, or `$XDG_STATE_HOME/openlambda`, or `~/.local/state/openlambda`.
+    /// The folder that was named, if it is this user's own; or `$XDG_STATE_HOME/openlambda`, or
+    /// `~/.local/state/openlambda`.
+    ///
+    /// # Errors
+    ///
+    /// That there is none, that another user may write it, or that a later release wrote it.
     pub(crate) fn new(named: Option<PathBuf>) -> Result<Self> {
         let root = match named {
             Some(root) => root,
@@ -88,7 +105,14 @@ impl DataDir {
         };
         let root = std::path::absolute(&root)
             .context(|| format!("{} is not a usable path", root.display()))?;
+        private::check_way(&root)?;
+        FORMAT.check(&root)?;
         Ok(DataDir { root })
+    }
+
+    /// Writes down that this release keeps the folder. The caller holds the lock.
+    pub(crate) fn mark_format(&self) -> Result<()> {
+        Ok(FORMAT.mark(&self.root)?)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -110,7 +134,7 @@ impl DataDir {
         let head =
             "# The settings of this cluster's daemons; ol up writes this file at every start.\n\n";
         let text = toml::to_string(config).context(|| "cannot write the settings".to_owned())?;
-        let written = std::fs::write(&path, format!("{head}{text}"));
+        let written = replace(&path, format!("{head}{text}").as_bytes());
         written.context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
@@ -129,11 +153,38 @@ impl DataDir {
     pub(crate) fn create(&self) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root);
-        made.and_then(|()| std::fs::create_dir_all(self.join("logs"))).context(|| {
+        made.context(|| {
             format!(
                 "cannot use the data folder {}; name another one with --data-dir",
                 self.root.display()
             )
+        })?;
+        // Whatever folders were missing a moment ago.
+        private::check_way(&self.root)?;
+        for folder in ["logs", "registry", "functions", "volumes", "workers"] {
+            private::make_folder(&self.join(folder))?;
+        }
+        Ok(())
+    }
+
+    /// Makes what is in the folder this user's alone, whatever it was. Functions' own files stay as they
+    /// are. The caller holds the lock.
+    pub(crate) fn make_private(&self) -> Result<()> {
+        let close = |folder: &str, enter: &dyn Fn(&Path) -> bool| {
+            let folder = self.join(folder);
+            match std::fs::symlink_metadata(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                _ => private::close_to_others(&folder, enter),
+            }
+        };
+        close("functions", &|_| false)?;
+        close("logs", &|_| true)?;
+        close("registry", &|_| true)?;
+        // A function's volumes are below its namespace and name.
+        close("volumes", &|path| path.components().count() < 3)?;
+        close("workers", &|path| {
+            let mut parts = path.components().skip(1);
+            parts.next().is_none_or(|part| part.as_os_str() == "logs")
         })
     }
 
@@ -141,12 +192,9 @@ impl DataDir {
     /// is closed, by a crash too.
     pub(crate) fn try_lock(&self) -> Result<Option<File>> {
         let path = self.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .context(|| format!("cannot open {}", path.display()))?;
+        let file =
+            private::open_file(&path, File::options().create(true).truncate(false).write(true))
+                .context(|| format!("cannot open {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -163,13 +211,14 @@ impl DataDir {
     }
 
     pub(crate) fn write_state(&self, state: &ClusterState) -> io::Result<()> {
-        let temporary = self.join("cluster.json.new");
-        std::fs::write(&temporary, serde_json::to_vec_pretty(state)?)?;
-        std::fs::rename(&temporary, self.join("cluster.json"))
+        replace(&self.join("cluster.json"), &serde_json::to_vec_pretty(state)?)
     }
 
     pub(crate) fn read_state(&self) -> Option<ClusterState> {
-        serde_json::from_slice(&std::fs::read(self.join("cluster.json")).ok()?).ok()
+        let mut text = Vec::new();
+        let path = self.join("cluster.json");
+        private::open_file(&path, File::options().read(true)).ok()?.read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// The cluster that runs.
@@ -209,7 +258,7 @@ impl DataDir {
         for path in leftovers {
             let removed = match std::fs::symlink_metadata(&path) {
                 Err(_) => continue,
-                Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&path),
+                Ok(metadata) if metadata.is_dir() => openlambda_sandbox::trees::remove(&path),
                 Ok(_) => std::fs::remove_file(&path),
             };
             let name = path.display().to_string();
@@ -220,4 +269,17 @@ impl DataDir {
         }
         report
     }
+}
+
+/// Puts a file of this user's own in the place of `path`, at one stroke.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut temporary = path.to_owned();
+    temporary.as_mut_os_string().push(".new");
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let options = &mut File::options();
+    private::open_file(&temporary, options.write(true).create_new(true))?.write_all(content)?;
+    std::fs::rename(&temporary, path)
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use openlambda_core::invocation::BoxError;
 
+use crate::terminal::say;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) struct CliError {
@@ -41,6 +43,12 @@ impl From<openlambda_core::config::ConfigError> for CliError {
     }
 }
 
+impl From<openlambda_core::format::FormatError> for CliError {
+    fn from(error: openlambda_core::format::FormatError) -> Self {
+        CliError::new(openlambda_core::failure::chain(&error))
+    }
+}
+
 /// Says what was being done when something failed.
 pub(crate) trait Context<T> {
     fn context(self, message: impl FnOnce() -> String) -> Result<T>;
@@ -54,5 +62,5 @@ impl<T, E: Into<BoxError>> Context<T> for std::result::Result<T, E> {
 
 /// Prints an error with its causes, as every binary does before it fails.
 pub(crate) fn print(program: &str, error: &CliError) {
-    eprintln!("{program}: {}", openlambda_core::failure::chain(error));
+    say!("{program}: {}", openlambda_core::failure::chain(error));
 }

@@ -23,8 +23,10 @@ mod cluster;
 mod daemon;
 mod error;
 mod http_client;
+mod private;
 mod settings;
 mod supervisor;
+mod terminal;
 mod version;
 
 pub use catalog::{

@@ -13,24 +13,30 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use openlambda_core::backoff::Backoff;
+use openlambda_core::random::fresh_seed;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
+use crate::private;
 use crate::settings::{self, Config};
+use crate::version::VERSION;
 
-/// The first and the longest wait before a dead daemon is started again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The pauses before a dead daemon is started again.
+const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 
 /// What the cluster is to be: its settings, checked, with nothing left to be found out.
 #[derive(Clone, Debug)]
@@ -60,7 +66,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct Supervised {
-    stop: watch::Sender<bool>,
+    /// Dropped, it is the word to stop.
+    stop: DropGuard,
     task: JoinHandle<()>,
 }
 
@@ -91,6 +98,7 @@ impl Supervisor {
             .context(|| "cannot find the path of this program".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
+            release: VERSION.to_owned(),
             pid: std::process::id(),
             policy: spec.config.balancer.policy.to_string(),
             // The registry is told when the others have ended.
@@ -143,7 +151,9 @@ impl Supervisor {
         self.shared.update(|state| state.url.clone_from(&balancer));
         for n in 1..=config.cluster.workers {
             let id = format!("worker-{n}");
-            let state_dir = self.shared.dir.worker_dir(&id).display().to_string();
+            let state_dir = self.shared.dir.worker_dir(&id);
+            private::make_folder(&state_dir)?;
+            let state_dir = state_dir.display().to_string();
             let mut args = vec!["worker", "--name", &id, "--registry", &registry];
             args.extend(["--state-dir", &state_dir, "--volumes-dir", &volumes]);
             args.extend(["--balancer", &balancer]);
@@ -172,7 +182,8 @@ impl Supervisor {
             listen,
             keeps_address,
         };
-        let (stop, stopped) = watch::channel(false);
+        let stopped = CancellationToken::new();
+        let stop = stopped.clone().drop_guard();
         let (child, url) = self.shared.start(&spec, &stopped).await?;
         let task = tokio::spawn(supervise(self.shared.clone(), spec, child, url.clone(), stopped));
         self.daemons.push(Supervised { stop, task });
@@ -209,11 +220,13 @@ impl Supervisor {
         let mut daemons = self.daemons;
         let others = daemons.split_off(daemons.len().min(1));
         for group in [others, daemons] {
-            for daemon in &group {
-                daemon.stop.send_replace(true);
-            }
-            for daemon in group {
-                let _ = daemon.task.await;
+            let told = |Supervised { stop, task }| {
+                drop(stop);
+                task
+            };
+            let tasks: Vec<_> = group.into_iter().map(told).collect();
+            for task in tasks {
+                let _ = task.await;
             }
         }
     }
@@ -224,10 +237,10 @@ impl Shared {
     async fn start(
         &self,
         spec: &DaemonSpec,
-        stopped: &watch::Receiver<bool>,
+        stopped: &CancellationToken,
     ) -> Result<(Child, String)> {
         let log = self.dir.join("logs").join(format!("{}.log", spec.name));
-        let open = File::options().create(true).append(true).open(&log);
+        let open = private::open_file(&log, File::options().create(true).append(true));
         let file = open.context(|| format!("cannot write {}", log.display()))?;
         let begin = file.metadata().map_or(0, |metadata| metadata.len());
         let mut command =
@@ -254,10 +267,9 @@ impl Shared {
         let stdout = pipe::Receiver::from_owned_fd(stdout)
             .context(|| "cannot read a daemon's output".to_owned())?;
         let mut lines = BufReader::new(stdout).lines();
-        let mut stopped = stopped.clone();
         let line = tokio::select! {
             line = tokio::time::timeout(self.limits.0, lines.next_line()) => line,
-            () = told(&mut stopped) => Ok(Ok(None)),
+            () = stopped.cancelled() => Ok(Ok(None)),
         };
         let ready = match line {
             Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
@@ -292,7 +304,7 @@ impl Shared {
     }
 
     fn update(&self, change: impl FnOnce(&mut ClusterState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state);
         if let Err(error) = self.dir.write_state(&state) {
             tracing::warn!(%error, "cannot write cluster.json");
@@ -306,7 +318,7 @@ async fn supervise(
     mut spec: DaemonSpec,
     mut child: Child,
     url: String,
-    mut stopped: watch::Receiver<bool>,
+    stopped: CancellationToken,
 ) {
     if spec.keeps_address
         && let Some(address) = url.strip_prefix("http://").and_then(|url| url.parse().ok())
@@ -316,7 +328,7 @@ async fn supervise(
     loop {
         let status = tokio::select! {
             status = child.wait() => status,
-            () = told(&mut stopped) => {
+            () = stopped.cancelled() => {
                 child.signal(Signal::TERM);
                 if tokio::time::timeout(shared.limits.1, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
@@ -329,29 +341,22 @@ async fn supervise(
         tracing::warn!(daemon = spec.name, ?status, "ended; starting it again");
         child.kill_group();
         shared.note(&spec, None, None);
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF, fresh_seed());
         child = loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = told(&mut stopped) => return,
+                () = tokio::time::sleep(backoff.pause()) => {}
+                () = stopped.cancelled() => return,
             }
             let started = shared.start(&spec, &stopped).await;
-            let over = *stopped.borrow();
             match started {
                 Ok((child, _)) => break child,
-                Err(_) if over => return,
+                Err(_) if stopped.is_cancelled() => return,
                 Err(error) => {
                     tracing::warn!(daemon = spec.name, %error, "did not start again");
-                    wait = (2 * wait).min(BACKOFF.1);
                 }
             }
         };
     }
-}
-
-/// Resolves when the daemon is told to stop. A supervisor that is gone has told it too.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// The last line that a daemon which did not start left in its log: it says why.

@@ -2,13 +2,14 @@
 //! that a slot has held; so values that come and go all the time allocate nothing.
 //!
 //! [`Slots`] (and [`Owned`], for values that own memory) takes ids that its user gives out, [`Arena`]
-//! gives them out itself, and [`Lists`] links the slots of either into lists. Every operation is O(1).
+//! (and [`OwnedArena`]) gives them out itself, and [`Lists`] links the slots of either into lists. Every
+//! operation is O(1).
 
 mod list;
 mod owned;
 
 pub(crate) use list::{List, Lists};
-pub(crate) use owned::Owned;
+pub(crate) use owned::{Owned, OwnedArena};
 
 /// An id's slot: its low half. The high half is the slot's generation.
 pub(crate) const fn slot_of(id: u64) -> u32 {

@@ -41,13 +41,37 @@ pub fn parse_toml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, Co
     })
 }
 
+/// The most brackets that a YAML text may open, wherever they stand, and the most dashes and question
+/// marks that open something in one of its lines.
+#[cfg(feature = "yaml")]
+const YAML_OPENED: (usize, usize) = (1000, 100);
+
 /// Reads a `T` from YAML: [`parse_toml`] for the other form.
+///
+/// The parser's time grows with the square of a text's depth, so how deep one can be is bounded before
+/// it is parsed: by how much it opens, whatever of that is in quotes or closed again. (The parser of
+/// TOML bounds depth itself.)
 ///
 /// # Errors
 ///
-/// Those of [`parse_toml`].
+/// Those of [`parse_toml`]; the text opens too much.
 #[cfg(feature = "yaml")]
 pub fn parse_yaml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, ConfigError> {
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    // All that YAML 1.1 takes for the end of a line.
+    let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']);
+    let signs =
+        |line: &str| line.split([' ', '\t']).filter(|word| ["-", "?"].contains(word)).count();
+    if brackets > YAML_OPENED.0 || lines.map(signs).any(|signs| signs > YAML_OPENED.1) {
+        let (brackets, signs) = YAML_OPENED;
+        return Err(ConfigError::new(
+            origin,
+            format!(
+                "it opens too many lists or mappings; use at most {brackets} brackets, and {signs} \
+                 dashes and question marks in one line"
+            ),
+        ));
+    }
     yaml_serde::from_str(text).map_err(|error| {
         let line = error.location().map(|place| place.line());
         let message = error.to_string();

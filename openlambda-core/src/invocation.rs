@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind};
+use crate::format::FormatNumber;
 use crate::function::{Digest, FunctionName, HEX_DIGITS, is_name_byte};
 use crate::hash::mix;
 use crate::time::Time;
@@ -260,6 +261,10 @@ pub struct Phases {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvocationRecord {
+    /// The format of the line. The first key, so that a later one is refused for that and not for a key
+    /// that is not known here.
+    #[serde(default)]
+    pub v: FormatNumber<1>,
     /// Its id.
     pub request_id: RequestId,
     /// The function.

@@ -19,6 +19,7 @@
 //! Without default features the crate has neither tokio nor hyper.
 
 mod arena;
+pub mod backoff;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;
@@ -28,9 +29,11 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod failure;
+pub mod format;
 pub mod function;
 pub mod hash;
 pub mod invocation;
+pub mod json_lines;
 pub mod keep_alive;
 pub mod manifest;
 #[cfg(feature = "memory")]

@@ -18,6 +18,7 @@
 mod door;
 mod http;
 pub mod local;
+mod log_file;
 mod patient;
 mod quiet;
 mod steady;
@@ -29,11 +30,12 @@ use std::net::Ipv4Addr;
 
 use futures_core::future::BoxFuture;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::door::{Door, Patience};
 pub use self::http::{HttpConfig, HttpServer};
+pub use self::log_file::LogFile;
 pub use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};
@@ -45,8 +47,8 @@ pub use self::stream::Stream;
 #[derive(Debug)]
 pub struct Serving<T = ()> {
     url: String,
-    /// Dropped or sent, it tells the server to stop.
-    stop: oneshot::Sender<()>,
+    /// Dropped, it tells the server to stop.
+    stop: DropGuard,
     task: JoinHandle<T>,
 }
 
@@ -69,12 +71,10 @@ impl<T: Send + 'static> Serving<T> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let (stop, stopped) = oneshot::channel();
-        let stopped = Box::pin(async move {
-            let _ = stopped.await;
-        });
+        let stop = CancellationToken::new();
+        let stopped = Box::pin(stop.clone().cancelled_owned());
         let task = tokio::spawn(serve(TcpListener::from_std(listener)?, stopped));
-        Ok(Serving { url, stop, task })
+        Ok(Serving { url, stop: stop.drop_guard(), task })
     }
 
     /// Where it is, `http://127.0.0.1:port`.

@@ -15,17 +15,18 @@
 //! to requests that came through another proxy or from a page in a browser. Workers on other machines are
 //! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
 use openlambda_core::serving::{Door, HttpServer};
-use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::time::SystemClock;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -63,11 +64,11 @@ impl Proxy {
     ) -> Arc<Proxy> {
         let client = http_client();
         // Ids differ between runs even when the policy's choices do not.
-        let run = openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let run = fresh_seed();
         let seed = config.seed.unwrap_or(run);
         // Workers keep places by this name, so no two balancers may share it, not even two of one
         // process that began at the same time. It decides nothing.
-        let name = format!("{:016x}", RandomState::new().hash_one(run));
+        let name = format!("{:016x}", fresh_seed());
 
         let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), config.silence());
         let configured = Configured::new(&config.workers, watcher.clone());
@@ -155,7 +156,7 @@ impl Proxy {
         tasks.spawn(Arc::clone(&self.selector).run_timer());
         let resolver = Arc::clone(&self.resolver);
         tasks.spawn(async move { resolver.follow().await });
-        let sources = std::mem::take(&mut *self.sources());
+        let sources = std::mem::take(&mut *self.sources.lock());
         for (number, source) in sources.into_iter().enumerate() {
             let follower = SelectorFollower::new(Arc::clone(&self.selector), number);
             let follower: Arc<dyn Follower> = Arc::new(follower);
@@ -166,7 +167,7 @@ impl Proxy {
 
     /// Adds a source of workers. Call it before the balancer serves or runs.
     pub fn follow(&self, source: impl Source + 'static) {
-        self.sources().push(Box::new(source));
+        self.sources.lock().push(Box::new(source));
     }
 
     /// Resolves when at least `workers` workers are ready: for programs that start a cluster and then
@@ -181,10 +182,5 @@ impl Proxy {
     /// Writes a line for each request to `log` from now on. The first log that is given stays.
     pub fn write_access_log(&self, log: AccessLog) {
         let _ = self.telemetry.log.set(log);
-    }
-
-    /// No code panics while it holds this lock.
-    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Source>>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

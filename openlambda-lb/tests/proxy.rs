@@ -854,6 +854,29 @@ async fn without_the_registry_what_is_known_is_called() {
     assert_eq!(lb.call("echo", "1").await.header("x-openlambda-version"), "2");
 }
 
+/// One that accepts connections and says nothing is worse than one that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_registry_does_not_answer_what_is_known_is_called() {
+    let lb = Lb::start().await;
+    let _a = lb.worker("a").await;
+    assert_eq!(lb.call("echo", "1").await.status, 200);
+    lb.faulty.gate.send_replace(false);
+    // Its last word was that there is something new.
+    lb.publish("echo", "", "new").await;
+    for _ in 0..5 {
+        let answer = lb.call("echo", "1").await;
+        assert_eq!((answer.status, answer.header("x-openlambda-version")), (200, "1"));
+    }
+    lb.faulty.gate.send_replace(true);
+    // The request that is under way brings the news.
+    for _ in 0..1000 {
+        if lb.call("echo", "1").await.header("x-openlambda-version") == "2" {
+            return;
+        }
+    }
+    panic!("it is called as it was for ever");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_calls_that_miss_make_one_request() {
     let lb = Lb::start().await;

@@ -15,7 +15,7 @@ mod store;
 pub use client::RemoteRegistry;
 pub use registry::NativeRegistry;
 pub use server::serve;
-pub use store::{Store, StoreError};
+pub use store::{STORE_FORMAT, Store, StoreError};
 
 /// For how long a name's meaning may be used without asking again by one who watches: a change is
 /// told within milliseconds, and a watch that breaks is noticed. This bounds the rest.

@@ -4,8 +4,12 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use openlambda_core::bundle;
 use openlambda_core::conformance::registry::{Fixture, suite};
 use openlambda_core::registry::Registry;
 use openlambda_registry::dir::DirRegistry;
@@ -114,4 +118,39 @@ impl Fixture for Dir {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_folder_passes_the_suite() {
     suite(&Dir::default()).await;
+}
+
+/// More uploads that never end than a runtime has threads for what blocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_uploads_hold_up_nobody() {
+    let (native, remote, dir) = (Native::default(), Remote::default(), Dir::default());
+    for registry in [native.empty().await, remote.empty().await, dir.empty().await] {
+        let slow = |n: usize| {
+            let registry = Arc::clone(&registry);
+            let drops = stream::repeat_with(|| Ok(Bytes::from_static(b"f"))).then(|byte| async {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                byte
+            });
+            let name = format!("slow{n}").parse().unwrap();
+            tokio::spawn(async move { registry.publish(&name, Box::pin(drops)).await })
+        };
+        let slow: Vec<_> = (0..600).map(slow).collect();
+        // All of them are under way.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("f.py"), "def f(event): return event").unwrap();
+        let mut tar = Vec::new();
+        bundle::pack_dir(folder.path(), &mut tar).unwrap();
+        let name = "quick".parse().unwrap();
+        let tar = Box::pin(stream::once(async { Ok(tar.into()) }));
+        let published = registry.publish(&name, tar).await.unwrap();
+        assert_eq!(registry.resolve(&name.into()).await.unwrap().digest, published.digest);
+        let into = tempfile::tempdir().unwrap();
+        registry.fetch(&published.digest, into.path()).await.unwrap();
+        assert!(into.path().join("f.py").exists());
+        for upload in slow {
+            assert!(!upload.is_finished(), "it was given up at once");
+            upload.abort();
+        }
+    }
 }

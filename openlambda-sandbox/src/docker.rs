@@ -49,8 +49,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
@@ -66,6 +66,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -87,8 +88,7 @@ use crate::launch::{
     own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::runtime_api::Listener;
 use crate::sys::{Signal, kill_marked, watch_readable};
 
 /// The container's first program, as `build.rs` compiled it.
@@ -129,7 +129,8 @@ pub struct DockerConfig {
     pub image: String,
     /// The OCI runtime, by the name that the engine knows it by; the engine's default when absent.
     pub runtime: Option<String>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it.
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version.
     pub volumes_dir: PathBuf,
     /// Measures the phases of a start.
     pub clock: Arc<dyn Clock>,
@@ -343,7 +344,7 @@ impl Shared {
             mount(&absolute(&spec.code)?, TASK, false)?,
             mount(&self.config.state_dir.join("runtimes"), RUNTIMES, false)?,
         ];
-        let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
             let source = &sources[&volume.name];
             own_volume(source, USER)?;
@@ -378,25 +379,15 @@ impl Shared {
                 if let Some(start) = start {
                     tokio::spawn(see_started(start, &draft.id, &deaths, process.as_ref()));
                 }
-                let running = Running::default();
-                let output = FunctionOutput::new(out, err, &spec.function, &spec.log, &running);
-                let output = match output {
-                    Ok(output) => Arc::new(output),
+                let clock = Arc::clone(&self.config.clock);
+                let contact = kit::contact(&spec, clock, [out, err], listener);
+                let (output, api, serving) = match contact {
+                    Ok(contact) => contact,
                     Err(error) => {
                         draft.discard().await;
-                        return Err(resources("its output cannot be read", error));
+                        return Err(error);
                     }
                 };
-                let api = RuntimeApi::new(RuntimeApiConfig {
-                    slots: spec.manifest.concurrency,
-                    event: spec.manifest.event,
-                    function: spec.function.clone(),
-                    version: spec.version,
-                    clock: Arc::clone(&self.config.clock),
-                    running,
-                    output: Some(Arc::clone(&output)),
-                });
-                let serving = api.serve(listener);
                 let vessel = Container {
                     id: draft.id,
                     program,

@@ -45,6 +45,35 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// The most headers of a function's reply: HTTP clients, and balancers, take 100 in all.
+pub const MOST_HEADERS: usize = 80;
+/// What they may take together, names and values, bytes.
+pub const HEADERS_LIMIT: usize = 64 << 10;
+
+/// Whether a reply's headers get through to the client. They would break the connection to the balancer
+/// otherwise, which would be taken for the worker's fault.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::BadReply`] says which bound they are over.
+pub fn check_headers<'a>(
+    headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Result<(), SandboxError> {
+    let (mut count, mut bytes) = (0, 0);
+    for (name, value) in headers {
+        count += 1;
+        bytes += name.len() + value.len();
+        if count > MOST_HEADERS || bytes > HEADERS_LIMIT {
+            return Err(bad_reply(format!(
+                "the reply's headers are over {MOST_HEADERS}, or over {} KiB together; send fewer, \
+                 or put what they hold into the body",
+                HEADERS_LIMIT >> 10
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// The client's reply, from what the handler returned.
 ///
 /// # Errors
@@ -252,17 +281,27 @@ impl HttpReply {
                 ))
             })?;
         let mut headers = HeaderMap::new();
-        for (name, value) in self.headers.unwrap_or_default() {
-            let text = match &value {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
+        let text = |value: Value| match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let given = self.headers.unwrap_or_default().into_iter();
+        let given: Vec<_> = given.map(|(name, value)| (name, text(value))).collect();
+        let cookies = self.cookies.unwrap_or_default();
+        // Before they are taken apart: there may be more than a map holds.
+        check_headers(
+            given
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_bytes()))
+                .chain(cookies.iter().map(|cookie| (SET_COOKIE.as_str(), cookie.as_bytes()))),
+        )?;
+        for (name, text) in given {
             match (name.parse::<HeaderName>(), HeaderValue::from_bytes(text.as_bytes())) {
                 (Ok(name), Ok(value)) => headers.append(name, value),
                 _ => return Err(bad_reply(format!("the reply's header \"{name}\" is not valid"))),
             };
         }
-        for cookie in self.cookies.unwrap_or_default() {
+        for cookie in cookies {
             let value = HeaderValue::from_bytes(cookie.as_bytes());
             let value = value.map_err(|_| bad_reply("a cookie of the reply is not valid"))?;
             headers.append(SET_COOKIE, value);
@@ -447,6 +486,10 @@ mod tests {
             json!({"statusCode": 200, "body": "!", "isBase64Encoded": true}),
             json!({"statusCode": 200, "headers": ["a"]}),
             json!({"statusCode": 200, "cookies": "a"}),
+            json!({"statusCode": 200, "headers": {"a": "b".repeat(1 << 20)}}),
+            json!({"statusCode": 200, "cookies": vec!["a=b"; 100_000]}),
+            json!({"statusCode": 200, "headers":
+                (0..50_000).map(|n| (format!("h{n}"), "")).collect::<std::collections::BTreeMap<_, _>>()}),
         ] {
             let error = decode(EventFormat::Http, bad.to_string().into()).unwrap_err();
             assert_eq!(error.kind, SandboxErrorKind::BadReply, "{bad}");

@@ -107,8 +107,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -117,11 +118,12 @@ use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
 };
 use openlambda_core::time::{Clock, Duration};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::errors::{init_error, shutting_down, unsupported};
-use crate::output::FunctionOutput;
-use crate::runtime_api::{RuntimeApi, Serving};
+use crate::errors::{init_error, resources, shutting_down, unsupported};
+use crate::output::{FunctionOutput, Running};
+use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig, Serving};
 
 /// One instance of a kind, from its start until everything of it is removed.
 ///
@@ -265,7 +267,7 @@ impl<V: Vessel> Instances<V> {
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.shared.starting).read_owned().await;
-        if self.shared.lock().shut_down {
+        if self.shared.live.lock().shut_down {
             return Err(shutting_down());
         }
         Ok(Permit { _starting: starting })
@@ -283,7 +285,7 @@ impl<V: Vessel> Instances<V> {
         vessel: V,
     ) -> Handle<V> {
         let instance = {
-            let mut live = self.shared.lock();
+            let mut live = self.shared.live.lock();
             let id = live.next_id;
             live.next_id += 1;
             let instance = Arc::new(Instance {
@@ -303,9 +305,9 @@ impl<V: Vessel> Instances<V> {
 
     /// Ends all instances and waits until they are removed; none is started afterwards.
     pub async fn shutdown(&self) {
-        self.shared.lock().shut_down = true;
+        self.shared.live.lock().shut_down = true;
         let starts = self.shared.starting.write().await;
-        let instances: Vec<_> = self.shared.lock().instances.values().cloned().collect();
+        let instances: Vec<_> = self.shared.live.lock().instances.values().cloned().collect();
         drop(starts);
         for instance in &instances {
             instance.stop.notify_one();
@@ -316,10 +318,33 @@ impl<V: Vessel> Instances<V> {
     }
 }
 
-impl<V> Shared<V> {
-    fn lock(&self) -> MutexGuard<'_, Live<V>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Begins to read what an instance prints to its standard output and error, and to speak with its code
+/// at `listener`. Must be called within a tokio runtime with I/O.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::Resources`]: the system has no descriptors left to watch its output.
+pub fn contact(
+    spec: &SandboxSpec,
+    clock: Arc<dyn Clock>,
+    [stdout, stderr]: [OwnedFd; 2],
+    listener: Listener,
+) -> Result<(Arc<FunctionOutput>, RuntimeApi, Serving), SandboxError> {
+    let running = Running::default();
+    let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
+    let output = output.map_err(|error| resources("its output cannot be read", error))?;
+    let output = Arc::new(output);
+    let api = RuntimeApi::new(RuntimeApiConfig {
+        slots: spec.manifest.concurrency,
+        event: spec.manifest.event,
+        function: spec.function.clone(),
+        version: spec.version,
+        clock,
+        running,
+        output: Some(Arc::clone(&output)),
+    });
+    let serving = api.serve(listener);
+    Ok((output, api, serving))
 }
 
 /// Follows an instance to its end, whatever its vessel does, because other tasks wait for that. The panic
@@ -336,7 +361,7 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
         instance.api.close(&exit);
         exit
     });
-    shared.lock().instances.remove(&instance.id);
+    shared.live.lock().instances.remove(&instance.id);
     instance.life.send_replace(Life::Gone(exit));
 }
 
@@ -535,8 +560,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::output::Running;
-    use crate::runtime_api::{Listener, RuntimeApiConfig};
 
     #[derive(Debug)]
     struct Broken(Notify);

@@ -7,7 +7,8 @@
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
 //!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests without an
 //!   envelope, for web applications.
-//! * [`sys`]: processes that never outlive their parent; also for a supervisor's daemons.
+//! * [`sys`]: processes that never outlive their parent; also for a supervisor's daemons;
+//!   [`trees`]: folders that functions have written.
 //!
 //! A new kind builds on the [`kit`], brings a [`Vessel`](kit::Vessel) for its instances, and passes the
 //! suite in `openlambda_core::conformance::sandbox`.
@@ -32,6 +33,7 @@ pub mod runtime_api;
 #[cfg(feature = "sock")]
 pub mod sock;
 pub mod sys;
+pub mod trees;
 
 pub use node::find_node;
 

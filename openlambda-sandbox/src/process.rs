@@ -25,10 +25,10 @@ mod sweeper;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use openlambda_core::manifest::Network;
@@ -37,6 +37,7 @@ use openlambda_core::sandbox::{
     SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
@@ -48,12 +49,13 @@ use crate::launch::{
     volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::output::FunctionOutput;
+use crate::runtime_api::Listener;
 use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
 };
+use crate::trees;
 use sweeper::Sweeper;
 
 /// Where our bootstrap is compiled to, in the state folder.
@@ -78,7 +80,8 @@ pub struct ProcessConfig {
     pub python: PathBuf,
     /// Node.js; `None`: functions that need it are refused.
     pub node: Option<PathBuf>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it. Workers that share it share
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version. Workers that share it share
     /// their functions' volumes. `<state_dir>/volumes` unless changed.
     pub volumes_dir: PathBuf,
     /// Starts the processes.
@@ -188,7 +191,7 @@ impl SandboxFactory for ProcessFactory {
                 Err(error) => report.failed.push(format!("{}: {error}", path.display())),
             };
             for path in paths_in(&state.join("sandboxes")) {
-                let removed = remove_folder(&path);
+                let removed = trees::remove(&path);
                 remove(path, removed);
             }
             // What was compiled, or half-way so: the first `create` does it again.
@@ -294,7 +297,7 @@ impl Shared {
             tmp: text(&folder.path.join("tmp")),
             runtimes: text(&self.config.state_dir.join("runtimes")),
         };
-        let volumes = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let volumes = volumes(&self.config.volumes_dir, &spec)?;
         let volumes = volumes.iter().map(|(name, path)| (name.clone(), text(path))).collect();
         for (key, value) in environment(&spec, &places, &mark, &volumes)? {
             command = command.env(key, value);
@@ -326,30 +329,20 @@ impl Shared {
                 return Err(spawn_failed(error, program));
             }
         };
-        let running = Running::default();
         let (Some(stdout), Some(stderr)) = (child.take_stdout(), child.take_stderr()) else {
             unreachable!("both were spawned with Output::Pipe");
         };
-        let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
-        let output = match output {
-            Ok(output) => Arc::new(output),
+        let clock = Arc::clone(&self.config.clock);
+        let contact = kit::contact(&spec, clock, [stdout, stderr], listener);
+        let (output, api, serving) = match contact {
+            Ok(contact) => contact,
             Err(error) => {
                 child.kill_group();
                 child.wait().await;
                 self.sweeper.kill(mark).await;
-                return Err(resources("its output cannot be read", error));
+                return Err(error);
             }
         };
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots: spec.manifest.concurrency,
-            event: spec.manifest.event,
-            function: spec.function.clone(),
-            version: spec.version,
-            clock: Arc::clone(&self.config.clock),
-            running,
-            output: Some(Arc::clone(&output)),
-        });
-        let serving = api.serve(listener);
         let vessel = ChildProcess {
             mark,
             child,
@@ -384,25 +377,6 @@ fn paths_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// Removes a folder, also when the function has locked folders in it.
-fn remove_folder(path: &Path) -> io::Result<()> {
-    fn unlock(folder: &Path) {
-        let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                unlock(&entry.path());
-            }
-        }
-    }
-    fs::remove_dir_all(path).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            unlock(path);
-            fs::remove_dir_all(path)
-        }
-        _ => Err(error),
-    })
-}
-
 /// An instance's own folder; removed by Drop.
 #[derive(Debug)]
 struct Folder {
@@ -412,7 +386,7 @@ struct Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = remove_folder(&self.path) {
+        if let Err(error) = trees::remove(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a sandbox's folder");
         }
     }
@@ -462,7 +436,7 @@ impl Vessel for ChildProcess {
 
     async fn clean(&self) {
         self.sweeper.kill(self.mark.clone()).await;
-        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let folder = self.folder.lock().take();
         let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
     }
 

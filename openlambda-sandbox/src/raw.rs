@@ -25,6 +25,8 @@ use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::wire;
 use serde::{Deserialize, Serialize};
 
+use crate::event;
+
 /// With a `next`: the code asks for requests without an envelope.
 pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 
@@ -80,6 +82,8 @@ pub fn decode(head: &HeaderValue) -> Result<(StatusCode, HeaderMap), SandboxErro
     let status = StatusCode::from_u16(reply.status).ok().filter(|status| status.as_u16() >= 200);
     let status =
         status.ok_or_else(|| bad(format!("{} is no HTTP status; use 200 to 999", reply.status)))?;
+    let given = reply.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    event::check_headers(given)?;
     let mut headers = HeaderMap::with_capacity(reply.headers.len());
     for (name, value) in reply.headers {
         let bytes: Result<Vec<u8>, _> = value.chars().map(u8::try_from).collect();
@@ -156,6 +160,12 @@ mod tests {
             let error = decode(&HeaderValue::try_from(head).unwrap()).unwrap_err();
             assert_eq!(error.kind, SandboxErrorKind::BadReply);
             assert!(error.message.contains(why), "{head}: {error}");
+        }
+        let many: Vec<_> = (0..40_000).map(|n| (format!("h{n}"), "")).collect();
+        for headers in [json!([["a", "b".repeat(70_000)]]), json!(many)] {
+            let head = json!({ "status": 200, "headers": headers }).to_string();
+            let error = decode(&HeaderValue::try_from(head).unwrap()).unwrap_err();
+            assert!(error.message.contains("64 KiB together"), "{error}");
         }
     }
 }

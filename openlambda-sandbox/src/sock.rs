@@ -90,7 +90,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
@@ -101,6 +101,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -116,8 +117,7 @@ use crate::launch::{
     environment, own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::runtime_api::Listener;
 use crate::sys::nursery::{
     API_PORT, API_SOCKET, Belongings, Nursery, NurseryError, NurserySetup, RESOLVER, Recipe,
 };
@@ -159,7 +159,8 @@ pub struct SockConfig {
     /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
     /// folder when it is not in `/usr`.
     pub node: Option<PathBuf>,
-    /// Where volumes are: `<namespace>/<function>/<volume>` below it.
+    /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
+    /// that was deleted and came again with that version.
     pub volumes_dir: PathBuf,
     /// Cells that are made ahead.
     pub ready_cells: usize,
@@ -542,7 +543,7 @@ impl Shared {
             mounts.push((text(&resolver)?, RESOLVER.to_owned(), false));
         }
         let mut volume_places = BTreeMap::new();
-        let sources = volumes(&self.config.volumes_dir, &spec.function, &spec.manifest)?;
+        let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
             let source = &sources[&volume.name];
             own_volume(source, outside_id)?;
@@ -644,27 +645,16 @@ impl Shared {
         drop(belongings);
         drop((stdout, stderr, errors));
         let newborn = newborn.map_err(|error| not_allowed(error, self.rootless))?;
-        let running = Running::default();
-        let output =
-            FunctionOutput::new(out.into(), err.into(), &spec.function, &spec.log, &running);
-        let output = match output {
-            Ok(output) => Arc::new(output),
+        let clock = Arc::clone(&self.config.clock);
+        let contact = kit::contact(&spec, clock, [out.into(), err.into()], listener);
+        let (output, api, serving) = match contact {
+            Ok(contact) => contact,
             Err(error) => {
                 newborn.kill();
                 newborn.wait().await;
-                return Err(resources("its output cannot be read", error));
+                return Err(error);
             }
         };
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots: spec.manifest.concurrency,
-            event: spec.manifest.event,
-            function: spec.function.clone(),
-            version: spec.version,
-            clock: Arc::clone(&self.config.clock),
-            running,
-            output: Some(Arc::clone(&output)),
-        });
-        let serving = api.serve(listener);
         let by_kernel = self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
         let watchdog =
             (!by_kernel).then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));

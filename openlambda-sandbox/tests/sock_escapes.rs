@@ -6,6 +6,7 @@ mod common;
 #[path = "common/containers.rs"]
 mod containers;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -14,6 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 
+use openlambda_core::manifest::{Manifest, Volume};
 use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory};
 use serde_json::{Value, json};
 
@@ -765,29 +767,33 @@ async fn with_the_machines_network_the_rest_holds() {
 async fn a_function_that_asks_for_too_much_at_its_start_harms_itself_alone() {
     let containers = containers();
     let sandbox = trying(&containers).await;
-    let long = format!("[environment]\nA = \"{}\"", "x".repeat(200_000));
-    let longer: Vec<_> = (0..100).map(|n| format!("A{n} = \"{}\"", "x".repeat(60_000))).collect();
-    let longer = format!("[environment]\n{}", longer.join("\n"));
-    for manifest in [
-        long,
-        longer,
-        volume("/etc/passwd"),
-        volume("/bin/sh"),
-        volume("/proc/x/y"),
-        volume("/var/task/a"),
-    ] {
-        let spec = containers.spec(&[("f.py", TRY), ("ol.toml", &manifest)]);
+    // The last of them are refused before there is a manifest, as a rule.
+    let volumes = ["/etc/passwd", "/bin/sh", "/proc/x/y", "/var/task/a", "/tmp"];
+    let deep = (0..100).map(|n| format!("/s{n}{}", "/a".repeat(2000))).collect();
+    let volumes = volumes.map(|path| vec![path.to_owned()]).into_iter().chain([deep]);
+    let environments = [environment("A", 200_000), environment("B", 6_000_000)];
+    let specs = environments.into_iter().map(|environment| (environment, Vec::new()));
+    for (environment, volumes) in specs.chain(volumes.map(|paths| (BTreeMap::new(), paths))) {
+        let mut spec = containers.spec(&[("f.py", TRY)]);
+        let mut manifest = Manifest::clone(&spec.manifest);
+        let long: usize = environment.values().map(String::len).sum();
+        manifest.environment = environment;
+        let volume = |(n, path)| Volume { name: format!("v{n}"), path };
+        manifest.volumes = volumes.clone().into_iter().enumerate().map(volume).collect();
+        spec.manifest = Arc::new(manifest);
         let error = containers.try_create(spec).await.err();
-        if !manifest.contains("/proc") {
-            let error = error.unwrap_or_else(|| panic!("{manifest:.80} worked"));
+        let error = error.unwrap_or_else(|| panic!("{volumes:.1?} worked"));
+        if !volumes.is_empty() {
+            assert_eq!(error.kind, SandboxErrorKind::Unsupported, "{error}");
+        } else {
             assert!(
                 matches!(error.kind, SandboxErrorKind::Resources | SandboxErrorKind::Init),
                 "{error}"
             );
-            if manifest.len() > 1 << 20 {
-                let why = openlambda_core::failure::chain(&error);
-                assert!(why.contains("pass arguments and environment"), "{why}");
-            }
+        }
+        if long > 1 << 20 {
+            let why = openlambda_core::failure::chain(&error);
+            assert!(why.contains("pass arguments and environment"), "{why}");
         }
         assert_eq!(call(&*sandbox, "\"result = 1\"").await.unwrap(), r#"["done", 1]"#);
     }
@@ -796,8 +802,10 @@ async fn a_function_that_asks_for_too_much_at_its_start_harms_itself_alone() {
     containers.factory.shutdown().await;
 }
 
-fn volume(path: &str) -> String {
-    format!("[[volumes]]\nname = \"v\"\npath = \"{path}\"")
+/// Variables of so many bytes together, none of which is itself too long where there are several.
+fn environment(name: &str, bytes: usize) -> BTreeMap<String, String> {
+    let count = if bytes > 1 << 20 { 100 } else { 1 };
+    (0..count).map(|n| (format!("{name}{n}"), "x".repeat(bytes / count))).collect()
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::watch::Look;
 use super::{Common, block_on, print, print_json};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
+use crate::terminal::say;
 
 #[derive(Args, Debug)]
 pub(super) struct DeployArgs {
@@ -44,7 +45,7 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
     let deployed = deploy_once(args, &name, catalog)?;
     deployed.report(args, &name);
     if !args.common.json {
-        eprintln!("call it: ol invoke {name}");
+        say!("call it: ol invoke {name}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -70,7 +71,7 @@ fn deploy_every_change(
             Err(error) => crate::error::print("ol", &error),
         }
         if first {
-            eprintln!("deploying {} whenever it changes; Ctrl-C ends it", folder.display());
+            say!("deploying {} whenever it changes; Ctrl-C ends it", folder.display());
             first = false;
         }
         look = look.wait_for_another(folder);
@@ -105,7 +106,7 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     if let Some(Err(error)) = page.as_ref().map(|page| page.tell(&url)) {
         let folder = args.folder.join("static");
         let folder = folder.display();
-        eprintln!(
+        say!(
             "ol: warning: {folder} cannot be written ({error}), so the page in it does not know the \
              function's URL; copy the folder to where you may write, and deploy from there"
         );
@@ -137,9 +138,9 @@ impl Deployed {
         } else {
             print(&format!("{url}\n"));
             let what = if published.new { "is deployed" } else { "was deployed already" };
-            eprintln!("{name} version {} {what}", published.version);
+            say!("{name} version {} {what}", published.version);
             if let Some(index) = page.as_ref().and_then(Page::index) {
-                eprintln!("its page: open {} in a browser", index.display());
+                say!("its page: open {} in a browser", index.display());
             }
         }
     }

@@ -1,16 +1,20 @@
 //! `ol ls` and `ol rm`: lists and deletes functions.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use openlambda_core::function::FunctionName;
-use openlambda_core::registry::{Listing, RegistryError};
+use openlambda_core::function::{FunctionName, Version};
+use openlambda_core::registry::{Listing, RegistryError, Resolved};
+use openlambda_core::sandbox::volumes_of;
+use openlambda_core::time::{Clock, SystemClock};
 
 use super::logs;
 use super::lookup::{list_all, no_function, refresh, url_of};
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::{Context, Result};
+use crate::terminal::say;
 
 pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
@@ -44,7 +48,7 @@ pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
 pub(super) struct RmArgs {
     /// The function
     function: FunctionName,
-    /// Remove the data in its volumes too
+    /// Remove the data in its volumes too, and what earlier functions of this name have left
     #[arg(long)]
     volumes: bool,
     #[command(flatten)]
@@ -56,9 +60,10 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
     let state = dir.running()?;
     let registry = catalog.open_registry(&state.registry.spec)?;
     let name = &args.function;
-    block_on(async {
+    let last = block_on(async {
+        let last = registry.resolve(&name.clone().into()).await.ok();
         match registry.delete(name).await {
-            Ok(()) => refresh(&state, &name.clone().into()).await,
+            Ok(()) => refresh(&state, &name.clone().into()).await.map(|()| last),
             Err(RegistryError::NotFound { .. }) => Err(no_function(&registry, name).await),
             Err(error) => Err(error).context(|| format!("cannot remove {name}")),
         }
@@ -68,20 +73,63 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
             let _ = std::fs::remove_file(log);
         }
     }
-    let volumes = dir.join("volumes").join(name.namespace()).join(name.name());
+    let namespace = dir.join("volumes").join(name.namespace());
     if args.volumes {
-        match std::fs::remove_dir_all(&volumes) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).context(|| format!("cannot remove {}", volumes.display()))?;
-            }
-            _ => {}
-        }
+        remove_volumes(&namespace, name)?;
     }
+    let kept = match last {
+        Some(last) => put_aside(&namespace, name, &last)?,
+        None => None,
+    };
     if args.common.json {
-        print_json(&serde_json::json!({ "name": name }));
-    } else {
-        let kept = if volumes.exists() { "; its volumes are kept" } else { "" };
-        eprintln!("{name} is removed{kept}");
+        let (volumes, back) = kept.unzip();
+        print_json(&serde_json::json!({ "name": name, "volumes": volumes, "back": back }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    match kept {
+        Some((kept, back)) => say!(
+            "{name} is removed; its volumes are kept, and the next function of this name gets new ones. \
+             For one that is to have them, before you deploy it: mv {} {}",
+            kept.display(),
+            back.display()
+        ),
+        None => say!("{name} is removed"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the volumes of all functions that had this name.
+fn remove_volumes(namespace: &Path, name: &FunctionName) -> Result<()> {
+    for entry in std::fs::read_dir(namespace).into_iter().flatten().flatten() {
+        let folder = entry.file_name();
+        let of = folder.to_str().map(|folder| folder.split('@').next().unwrap_or_default());
+        if of == Some(name.name()) {
+            let path = entry.path();
+            openlambda_sandbox::trees::remove(&path)
+                .context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the volumes of a function that was removed are, if it had any, and where the next one of its
+/// name would look for them. They are put aside where its registry would give them to that one.
+fn put_aside(
+    namespace: &Path,
+    name: &FunctionName,
+    last: &Resolved,
+) -> Result<Option<(PathBuf, PathBuf)>> {
+    let kept = namespace.join(volumes_of(name, last.born));
+    if !kept.exists() {
+        return Ok(None);
+    }
+    if last.born.is_some() {
+        let next = volumes_of(name, Some(Version(last.version.0 + 1)));
+        return Ok(Some((kept, namespace.join(next))));
+    }
+    let now = SystemClock::new().unix_millis();
+    let aside = namespace.join(format!("{}@removed-{now}", name.name()));
+    std::fs::rename(&kept, &aside)
+        .context(|| format!("cannot put {} aside; move it yourself", kept.display()))?;
+    Ok(Some((aside, kept)))
 }

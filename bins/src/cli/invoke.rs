@@ -11,6 +11,7 @@ use openlambda_core::wire;
 use super::{Common, block_on, print_json};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
+use crate::terminal::{say, shown};
 
 #[derive(Args, Debug)]
 pub(super) struct InvokeArgs {
@@ -55,11 +56,16 @@ pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
     } else {
         use std::io::{IsTerminal, Write};
         let mut out = std::io::stdout().lock();
-        let line_end = out.is_terminal() && !answer.body().ends_with(b"\n");
-        let end: &[u8] = if line_end { b"\n" } else { b"" };
-        let _ = out.write_all(answer.body()).and_then(|()| out.write_all(end));
+        // A terminal obeys what it gets, so it gets a text; everybody else gets the bytes.
+        let _ = if out.is_terminal() {
+            let text = String::from_utf8_lossy(answer.body());
+            let end = if text.ends_with('\n') { "" } else { "\n" };
+            out.write_all(format!("{}{end}", shown(&text)).as_bytes())
+        } else {
+            out.write_all(answer.body()).and_then(|()| out.flush())
+        };
         if !ok {
-            eprintln!("ol: {} answered {}", args.function, answer.status());
+            say!("ol: {} answered {}", args.function, answer.status());
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,11 +14,13 @@ use openlambda_core::time::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 
 use super::lookup::versions_of;
+use super::output::{json_line, write};
 use super::times::{moment, utc};
 use super::{Common, block_on};
 use crate::catalog::Catalog;
 use crate::cluster::DataDir;
 use crate::error::{CliError, Result};
+use crate::terminal::{for_output, say};
 
 /// How many lines are shown when nothing narrows them down.
 const LINES: usize = 1000;
@@ -79,7 +81,7 @@ pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
         if let Ok(state) = dir.running() {
             let registry = catalog.open_registry(&state.registry.spec)?;
             block_on(async { versions_of(&registry, &args.function).await })?;
-            eprintln!("{} has printed nothing yet", args.function);
+            say!("{} has printed nothing yet", args.function);
             return Ok(ExitCode::SUCCESS);
         }
         return Err(CliError::new(format!(
@@ -197,14 +199,14 @@ fn show(args: &LogsArgs, lines: &[Line]) -> std::io::Result<()> {
     let mut text = String::new();
     for line in lines {
         if args.common.json {
-            text.push_str(&serde_json::to_string(line).unwrap_or_default());
-            text.push('\n');
+            text.push_str(&json_line(&serde_json::to_string(line).unwrap_or_default()));
         } else {
             let id = line.request_id.as_deref().unwrap_or("-");
             let (time, worker) = (utc(line.time_ms), &line.worker);
-            text.push_str(&format!("{time} {worker} {id} {}: {}\n", line.stream, line.text));
+            let line = format!("{time} {worker} {id} {}: {}", line.stream, line.text);
+            text.push_str(&for_output(&line));
+            text.push('\n');
         }
     }
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    write(&text)
 }

@@ -13,6 +13,7 @@ use openlambda_core::function::FunctionName;
 use super::deploy::name_of_path;
 use super::{print, print_json};
 use crate::error::{CliError, Context, Result};
+use crate::terminal::say;
 
 #[derive(Args, Debug)]
 pub(super) struct NewArgs {
@@ -121,7 +122,7 @@ pub(super) fn new(args: &NewArgs) -> Result<ExitCode> {
         }));
     } else {
         let paths: Vec<&str> = files.iter().map(|(path, ..)| *path).collect();
-        eprintln!("made {}: {}; go on with", folder.display(), paths.join(", "));
+        say!("made {}: {}; go on with", folder.display(), paths.join(", "));
         print(&format!("{}\n", next.join("\n")));
     }
     Ok(ExitCode::SUCCESS)

@@ -1,14 +1,29 @@
 //! How commands print text, JSON and tables.
 
-/// Prints to standard output. A reader that has gone, as in `ol ls | head`, is no error.
+use std::io::{IsTerminal, Write};
+
+use crate::terminal::{for_output, shown_json};
+
+/// Prints to standard output, on a terminal with control characters written out. A reader that has
+/// gone, as in `ol ls | head`, is no error.
 pub(super) fn print(text: &str) {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let _ = write(&for_output(text));
 }
 
 pub(super) fn print_json(value: &serde_json::Value) {
-    print(&format!("{value}\n"));
+    let _ = write(&json_line(&value.to_string()));
+}
+
+/// One line of JSON, as standard output may get it.
+pub(super) fn json_line(json: &str) -> String {
+    let json = if std::io::stdout().is_terminal() { shown_json(json) } else { json.into() };
+    format!("{json}\n")
+}
+
+/// Writes a text as it is.
+pub(super) fn write(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 /// Columns under headings, as wide as their widest cell.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use openlambda_core::json_lines;
 use openlambda_core::worker_core::recording;
 
 use crate::Catalog;
@@ -33,9 +34,7 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
         catalog.queue_policies(),
         |record| {
             if written.is_ok() {
-                written = serde_json::to_writer(&mut out, &record)
-                    .map_err(std::io::Error::from)
-                    .and_then(|()| out.write_all(b"\n"));
+                written = json_lines::write(&mut out, &record);
             }
         },
     )

@@ -9,6 +9,7 @@ use openlambda_core::bundle::is_left_out;
 use openlambda_core::manifest::{Manifest, Runtime};
 
 use crate::error::{CliError, Result};
+use crate::terminal::say;
 
 /// A language whose interpreter, where this machine has it, can tell faults.
 struct Language {
@@ -132,7 +133,7 @@ pub(super) fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
         if file.parent() == Some(&own) {
             return Err(CliError::new(format!("{what}\n    correct it and deploy again")));
         }
-        eprintln!("ol: warning: {what}");
+        say!("ol: warning: {what}");
     }
     Ok(())
 }

@@ -17,8 +17,11 @@ use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
+use crate::private;
 use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
+use crate::terminal::say;
+use crate::version::VERSION;
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
@@ -104,21 +107,26 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         Found::Lock(lock) => lock,
         // That is what was asked for.
         Found::Cluster { state, answers } => {
-            eprintln!("the cluster runs already; `ol down` stops it");
+            say!("the cluster runs already; `ol down` stops it");
+            if state.release != VERSION {
+                say!("{}", of_another_release(&state.release));
+            }
             if !answers {
-                eprintln!("its balancer takes long to answer; see {}", dir.join("logs").display());
+                say!("its balancer takes long to answer; see {}", dir.join("logs").display());
             }
             block_on(report_up(&state, &args.common))?;
             return Ok(ExitCode::SUCCESS);
         }
     };
+    dir.mark_format()?;
     if args.detach {
         drop(lock);
         return block_on(detach(&dir, &spec, &args.common));
     }
+    dir.make_private()?;
     let left = dir.clean();
     if left.processes > 0 {
-        eprintln!("removed {} processes that an earlier cluster had left", left.processes);
+        say!("removed {} processes that an earlier cluster had left", left.processes);
     }
     if args.detached {
         crate::daemon::start_log();
@@ -135,7 +143,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         if !args.detached {
             let state = dir.read_state().unwrap_or_default();
             report_up(&state, &args.common).await?;
-            eprintln!("Ctrl-C does too");
+            say!("Ctrl-C does too");
         }
         stop.await;
         supervisor.stop().await;
@@ -145,6 +153,12 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     .inspect_err(|_| drop(dir.clean()))?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// That a cluster runs which another release has started, and how to go on.
+fn of_another_release(release: &str) -> String {
+    let release = if release.is_empty() { "an earlier release" } else { release };
+    format!("it is of {release}, this is {VERSION}: `ol down`, then `ol up`, changes to this one")
 }
 
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
@@ -157,7 +171,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     let program =
         std::env::current_exe().context(|| "cannot find the path of this program".to_owned())?;
     let log = dir.join("logs/supervisor.log");
-    let open = File::options().create(true).append(true).open(&log);
+    let open = private::open_file(&log, File::options().create(true).append(true));
     let file = open.context(|| format!("cannot write {}", log.display()))?;
     let begin = file.metadata().map_or(0, |metadata| metadata.len());
     let mut command = CommandSpec::new(program);
@@ -281,7 +295,7 @@ async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     }
     print(&format!("{}\n", state.url));
     let sandbox = state.workers.first().map_or("no", |worker| worker.sandbox.as_str());
-    eprintln!(
+    say!(
         "serving with {} ({sandbox} sandboxes), the {} registry and the policy {}",
         match state.workers.len() {
             1 => "1 worker".to_owned(),
@@ -291,9 +305,9 @@ async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
         state.policy
     );
     if sandbox == "process" {
-        eprintln!("process sandboxes do not isolate functions: deploy only code that you trust");
+        say!("process sandboxes do not isolate functions: deploy only code that you trust");
     }
-    eprintln!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
+    say!("go on with `ol new DIR`, `ol deploy DIR`; `ol down` stops it all");
     Ok(())
 }
 
@@ -328,6 +342,7 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
         let Some(_lock) = dir.try_lock()? else {
             return Err(CliError::new("another cluster was just started here; try again"));
         };
+        dir.make_private()?;
         let report = dir.clean();
         if !report.failed.is_empty() {
             let message = format!("could not remove {}", report.failed.join(", "));
@@ -339,11 +354,11 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
     if args.json {
         print_json(&serde_json::json!({ "was_up": was_up, "killed": killed }));
     } else if was_up {
-        eprintln!("stopped");
+        say!("stopped");
     } else if killed > 0 {
-        eprintln!("no cluster ran; removed {killed} processes that an earlier one had left");
+        say!("no cluster ran; removed {killed} processes that an earlier one had left");
     } else {
-        eprintln!("no cluster runs here");
+        say!("no cluster runs here");
     }
     Ok(ExitCode::SUCCESS)
 }

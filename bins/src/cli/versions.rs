@@ -20,6 +20,7 @@ use super::times::utc;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
+use crate::terminal::say;
 
 #[derive(Args, Debug)]
 pub(super) struct DescribeArgs {
@@ -221,9 +222,9 @@ pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
         }));
     } else if let Some(version) = args.version {
         print(&format!("{url}\n"));
-        eprintln!("{reference} is version {version}");
+        say!("{reference} is version {version}");
     } else {
-        eprintln!("{reference} is removed");
+        say!("{reference} is removed");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -307,14 +308,12 @@ pub(super) fn rollback(args: &RollbackArgs, catalog: &Catalog) -> Result<ExitCod
     }
     print(&format!("{url}\n"));
     if published.new {
-        eprintln!(
-            "{name} version {} runs the code of version {}",
-            published.version, target.version
-        );
+        say!("{name} version {} runs the code of version {}", published.version, target.version);
     } else {
-        eprintln!(
+        say!(
             "{name} version {} has the code of version {} already",
-            published.version, target.version
+            published.version,
+            target.version
         );
     }
     Ok(ExitCode::SUCCESS)

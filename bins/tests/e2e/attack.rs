@@ -426,6 +426,63 @@ async fn no_sandbox_answers_for_another() {
     }
 }
 
+/// Archives that are small as they come, uploaded as a script does it, and by way of a program of
+/// Python's own, for each kind of header.
+#[tokio::test(flavor = "multi_thread")]
+async fn bundles_of_strangers_harm_no_registry() {
+    const MAKES: &str = r#"
+import gzip, io, sys, tarfile
+kind, out = sys.argv[1], io.BytesIO()
+def tar(format, add):
+    with tarfile.open(fileobj=out, mode="w", format=format) as archive: add(archive)
+def file(archive, name, content=b"", **more):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in more.items(): setattr(info, key, value)
+    archive.addfile(info, io.BytesIO(content))
+GNU, PAX = tarfile.GNU_FORMAT, tarfile.PAX_FORMAT
+if kind == "deep": tar(GNU, lambda a: file(a, "a/" * 10_000 + "f.py"))
+elif kind == "deep pax": tar(PAX, lambda a: file(a, "a/" * 10_000 + "f.py"))
+elif kind == "long name": tar(GNU, lambda a: file(a, "a" * (300 << 20)))
+elif kind == "long link": tar(GNU, lambda a: file(a, "l", type=tarfile.SYMTYPE, linkname="a" * (100 << 20)))
+elif kind == "long pax": tar(PAX, lambda a: file(a, "f.py", pax_headers={"comment": "a" * (300 << 20)}))
+elif kind == "brackets": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", b"[" * 50_000)])
+elif kind == "dashes": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", b"- " * 200_000)])
+elif kind == "fewer dashes": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", b"- " * 30_000)])
+elif kind == "toml": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.toml", b"methods = " + b"[" * 50_000)])
+elif kind == "volumes":
+    volumes = b"".join(b'[[volumes]]\nname = "v%d"\npath = "/s%d%s"\n' % (n, n, b"/a" * 150) for n in range(100))
+    tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.toml", volumes)])
+sys.stdout.buffer.write(gzip.compress(out.getvalue(), 1))
+"#;
+    let site = Site::start("process");
+    let client = client();
+    for (kind, why) in [
+        ("deep", "is a path of"),
+        ("deep pax", "is a path of"),
+        ("long name", "over 1024 KiB"),
+        ("long link", "over 1024 KiB"),
+        ("long pax", "over 1024 KiB"),
+        ("brackets", "opens too many"),
+        ("dashes", "over 64 KiB"),
+        ("fewer dashes", "opens too many"),
+        ("toml", "ol.toml"),
+        ("volumes", "16 is the most"),
+    ] {
+        let made =
+            std::process::Command::new("python3").args(["-c", MAKES, kind]).output().unwrap();
+        assert!(made.status.success() && made.stdout.len() < 4 << 20, "{kind}: {made:?}");
+        let url = format!("{}/registry/hostile", site.cluster.url);
+        let answer = send(&client, http::Request::post(url).body(made.stdout).unwrap()).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 400, "{kind}: {answer:?}");
+        assert!(answer.body.contains(why) && answer.body.len() < 1000, "{kind}: {answer:?}");
+    }
+    let url = site.cluster.deploy("good", &[("f.py", "def f(event): return 'well'")]);
+    assert_eq!(post(&client, &url, "").await.body, "\"well\"");
+    site.unharmed();
+}
+
 /// What a function says in headers stays inside of its reply.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_cannot_be_split() {

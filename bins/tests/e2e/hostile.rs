@@ -7,7 +7,7 @@ use std::path::Path;
 use openlambda_core::bundle;
 use serde_json::{Value, json};
 
-use crate::common::{Answer, Cluster, HttpClient, client, post, send, wait_for};
+use crate::common::{Answer, Cluster, HttpClient, OL, client, post, send, wait_for};
 
 /// The kinds of sandbox that each function tries.
 const KINDS: [&str; 2] = ["process", "sock"];
@@ -363,6 +363,98 @@ fn size(folder: &Path) -> u64 {
         metadata => metadata.len(),
     });
     sizes.sum()
+}
+
+/// Replies with heads that no client takes. `INSTANCE` tells instances apart.
+const HEADS: &str = r#"
+import os
+INSTANCE = os.urandom(8).hex()
+def f(event):
+    kind = event.get("body")
+    if kind == "long": headers = {"x": "a" * (1 << 20)}
+    elif kind == "many": headers = {f"x-{n}": "a" for n in range(101)}
+    elif kind == "very many": headers = {f"x-{n}": "a" for n in range(50_000)}
+    elif kind == "most": headers = {f"x-{n}": "a" * 780 for n in range(79)}
+    else: headers = {}
+    return {"statusCode": 200, "headers": headers, "body": INSTANCE}
+"#;
+
+async fn heads(kind: &str) {
+    let site = Site::start(kind);
+    let url = site.deploy_python("heads", HEADS, "event = \"http\"\nmax_instances = 1");
+    let first = post(&site.client, &url, "").await;
+    for event in ["long", "many", "very many"] {
+        let answer = post(&site.client, &url, event).await;
+        let says = &["64 KiB together", "fewer"];
+        fails(json!(event), 502, "bad_reply", says).check(&answer);
+        // The instance lives.
+        assert_eq!(post(&site.client, &url, "").await.body, first.body, "after {event}");
+    }
+    let most = post(&site.client, &url, "most").await;
+    assert_eq!((most.status, most.header("x-78").len()), (200, 780), "{most:?}");
+    site.worker_lives();
+}
+
+/// What it prints, returns and raises would change a terminal's title and clipboard, and hide a line.
+const ESCAPES: &str = r#"
+def f(event):
+    text = "\x1b]0;owned\x07\x1b]52;c;b3duZWQ=\x07hidden\rshown \x9b31m \u202e"
+    print(text)
+    if event == "raise": raise ValueError(text)
+    return text
+"#;
+
+/// `ol` with these arguments and a terminal: what the terminal got.
+fn on_a_terminal(site: &Site, args: &[&str]) -> String {
+    const PTY: &str = "import pty, sys; pty.spawn(sys.argv[1:])";
+    let output = std::process::Command::new("python3")
+        .args(["-c", PTY, OL])
+        .args(args)
+        .env("OPENLAMBDA_DATA_DIR", site.cluster.place.data_dir())
+        .env("TERM", "dumb")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_is_shown_control_characters_and_not_sent_them() {
+    let site = Site::start("process");
+    let bootstrap = BOOTSTRAP.replace("\"<html>\"", "b\"\\x1b]0;owned\\x07\"");
+    let own = site.cluster.deploy("own", &[("bootstrap", &bootstrap)]);
+    replies(json!("no JSON"), &["\x1b]0;owned"])
+        .check(&post(&site.client, &own, "\"no JSON\"").await);
+    let url = site.deploy_python("escapes", ESCAPES, "");
+    post(&site.client, &url, "\"print\"").await;
+    site.log("escapes", |line| line["text"].as_str().unwrap().starts_with('\x1b'));
+    let escapes = ["escapes", "-d", "\"raise\""];
+    for (args, shown) in [
+        (
+            &["logs", "escapes"][..],
+            "\\x1b]0;owned\\x07\\x1b]52;c;b3duZWQ=\\x07hidden\\rshown \\x9b31m",
+        ),
+        (&["logs", "escapes", "--json"], "\\u001b]0;owned\\u0007"),
+        (&["invoke", "own", "-d", "\"no JSON\""], "\\x1b]0;owned\\x07"),
+        (&["invoke", escapes[0], "-d", "\"print\"", "--json"], "\\u001b]0;owned"),
+        (&["invoke", escapes[0], escapes[1], escapes[2]], "ValueError"),
+    ] {
+        let sent = on_a_terminal(&site, args);
+        assert!(sent.contains(shown), "{args:?}: {sent:?}");
+        let sent = sent.replace("\r\n", "\n");
+        let obeyed = |c: &char| (c.is_control() && *c != '\n') || *c == '\u{202e}';
+        assert_eq!(sent.chars().find(obeyed), None, "{args:?}: {sent:?}");
+    }
+    // A file gets what was printed.
+    assert!(site.cluster.place.ol(&["logs", "escapes"]).contains("\x1b]0;owned\x07"));
+    assert!(site.cluster.place.ol(&["invoke", "own", "-d", "\"no JSON\""]).starts_with('\x1b'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_with_a_head_that_no_client_takes_is_the_function_s_fault() {
+    for kind in KINDS {
+        heads(kind).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

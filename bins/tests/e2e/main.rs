@@ -13,9 +13,11 @@
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
+//! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
 //! | `drain` | ends and limits under load |
+//! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
 //! | `chaos` | kill −9 of everything, at any time |
 
@@ -34,10 +36,12 @@ mod drain;
 #[path = "../../../openlambda-sandbox/tests/common/engine.rs"]
 mod engine;
 mod examples;
+mod formats;
 mod hostile;
 mod http;
 mod input;
 mod page;
+mod private;
 mod removal;
 mod story;
 mod table;

@@ -53,6 +53,60 @@ async fn one_function(cluster: &Cluster, n: usize, workers: &[String]) {
     ol(&["rm", &name]).await;
 }
 
+const KEEPS: &str = r#"
+import os
+PLACE = os.environ["OPENLAMBDA_VOLUME_KEPT"] + "/secret"
+def f(event):
+    if event: open(PLACE, "w").write(event)
+    return open(PLACE).read() if os.path.exists(PLACE) else None
+"#;
+
+/// Who deploys a function under a name that was free gets nothing of the one that had it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_s_next_function_does_not_read_the_volumes_of_the_last() {
+    let client = client();
+    for (sandbox, registry) in [("process", "native"), ("process", "dir"), ("sock", "native")] {
+        let cluster =
+            Cluster::start(&["--workers", "1", "--sandbox", sandbox, "--registry", registry]);
+        let manifest = "[[volumes]]\nname = \"kept\"\npath = \"/kept\"";
+        let deploy = |remark: &str| {
+            let code = format!("{KEEPS}# {remark}\n");
+            cluster.deploy("keeps", &[("f.py", &code), ("ol.toml", manifest)])
+        };
+        let call = async |url: &str, body: &str| {
+            let answer = post(&client, url, body).await;
+            assert_eq!(answer.status, 200, "{sandbox}, {registry}: {answer:?}");
+            answer.body
+        };
+        let url = deploy("first");
+        assert_eq!(call(&url, "\"hers\"").await, "\"hers\"");
+        // A later version has them.
+        deploy("second");
+        assert_eq!(call(&url, "").await, "\"hers\"");
+        let removed = cluster.place.run(&["rm", "keeps"]);
+        let said = crate::common::texts(&removed).1;
+        assert!(removed.status.success() && said.contains("volumes are kept"), "{said}");
+        // Nor with the same code, however often.
+        let back: Vec<_> = said.trim().rsplit_once("mv ").unwrap().1.split(' ').collect();
+        assert!(Path::new(back[0]).join("kept/secret").exists(), "{said}");
+        deploy("first");
+        assert_eq!(call(&url, "").await, "null", "{sandbox}, {registry}");
+        assert_eq!(call(&url, "\"his\"").await, "\"his\"");
+        cluster.place.ol(&["rm", "keeps", "--volumes"]);
+        deploy("third");
+        assert_eq!(call(&url, "").await, "null", "{sandbox}, {registry}");
+
+        // As it is said to be done.
+        assert_eq!(call(&url, "\"hers again\"").await, "\"hers again\"");
+        let removed = cluster.place.json(&["rm", "keeps", "--json"]);
+        let (kept, back) =
+            (removed["volumes"].as_str().unwrap(), removed["back"].as_str().unwrap());
+        fs::rename(kept, back).unwrap();
+        deploy("fourth");
+        assert_eq!(call(&url, "").await, "\"hers again\"", "{sandbox}, {registry}");
+    }
+}
+
 /// What there is of a cluster.
 #[derive(Debug, PartialEq)]
 struct Left {

@@ -8,10 +8,10 @@ use tar::EntryType;
 use super::Packed;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::limits::{
-    BundleError, Limits, MANIFEST_LIMIT, copy, is_manifest, plain, read_error, refuse, too_large,
+    BundleError, Limits, copy, each_entry, is_manifest, plain, read_error, refuse, too_large,
 };
 use super::write::Writer;
-use crate::manifest::Manifest;
+use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
 
 /// Reads a tar, plain or gzipped, from anybody, and writes the bundle that it stands for.
 ///
@@ -31,12 +31,10 @@ pub fn canonicalise(
     let mut places = BTreeMap::<String, u64>::new();
     let mut spooled = 0;
     let mut manifests = BTreeMap::<String, Vec<u8>>::new();
-    let mut tar = tar::Archive::new(plain(&mut archive, limits)?);
-    for entry in tar.entries().map_err(BundleError::Read)? {
-        let mut entry = entry.map_err(read_error)?;
+    each_entry(plain(&mut archive, limits)?, |entry| {
         let path = path_of(&entry.path_bytes())?;
         if path.is_empty() {
-            continue;
+            return Ok(());
         }
         match entry.header().entry_type() {
             EntryType::Directory => checker.folder(&path)?,
@@ -69,19 +67,17 @@ pub fn canonicalise(
                 checker.add(path.clone(), Kind::File { bytes, executable })?;
                 let copied = if is_manifest(&path) {
                     let mut text = Vec::new();
-                    (&mut entry)
-                        .take(MANIFEST_LIMIT + 1)
-                        .read_to_end(&mut text)
-                        .map_err(read_error)?;
-                    if text.len() as u64 > MANIFEST_LIMIT {
-                        return Err(refuse(&path, "is over 1 MiB; a manifest is a few lines"));
+                    let most = MANIFEST_LIMIT as u64 + 1;
+                    entry.take(most).read_to_end(&mut text).map_err(read_error)?;
+                    if text.len() > MANIFEST_LIMIT {
+                        return Err(refuse(&path, TOO_LONG));
                     }
                     spool.write_all(&text).map_err(BundleError::Write)?;
                     let length = text.len() as u64;
                     manifests.insert(path.clone(), text);
                     length
                 } else {
-                    copy(&mut entry, &mut spool)?
+                    copy(entry, &mut spool)?
                 };
                 if copied != bytes {
                     return Err(refuse(&path, "is cut short; pack the archive anew"));
@@ -97,8 +93,8 @@ pub fn canonicalise(
                 ));
             }
         }
-    }
-    drop(tar);
+        Ok(())
+    })?;
     // What follows the end of the archive means nothing, and is not unpacked. But it has to come: who
     // breaks off there has not said that this is all.
     let rest = io::copy(&mut archive.take(limits.bytes.saturating_add(1)), &mut io::sink());

@@ -12,16 +12,28 @@ pub(super) enum Kind {
     Link { target: String },
 }
 
+/// The longest path, and the longest target of a link, bytes. The kernel takes 4,096 with the folder
+/// in front that the bundle is unpacked into, which is another one on each worker.
+pub(super) const PATH_LIMIT: usize = 2048;
+
+/// The most parts of a path.
+pub(super) const DEPTH_LIMIT: usize = 128;
+
+/// What all paths and targets of one bundle may take together, bytes: they are held in memory.
+pub(super) const NAMES_LIMIT: usize = 16 << 20;
+
 /// The entries so far, and whether the next one may join them.
 pub(super) struct Checker {
     pub(super) limits: Limits,
     pub(super) entries: BTreeMap<String, Kind>,
     pub(super) bytes: u64,
+    /// What the paths and targets take.
+    names: usize,
 }
 
 impl Checker {
     pub(super) fn new(limits: Limits) -> Self {
-        Checker { limits, entries: BTreeMap::new(), bytes: 0 }
+        Checker { limits, entries: BTreeMap::new(), bytes: 0, names: 0 }
     }
 
     /// A folder may be named more than once.
@@ -52,31 +64,68 @@ impl Checker {
         self.insert(path, kind)
     }
 
-    pub(super) fn insert(&mut self, path: String, kind: Kind) -> Result<(), BundleError> {
-        if let Some((parent, _)) = path.rsplit_once('/') {
+    /// Some archives name files only: the folders that lead to one are made here. What a path may be
+    /// was looked at before ([`path_of`]), so there are few of them.
+    fn insert(&mut self, path: String, kind: Kind) -> Result<(), BundleError> {
+        let parents = path.match_indices('/').map(|(end, _)| &path[..end]);
+        let mut missing = Vec::new();
+        for parent in parents.rev() {
             match self.entries.get(parent) {
-                Some(Kind::Folder) => {}
+                Some(Kind::Folder) => break,
                 Some(_) => {
                     let why = format!("lies below \"{parent}\", which is no folder");
                     return Err(refuse(&path, why));
                 }
-                // Some archives name files only.
-                None => self.insert(parent.to_owned(), Kind::Folder)?,
+                None => missing.push(parent.to_owned()),
             }
         }
-        if self.entries.len() >= self.limits.entries {
-            return Err(BundleError::TooLarge(format!(
-                "it has more than {} files; deploy fewer, or pack them into one",
-                self.limits.entries
-            )));
+        let missing = missing.into_iter().map(|parent| (parent, Kind::Folder));
+        for (path, kind) in missing.chain([(path, kind)]) {
+            if self.entries.len() >= self.limits.entries {
+                return Err(BundleError::TooLarge(format!(
+                    "it has more than {} files; deploy fewer, or pack them into one",
+                    self.limits.entries
+                )));
+            }
+            self.names += path.len();
+            if let Kind::Link { target } = &kind {
+                self.names += target.len();
+            }
+            if self.names > NAMES_LIMIT {
+                return Err(BundleError::TooLarge(format!(
+                    "its files' paths are over {} MiB together; give them shorter names, or pack \
+                     them into one",
+                    NAMES_LIMIT >> 20
+                )));
+            }
+            self.entries.insert(path, kind);
         }
-        self.entries.insert(path, kind);
         Ok(())
     }
 }
 
+/// Whether the path of an entry can be stored wherever the bundle is unpacked. Looked at before a
+/// path is taken apart.
+fn check_path(path: &[u8]) -> Result<(), BundleError> {
+    let why = if path.len() > PATH_LIMIT {
+        format!("is a path of {} bytes; {PATH_LIMIT} is the most, so rename it", path.len())
+    } else if path.split(|byte| *byte == b'/').count() > DEPTH_LIMIT {
+        format!("is over {DEPTH_LIMIT} folders deep; move it up")
+    } else {
+        return Ok(());
+    };
+    let shown = String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned();
+    Err(refuse(&shown, why))
+}
+
 /// Reads an entry's path: relative, downwards, UTF-8. Empty for the archive's own folder, `./`.
+///
+/// # Errors
+///
+/// It is something else, or nothing that every worker could store: see [`PATH_LIMIT`] and
+/// [`DEPTH_LIMIT`].
 pub(super) fn path_of(bytes: &[u8]) -> Result<String, BundleError> {
+    check_path(bytes)?;
     let lossy = || String::from_utf8_lossy(bytes).chars().take(200).collect::<String>();
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Err(refuse(&lossy(), "is a path that is not UTF-8; rename it"));
@@ -107,7 +156,8 @@ pub(super) fn path_of(bytes: &[u8]) -> Result<String, BundleError> {
 
 pub(super) fn target_of(path: &str, target: Option<&[u8]>) -> Result<String, BundleError> {
     let target = target.and_then(|target| std::str::from_utf8(target).ok());
-    let target = target.filter(|target| !target.is_empty());
+    let fits = |target: &&str| !target.is_empty() && target.len() <= PATH_LIMIT;
+    let target = target.filter(fits).filter(|target| !target.contains('\0'));
     target.map(str::to_owned).ok_or_else(|| refuse(path, "is a link without a valid target"))
 }
 

@@ -1,6 +1,8 @@
 //! Why a bundle is refused: [`BundleError`]; and how large one may be: [`Limits`].
 
+use std::cell::Cell;
 use std::io::{self, BufReader, Read, Write};
+use std::rc::Rc;
 
 use thiserror::Error;
 
@@ -25,8 +27,9 @@ impl Default for Limits {
     }
 }
 
-/// The largest manifest, bytes.
-pub(super) const MANIFEST_LIMIT: u64 = 1 << 20;
+/// What may describe one entry, bytes: its header and all that stands before or behind that, like a
+/// long name, extended attributes, the map of a sparse file. All of it is held in memory at once.
+pub(super) const HEADERS_LIMIT: u64 = 1 << 20;
 
 pub(super) fn is_manifest(path: &str) -> bool {
     MANIFEST_FILES.contains(&path)
@@ -90,8 +93,12 @@ pub(super) fn too_large(limits: Limits) -> BundleError {
 
 /// The limit was reached inside of a decoder, which knows only I/O errors.
 pub(super) fn read_error(error: io::Error) -> BundleError {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<OverLimit>()) {
-        Some(OverLimit(bytes)) => too_large(Limits { bytes: *bytes, ..Limits::default() }),
+    let inner = error.get_ref();
+    if let Some(OverLimit(bytes)) = inner.and_then(|inner| inner.downcast_ref()) {
+        return too_large(Limits { bytes: *bytes, ..Limits::default() });
+    }
+    match inner.and_then(|inner| inner.downcast_ref()) {
+        Some(LongHeaders) => BundleError::TooLarge(LongHeaders.to_string()),
         None => BundleError::Read(error),
     }
 }
@@ -124,7 +131,9 @@ pub(super) fn plain<'a>(
     // Headers and padding count too, but a bundle at the limit must get through.
     let bytes = limits.bytes.saturating_add(1024 * limits.entries as u64);
     if start.starts_with(&[0x1f, 0x8b]) {
-        let decoded = flate2::bufread::MultiGzDecoder::new(archive);
+        // What comes counts too: it may be no end of members with nothing in them.
+        let packed = BufReader::with_capacity(64 << 10, Limited::new(archive, bytes));
+        let decoded = flate2::bufread::MultiGzDecoder::new(packed);
         return Ok(Box::new(Limited::new(decoded, bytes)));
     }
     Ok(Box::new(Limited::new(archive, bytes)))
@@ -156,4 +165,62 @@ impl<R: Read> Read for Limited<R> {
         }
         Ok(count)
     }
+}
+
+/// What a tar reader reads: counts what it takes to find the next entry, which it holds in memory,
+/// and lets the content of entries through.
+pub(super) struct Headers<R> {
+    inner: R,
+    allowance: Allowance,
+}
+
+/// How much the reader may read as headers; `None` while it reads content. The reader has one end of
+/// it, whoever asks for entries the other.
+type Allowance = Rc<Cell<Option<u64>>>;
+
+#[derive(Debug, Error)]
+#[error(
+    "an entry's name and attributes take over {} KiB; pack without extended attributes and without \
+     maps of sparse files",
+    HEADERS_LIMIT >> 10
+)]
+struct LongHeaders;
+
+impl<R: Read> Read for Headers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(allowance) = self.allowance.get() else { return self.inner.read(buffer) };
+        if allowance == 0 && !buffer.is_empty() {
+            return Err(io::Error::other(LongHeaders));
+        }
+        let most = buffer.len().min(usize::try_from(allowance).unwrap_or(usize::MAX));
+        let count = self.inner.read(&mut buffer[..most])?;
+        self.allowance.set(Some(allowance - count as u64));
+        Ok(count)
+    }
+}
+
+/// Reads a tar entry by entry: `each` gets them in order, with at most [`HEADERS_LIMIT`] read to find
+/// the next one. Returns what it was read from.
+///
+/// # Errors
+///
+/// Those of `each`; the archive is broken, or describes an entry at too great length.
+pub(super) fn each_entry<R: Read>(
+    archive: R,
+    mut each: impl FnMut(&mut tar::Entry<'_, Headers<R>>) -> Result<(), BundleError>,
+) -> Result<R, BundleError> {
+    let allowance = Allowance::default();
+    let headers = Headers { inner: archive, allowance: Rc::clone(&allowance) };
+    let mut tar = tar::Archive::new(headers);
+    let mut entries = tar.entries().map_err(BundleError::Read)?;
+    loop {
+        allowance.set(Some(HEADERS_LIMIT));
+        let Some(entry) = entries.next() else { break };
+        let mut entry = entry.map_err(read_error)?;
+        allowance.set(None);
+        each(&mut entry)?;
+        // Or it would count as what leads to the next one.
+        io::copy(&mut entry, &mut io::sink()).map_err(read_error)?;
+    }
+    Ok(tar.into_inner().inner)
 }

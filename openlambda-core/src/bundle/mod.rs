@@ -11,7 +11,12 @@
 //! [`pack_dir`] makes a bundle from a folder, [`canonicalise`] from any tar, plain or gzipped, and
 //! [`unpack`] turns one into a folder again. All three refuse entries that could do harm outside of
 //! that folder: absolute paths, `..`, links that lead out, devices, two entries with one path, and more
-//! than [`Limits`] allow. A refusal names the entry and the reason.
+//! than [`Limits`] allow. They also refuse what some worker could not store: paths over 2,048 bytes,
+//! names over 255, over 128 nested folders. A refusal names the entry and the reason.
+//!
+//! An archive may come from anybody. So its parts are bounded in size and depth before they are read
+//! into memory or walked: descriptions of an entry (1 MiB), all names together (16 MiB), a manifest
+//! ([`MANIFEST_LIMIT`](crate::manifest::MANIFEST_LIMIT)).
 //!
 //! # Why a link cannot lead out
 //!
@@ -33,7 +38,7 @@ mod write;
 pub use canonical::canonicalise;
 pub use limits::{BundleError, Limits};
 pub use pack::pack_dir;
-pub use stream::{PIECE, reader, stream};
+pub use stream::{PIECE, Pace, spool, stream};
 pub use unpack::unpack;
 
 use crate::function::Digest;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::entries::{Checker, Kind};
+use super::entries::{Checker, Kind, path_of, target_of};
 use super::limits::{BundleError, Limits, refuse};
 use super::write::Writer;
 use super::{Packed, is_left_out};
@@ -18,7 +18,7 @@ use crate::manifest::Manifest;
 /// [`BundleError`]; `out` may have got a part by then.
 pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
     let mut found = Checker::new(Limits::default());
-    collect(dir, "", &mut found)?;
+    collect(dir, &mut found)?;
     let manifest = Manifest::load(dir)?;
     let mut writer = Writer::new(out);
     for (path, kind) in &found.entries {
@@ -38,39 +38,41 @@ pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
 }
 
 /// Lists what is in a folder.
-fn collect(dir: &Path, below: &str, found: &mut Checker) -> Result<(), BundleError> {
-    let folder = dir.join(below);
-    let named = |error: io::Error| match below {
-        "" => BundleError::Read(error),
-        below => refuse(below, format!("cannot be read ({error}); make it readable")),
-    };
-    for entry in fs::read_dir(&folder).map_err(named)? {
-        let entry = entry.map_err(named)?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else {
-            return Err(refuse(&name.to_string_lossy(), "has a name that is not UTF-8; rename it"));
+fn collect(dir: &Path, found: &mut Checker) -> Result<(), BundleError> {
+    let mut folders = vec![String::new()];
+    while let Some(below) = folders.pop() {
+        let named = |error: io::Error| match &*below {
+            "" => BundleError::Read(error),
+            below => refuse(below, format!("cannot be read ({error}); make it readable")),
         };
-        let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
-        if is_left_out(&path) {
-            continue;
-        }
-        let metadata = entry.metadata().map_err(named)?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            found.folder(&path)?;
-            collect(dir, &path, found)?;
-        } else if kind.is_file() {
-            let executable = metadata.permissions().mode() & 0o111 != 0;
-            found.add(path, Kind::File { bytes: metadata.len(), executable })?;
-        } else if kind.is_symlink() {
-            let target = fs::read_link(entry.path()).map_err(named)?;
-            let Some(target) = target.to_str() else {
-                return Err(refuse(&path, "leads to a name that is not UTF-8; rename it"));
+        for entry in fs::read_dir(dir.join(&below)).map_err(named)? {
+            let entry = entry.map_err(named)?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else {
+                let why = "has a name that is not UTF-8; rename it";
+                return Err(refuse(&name.to_string_lossy(), why));
             };
-            found.add(path, Kind::Link { target: target.to_owned() })?;
-        } else {
-            let why = "is neither a file nor a folder nor a link; move it out of the folder";
-            return Err(refuse(&path, why));
+            let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+            if is_left_out(&path) {
+                continue;
+            }
+            let path = path_of(path.as_bytes())?;
+            let metadata = entry.metadata().map_err(named)?;
+            let kind = metadata.file_type();
+            if kind.is_dir() {
+                found.folder(&path)?;
+                folders.push(path);
+            } else if kind.is_file() {
+                let executable = metadata.permissions().mode() & 0o111 != 0;
+                found.add(path, Kind::File { bytes: metadata.len(), executable })?;
+            } else if kind.is_symlink() {
+                let target = fs::read_link(entry.path()).map_err(named)?;
+                let target = target_of(&path, Some(target.as_os_str().as_encoded_bytes()))?;
+                found.add(path, Kind::Link { target })?;
+            } else {
+                let why = "is neither a file nor a folder nor a link; move it out of the folder";
+                return Err(refuse(&path, why));
+            }
         }
     }
     Ok(())

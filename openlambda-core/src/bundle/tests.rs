@@ -3,7 +3,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use proptest::prelude::*;
 use tar::EntryType;
 
@@ -51,6 +51,12 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+fn gunzip(bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain).unwrap();
+    plain
 }
 
 fn sample() -> tempfile::TempDir {
@@ -220,6 +226,149 @@ fn a_decompression_bomb_is_refused_at_the_limit() {
     canonicalise(&*gzip(&padding), limits, io::sink()).unwrap();
 }
 
+/// An entry whose name a header before it tells, in the ways that there are.
+fn long_name(kind: EntryType, name: &[u8]) -> Vec<u8> {
+    let content = match kind {
+        EntryType::XHeader => {
+            let rest = " path=\n".len() + name.len();
+            let mut length = rest;
+            while length != rest + length.to_string().len() {
+                length = rest + length.to_string().len();
+            }
+            [format!("{length} path=").as_bytes(), name, b"\n"].concat()
+        }
+        _ => name.to_vec(),
+    };
+    let before = Hostile::default().entry(kind, "././@LongLink", "", &content);
+    let entry = Hostile(before.0).file("short", "");
+    gzip(&entry.file("f.py", "x").bytes())
+}
+
+/// Each of these is a small file; once unpacked in memory, or walked by recursion, it ended a process.
+#[test]
+fn what_is_deep_or_long_is_refused_before_it_is_held_or_walked() {
+    let kinds = [EntryType::GNULongName, EntryType::XHeader];
+    for (name, why) in [
+        ("a/".repeat(10_000), "is a path of"),
+        ("a/".repeat(129), "folders deep"),
+        ("/".repeat(2000), "folders deep"),
+        ("a".repeat(2049), "is a path of"),
+        (format!("{}/{}", "a".repeat(200), "b".repeat(256)), "no file can have"),
+    ] {
+        for kind in kinds {
+            let error = publish(&long_name(kind, name.as_bytes())).unwrap_err().to_string();
+            assert!(error.contains(why) && error.len() < 400, "{kind:?}, {why}: {error}");
+        }
+    }
+    let most = format!("{}{}", "a/".repeat(127), "b".repeat(255));
+    for kind in kinds {
+        let (packed, tar) = publish(&long_name(kind, most.as_bytes())).unwrap();
+        let into = tempfile::tempdir().unwrap();
+        unpack(&*tar, &packed.digest, into.path()).unwrap();
+        assert!(into.path().join(&most).is_file());
+    }
+    for kind in [EntryType::GNULongName, EntryType::GNULongLink, EntryType::XHeader] {
+        let archive = long_name(kind, &vec![b'a'; 16 << 20]);
+        assert!(archive.len() < 200_000, "{}", archive.len());
+        for error in [
+            publish(&archive).unwrap_err(),
+            unpack(&*gunzip(&archive), &Digest::from_bytes([0; 32]), std::path::Path::new("/"))
+                .unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("over 1024 KiB"), "{kind:?}: {error}");
+        }
+    }
+    // A link's target is a name too.
+    let target = Hostile::default()
+        .entry(EntryType::GNULongLink, "././@LongLink", "", &b"a/".repeat(1025))
+        .link("l", "x");
+    let error = publish(&target.bytes()).unwrap_err().to_string();
+    assert!(error.contains("without a valid target"), "{error}");
+    // Attributes of all files that follow are not held.
+    let global = Hostile::default().entry(EntryType::XGlobalHeader, "g", "", &vec![b'a'; 4 << 20]);
+    publish(&global.file("f.py", "x").bytes()).unwrap();
+}
+
+#[test]
+fn the_map_of_a_sparse_file_is_bounded() {
+    // A file with no data: 21 empty places in each further block of its map.
+    let mut first = header(EntryType::GNUSparse, 0, 0o644);
+    first.set_path("sparse").unwrap();
+    let gnu = first.as_gnu_mut().unwrap();
+    gnu.isextended = [1];
+    gnu.realsize = *b"00000000000\0";
+    first.set_cksum();
+    let archive = |blocks: usize| {
+        let mut more = [0; 512];
+        more[504] = 1;
+        let mut bytes = first.as_bytes().to_vec();
+        for _ in 0..blocks {
+            bytes.extend_from_slice(&more);
+        }
+        bytes.extend_from_slice(&[0; 512]);
+        [bytes, Hostile::default().file("f.py", "x").bytes()].concat()
+    };
+    publish(&archive(100)).unwrap();
+    let error = publish(&archive(4000)).unwrap_err().to_string();
+    assert!(error.contains("maps of sparse files"), "{error}");
+}
+
+#[test]
+fn all_names_together_are_bounded() {
+    let name = |n: usize| format!("{n:05}/{}", "a".repeat(90));
+    let archive = (0..1 << 17).fold(Hostile::default(), |archive, n| match n % 2 {
+        0 => archive.file(&name(n), ""),
+        _ => archive.link(&name(n), &"b".repeat(99)),
+    });
+    let limits = Limits { entries: 1 << 20, ..Limits::default() };
+    let mut out = Vec::new();
+    let error = canonicalise(&*archive.bytes(), limits, &mut out).unwrap_err().to_string();
+    assert!(error.contains("16 MiB together") && out.is_empty(), "{error}");
+}
+
+#[test]
+fn an_archive_that_never_says_anything_ends_at_the_limit() {
+    struct Endless(Vec<u8>, usize);
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = (&self.0[self.1..]).read(buffer)?;
+            self.1 = (self.1 + count) % self.0.len();
+            Ok(count)
+        }
+    }
+    let limits = Limits { bytes: 1 << 20, entries: 10 };
+    let error = canonicalise(Endless(gzip(b""), 0), limits, io::sink()).unwrap_err().to_string();
+    assert!(error.contains("over 1 MiB"), "{error}");
+}
+
+#[test]
+fn a_manifest_is_at_most_64_kib() {
+    let long = format!("colour = \"{}\"", "a".repeat(64 << 10));
+    let error = publish(&Hostile::default().file("f.py", "").file("ol.toml", &long).bytes());
+    assert!(error.unwrap_err().to_string().contains("over 64 KiB"));
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f.py"), "").unwrap();
+    fs::write(dir.path().join("ol.yaml"), long).unwrap();
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err().to_string();
+    assert!(error.contains("over 64 KiB"), "{error}");
+}
+
+/// Folders can be deeper than a path can be long.
+#[test]
+fn a_folder_without_bottom_is_not_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("python3")
+        .args(["-c", "import os\nfor _ in range(5000): os.mkdir('a'); os.chdir('a')"])
+        .current_dir(dir.path())
+        .status();
+    assert!(made.unwrap().success());
+    let error = pack_dir(dir.path(), io::sink()).unwrap_err().to_string();
+    assert!(error.contains("folders deep"), "{error}");
+    // The folder's own Drop would not get to the bottom.
+    let removed = std::process::Command::new("rm").arg("-r").arg(dir.path().join("a")).status();
+    assert!(removed.unwrap().success());
+}
+
 #[test]
 fn a_folder_that_cannot_be_packed_says_why() {
     let dir = tempfile::tempdir().unwrap();
@@ -259,18 +408,43 @@ fn not_an_archive_is_refused() {
     }
 }
 
-#[test]
-fn a_stream_is_read_as_it_comes() {
-    let chunks = [Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
+fn pace(patience_ms: u64, total_ms: u64) -> Pace {
+    let ms = std::time::Duration::from_millis;
+    Pace { patience: ms(patience_ms), rate: 1 << 20, total: ms(total_ms) }
+}
+
+#[tokio::test]
+async fn a_stream_is_spooled_as_it_comes() {
+    let spool = |chunks, limits| spool(Box::pin(stream::iter(chunks)), limits, Pace::default());
+    let chunks = vec![Ok(Bytes::from("ab")), Ok(Bytes::new()), Ok(Bytes::from("cde"))];
     let mut text = String::new();
-    // A stream that must not be asked again after its end.
-    let once = stream::unfold(chunks.into_iter(), |mut rest| async { Some((rest.next()?, rest)) });
-    let mut reading = reader(Box::pin(once));
-    reading.read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), reading.read(&mut [0; 8]).unwrap()), ("abcde", 0));
-    let broken = [Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
-    let error = reader(Box::pin(stream::iter(broken))).read_to_string(&mut text).unwrap_err();
-    assert_eq!(error.to_string(), "gone");
+    spool(chunks, Limits::default()).await.unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "abcde");
+    // In many small pieces, which are not held.
+    let many = (0..100_000).map(|_| Ok(Bytes::from_static(b"x"))).collect();
+    assert_eq!(spool(many, Limits::default()).await.unwrap().metadata().unwrap().len(), 100_000);
+    let broken = vec![Ok(Bytes::from("ab")), Err(io::Error::other("gone"))];
+    assert_eq!(spool(broken, Limits::default()).await.unwrap_err().to_string(), "gone");
+    let limits = Limits { bytes: 1 << 20, entries: 0 };
+    let large = (0..5).map(|_| Ok(Bytes::from(vec![0; 256 << 10]))).collect();
+    assert!(spool(large, limits).await.unwrap_err().to_string().contains("over 1 MiB"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_slow_in_any_way_is_given_up() {
+    let silent = stream::pending();
+    let error = spool(Box::pin(silent), Limits::default(), pace(50, 10_000)).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    // A byte now and then; and all the time, but for ever.
+    for (wait_ms, pace) in [(20, pace(100, 60_000)), (0, pace(60_000, 300))] {
+        let drops =
+            stream::repeat_with(|| Ok(Bytes::from_static(b"x"))).then(move |byte| async move {
+                tokio::time::sleep(std::time::Duration::from_millis(wait_ms)).await;
+                byte
+            });
+        let error = spool(Box::pin(drops), Limits::default(), pace).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
 }
 
 proptest! {

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
 use super::entries::{Checker, Kind, path_of, target_of};
-use super::limits::{BundleError, Limited, Limits, copy, read_error, refuse};
+use super::limits::{BundleError, Limited, Limits, copy, each_entry, refuse};
 use crate::function::Digest;
 
 /// Unpacks a bundle, as [`pack_dir`](super::pack_dir) or [`canonicalise`](super::canonicalise) wrote it, into the empty folder `into`.
@@ -23,9 +23,7 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
     let limited = Limited::new(bundle, checker.limits.bytes);
     let hashing =
         Hashing { inner: BufReader::with_capacity(64 << 10, limited), hash: Sha256::new() };
-    let mut tar = tar::Archive::new(hashing);
-    for entry in tar.entries().map_err(BundleError::Read)? {
-        let mut entry = entry.map_err(read_error)?;
+    let hashing = each_entry(hashing, |entry| {
         let path = path_of(&entry.path_bytes())?;
         let place = into.join(&path);
         match entry.header().entry_type() {
@@ -53,12 +51,13 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
                     .open(&place)
                     .map_err(BundleError::Write)?;
                 set_mode(&place, mode)?;
-                copy(&mut entry, &mut file)?;
+                copy(entry, &mut file)?;
             }
             _ => return Err(refuse(&path, "is not allowed in a bundle; publish it again")),
         }
-    }
-    let found = tar.into_inner().digest().map_err(BundleError::Read)?;
+        Ok(())
+    })?;
+    let found = hashing.digest().map_err(BundleError::Read)?;
     if found != *digest {
         return Err(BundleError::Damaged { wanted: *digest, found });
     }

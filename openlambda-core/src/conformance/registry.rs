@@ -71,13 +71,15 @@ pub async fn what_is_published_is_found(fixture: &dyn Fixture) {
         let by_digest = format!("{text}@{}", published.digest);
         for reference in [text, &by_version, &by_digest] {
             let resolved = resolve(&*registry, reference).await.expect("it was published");
-            let expected = Resolved::new(
+            let mut expected = Resolved::new(
                 name.clone(),
                 published.version,
                 packed.digest,
                 packed.manifest.clone(),
             );
+            expected.born = resolved.born;
             assert_eq!(resolved, expected, "{reference}");
+            assert!(resolved.born.is_none_or(|born| born == published.version), "{reference}");
         }
         fetches(&*registry, &packed.digest).await;
     }
@@ -214,6 +216,7 @@ pub async fn deleting_forgets_all_but_the_numbers(fixture: &dyn Fixture) {
     if fixture.keeps_versions() {
         set_alias(&*registry, "live", Some(first.version), None).await.expect("it was not there");
     }
+    let first_life = resolve(&*registry, "f").await.expect("it is there").born;
     registry.delete(&name).await.expect("it is there");
     for reference in ["f", &format!("f:{}", first.version), "f:live"] {
         not_found(resolve(&*registry, reference).await, reference);
@@ -226,6 +229,11 @@ pub async fn deleting_forgets_all_but_the_numbers(fixture: &dyn Fixture) {
     assert!(second.new && second.version > first.version, "{first:?}, {second:?}");
     fetches(&*registry, &second.digest).await;
     not_found(resolve(&*registry, "f:live").await, "an alias of the deleted function");
+    publish(&*registry, &name, function("g").1).await.expect("a valid bundle");
+    let second_life = resolve(&*registry, "f").await.expect("it is there").born;
+    if first_life.is_some() {
+        assert_eq!((first_life, second_life), (Some(first.version), Some(second.version)));
+    }
 }
 
 /// An alias changes only if it points where the caller believes.

@@ -1,7 +1,37 @@
 //! What values a manifest may have.
 
 use super::cors::Cors;
-use super::{Manifest, ManifestError};
+use super::{Manifest, ManifestError, Volume};
+
+/// The most volumes of one function.
+const MOST_VOLUMES: usize = 16;
+/// The longest path of a volume, bytes.
+const VOLUME_PATH_LIMIT: usize = 256;
+/// The most parts of a volume's path. Each of them is a folder that a worker makes.
+const VOLUME_DEPTH_LIMIT: usize = 16;
+
+/// What sandboxes of one kind or another put into a function's root themselves: programs, libraries
+/// and their settings, the kernel's views, the bundle, our bootstraps, the Runtime API's socket.
+const SANDBOX_PLACES: [&str; 18] = [
+    "usr",
+    "bin",
+    "sbin",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "etc",
+    "dev",
+    "proc",
+    "sys",
+    "boot",
+    "var/task",
+    "var/runtime",
+    "var/run",
+    "var/tmp",
+    "run/openlambda",
+    "opt/node",
+];
 
 impl Manifest {
     pub(super) fn check(&self) -> Result<(), ManifestError> {
@@ -42,20 +72,79 @@ impl Manifest {
                 ));
             }
         }
-        for volume in &self.volumes {
-            if crate::function::FunctionName::new("v", &volume.name).is_err() {
-                return wrong(format!(
-                    "volume name \"{}\" is not valid; use letters, digits, dots, _ and -",
-                    volume.name
-                ));
-            }
-            if !volume.path.starts_with('/') || volume.path.split('/').any(|part| part == "..") {
-                return wrong(format!(
-                    "volume path \"{}\" is not valid; use an absolute path without \"..\"",
-                    volume.path
-                ));
-            }
-        }
+        self.check_volumes()?;
         self.cors.as_ref().map_or(Ok(()), Cors::check)
     }
+    /// Whether a sandbox of any kind can have the volumes: a worker asks again at each start, for
+    /// manifests that a registry took before these rules were there.
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError::Value`] names the volume and the rule.
+    pub fn check_volumes(&self) -> Result<(), ManifestError> {
+        let wrong = |text: String| Err(ManifestError::Value(text));
+        if self.volumes.len() > MOST_VOLUMES {
+            return wrong(format!(
+                "there are {} volumes, and {MOST_VOLUMES} is the most; keep several folders in one",
+                self.volumes.len()
+            ));
+        }
+        let mut before: Vec<(&Volume, Vec<&str>)> = Vec::new();
+        for volume in &self.volumes {
+            let Volume { name, path } = volume;
+            if crate::function::FunctionName::new("v", name).is_err() {
+                let name: String = name.chars().take(80).collect();
+                return wrong(format!(
+                    "volume name \"{name}\" is not valid; use 1 to 64 letters, digits, dots, _ and -"
+                ));
+            }
+            if path.len() > VOLUME_PATH_LIMIT || path.split('/').count() > VOLUME_DEPTH_LIMIT + 1 {
+                return wrong(format!(
+                    "the path of volume \"{name}\" is too long; use at most {VOLUME_PATH_LIMIT} \
+                     bytes and {VOLUME_DEPTH_LIMIT} parts"
+                ));
+            }
+            let parts: Vec<&str> = path.split('/').skip(1).collect();
+            let valid = |part: &&str| !["", ".", ".."].contains(part) && !part.contains('\0');
+            if !path.starts_with('/') || !parts.iter().all(valid) {
+                return wrong(format!(
+                    "volume path \"{path}\" is not valid; use an absolute path without \".\", \
+                     \"..\" and empty parts"
+                ));
+            }
+            let own =
+                |place: &&&str| is_above_or_below(&parts, &place.split('/').collect::<Vec<_>>());
+            if let Some(own) = SANDBOX_PLACES.iter().find(own) {
+                return wrong(format!(
+                    "volume path \"{path}\" would hide or change the sandbox's own /{own}; use \
+                     another, like /data"
+                ));
+            }
+            if parts == ["tmp"] {
+                return wrong(
+                    "volume path \"/tmp\" is each instance's own; use a folder below it, or /data"
+                        .to_owned(),
+                );
+            }
+            for (other, others) in &before {
+                if other.name == *name {
+                    return wrong(format!("two volumes are named \"{name}\"; rename one"));
+                }
+                if is_above_or_below(&parts, others) {
+                    return wrong(format!(
+                        "volume path \"{path}\" and \"{}\" are one inside of the other; give each \
+                         a place of its own",
+                        other.path
+                    ));
+                }
+            }
+            before.push((volume, parts));
+        }
+        Ok(())
+    }
+}
+
+/// Whether one path is the other, or leads to it.
+fn is_above_or_below(one: &[&str], other: &[&str]) -> bool {
+    one.iter().zip(other).all(|(one, other)| one == other)
 }

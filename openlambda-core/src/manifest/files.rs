@@ -1,9 +1,12 @@
 //! Runtime and handler, found from a function's files where the manifest does not name them.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
-use super::{MANIFEST_FILE, Manifest, ManifestError, Runtime, Style, YAML_FILE};
+use super::{
+    MANIFEST_FILE, MANIFEST_LIMIT, Manifest, ManifestError, Runtime, Style, TOO_LONG, YAML_FILE,
+};
 
 impl Manifest {
     /// Reads the manifest of the function in the folder `dir` and fills in what its files tell.
@@ -23,10 +26,19 @@ impl Manifest {
     ///
     /// [`ManifestError`], also when the files do not tell what the function is.
     pub fn load(dir: &Path) -> Result<Self, ManifestError> {
-        let text = |file: &str| match std::fs::read_to_string(dir.join(file)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(ManifestError::from(error)),
+        let text = |file: &str| {
+            let mut text = String::new();
+            let read = File::open(dir.join(file)).and_then(|opened| {
+                opened.take(MANIFEST_LIMIT as u64 + 1).read_to_string(&mut text)
+            });
+            match read {
+                Ok(length) if length > MANIFEST_LIMIT => {
+                    Err(ManifestError::Unclear(format!("{file} {TOO_LONG}")))
+                }
+                Ok(_) => Ok(Some(text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(ManifestError::from(error)),
+            }
         };
         Manifest::of_files(text, |file| dir.join(file).is_file())
     }

@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 pub use cors::Cors;
 pub use error::ManifestError;
-pub use names::{MANIFEST_FILE, MANIFEST_FILES, YAML_FILE};
+pub(crate) use names::TOO_LONG;
+pub use names::{MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
 
 use crate::config::parse_toml;
 use crate::failure::{Failure, FailureKind};
@@ -196,6 +197,7 @@ impl Manifest {
     ///
     /// [`ManifestError::Config`] names the key and its line; [`ManifestError::Value`] the range.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
+        check_length(text, MANIFEST_FILE)?;
         let manifest: Manifest = parse_toml(text, MANIFEST_FILE)?;
         manifest.check()?;
         Ok(manifest)
@@ -239,6 +241,14 @@ impl Manifest {
         failure.allow = Some(allow.into());
         Err(failure)
     }
+}
+
+/// Looked at before a text is parsed.
+fn check_length(text: &str, file: &str) -> Result<(), ManifestError> {
+    if text.len() > MANIFEST_LIMIT {
+        return Err(ManifestError::Unclear(format!("{file} {TOO_LONG}")));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -329,8 +339,68 @@ mod tests {
             "volumes = [{ name = \"..\", path = \"/d\" }]",
             "volumes = [{ name = \"d\", path = \"/d/../e\" }]",
             "volumes = [{ name = \"d\", path = \"d\" }]",
+            "volumes = [{ name = \"d\", path = \"/d/./e\" }]",
+            "volumes = [{ name = \"d\", path = \"/d/\" }]",
+            "volumes = [{ name = \"d\", path = \"//d\" }]",
+            "volumes = [{ name = \"d\", path = \"/\" }]",
         ] {
             assert!(Manifest::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn volumes_that_no_sandbox_should_make_are_refused_with_the_reason() {
+        let check = |volumes: &[(&str, &str)]| {
+            let one =
+                |(name, path): &(&str, &str)| format!("{{ name = \"{name}\", path = \"{path}\" }}");
+            let volumes: Vec<_> = volumes.iter().map(one).collect();
+            Manifest::parse(&format!("volumes = [{}]", volumes.join(", "))).map(|_| ())
+        };
+        for good in ["/data", "/tmp/data", "/var/lib/data", "/run/data", "/mnt", "/home/a/b/c"] {
+            assert!(check(&[("a", good), ("b", "/dat")]).is_ok(), "{good}");
+        }
+        let names: Vec<_> = (0..17).map(|n| (format!("s{n}"), format!("/s{n}"))).collect();
+        let many: Vec<_> = names.iter().map(|(name, path)| (&**name, &**path)).collect();
+        assert!(check(&many[..16]).is_ok());
+        let deep = format!("/s{}", "/a".repeat(2000));
+        let parts = "/a".repeat(17);
+        let long = format!("/{}", "a".repeat(256));
+        for (bad, why) in [
+            (&many[..], "16 is the most"),
+            (&[("a", &*deep)], "too long"),
+            (&[("a", &*parts)], "16 parts"),
+            (&[("a", &*long)], "256 bytes"),
+            (&[("a", "/data"), ("b", "/data/b")], "one inside of the other"),
+            (&[("a", "/data/b"), ("b", "/data")], "one inside of the other"),
+            (&[("a", "/data"), ("b", "/data")], "one inside of the other"),
+            (&[("a", "/a"), ("a", "/b")], "two volumes are named"),
+            (&[("a", "/var/task")], "the sandbox's own /var/task"),
+            (&[("a", "/var/task/lib")], "the sandbox's own /var/task"),
+            (&[("a", "/var")], "the sandbox's own /var/task"),
+            (&[("a", "/usr/lib/python3")], "the sandbox's own /usr"),
+            (&[("a", "/etc")], "the sandbox's own /etc"),
+            (&[("a", "/run")], "the sandbox's own /run/openlambda"),
+            (&[("a", "/tmp")], "each instance's own"),
+        ] {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_without_end_or_bottom_is_refused_before_it_is_parsed() {
+        let long = format!("colour = \"{}\"", "a".repeat(MANIFEST_LIMIT));
+        let error = Manifest::parse(&long).unwrap_err().to_string();
+        assert!(error.contains("over 64 KiB"), "{error}");
+        for deep in [
+            format!("methods = {}", "[".repeat(50_000)),
+            format!("environment = {}", "{ a = ".repeat(10_000)),
+            format!("environment{} = 1", ".a".repeat(30_000)),
+            format!("[environment{}]", ".a".repeat(30_000)),
+            format!("[[environment{}]]", ".a".repeat(30_000)),
+        ] {
+            let error = Manifest::parse(&deep).unwrap_err().to_string();
+            assert!(error.len() < 1000, "{error}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The file names of manifests.
+//! The file names of manifests, and how large they may be.
 
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";
@@ -8,3 +8,10 @@ pub const YAML_FILE: &str = "ol.yaml";
 
 /// Both names.
 pub const MANIFEST_FILES: [&str; 2] = [MANIFEST_FILE, YAML_FILE];
+
+/// The largest manifest, bytes. It goes along with each resolution of its function.
+pub const MANIFEST_LIMIT: usize = 64 << 10;
+
+/// What is said of a larger one.
+pub(crate) const TOO_LONG: &str =
+    "is over 64 KiB; a manifest is a few lines, and data belongs into a file beside it";

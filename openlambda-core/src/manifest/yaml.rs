@@ -36,7 +36,7 @@ mod with_feature {
     use serde::de::IgnoredAny;
 
     use crate::config::parse_yaml;
-    use crate::manifest::{Manifest, ManifestError, Runtime, Style, YAML_FILE};
+    use crate::manifest::{Manifest, ManifestError, Runtime, Style, YAML_FILE, check_length};
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(deny_unknown_fields, default)]
@@ -82,6 +82,7 @@ mod with_feature {
         /// [`ManifestError::Config`] names the key and its line; [`ManifestError::Unclear`] what else
         /// is wrong.
         pub fn parse_yaml(text: &str, has: impl Fn(&str) -> bool) -> Result<Self, ManifestError> {
+            check_length(text, YAML_FILE)?;
             let yaml: Option<Yaml> = parse_yaml(text, YAML_FILE)?;
             let yaml = yaml.unwrap_or_default();
             let mut manifest = Manifest::default();
@@ -240,6 +241,44 @@ limits:
                 let error = parse(text).unwrap_err();
                 assert!(error.contains(why), "{text}: {error}");
             }
+        }
+
+        /// Each of these takes the parser a minute, or far more memory than it is long.
+        #[test]
+        fn what_has_no_bottom_is_refused_before_it_is_parsed() {
+            let aliases: String =
+                (1..30).map(|n| format!("a{n}: &a{n} [*a{0},*a{0}]\n", n - 1)).collect();
+            for text in [
+                "[".repeat(50_000),
+                "{".repeat(50_000),
+                "[{".repeat(25_000),
+                "- ".repeat(30_000),
+                "? ".repeat(30_000),
+                "-\t".repeat(30_000),
+                "- ? ".repeat(15_000),
+                format!("triggers:\r{}", "- ".repeat(30_000)),
+                format!("triggers:\u{85}{}", "- ".repeat(30_000)),
+                format!("triggers: # [\n http: {}", "[".repeat(30_000)),
+            ] {
+                let error = parse(&text).unwrap_err();
+                assert!(error.contains("opens too many"), "{}: {error}", &text[..20]);
+            }
+            let error = parse(&"- ".repeat(200_000)).unwrap_err();
+            assert!(error.contains("over 64 KiB"), "{error}");
+            for text in [
+                format!("a0: &a0 [x]\n{aliases}"),
+                // As deep as is let through.
+                "[".repeat(999),
+                format!("triggers: {}", "[".repeat(999)),
+                "- ".repeat(99),
+                (0..300).map(|n| format!("{}-\n", " ".repeat(n))).collect(),
+            ] {
+                let error = parse(&text).unwrap_err();
+                assert!(error.len() < 1000, "{error}");
+            }
+            // What a person may write.
+            let text = format!("environment: {{A: '{}', B: 'a - b - c'}}", "[]{}".repeat(200));
+            assert!(parse(&text).is_ok());
         }
 
         #[test]

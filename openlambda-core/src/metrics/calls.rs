@@ -1,9 +1,11 @@
 //! Counts of invocations for each function.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 use super::outcome::Outcome;
@@ -75,7 +77,7 @@ impl Default for CallMetrics {
 impl CallMetrics {
     /// The counters of a resolved function. Keep them: looking them up takes a lock.
     pub fn of(&self, function: &FunctionName, now: Time) -> Arc<FunctionCalls> {
-        let mut functions = self.lock();
+        let mut functions = self.functions.lock();
         if let Some(calls) = functions.get(function) {
             return Arc::clone(calls);
         }
@@ -101,7 +103,7 @@ impl CallMetrics {
         match &calls.name {
             Some(name) if !calls.listed.load(Ordering::Relaxed) => {
                 // It lost its series and is called again: it, or another one by its name, has them.
-                let mut functions = self.lock();
+                let mut functions = self.functions.lock();
                 if !functions.contains_key(name) {
                     list(&mut functions, name, calls);
                 }
@@ -113,7 +115,7 @@ impl CallMetrics {
 
     /// The function is deleted: its series end.
     pub fn forget(&self, function: &FunctionName) {
-        if let Some(calls) = self.lock().remove(function) {
+        if let Some(calls) = self.functions.lock().remove(function) {
             calls.listed.store(false, Ordering::Relaxed);
         }
     }
@@ -121,7 +123,7 @@ impl CallMetrics {
     /// Writes `ol_invocations_total` and `ol_invocation_duration_seconds`.
     pub fn write(&self, text: &mut Text, now: Time) {
         let functions: Vec<Arc<FunctionCalls>> = {
-            let mut functions = self.lock();
+            let mut functions = self.functions.lock();
             functions.retain(|_, calls| {
                 let used = Time(calls.used.load(Ordering::Relaxed));
                 let keep = now.since(used) < FORGET_AFTER;
@@ -161,10 +163,6 @@ impl CallMetrics {
         for calls in &functions {
             durations.histogram(&[("function", &*name(calls))], &calls.durations);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<FunctionName, Arc<FunctionCalls>>> {
-        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -96,7 +96,10 @@ impl Index {
             }
         };
         let (version, Entry { info, manifest }) = found.ok_or_else(missing)?;
-        Ok(Resolved::new(reference.name.clone(), *version, info.digest, manifest.clone()))
+        let name = reference.name.clone();
+        let mut resolved = Resolved::new(name, *version, info.digest, manifest.clone());
+        resolved.born = versions.first_key_value().map(|(first, _)| *first);
+        Ok(resolved)
     }
 
     /// See [`Registry::list`](super::Registry::list).

@@ -7,11 +7,12 @@
 use std::fmt;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::stream::BoxStream;
+use parking_lot::Mutex;
 
 use super::{
     Bundle, BundleStream, EventLog, Index, Listing, Published, Registry, RegistryError,
@@ -112,7 +113,7 @@ impl<S: Shelf> Simple<S> {
     ) -> Result<T, RegistryError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let _changing = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _changing = shared.changing.lock();
             change(&shared)
         })
         .await
@@ -120,14 +121,10 @@ impl<S: Shelf> Simple<S> {
 }
 
 impl<S: Shelf> Shared<S> {
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Writes the index as it will be, and only then believes it.
     fn commit(&self, changed: Index, event: RegistryEvent) -> Result<(), RegistryError> {
         self.shelf.write(&changed).map_err(RegistryError::storage)?;
-        *self.index() = changed;
+        *self.index.lock() = changed;
         self.events.add(|_| event);
         Ok(())
     }
@@ -152,7 +149,7 @@ impl<S: Shelf> Registry for Simple<S> {
     ) -> Result<Published, RegistryError> {
         let name = name.clone();
         let put = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let now_ms = shared.clock.unix_millis();
             let (published, event) = changed.publish(&name, &bundle, now_ms);
             if let Some(event) = event {
@@ -177,17 +174,17 @@ impl<S: Shelf> Registry for Simple<S> {
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        self.shared.index().resolve(reference)
+        self.shared.index.lock().resolve(reference)
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        Ok(self.shared.index().list())
+        Ok(self.shared.index.lock().list())
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let name = name.clone();
         let delete = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let versions = changed.versions(&name)?;
             let event = changed.delete(&name)?;
             let mut unused: Vec<_> = versions.iter().map(|version| version.digest).collect();
@@ -202,7 +199,7 @@ impl<S: Shelf> Registry for Simple<S> {
     }
 
     async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
-        self.shared.index().versions(name)
+        self.shared.index.lock().versions(name)
     }
 
     async fn set_alias(
@@ -214,7 +211,7 @@ impl<S: Shelf> Registry for Simple<S> {
     ) -> Result<(), RegistryError> {
         let (name, alias) = (name.clone(), alias.to_owned());
         let set = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let event = changed.set_alias(&name, &alias, version, expected)?;
             shared.commit(changed, event)
         };

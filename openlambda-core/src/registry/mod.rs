@@ -39,7 +39,7 @@ pub use error::RegistryError;
 pub use event_log::EventLog;
 pub use index::Index;
 #[cfg(feature = "bundle")]
-pub use provided::blocking;
+pub use provided::{blocking, upload};
 
 /// Stores functions' bundles.
 ///
@@ -224,12 +224,17 @@ pub struct Resolved {
     pub digest: Digest,
     /// Its manifest, complete.
     pub manifest: Manifest,
+    /// The version with which the function's present life began: another one after it was deleted
+    /// and published again. What it keeps beside its code, its volumes, belongs to that life. `None`:
+    /// the registry does not know of lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub born: Option<Version>,
 }
 
 impl Resolved {
     /// A resolved reference.
     pub fn new(name: FunctionName, version: Version, digest: Digest, manifest: Manifest) -> Self {
-        Resolved { name, version, digest, manifest }
+        Resolved { name, version, digest, manifest, born: None }
     }
 }
 

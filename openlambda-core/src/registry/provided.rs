@@ -1,13 +1,11 @@
 //! The provided methods of [`Registry`](super::Registry), for kinds that do not override them.
 
-use std::io::{self, Read, Seek};
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use futures_util::TryStreamExt;
 
 use super::{Bundle, BundleStream, RegistryError};
-use crate::bundle::{self, BundleError, Limits};
+use crate::bundle::{self, BundleError, Limits, Pace};
 use crate::function::Digest;
 
 impl Bundle {
@@ -27,7 +25,24 @@ impl Bundle {
 }
 
 pub(super) async fn canonical(bundle: BundleStream) -> Result<Bundle, RegistryError> {
-    blocking(move || Ok(Bundle::of(bundle::reader(bundle), Limits::default())?)).await
+    let archive = upload(bundle).await?;
+    blocking(move || Ok(Bundle::of(archive, Limits::default())?)).await
+}
+
+/// A bundle that somebody sends, as a file: for kinds that publish in their own way. No thread waits
+/// for it, and it has to come at [some pace](bundle::Pace).
+///
+/// # Errors
+///
+/// [`RegistryError::BadBundle`] says why it did not come.
+pub async fn upload(bundle: BundleStream) -> Result<File, RegistryError> {
+    let spooled = bundle::spool(bundle, Limits::default(), Pace::default()).await;
+    spooled.map_err(|error| match error.downcast::<RegistryError>() {
+        Ok(told) => told,
+        Err(error) => RegistryError::BadBundle {
+            reason: format!("the bundle cannot be read: {}", crate::failure::chain(&error)),
+        },
+    })
 }
 
 pub(super) async fn unpack(
@@ -35,19 +50,10 @@ pub(super) async fn unpack(
     digest: &Digest,
     into: &Path,
 ) -> Result<(), RegistryError> {
-    let lost = Arc::new(Mutex::new(None));
-    let keep = Arc::clone(&lost);
-    let bundle = bundle.map_err(move |error| {
-        let message = error.to_string();
-        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        io::Error::other(message)
-    });
-    let reader = bundle::reader(Box::pin(bundle));
+    let spooled = bundle::spool(bundle, Limits::default(), Pace::default()).await;
+    let bundle = spooled.map_err(RegistryError::of_stream)?;
     let (digest, into) = (*digest, into.to_owned());
-    let unpacked = blocking(move || Ok(bundle::unpack(reader, &digest, &into)?)).await;
-    // What the stream says explains a bundle that is cut short.
-    let lost = lost.lock().unwrap_or_else(PoisonError::into_inner).take();
-    lost.map_or(unpacked, |error| Err(RegistryError::of_stream(error)))
+    blocking(move || Ok(bundle::unpack(bundle, &digest, &into)?)).await
 }
 
 /// Runs blocking work on a thread for it. The work goes on to its end even if the caller stops waiting.

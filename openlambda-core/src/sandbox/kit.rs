@@ -23,7 +23,7 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +32,7 @@ use futures_core::future::BoxFuture;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use http::Response;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot, watch};
 
 use super::{
@@ -451,7 +452,7 @@ impl Lives {
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.starting).read_owned().await;
-        self.lock().admit()?;
+        self.shared.lock().admit()?;
         Ok(Permit { _starting: starting })
     }
 
@@ -461,7 +462,7 @@ impl Lives {
     ///
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub fn begin(&self, slots: u32) -> Result<Life, SandboxError> {
-        let mut live = self.lock();
+        let mut live = self.shared.lock();
         live.admit()?;
         let id = live.next_id;
         live.next_id += 1;
@@ -479,14 +480,14 @@ impl Lives {
 
     /// How many are not gone.
     pub fn count(&self) -> usize {
-        self.lock().lives.len()
+        self.shared.lock().lives.len()
     }
 
     /// Ends all with [`Exit::Destroyed`] and waits until they are gone, and until no
     /// [`Permit`] is held. None begins afterwards.
     pub async fn shutdown(&self) {
         let lives: Vec<Life> = {
-            let mut live = self.lock();
+            let mut live = self.shared.lock();
             live.shut_down = true;
             live.lives.values().cloned().collect()
         };
@@ -497,10 +498,6 @@ impl Lives {
         for life in lives {
             life.gone().await;
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Live> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -573,7 +570,7 @@ impl Life {
     ///
     /// [`SandboxErrorKind::Busy`], [`SandboxErrorKind::Paused`], or the instance has ended.
     pub fn take_slot(&self) -> Result<Slot, SandboxError> {
-        let paused = self.lock();
+        let paused = self.0.paused.lock();
         self.alive()?;
         if *paused {
             let message = "the instance is paused; resume it first";
@@ -593,7 +590,7 @@ impl Life {
     ///
     /// [`SandboxErrorKind::Busy`] while a slot is taken, or the instance has ended.
     pub fn pause(&self) -> Result<(), SandboxError> {
-        let mut paused = self.lock();
+        let mut paused = self.0.paused.lock();
         self.alive()?;
         if self.busy() > 0 {
             let message = "the instance is busy; pause it when its invocations are over";
@@ -609,7 +606,7 @@ impl Life {
     ///
     /// The instance has ended.
     pub fn resume(&self) -> Result<(), SandboxError> {
-        let mut paused = self.lock();
+        let mut paused = self.0.paused.lock();
         self.alive()?;
         *paused = false;
         Ok(())
@@ -618,7 +615,7 @@ impl Life {
     /// The instance has ended with `exit`. Only the first of several ends counts; returns whether this
     /// was it.
     pub fn end(&self, exit: Exit) -> bool {
-        let _no_slot_is_taken_meanwhile = self.lock();
+        let _no_slot_is_taken_meanwhile = self.0.paused.lock();
         self.0.stage.send_if_modified(|stage| {
             let runs = matches!(stage, Stage::Runs);
             if runs {
@@ -645,7 +642,7 @@ impl Life {
     /// Everything of the instance is removed. Call it once, after
     /// [`idle_for_ever`](Self::idle_for_ever) and the clean-up.
     pub fn set_gone(&self) {
-        self.0.lives.lock().lives.remove(&self.0.id);
+        self.0.lives.shared.lock().lives.remove(&self.0.id);
         self.0.stage.send_modify(|stage| {
             *stage = Stage::Gone(stage.exit().cloned().unwrap_or(Exit::Destroyed));
         });
@@ -655,10 +652,6 @@ impl Life {
     pub async fn gone(&self) {
         let mut stage = self.0.stage.subscribe();
         let _ = stage.wait_for(|stage| matches!(stage, Stage::Gone(_))).await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.0.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -185,6 +185,9 @@ pub struct SandboxSpec {
     pub function: FunctionName,
     /// Its version, where the caller knows it.
     pub version: Option<Version>,
+    /// The version with which its present life began, where its registry knows that. Volumes of
+    /// another life are not its own; see [`volumes_of`](SandboxSpec::volumes_of).
+    pub born: Option<Version>,
     /// The bundle's digest.
     pub digest: Digest,
     /// The folder with the unpacked bundle. Shared by all instances: sandboxes treat it as
@@ -214,6 +217,7 @@ impl SandboxSpec {
         SandboxSpec {
             function,
             version: None,
+            born: None,
             digest,
             code,
             manifest,
@@ -221,6 +225,20 @@ impl SandboxSpec {
             log,
             zygote: None,
         }
+    }
+
+    /// What the folder of the function's volumes is called, in the one of its namespace.
+    pub fn volumes_of(&self) -> String {
+        volumes_of(&self.function, self.born)
+    }
+}
+
+/// What the folder of a function's volumes is called, in the one of its namespace: `chat` in its first
+/// life, and where lives are not known, `chat@4` in the one that began with version 4.
+pub fn volumes_of(function: &FunctionName, born: Option<Version>) -> String {
+    match born {
+        Some(Version(born)) if born > 1 => format!("{}@{born}", function.name()),
+        _ => function.name().to_owned(),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::headers::{ERROR, FAILURE, REQUEST_ID, STARTED, id_value};
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::invocation::{Body, RequestId, full_body};
+use crate::json_lines;
 
 /// The one table that turns failures into HTTP.
 pub const fn status_of(kind: FailureKind) -> StatusCode {
@@ -62,9 +63,7 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
         kind: function_error.map(|error| error.kind.clone()),
         stack_trace: function_error.map(|error| error.stack_trace.clone()),
     };
-    let mut text = serde_json::to_vec(&body).unwrap_or_default();
-    text.push(b'\n');
-    let mut response = Response::new(full_body(text));
+    let mut response = Response::new(full_body(json_lines::line(&body)));
     *response.status_mut() = status_of(failure.kind);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::lives::Lives;
 use crate::failure::{Failure, FailureKind};
 use crate::function::Digest;
 use crate::manifest::Manifest;
@@ -40,6 +41,11 @@ impl CodeStore {
         }
         tokio::fs::create_dir_all(&root).await?;
         Ok(CodeStore { root, registry, next: AtomicU64::new(0) })
+    }
+
+    /// What tells whose volumes are whose.
+    pub(super) fn lives(&self) -> Lives {
+        Lives::new(Arc::clone(&self.registry))
     }
 
     /// Where the bundle is once it is fetched.

@@ -15,7 +15,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+use crate::json_lines;
 use crate::wire::{self, Announcement, WorkerEvent};
 use crate::worker_core::StreamId;
 
@@ -71,23 +73,21 @@ impl Streams {
 
 /// An event as a line.
 pub(super) fn line(event: &WorkerEvent) -> Bytes {
-    let mut text = serde_json::to_vec(event).unwrap_or_default();
-    text.push(b'\n');
-    text.into()
+    json_lines::line(event).into()
 }
 
-/// Announces the worker to each balancer until the value is dropped: at once, quickly again until a
+/// Announces the worker to each balancer until the tasks are dropped: at once, quickly again until a
 /// balancer has heard it, then with every heartbeat, so that a balancer that was restarted learns
 /// of the worker.
 pub(super) fn announce(
     balancers: Vec<String>,
     announcement: Announcement,
     heartbeat: Duration,
-) -> Announcers {
+) -> JoinSet<()> {
     let body = Bytes::from(serde_json::to_vec(&announcement).unwrap_or_default());
     let announce = |balancer: String| {
         let body = body.clone();
-        tokio::spawn(async move {
+        async move {
             let mut known = false;
             loop {
                 let told = announce_once(&balancer, body.clone()).await;
@@ -101,21 +101,9 @@ pub(super) fn announce(
                 let soon = heartbeat.min(Duration::from_millis(100));
                 tokio::time::sleep(if known { heartbeat } else { soon }).await;
             }
-        })
-    };
-    Announcers(balancers.into_iter().map(announce).collect())
-}
-
-/// The tasks that announce; dropping it ends them.
-#[derive(Debug)]
-pub(super) struct Announcers(Vec<tokio::task::JoinHandle<()>>);
-
-impl Drop for Announcers {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
         }
-    }
+    };
+    balancers.into_iter().map(announce).collect()
 }
 
 async fn announce_once(balancer: &str, body: Bytes) -> Result<(), String> {

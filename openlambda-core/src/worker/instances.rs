@@ -7,9 +7,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::guarded::guarded;
+use super::lives::Lives;
 use super::log::LogWriter;
 use super::metrics::Metrics;
 use crate::arena::Owned;
@@ -42,13 +43,14 @@ struct Instance {
     /// Once it is ready.
     sandbox: Option<Arc<dyn Sandbox>>,
     /// Stops its making.
-    cancel: Option<oneshot::Sender<()>>,
+    cancel: CancellationToken,
 }
 
 /// What the tasks that make sandboxes share.
 #[derive(Debug)]
 struct Maker {
     factory: Arc<dyn SandboxFactory>,
+    lives: Lives,
     log: Arc<LogWriter>,
     metrics: Arc<Metrics>,
 }
@@ -57,10 +59,11 @@ impl Instances {
     /// None yet, to be made by this factory.
     pub(super) fn new(
         factory: Arc<dyn SandboxFactory>,
+        lives: Lives,
         log: Arc<LogWriter>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let maker = Arc::new(Maker { factory, log, metrics });
+        let maker = Arc::new(Maker { factory, lives, log, metrics });
         Instances { places: Owned::default(), maker }
     }
 
@@ -75,17 +78,18 @@ impl Instances {
         instance: InstanceId,
         spec: SandboxSpec,
     ) {
-        let (cancel, cancelled) = oneshot::channel();
+        let cancel = CancellationToken::new();
         let function = spec.function.clone();
-        let place = Instance { function, sandbox: None, cancel: Some(cancel) };
+        let place = Instance { function, sandbox: None, cancel: cancel.clone() };
         self.places.insert(instance.0, place);
-        tokio::spawn(self.maker.clone().make(shell.clone(), instance, spec, cancelled));
+        tokio::spawn(self.maker.clone().make(shell.clone(), instance, spec, cancel));
     }
 
     pub(super) fn cancel_start(&mut self, instance: InstanceId) {
-        let place = self.places.get_mut(instance.0);
         // When nobody listens any more, its success or failure is on its way.
-        let _ = place.and_then(|place| place.cancel.take()).map(|cancel| cancel.send(()));
+        if let Some(place) = self.places.get(instance.0) {
+            place.cancel.cancel();
+        }
     }
 
     pub(super) fn pause(&self, shell: &Arc<impl Shell>, instance: InstanceId) {
@@ -140,7 +144,6 @@ impl Instances {
         metrics.started.fetch_add(1, Ordering::Relaxed);
         metrics.create.observe(create);
         metrics.init.observe(init);
-        place.cancel = None;
         place.sandbox = Some(sandbox);
         Input::Started { instance, start, create, init }
     }
@@ -162,11 +165,11 @@ impl Maker {
         shell: Arc<impl Shell>,
         instance: InstanceId,
         spec: SandboxSpec,
-        cancelled: oneshot::Receiver<()>,
+        cancel: CancellationToken,
     ) {
         let created = tokio::select! {
-            created = guarded("making a sandbox", async { self.factory.create(spec).await }) => created,
-            Ok(()) = cancelled => return shell.tell(|instances| instances.gone(instance)),
+            created = guarded("making a sandbox", self.create(spec)) => created,
+            () = cancel.cancelled() => return shell.tell(|instances| instances.gone(instance)),
         };
         match created {
             Ok(Ok(created)) => {
@@ -175,14 +178,24 @@ impl Maker {
                 let _ = guarded("a sandbox", async { sandbox.exited().await }).await;
                 shell.tell(|_| Input::Exited { instance });
             }
-            Ok(Err(error)) => {
-                shell.tell(|instances| instances.start_failed(instance, error.into()));
+            Ok(Err(failure)) => {
+                shell.tell(|instances| instances.start_failed(instance, failure));
             }
             Err(failure) => {
                 let failure = failure.started(Started::No);
                 shell.tell(|instances| instances.start_failed(instance, failure));
             }
         }
+    }
+}
+
+impl Maker {
+    async fn create(&self, mut spec: SandboxSpec) -> Result<Created, Failure> {
+        if !spec.manifest.volumes.is_empty() {
+            let born = self.lives.of(&spec.function, spec.version).await;
+            spec.born = born.map_err(|failure| failure.started(Started::No))?;
+        }
+        Ok(self.factory.create(spec).await?)
     }
 }
 

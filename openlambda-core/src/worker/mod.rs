@@ -14,6 +14,7 @@
 //! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
 //! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
 //! | `metrics.rs` | counts finished calls and starts, and writes the metrics |
+//! | `lives.rs` | tells a deleted function's volumes from those of the next one of its name |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
 //! | `deletions.rs` | removes what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
@@ -30,6 +31,7 @@ mod events;
 mod guarded;
 mod instances;
 mod life;
+mod lives;
 mod load;
 mod log;
 mod metrics;

@@ -59,6 +59,7 @@ use crate::arena::Slots;
 use crate::balancing::{LatencyByLoad, WorkerLoad};
 use crate::code_cache::{CodeCache, Lookup};
 use crate::failure::{Failure, FailureKind};
+use crate::format::FormatNumber;
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{InvocationRecord, Phases, RequestId, StartKind};
 use crate::keep_alive::KeepAlivePolicy;
@@ -343,6 +344,7 @@ impl WorkerCore {
         let version = self.versions.get(record.version);
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         InvocationRecord {
+            v: FormatNumber,
             request_id: id,
             function: version.function.clone(),
             digest: Some(version.digest),

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tower::ServiceExt;
 
@@ -127,7 +128,7 @@ impl Connections {
     /// One that is open, as far as is known.
     fn take(&self) -> Option<Connection> {
         loop {
-            let mut last = self.lock().pop()?;
+            let mut last = self.idle.lock().pop()?;
             if self.is_fresh(&last) && last.connection.is_open() {
                 return Some(last.connection);
             }
@@ -138,13 +139,13 @@ impl Connections {
     fn give_back(&self, connection: Connection) {
         if !connection.has_ended() {
             let since = self.clock.now();
-            self.lock().push(Idle { connection, since });
+            self.idle.lock().push(Idle { connection, since });
         }
     }
 
     /// Closes connections that were idle for too long. It has to be called from time to time.
     pub(crate) fn sweep(&self) {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let old = idle.iter().take_while(|idle| !self.is_fresh(idle)).count();
         let old: Vec<Idle> = idle.drain(..old).collect();
         drop(idle);
@@ -153,17 +154,12 @@ impl Connections {
 
     /// Closes all idle connections: the worker may be gone.
     pub(crate) fn close_idle(&self) {
-        let idle = std::mem::take(&mut *self.lock());
+        let idle = std::mem::take(&mut *self.idle.lock());
         drop(idle);
     }
 
     fn is_fresh(&self, idle: &Idle) -> bool {
         self.clock.now().since(idle.since) < MOST_IDLE
-    }
-
-    /// No code panics while it holds this lock.
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,8 +5,8 @@
 //! which is cancelled again or times out. A cancellation that overtakes its reservation is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -14,6 +14,7 @@ use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::balancing::{BalancingPolicy, Decision, Member, Refusal, Ticket, WorkerId};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{Reservation, ReservationKey};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::client::HttpClient;
@@ -120,7 +121,7 @@ impl Selector {
         let mut messages = Vec::new();
         // A panic in a policy from outside must not end every later call. The balancer's counts
         // may be off by the one call then.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let now = self.clock.now();
         let result = change(&mut state, now);
         while let Some(output) = state.balancer.poll_output() {

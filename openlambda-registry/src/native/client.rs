@@ -1,6 +1,7 @@
 //! The client: a registry that asks a server over gRPC.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use openlambda_core::backoff::Backoff;
 use openlambda_core::bundle::{self, PIECE};
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
     Revision, VersionInfo,
@@ -24,23 +27,24 @@ use v1::registry_client::RegistryClient;
 /// How long a request may take that carries no bundle.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long to wait before watching again after the connection broke.
-const WATCH_AGAIN: Duration = Duration::from_millis(200);
+/// The pauses before watching again after the connection broke.
+const WATCH_AGAIN: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_millis(400);
 
-/// How long a registry that is just starting again is waited for.
-const RESTART: [Duration; 4] = [
-    Duration::from_millis(50),
-    Duration::from_millis(150),
-    Duration::from_millis(400),
-    Duration::from_millis(1000),
-];
+/// How long a registry that is just starting again is waited for, and the pauses between the
+/// questions.
+const RESTART: Duration = Duration::from_millis(1600);
+const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(800);
 
-/// `ol-registry`, from afar. Clones share the connection, which is made when it is needed and made
-/// anew when it breaks. It belongs to the tokio runtime that first uses it.
+/// `ol-registry`, from afar. Clones share two connections, one of them for bundles on their way in: who
+/// sends those slowly, and fills what is on its way, holds up nobody who looks up names. They are made
+/// when they are needed and made anew when they break. They belong to the tokio runtime that first uses
+/// them.
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
     endpoint: Endpoint,
     client: Arc<OnceLock<RegistryClient<Channel>>>,
+    uploads: Arc<OnceLock<RegistryClient<Channel>>>,
 }
 
 impl RemoteRegistry {
@@ -62,13 +66,17 @@ impl RemoteRegistry {
             // Finds a machine that is gone, also while only a watch is open.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(RemoteRegistry { endpoint, client: Arc::default() })
+        Ok(RemoteRegistry { endpoint, client: Arc::default(), uploads: Arc::default() })
     }
 
     fn client(&self) -> RegistryClient<Channel> {
+        self.connected(&self.client)
+    }
+
+    fn connected(&self, client: &OnceLock<RegistryClient<Channel>>) -> RegistryClient<Channel> {
         // Connecting, lazily too, needs a runtime: here there is one.
         let connect = || RegistryClient::new(self.endpoint.connect_lazy());
-        self.client.get_or_init(connect).clone()
+        client.get_or_init(connect).clone()
     }
 
     /// Asks, and asks again while the registry is just starting anew. Only for what may be done
@@ -77,7 +85,7 @@ impl RemoteRegistry {
         &self,
         mut ask: impl FnMut(RegistryClient<Channel>) -> F,
     ) -> Result<T, RegistryError> {
-        let mut waits = RESTART.iter();
+        let (mut backoff, mut waited) = (Backoff::new(ASK_AGAIN, fresh_seed()), Duration::ZERO);
         loop {
             let error = match tokio::time::timeout(PATIENCE, ask(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
@@ -87,10 +95,12 @@ impl RemoteRegistry {
                     return Err(RegistryError::Unavailable(message.into()));
                 }
             };
-            match (&error, waits.next()) {
-                (RegistryError::Unavailable(_), Some(wait)) => tokio::time::sleep(*wait).await,
-                _ => return Err(error),
+            if !matches!(error, RegistryError::Unavailable(_)) || waited >= RESTART {
+                return Err(error);
             }
+            let pause = backoff.pause();
+            waited += pause;
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -145,7 +155,7 @@ impl Registry for RemoteRegistry {
             }
             None
         };
-        let mut client = self.client();
+        let mut client = self.connected(&self.uploads);
         let publish = client.publish(ReceiverStream::new(receiver));
         let (broken, published) = tokio::join!(send, publish);
         if let Some(error) = broken {
@@ -167,9 +177,17 @@ impl Registry for RemoteRegistry {
                 async move { client.resolve(reference).await }
             })
             .await?;
-        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(strange)?;
+        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(|error| {
+            let message = format!(
+                "the registry sent a manifest of another release ({error}); run the same release on \
+                 both sides"
+            );
+            RegistryError::Unavailable(message.into())
+        })?;
         let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
-        Ok(Resolved::new(name, Version(resolved.version), digest, manifest))
+        let mut known = Resolved::new(name, Version(resolved.version), digest, manifest);
+        known.born = resolved.born.map(Version);
+        Ok(known)
     }
 
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
@@ -240,9 +258,10 @@ impl Registry for RemoteRegistry {
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
         let cursor = (from != Revision::NOW).then_some(from.0);
-        let start = Watching { registry: self.clone(), cursor, events: None };
+        let backoff = Backoff::new(WATCH_AGAIN, fresh_seed());
+        let start = Watching { registry: self.clone(), cursor, events: None, backoff };
         let next = |mut watching: Watching| async move {
-            let Watching { registry, cursor, events } = &mut watching;
+            let Watching { registry, cursor, events, backoff } = &mut watching;
             let mut client = registry.client();
             loop {
                 let stream = match events {
@@ -250,7 +269,7 @@ impl Registry for RemoteRegistry {
                     None => match client.watch(v1::WatchRequest { from: *cursor }).await {
                         Ok(stream) => events.insert(stream.into_inner()),
                         Err(_) => {
-                            tokio::time::sleep(WATCH_AGAIN).await;
+                            tokio::time::sleep(backoff.pause()).await;
                             continue;
                         }
                     },
@@ -260,10 +279,11 @@ impl Registry for RemoteRegistry {
                     Ok(None) | Err(_) => {
                         // From where it was: what happens meanwhile is told afterwards.
                         *events = None;
-                        tokio::time::sleep(WATCH_AGAIN).await;
+                        tokio::time::sleep(backoff.pause()).await;
                         continue;
                     }
                 };
+                backoff.reset();
                 // An event of a later release: something happened that is not understood.
                 let revision = Revision(cursor.map_or(0, |cursor| cursor + 1));
                 let event = event.unwrap_or(RegistryEvent::Lagged { revision });
@@ -285,6 +305,7 @@ struct Watching {
     /// The revision of the last change that was told.
     cursor: Option<u64>,
     events: Option<tonic::Streaming<v1::Event>>,
+    backoff: Backoff,
 }
 
 fn parse<T: std::str::FromStr<Err = openlambda_core::function::NameError>>(

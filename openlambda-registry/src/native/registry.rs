@@ -12,8 +12,9 @@ use openlambda_core::bundle;
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
-    Revision, VersionInfo,
+    Revision, VersionInfo, upload,
 };
+use tokio::sync::Semaphore;
 
 use super::Store;
 use crate::blocking;
@@ -23,12 +24,24 @@ use crate::blocking;
 #[derive(Clone, Debug)]
 pub struct NativeRegistry {
     store: Arc<Store>,
+    /// For bundles that are on their way in, and that are looked through.
+    uploads: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
 }
+
+/// The most bundles that come at once; each is kept in an unnamed file until all of it is there.
+const UPLOADS: usize = 1024;
+/// The most that are looked through at once.
+const CHECKS: usize = 4;
 
 impl NativeRegistry {
     /// The registry over `store`.
     pub fn new(store: Store) -> Self {
-        NativeRegistry { store: Arc::new(store) }
+        NativeRegistry {
+            store: Arc::new(store),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
+            checks: Arc::new(Semaphore::new(CHECKS)),
+        }
     }
 
     /// The store.
@@ -61,8 +74,15 @@ impl Registry for NativeRegistry {
         name: &FunctionName,
         bundle: BundleStream,
     ) -> Result<Published, RegistryError> {
+        let _uploading = self.uploads.try_acquire().map_err(|_| {
+            let message = format!("{UPLOADS} bundles are coming already; try again");
+            RegistryError::Unavailable(message.into())
+        })?;
+        let archive = upload(bundle).await?;
+        // Few at once: checking takes a core each, and names and code are looked up meanwhile.
+        let _checking = self.checks.acquire().await.map_err(RegistryError::storage)?;
         let name = name.clone();
-        blocking(&self.store, move |store| store.publish(&name, bundle::reader(bundle))).await
+        blocking(&self.store, move |store| store.publish(&name, archive)).await
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {

@@ -13,6 +13,7 @@ use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision
 use openlambda_core::serving::{Door, Patience, Patient, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,6 +26,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// The most that the headers of one request may take.
 const HEADER_LIMIT: u32 = 16 << 10;
 
+/// The most requests at once on one connection: a balancer has one for all its uploads.
+const MOST_REQUESTS: u32 = 4096;
+
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
 /// ends those that watch.
 ///
@@ -36,7 +40,8 @@ pub async fn serve(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
-    let (stopping, stopped) = tokio::sync::watch::channel(false);
+    let stopped = CancellationToken::new();
+    let stopping = stopped.clone().drop_guard();
     let service = Service { registry, stopped };
     let service = v1::registry_server::RegistryServer::new(service);
     let door = Door::new(listener, Patience::default());
@@ -44,13 +49,14 @@ pub async fn serve(
     let incoming = incoming.map(|connection| Ok::<_, std::io::Error>(Caller(connection)));
     let stop = async move {
         stop.await;
-        stopping.send_replace(true);
+        drop(stopping);
     };
     tonic::transport::Server::builder()
         // Who does not answer is gone, or pretends to speak the protocol.
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_header_list_size(HEADER_LIMIT)
+        .max_concurrent_streams(MOST_REQUESTS)
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, stop)
         .await?;
@@ -109,7 +115,7 @@ impl AsyncWrite for Caller {
 #[derive(Debug)]
 struct Service {
     registry: std::sync::Arc<NativeRegistry>,
-    stopped: tokio::sync::watch::Receiver<bool>,
+    stopped: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -155,6 +161,7 @@ impl v1::registry_server::Registry for Service {
             version: resolved.version.0,
             digest: resolved.digest.to_string(),
             manifest_json: manifest_json.map_err(|error| Status::internal(error.to_string()))?,
+            born: resolved.born.map(|born| born.0),
         }))
     }
 
@@ -234,10 +241,7 @@ impl v1::registry_server::Registry for Service {
                 (Some(RegistryEvent::Lagged { revision }), revision)
             }
         };
-        let mut stopped = self.stopped.clone();
-        let over = async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
+        let over = self.stopped.clone().cancelled_owned();
         let events = stream::iter(first).chain(self.registry.watch(from));
         let events = events.take_until(Box::pin(over)).map(|event| {
             let json = serde_json::to_string(&event);

@@ -2,33 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-#[cfg(any(feature = "docker", feature = "sock"))]
-use std::io;
 use std::path::{Path, PathBuf};
 
-use openlambda_core::function::FunctionName;
-use openlambda_core::manifest::Manifest;
 #[cfg(any(feature = "docker", feature = "sock"))]
 use openlambda_core::sandbox::Report;
-use openlambda_core::sandbox::SandboxError;
+use openlambda_core::sandbox::{SandboxError, SandboxSpec};
 
-use crate::errors::resources;
+use crate::errors::{resources, unsupported};
 #[cfg(any(feature = "docker", feature = "sock"))]
-use crate::errors::unsupported;
+use crate::trees;
 
 /// Makes the function's volumes: each one's name and its folder on the machine.
 ///
 /// # Errors
 ///
-/// A folder cannot be made.
+/// A folder cannot be made; the manifest has volumes that no sandbox can have.
 pub(crate) fn volumes(
     volumes_dir: &Path,
-    function: &FunctionName,
-    manifest: &Manifest,
+    spec: &SandboxSpec,
 ) -> Result<BTreeMap<String, PathBuf>, SandboxError> {
-    let own = volumes_dir.join(function.namespace()).join(function.name());
+    spec.manifest.check_volumes().map_err(|error| unsupported(error.to_string()))?;
+    let own = volumes_dir.join(spec.function.namespace()).join(spec.volumes_of());
     let mut volumes = BTreeMap::new();
-    for volume in &manifest.volumes {
+    for volume in &spec.manifest.volumes {
         let path = own.join(&volume.name);
         fs::create_dir_all(&path)
             .map_err(|error| resources("the volume's folder cannot be made", error))?;
@@ -68,33 +64,11 @@ pub(crate) fn text(path: &Path) -> Result<String, SandboxError> {
 pub(crate) fn own_volume(path: &Path, id: u32) -> Result<(), SandboxError> {
     use std::os::unix::fs::MetadataExt;
     // The top comes last, so that whoever finds it given finds the rest so too.
-    let done = fs::metadata(path).and_then(|metadata| match id == 0 || metadata.uid() == id {
+    let done = fs::symlink_metadata(path).and_then(|found| match id == 0 || found.uid() == id {
         true => Ok(()),
-        false => give(&fs::File::open(path)?.into(), id),
+        false => trees::give(path, id),
     });
     done.map_err(|error| resources("the volume cannot be given to the function", error))
-}
-
-/// From folder to folder by descriptors: an instance that runs may be putting links in their places.
-#[cfg(any(feature = "docker", feature = "sock"))]
-fn give(folder: &std::os::fd::OwnedFd, id: u32) -> io::Result<()> {
-    use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
-    let (owner, group) = (Uid::from_raw(id), Gid::from_raw(id));
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if [&b"."[..], b".."].contains(&name.to_bytes()) {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(below) = openat(folder, name, flags, Mode::empty()) {
-            give(&below, id)?;
-        } else {
-            chownat(folder, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-    }
-    rustix::fs::fchown(folder, Some(owner), Some(group))?;
-    Ok(())
 }
 
 /// A folder of an instance; removed by Drop.
@@ -105,7 +79,7 @@ pub(crate) struct Folder(pub(crate) PathBuf);
 #[cfg(any(feature = "docker", feature = "sock"))]
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = trees::remove(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "cannot remove a sandbox's folder");
         }
     }
@@ -116,7 +90,7 @@ impl Drop for Folder {
 pub(crate) fn remove_sandboxes(state_dir: &Path, report: &mut Report) {
     for entry in fs::read_dir(state_dir.join("sandboxes")).into_iter().flatten().flatten() {
         let path = entry.path();
-        match fs::remove_dir_all(&path) {
+        match trees::remove(&path) {
             Ok(()) => report.removed.push(path.display().to_string()),
             Err(error) => report.failed.push(format!("{}: {error}", path.display())),
         }

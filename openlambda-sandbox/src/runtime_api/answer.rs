@@ -142,7 +142,12 @@ impl Claim {
             }
         } else {
             let any = HeaderValue::from_static("application/octet-stream");
-            head.1.insert(CONTENT_TYPE, media_type.cloned().unwrap_or(any));
+            let media_type = media_type.cloned().unwrap_or(any);
+            let only = [(CONTENT_TYPE.as_str(), media_type.as_bytes())];
+            if let Err(error) = event::check_headers(only.into_iter()) {
+                return Ok(self.bad_head(error, &mut body).await);
+            }
+            head.1.insert(CONTENT_TYPE, media_type);
         }
         let (sender, frames) = mpsc::channel(STREAM_FRAMES);
         let end = Arc::new(OnceLock::new());

@@ -25,9 +25,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use openlambda_core::sandbox::{Report, SandboxError, SandboxErrorKind};
+use parking_lot::Mutex;
 
 use crate::sys::nursery::Link;
 
@@ -113,7 +114,7 @@ impl Bridge {
 
     /// A pair of addresses that has not been used for as long as may be. `None`: all are in use.
     pub(super) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        let mut pairs = self.pairs();
+        let mut pairs = self.pairs.lock();
         for _ in 0..PAIRS {
             let pair = pairs.next;
             pairs.next = (pair + 1) % PAIRS;
@@ -122,10 +123,6 @@ impl Bridge {
             }
         }
         None
-    }
-
-    fn pairs(&self) -> MutexGuard<'_, Pairs> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -161,7 +158,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.bridge.pairs().used.remove(&self.pair);
+        self.bridge.pairs.lock().used.remove(&self.pair);
     }
 }
 

@@ -22,11 +22,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use openlambda_core::sandbox::Report;
+use parking_lot::Mutex;
 
 /// The controllers of version 1 that are used.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
@@ -330,7 +329,7 @@ impl Cgroup {
 
     /// Bounds what runs in it.
     pub(super) fn set_limits(&self, limits: Limits) -> io::Result<()> {
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set.lock();
         if *set == Some(limits) {
             return Ok(());
         }
@@ -355,7 +354,7 @@ impl Cgroup {
 
     pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         // Written anew for the next sandbox, whatever becomes of this.
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.set.lock() = None;
         self.write_memory(bytes)
     }
 

@@ -31,7 +31,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
 
 pub use rustix::process::{Pid, Resource, Signal};
 use rustix::process::{
@@ -225,7 +227,7 @@ struct Shared {
 impl Child {
     /// Its process id, which is its process group's and session's too. Stale once it has ended.
     pub fn pid(&self) -> Pid {
-        self.shared.lock().pid
+        self.shared.spawned.lock().pid
     }
 
     /// Waits until the process has ended. Any number of tasks may wait, now or later.
@@ -245,7 +247,7 @@ impl Child {
 
     /// Signals the process alone. Does nothing when it has ended.
     pub fn signal(&self, signal: Signal) {
-        let spawned = self.shared.lock();
+        let spawned = self.shared.spawned.lock();
         if !spawned.reaped {
             let _ = pidfd_send_signal(&spawned.pidfd, signal);
         }
@@ -254,7 +256,7 @@ impl Child {
     /// Signals its process group. Nothing happens when it has ended: the rest of a group is killed
     /// with its leader.
     pub fn signal_group(&self, signal: Signal) {
-        self.shared.lock().signal_group(signal);
+        self.shared.spawned.lock().signal_group(signal);
     }
 
     /// Kills its process group.
@@ -266,7 +268,7 @@ impl Child {
     /// without a parent-death signal.
     pub fn release(self) {
         // Nobody may reap or signal it any more; the system's init reaps what we leave behind.
-        self.shared.lock().reaped = true;
+        self.shared.spawned.lock().reaped = true;
     }
 
     /// The reading end of its standard output, once, when it was spawned with [`Output::Pipe`].
@@ -286,12 +288,6 @@ impl Drop for Child {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Spawned> {
-        self.spawned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Waits for the end of a child and reaps it.
 async fn reap(
     shared: Arc<Shared>,
@@ -300,12 +296,12 @@ async fn reap(
 ) {
     loop {
         let Ok(mut ready) = notifier.readable().await else { return };
-        if shared.lock().has_ended() {
+        if shared.spawned.lock().has_ended() {
             break;
         }
         ready.clear_ready();
     }
-    let status = shared.lock().finish();
+    let status = shared.spawned.lock().finish();
     ended.send_replace(Some(status));
 }
 

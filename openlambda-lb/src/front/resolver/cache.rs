@@ -45,6 +45,7 @@ struct Entry {
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
     pub(super) began: u64,
+    pub(super) at: Time,
     pub(super) answer: Shared<BoxFuture<'static, Answer>>,
 }
 

@@ -7,7 +7,8 @@
 //!   exception is a rollback: an alias that is set back, or a deletion.
 //! * Many calls that miss at once make one request to the registry.
 //! * A deleted function is not found again, even if older answers are still on their way.
-//! * While the registry cannot be reached, cached meanings are used, however old.
+//! * While the registry cannot be reached, or has not answered for [half a second](PATIENCE), cached
+//!   meanings are used, however old.
 //!
 //! A version or a digest never changes its meaning and is kept. A name alone or an alias is kept as
 //! long as [`Registry::cache_for`] says, and until [`Registry::watch`] reports a change. The answer
@@ -16,24 +17,31 @@
 mod cache;
 mod resolution;
 
+use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::FutureExt;
+use openlambda_core::backoff::Backoff;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionRef, Qualifier};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{Registry, RegistryEvent, Revision};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire;
+use parking_lot::Mutex;
 
 use self::cache::{Answer, Cache, Flight};
 pub(crate) use self::resolution::Resolution;
 use crate::observe::Telemetry;
 
-/// How long to wait before following a registry again that ended its stream of changes.
-const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
+/// How long the calls of a name that is known wait for a request to the registry, from its beginning.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The pauses before following a registry again that ended its stream of changes.
+const FOLLOW_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(1);
 
 /// Resolves references. See the module's documentation.
 #[derive(Debug)]
@@ -62,7 +70,7 @@ impl Resolver {
         let mut called = 0;
         loop {
             let flight = {
-                let mut cache = lock(&self.cache);
+                let mut cache = self.cache.lock();
                 cache.clock += 1;
                 if called == 0 {
                     called = cache.clock;
@@ -84,11 +92,24 @@ impl Resolver {
                         Err(failure) => failure.kind != FailureKind::NotFound,
                     }
             };
-            let answer = flight.answer.clone().await;
+            let left = PATIENCE.saturating_sub(self.clock.now().since(flight.at));
+            let in_time = tokio::time::timeout(left, flight.answer.clone());
+            let known = match keep > Duration::ZERO {
+                true => self.known(reference),
+                // What may not be kept is waited for.
+                false => None,
+            };
+            let answer = match known {
+                None => flight.answer.clone().await,
+                Some(known) => match in_time.await {
+                    Ok(answer) => answer,
+                    Err(_) => return Ok(known),
+                },
+            };
             if !will_do(&answer) {
                 continue;
             }
-            let cache = lock(&self.cache);
+            let cache = self.cache.lock();
             return match answer {
                 Ok(resolution) => Ok(cache.raised(reference, resolution)),
                 Err(failure) if failure.kind == FailureKind::RegistryUnavailable => {
@@ -102,28 +123,30 @@ impl Resolver {
     /// What the reference means by a request that begins now; the calls that start after this see
     /// it, or something newer.
     pub(crate) async fn refresh(&self, reference: &FunctionRef) -> Answer {
-        let flight = self.depart(&mut lock(&self.cache), reference);
+        let flight = self.depart(&mut self.cache.lock(), reference);
         flight.answer.await
     }
 
     /// What is known of the reference without asking anybody, however old.
     pub(crate) fn known(&self, reference: &FunctionRef) -> Option<Arc<Resolution>> {
-        lock(&self.cache).known(reference)
+        self.cache.lock().known(reference)
     }
 
     /// Follows the registry's changes for as long as it is polled.
     pub(crate) async fn follow(&self) {
+        let mut backoff = Backoff::new(FOLLOW_AGAIN, fresh_seed());
         loop {
             let mut events = self.registry.watch(Revision::NOW);
             // What changed before the watch began was not announced to us.
-            lock(&self.cache).all_stale();
+            self.cache.lock().all_stale();
             while let Some(event) = events.next().await {
-                lock(&self.cache).apply(&event);
+                backoff.reset();
+                self.cache.lock().apply(&event);
                 if let RegistryEvent::Deleted { name, .. } = &event {
                     self.telemetry.calls.forget(name);
                 }
             }
-            tokio::time::sleep(FOLLOW_AGAIN).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 
@@ -141,7 +164,7 @@ impl Resolver {
             let asked = AssertUnwindSafe(async { registry.resolve(&wanted).await });
             // A panic must not leave its flight behind for all later calls to wait for.
             let answer = asked.catch_unwind().await;
-            let mut cache = lock(&shared);
+            let mut cache = shared.lock();
             if cache.flights.get(&wanted).is_some_and(|flight| flight.began == began) {
                 cache.flights.remove(&wanted);
             }
@@ -174,13 +197,8 @@ impl Resolver {
                 Err(Failure::new(FailureKind::Internal, message))
             })
         };
-        let flight = Flight { began, answer: answer.boxed().shared() };
+        let flight = Flight { began, at, answer: answer.boxed().shared() };
         cache.flights.insert(reference.clone(), flight.clone());
         flight
     }
-}
-
-/// No code panics while it holds this lock.
-fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
-    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -264,7 +264,8 @@ fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
     let place = ["/mnt", "/tmp", "/run", "/var"].into_iter().find(|p| Path::new(p).is_dir());
     let place = place.ok_or(("find a folder to mount on", c::ENOENT))?;
     let root = cstring(place)?;
-    c::mount(Some(c"root"), &root, Some(c"tmpfs"), 0, Some(c"mode=755,size=64m"))
+    // Bounded in files and folders too, which are the kernel's memory: it stays, for the next start.
+    c::mount(Some(c"root"), &root, Some(c"tmpfs"), 0, Some(c"mode=755,size=64m,nr_inodes=8192"))
         .map_err(|e| ("mount root", e))?;
     let io = |step: &'static str| move |e: io::Error| (step, e.raw_os_error().unwrap_or(c::EIO));
     fill(setup, folders, Path::new(place)).map_err(io("fill root"))?;

@@ -1,0 +1,135 @@
+//! A cluster's folder must belong to its user: in a folder that another user may write, the daemons would
+//! do what that user wants.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::{Cluster, OL, Place, texts};
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_folder_that_others_may_write_is_refused_and_nothing_in_it_is_touched() {
+    let place = Place::new();
+    let data = place.data_dir();
+    fs::create_dir(&data).unwrap();
+    let outside = data.with_file_name("outside");
+    fs::write(&outside, "kept").unwrap();
+    fs::create_dir(data.join("logs")).unwrap();
+    symlink(&outside, data.join("logs/supervisor.log")).unwrap();
+    symlink(&outside, data.join("lock")).unwrap();
+    let refused = |why: &str| {
+        for args in [&["up", "--detach"][..], &["up"], &["ls"], &["down"]] {
+            let said = place.fails(args);
+            assert!(said.contains(why) && said.contains("--data-dir"), "{args:?}: {said}");
+        }
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "kept");
+        assert!(!data.join("cluster.json").exists() && !data.join("workers").exists());
+    };
+    set_mode(&data, 0o777);
+    refused("can be written by other users");
+    if is_root() {
+        set_mode(&data, 0o755);
+        chown(&data, Some(1234), Some(1234)).unwrap();
+        refused("belongs to another user");
+        chown(&data, Some(0), Some(0)).unwrap();
+    }
+    // It is ours again, and what was put there still leads nowhere.
+    set_mode(&data, 0o700);
+    let said = place.fails(&["up", "--detach"]);
+    assert!(said.contains("it is no file of this user's alone") || said.contains("lock"), "{said}");
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "kept");
+    fs::remove_file(data.join("lock")).unwrap();
+    let said = place.fails(&["up", "--detach"]);
+    assert!(said.contains("supervisor.log"), "{said}");
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "kept");
+    fs::remove_file(data.join("logs/supervisor.log")).unwrap();
+}
+
+#[test]
+fn what_a_cluster_keeps_is_its_user_s_alone_whatever_was_there() {
+    let place = Place::new();
+    let data = place.data_dir();
+    let outside = data.with_file_name("outside");
+    fs::create_dir_all(data.join("logs")).unwrap();
+    fs::create_dir_all(data.join("workers/worker-1")).unwrap();
+    fs::create_dir_all(data.join("volumes/default")).unwrap();
+    fs::create_dir_all(outside.join("sandboxes/kept")).unwrap();
+    fs::write(data.join("logs/lb.log"), "").unwrap();
+    for path in ["logs", "workers", "volumes", "volumes/default", "logs/lb.log"] {
+        set_mode(&data.join(path), 0o777);
+    }
+    // Its sandboxes would be removed, and its code written.
+    symlink(&outside, data.join("workers/worker-2")).unwrap();
+    let said = place.fails(&["up", "--detach"]);
+    assert!(said.contains("worker-2 is a link"), "{said}");
+    assert!(outside.join("sandboxes/kept").exists());
+    fs::remove_file(data.join("workers/worker-2")).unwrap();
+
+    let cluster = Cluster::start_in(place, &["--workers", "1"]);
+    for folder in [
+        "logs",
+        "registry",
+        "functions",
+        "volumes",
+        "volumes/default",
+        "workers",
+        "workers/worker-1",
+    ] {
+        assert_eq!(mode(&data.join(folder)), 0o700, "{folder}");
+    }
+    for file in ["lock", "cluster.json", "daemons.toml", "logs/lb.log", "logs/supervisor.log"] {
+        assert_eq!(mode(&data.join(file)), 0o600, "{file}");
+    }
+    drop(cluster);
+}
+
+/// An ordinary user may start a cluster where only root can do it harm, and not where others can.
+#[test]
+fn an_ordinary_user_has_a_cluster_of_its_own() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    set_mode(dir.path(), 0o755);
+    let program = dir.path().join("ol");
+    fs::copy(OL, &program).unwrap();
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    chown(&home, Some(1234), Some(1234)).unwrap();
+    // As a distribution has it where each user has a group.
+    set_mode(&home, 0o775);
+    let ol = |data: &Path, args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(args).env("OPENLAMBDA_DATA_DIR", data).env("HOME", &home);
+        let output = command.current_dir("/").uid(1234).gid(1234).output().unwrap();
+        (output.status.success(), texts(&output))
+    };
+    let up =
+        ["up", "--detach", "--listen", "127.0.0.1:0", "--workers", "1", "--sandbox", "process"];
+    let roots = dir.path().join("roots");
+    fs::create_dir(&roots).unwrap();
+    let (done, (_, said)) = ol(&roots, &up);
+    assert!(!done && said.contains("belongs to another user"), "{said}");
+    let (done, said) = ol(&home.join("data"), &up);
+    assert!(done, "{said:?}");
+    // Root does not take that user's word for what runs there.
+    let roots =
+        Command::new(OL).args(["down", "--data-dir"]).arg(home.join("data")).output().unwrap();
+    assert!(texts(&roots).1.contains("belongs to another user"), "{roots:?}");
+    let (done, said) = ol(&home.join("data"), &["down"]);
+    assert!(done, "{said:?}");
+}
