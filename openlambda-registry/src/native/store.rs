@@ -682,6 +682,7 @@ mod tests {
             last: 3,
             newest: Some(3),
             aliases: BTreeMap::from([("live".to_owned(), Version(2))]),
+            born: Some(1),
         };
         let version = VersionRow {
             digest: Digest::from_bytes([7; 32]),
@@ -694,7 +695,7 @@ mod tests {
         assert_eq!(text(json(&version).unwrap()), VERSION_ROW);
     }
 
-    const FUNCTION_ROW: &str = r#"{"last":3,"newest":3,"aliases":{"live":2}}"#;
+    const FUNCTION_ROW: &str = r#"{"last":3,"newest":3,"aliases":{"live":2},"born":1}"#;
     const VERSION_ROW: &str = concat!(
         r#"{"digest":"sha256:0707070707070707070707070707070707070707070707070707070707070707","manifest":{"#,
         r#""runtime":null,"handler":null,"style":null,"event":"body","timeout_seconds":30.0,"memory_mb":128,"#,
