@@ -149,7 +149,9 @@ pub enum ReplayError {
         found: u32,
     },
     /// A line is not one of a recording.
-    #[error("line {number} is not of a recording; name a file that `ol-worker --inputs` wrote")]
+    #[error(
+        "line {number} of the recording is not valid; name a file that `ol-worker --inputs` wrote"
+    )]
     Line {
         /// Which, from 1.
         number: u64,
