@@ -1,7 +1,7 @@
-//! How far a balancer's view is behind its workers: the time from the end of a call's handler to the
-//! moment that the policy observes the instance as idle, which is when the `ClusterView` shows it.
+//! How far a balancer's view lags behind its workers: the time from the end of a call's handler until
+//! the policy observes the instance as idle, which is when the `ClusterView` shows it.
 //!
-//! | scenario | beside it |
+//! | scenario | load beside it |
 //! |---|---|
 //! | `quiet` | nothing |
 //! | `32 clients` | as many connections that call another function without a pause |

@@ -4,12 +4,12 @@
 //! and colours, so that the policies that read them do their whole work.
 //!
 //! * `decision/NAME`: the policy alone, with the reducer's counts kept: `select`, and what the policy
-//!   observes of the call (dispatched, completed, and the answers to its probes and reservations), by
-//!   Zipf's law. `decision/(loop)` is the loop around it, with a policy that does nothing but name a
-//!   worker: take it off to have the policy's own share;
+//!   observes of the call (dispatched, completed, and the answers to its probes and reservations), with
+//!   functions called by Zipf's law. `decision/(loop)` is the loop around it, with a policy that only
+//!   names a worker: subtract it to get the policy's own share;
 //! * `policies/NAME/uniform` and `policies/NAME/zipf`: one invocation through the pure balancer,
-//!   tickets, checks and all, which every live and simulated call pays; at several sizes of the
-//!   cluster, with functions that are called alike, and by Zipf's law;
+//!   tickets and checks included, which every live and simulated call pays; at several sizes of the
+//!   cluster, with functions called equally often, and by Zipf's law;
 //! * `locked/NAME`: 100 workers, two threads that take turns at the balancer's lock, as the live
 //!   proxy's threads do. One iteration is one invocation of either.
 

@@ -4,7 +4,7 @@
 //! * `starts/KIND/python`: a function in Python;
 //! * `starts/KIND/resume`: a paused instance is resumed, answers, and is paused again.
 //!
-//! `ol bench start` compares kinds beside each other, many at once, and with other programs.
+//! `ol bench start` compares kinds side by side, many starts at once, and with other programs.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,9 +1,9 @@
-//! What a warm call costs, and what each hop adds: the same Python handler, which returns its event,
-//! behind more and more of the platform.
+//! What a warm call costs, and what each hop adds: one Python handler, which returns its event, behind
+//! more and more of the platform.
 //!
 //! | scenario | the way of a call |
 //! |---|---|
-//! | `python` | client → Unix socket → Python: an HTTP server of a few lines, the least there can be |
+//! | `python` | client → Unix socket → Python: a minimal HTTP server of a few lines |
 //! | `worker, closure` | client → worker → a Rust closure: the worker without a process behind it |
 //! | `worker` | client → worker → Python in a process sandbox |
 //! | `balancer, worker` | client → balancer → worker → Python in a process sandbox |
@@ -14,8 +14,8 @@
 //! as there are processors, as the daemons have, or with `TOKIO_WORKER_THREADS`; each Python is a
 //! process, with the same interpreter and flags.
 //!
-//! A virtual machine whose processors halt when they are idle measures its host: each wake of a thread
-//! is one of a processor then. On Linux's own terms (the kernel's default is 200,000) it polls first:
+//! In a virtual machine whose processors halt when idle, each wake of a thread waits for the host to wake
+//! a processor, so the benchmark measures the host. Let the guest poll first, as is the kernel's default:
 //! `echo 200000 >/sys/module/haltpoll/parameters/guest_halt_poll_ns`.
 
 mod client;

@@ -1,10 +1,11 @@
-//! Prints the tables of docs/keep-alive.md: every keep-alive policy against the worker's memory, with
-//! calls by chance and with calls spaced evenly in each minute, over 20 seeds; and what the two differ in.
+//! Prints the tables of docs/keep-alive.md: every keep-alive policy at several sizes of the worker's
+//! memory, over 20 seeds, with calls at random and with calls spaced evenly in each minute; and why the
+//! two differ.
 //!
 //!     cargo run --release -p openlambda-lab --example keep_alive [SEEDS]
 //!
-//! Each seed draws functions and calls of its own, and all policies play the same. A direction is told when the 95 %
-//! confidence interval of the paired differences does not hold 0.
+//! Each seed draws functions and calls of its own, which all policies get. The tables state a direction
+//! where the 95 % confidence interval of the paired differences excludes 0.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! Prints the table of docs/orderings.md: what policies' authors found, and what the simulator
-//! finds, over 20 seeds, each with calls and a placement of its own. A direction is told when the 95 %
-//! confidence interval of the paired differences does not hold 0.
+//! finds, over 20 seeds, each with calls and a placement of its own. The table states a direction where
+//! the 95 % confidence interval of the paired differences excludes 0.
 //!
 //!     cargo run --release -p openlambda-lab --example orderings
 //!

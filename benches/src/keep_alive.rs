@@ -2,12 +2,12 @@
 //!
 //! Fuerst and Sharma (*FaasCache: Keeping Serverless Computing Alive with Greedy-Dual Caching*,
 //! ASPLOS 2021) replay a day of the Azure Functions trace of 2019, sampled to 392
-//! functions of all popularities, on one server of varying memory. The trace is not at hand here:
+//! functions of all popularities, on one server of varying memory. The trace is not available here:
 //! [`day`] draws a day of as many functions with the trace's published marginals
-//! ([`FunctionMix::azure`]). The trace counts calls per minute; where in the minute they fall is
-//! [`FunctionMix::spacing`], and decides who leads: docs/keep-alive.md.
+//! ([`FunctionMix::azure`]). The trace counts calls per minute; [`FunctionMix::spacing`] says where in the
+//! minute they fall, and decides which policy leads: see docs/keep-alive.md.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openlambda_core::balancing::{
@@ -17,6 +17,7 @@ use openlambda_core::invocation::StartKind;
 use openlambda_core::keep_alive::KeepAliveMaker;
 use openlambda_core::scheduler::{Limits, SchedulerConfig};
 use openlambda_lb::policies::Random;
+use parking_lot::Mutex;
 
 use crate::sim::{SimConfig, SimError, Usage, simulate};
 use crate::summary::{Summary, Tally};
@@ -58,7 +59,7 @@ pub fn day(keep_alive: &KeepAliveMaker, memory_gb: u64, seed: u64) -> SimConfig 
     }
 }
 
-/// What comes of it.
+/// Runs it and returns the results.
 ///
 /// # Errors
 ///
@@ -70,7 +71,7 @@ pub fn run(config: &SimConfig) -> Result<(Summary, Usage), SimError> {
     Ok((tally.summary(config.keep_alive.text()), usage))
 }
 
-/// What instances were there for, which [`run`] does not tell.
+/// How instances were used, which [`run`] does not return.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Use {
     /// The share of calls that came while another call of their function was under way, 0 to 1: each of them
@@ -122,7 +123,7 @@ pub fn look(config: &SimConfig) -> Result<Use, SimError> {
             busy_until = busy_until.max(Some(*answered));
         }
     }
-    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = seen.lock();
     let looks = seen.looks.max(1) as f64;
     Ok(Use {
         overlapping: f64::from(overlapping) / count,
@@ -172,7 +173,7 @@ impl BalancingPolicy for Onlooker {
             PolicyEvent::Dispatched { function, .. } => self.under_way[function.0 as usize] += 1,
             PolicyEvent::Completed { function, .. } => self.under_way[function.0 as usize] -= 1,
             PolicyEvent::Load { worker, .. } => {
-                let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut seen = self.seen.lock();
                 seen.looks += 1;
                 for ((function, memory), under_way) in (0..).zip(&self.memory).zip(&self.under_way)
                 {

@@ -5,7 +5,7 @@
 //! policies, and the same scheduler, keep-alive and code cache, that serve live traffic. Only what
 //! takes time in the world is modelled: networks, pulls, starts and handlers.
 //!
-//! `live` (a feature) measures what sandboxes cost on this machine: `ol bench` is its command.
+//! `live` (a feature) measures what sandboxes cost on this machine; its command is `ol bench`.
 //!
 //! The criterion benches are beside this crate, in `benches/benches`.
 

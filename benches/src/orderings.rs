@@ -1,9 +1,9 @@
-//! Which policy beats which, by their authors, and what the simulator says.
+//! Which policy beats which, according to their authors and according to the simulator.
 //!
 //! Each [`Comparison`] is a pair of policies from a paper, on a workload after the paper's
-//! description, with what the authors measured. Their traces and machines are not at hand, so a
-//! workload is drawn with the marginals that they give; where one number had to be chosen, it is
-//! the one that brings the *worse* policy to the authors' figure, never the better one.
+//! description, with what the authors measured. Their traces and machines are not available, so a
+//! workload is drawn with the marginals that they give. Where a number had to be chosen, it brings the
+//! *worse* policy to the authors' figure, never the better one.
 //!
 //! `benches/tests/orderings.rs` asserts the directions, and `docs/orderings.md` shows the table.
 
@@ -36,7 +36,7 @@ pub struct Comparison {
     pub workload: &'static str,
     /// What is simulated, from a seed.
     pub setting: fn(u64) -> SimConfig,
-    /// Why the simulator does not show what the authors found, when it does not.
+    /// Why the simulator does not show what the authors found, where it does not.
     pub otherwise: Option<&'static str>,
 }
 
@@ -51,12 +51,12 @@ pub enum Measure {
     Wait,
     /// Calls that started cold, %.
     ColdStarts,
-    /// From arrival to answer by the time that the handler would take alone: the mean.
+    /// From arrival to answer, divided by the time that the handler would take alone (slowdown): the mean.
     Slowdown,
     /// The 99th percentile of the same.
     SlowdownP99,
-    /// The whole time by the number of calls, milliseconds: throughput upside down. It says nothing but
-    /// in a closed loop.
+    /// The whole time divided by the number of calls, milliseconds: the inverse of throughput. It is of use
+    /// in a closed loop only.
     TimePerCall,
 }
 

@@ -1,4 +1,4 @@
-//! A worker's processors, shared equally by all that runs: [`Processors`].
+//! A worker's processors, shared equally by its running calls: [`Processors`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// So many, idle. 0 counts as 1.
+    /// This many idle processors. 0 counts as 1.
     pub fn new(count: u32) -> Self {
         Processors {
             count: f64::from(count.max(1)),

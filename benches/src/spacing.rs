@@ -1,9 +1,10 @@
 //! Where in its minute a call falls: [`Spacing`].
 //!
-//! The public traces of functions (Azure Functions 2019 among them) hold how often each function was called
-//! in each minute, and not when. Whoever replays them has to choose, and the choice decides how many calls of
-//! a function run at once: two of a minute that follow each other need one instance, two at the same moment
-//! need two (docs/keep-alive.md has what comes of that). [`Spacing::offsets`] makes the choice for calls of any origin.
+//! The public traces of functions (Azure Functions 2019, for example) say how often each function was
+//! called in each minute, but not when. A replay has to choose, and the choice decides how many calls of a
+//! function run at once: two calls that follow each other need one instance, two at the same moment need
+//! two (docs/keep-alive.md shows the consequences). [`Spacing::offsets`] makes the choice, for calls of any
+//! origin.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Means over independent runs, with how far they can be trusted.
+//! Means over independent runs, with their confidence intervals.
 
 use serde::Serialize;
 
@@ -7,12 +7,12 @@ use serde::Serialize;
 pub struct Interval {
     /// The mean over the runs.
     pub mean: f64,
-    /// The interval is `mean` ± this; infinite for a single run, which tells nothing of others.
+    /// The interval is `mean` ± this; infinite for a single run, which has no spread.
     pub half_width: f64,
 }
 
 impl Interval {
-    /// Of one value per run (Student's t). Of no runs all is 0.
+    /// Of one value per run (Student's t). Without runs all values are 0.
     pub fn of(runs: &[f64]) -> Self {
         let n = runs.len() as f64;
         if runs.is_empty() {
@@ -26,8 +26,8 @@ impl Interval {
         Interval { mean, half_width: students_t(runs.len() - 1) * libm::sqrt(variance / n) }
     }
 
-    /// Of the differences `worse − better` of paired runs: both played the same calls, so what the calls
-    /// have of chance is not in it.
+    /// Of the differences `worse − better` of paired runs: both played the same calls, so the randomness of
+    /// the calls cancels out.
     ///
     /// # Panics
     ///
@@ -38,7 +38,8 @@ impl Interval {
         Interval::of(&differences)
     }
 
-    /// What the interval says of the mean's sign: `None` when it holds 0, so that nothing is decided.
+    /// The mean's sign, according to the interval: `None` when the interval holds 0, so that the sign is not
+    /// decided.
     pub fn sign(&self) -> Option<bool> {
         let decided = self.mean.abs() > self.half_width;
         decided.then_some(self.mean > 0.0)

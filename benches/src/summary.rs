@@ -1,4 +1,4 @@
-//! What came of an experiment, in a few numbers.
+//! The results of an experiment in a few numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Summary {
     }
 }
 
-/// Collects what [`Summary`] tells, in memory that does not grow with the calls.
+/// Collects the values of [`Summary`], in memory that does not grow with the calls.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     latencies: Percentiles,

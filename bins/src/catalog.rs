@@ -46,8 +46,8 @@ pub struct SandboxEntry {
     pub name: &'static str,
     /// One line on it.
     pub about: &'static str,
-    /// Tries whether it works on this machine, for this user. What it cannot enforce here, a sentence
-    /// each; an error says why it does not work at all, and how to get it.
+    /// Checks whether it works on this machine, for this user. Returns what it cannot enforce here, a
+    /// sentence each; the error says why it does not work at all, and how to get it.
     pub check: CheckSandbox,
     /// Makes the worker's factory.
     pub build: BuildSandbox,
@@ -63,7 +63,7 @@ pub type BuildSandbox =
 /// See [`RegistryEntry::build`].
 pub type BuildRegistry = Box<dyn Fn(&str) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>;
 
-/// What a sandbox factory is made of.
+/// What a sandbox factory is made from.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SandboxContext {
@@ -77,11 +77,11 @@ pub struct SandboxContext {
     pub spawner: Arc<Spawner>,
     /// The worker's clock.
     pub clock: Arc<SystemClock>,
-    /// What else was set of kinds of sandboxes.
+    /// The settings of kinds of sandboxes.
     pub options: SandboxOptions,
 }
 
-/// What can be set of the kinds of sandboxes that the project ships. `None` is the kind's own default.
+/// Settings of the kinds of sandboxes that the project ships. `None` is the kind's own default.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SandboxOptions {
@@ -106,7 +106,7 @@ pub struct RegistryEntry {
 }
 
 impl Catalog {
-    /// Nothing but what is added.
+    /// An empty catalogue.
     pub fn empty() -> Self {
         Catalog {
             sandboxes: Vec::new(),
@@ -181,33 +181,33 @@ impl Catalog {
             })
     }
 
-    /// The same with one more kind of sandbox; it replaces one of the same name.
+    /// Adds a kind of sandbox; it replaces one of the same name.
     pub fn sandbox(mut self, entry: SandboxEntry) -> Self {
         self.sandboxes.retain(|known| known.name != entry.name);
         self.sandboxes.push(entry);
         self
     }
 
-    /// The same with one more kind of registry; it replaces one of the same name.
+    /// Adds a kind of registry; it replaces one of the same name.
     pub fn registry(mut self, entry: RegistryEntry) -> Self {
         self.registries.retain(|known| known.name != entry.name);
         self.registries.push(entry);
         self
     }
 
-    /// The same with one more balancing policy; it replaces one of the same name.
+    /// Adds a balancing policy; it replaces one of the same name.
     pub fn policy(mut self, entry: PolicyEntry) -> Self {
         self.policies.register(entry);
         self
     }
 
-    /// The same with one more keep-alive policy of workers; it replaces one of the same name.
+    /// Adds a keep-alive policy of workers; it replaces one of the same name.
     pub fn keep_alive(mut self, entry: KeepAliveEntry) -> Self {
         self.keep_alive.register(entry);
         self
     }
 
-    /// The same with one more queue policy of workers; it replaces one of the same name.
+    /// Adds a queue policy of workers; it replaces one of the same name.
     pub fn queue(mut self, entry: QueueEntry) -> Self {
         self.queues.register(entry);
         self
@@ -297,7 +297,7 @@ fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<Sock
             .split_once('/')
             .and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
         config.bridge_range = parsed.ok_or_else(|| {
-            format!("bridge_range \"{range}\" is no network; write 10.213.0.0/16")
+            format!("bridge_range \"{range}\" is not a network; write 10.213.0.0/16")
         })?;
     }
     if let Some(cells) = options.ready_cells {

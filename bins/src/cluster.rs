@@ -1,9 +1,10 @@
-//! The cluster on this machine, as its data folder shows it.
+//! The cluster on this machine, as its data folder describes it.
 //!
 //! ```text
-//! <data-dir>/lock           held by the supervisor for as long as it lives
+//! <data-dir>/FORMAT         the format of all this, and the release that brought it into that
+//!            lock           held by the supervisor for as long as it lives
 //!            config.toml    settings of `ol up`, written by people
-//!            daemons.toml   what the daemons were told; ol up writes it
+//!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store
@@ -11,11 +12,15 @@
 //!            volumes/       functions' volumes
 //!            workers/<id>/  each worker's bundles, sandboxes and functions' logs
 //! ```
+//!
+//! Every command looks at `FORMAT` first, and none touches a folder that a later release wrote. The
+//! store in `registry/` has a format of its own, since it can be elsewhere.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
 use openlambda_sandbox::docker::remove_containers;
@@ -28,6 +33,9 @@ use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::Config;
 
+/// The format of a data folder.
+const FORMAT: Format = Format { kind: "data folder", number: 1 };
+
 /// A cluster's data folder.
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir {
@@ -37,6 +45,9 @@ pub(crate) struct DataDir {
 /// What the supervisor writes down.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ClusterState {
+    /// The release of the supervisor and its daemons; empty in what releases wrote that did not say it.
+    #[serde(default)]
+    pub(crate) release: String,
     /// The supervisor.
     pub(crate) pid: u32,
     /// Everything runs.
@@ -71,7 +82,12 @@ pub(crate) struct WorkerState {
 }
 
 impl DataDir {
-    /// The folder that was named, if it is this user's own; or `$XDG_STATE_HOME/openlambda`, or `~/.local/state/openlambda`.
+    /// The folder that was named, if it is this user's own; or `$XDG_STATE_HOME/openlambda`, or
+    /// `~/.local/state/openlambda`.
+    ///
+    /// # Errors
+    ///
+    /// That there is none, that another user may write it, or that a later release wrote it.
     pub(crate) fn new(named: Option<PathBuf>) -> Result<Self> {
         let root = match named {
             Some(root) => root,
@@ -90,7 +106,13 @@ impl DataDir {
         let root = std::path::absolute(&root)
             .context(|| format!("{} is not a usable path", root.display()))?;
         private::check_way(&root)?;
+        FORMAT.check(&root)?;
         Ok(DataDir { root })
+    }
+
+    /// Writes down that this release keeps the folder. The caller holds the lock.
+    pub(crate) fn mark_format(&self) -> Result<()> {
+        Ok(FORMAT.mark(&self.root)?)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -110,7 +132,7 @@ impl DataDir {
     pub(crate) fn write_settings(&self, config: &Config) -> Result<PathBuf> {
         let path = self.join("daemons.toml");
         let head =
-            "# What the daemons of this cluster were told; ol up writes it at every start.\n\n";
+            "# The settings of this cluster's daemons; ol up writes this file at every start.\n\n";
         let text = toml::to_string(config).context(|| "cannot write the settings".to_owned())?;
         let written = replace(&path, format!("{head}{text}").as_bytes());
         written.context(|| format!("cannot write {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! The one error of the command line: a message for a person, which ends with the next step.
+//! The command line's one error type: a message for a person, which ends with the next step.
 
 use std::fmt;
 
@@ -40,6 +40,12 @@ impl std::error::Error for CliError {
 impl From<openlambda_core::config::ConfigError> for CliError {
     fn from(error: openlambda_core::config::ConfigError) -> Self {
         CliError::new(error.to_string())
+    }
+}
+
+impl From<openlambda_core::format::FormatError> for CliError {
+    fn from(error: openlambda_core::format::FormatError) -> Self {
+        CliError::new(openlambda_core::failure::chain(&error))
     }
 }
 

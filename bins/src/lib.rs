@@ -1,8 +1,7 @@
-//! OpenLambda's binaries as a library: the parts by name, and the command line around them.
+//! OpenLambda's binaries as a library: the catalogue of parts, and the command line around it.
 //!
-//! A [`Catalog`] names the sandboxes, registries and policies that a binary offers;
-//! [`main_with`] is the whole `ol`, so a researcher's own policy joins the real binary in three
-//! lines:
+//! A [`Catalog`] names the sandboxes, registries and policies that a binary offers; [`main_with`] is the
+//! whole `ol`. So you can add your own policy to the real binary in three lines:
 //!
 //! ```no_run
 //! use openlambda::{Catalog, main_with};

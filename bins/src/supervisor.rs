@@ -1,4 +1,4 @@
-//! `ol up`'s supervisor: one balancer, one registry and the workers, each a process of its own.
+//! The supervisor of `ol up`: it runs one balancer, one registry and the workers, each as a process.
 //!
 //! ```text
 //!           spawn            ready line             exits by itself
@@ -8,30 +8,35 @@
 //!                                           └── stop: TERM, then KILL after the grace ──▶ (nothing)
 //! ```
 //!
-//! A daemon keeps its address over restarts where others know it (balancer, registry); a worker
-//! announces its new one. Daemons get SIGTERM when the supervisor dies, kill −9 included.
+//! Balancer and registry keep their addresses over restarts, since others know them; a worker announces
+//! its new address. Daemons get SIGTERM when the supervisor dies, also by kill −9.
 
 use std::fs::File;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use openlambda_core::backoff::Backoff;
+use openlambda_core::random::fresh_seed;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::{self, Config};
+use crate::version::VERSION;
 
-/// The first and the longest wait before a dead daemon is started again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The pauses before a dead daemon is started again.
+const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
 
 /// What the cluster is to be: its settings, checked, with nothing left to be found out.
 #[derive(Clone, Debug)]
@@ -61,7 +66,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct Supervised {
-    stop: watch::Sender<bool>,
+    /// Dropped, it is the word to stop.
+    stop: DropGuard,
     task: JoinHandle<()>,
 }
 
@@ -88,9 +94,11 @@ impl Supervisor {
     ///
     /// What the first daemon that did not start said of it; the others are stopped again.
     pub(crate) async fn start(dir: DataDir, spec: &ClusterSpec) -> Result<Supervisor> {
-        let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+        let program = std::env::current_exe()
+            .context(|| "cannot find the path of this program".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
         let state = ClusterState {
+            release: VERSION.to_owned(),
             pid: std::process::id(),
             policy: spec.config.balancer.policy.to_string(),
             // The registry is told when the others have ended.
@@ -174,7 +182,8 @@ impl Supervisor {
             listen,
             keeps_address,
         };
-        let (stop, stopped) = watch::channel(false);
+        let stopped = CancellationToken::new();
+        let stop = stopped.clone().drop_guard();
         let (child, url) = self.shared.start(&spec, &stopped).await?;
         let task = tokio::spawn(supervise(self.shared.clone(), spec, child, url.clone(), stopped));
         self.daemons.push(Supervised { stop, task });
@@ -186,7 +195,7 @@ impl Supervisor {
         let url = format!("{balancer}{}", openlambda_core::wire::CLUSTER_PATH);
         for _ in 0..600 {
             let request = http::Request::get(&url).body(bytes::Bytes::new());
-            let request = request.context(|| format!("{url} is no address"))?;
+            let request = request.context(|| format!("{url} is not an address"))?;
             if let Ok(answer) = crate::http_client::send(request).await
                 && let Ok(status) =
                     serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(answer.body())
@@ -211,11 +220,13 @@ impl Supervisor {
         let mut daemons = self.daemons;
         let others = daemons.split_off(daemons.len().min(1));
         for group in [others, daemons] {
-            for daemon in &group {
-                daemon.stop.send_replace(true);
-            }
-            for daemon in group {
-                let _ = daemon.task.await;
+            let told = |Supervised { stop, task }| {
+                drop(stop);
+                task
+            };
+            let tasks: Vec<_> = group.into_iter().map(told).collect();
+            for task in tasks {
+                let _ = task.await;
             }
         }
     }
@@ -226,7 +237,7 @@ impl Shared {
     async fn start(
         &self,
         spec: &DaemonSpec,
-        stopped: &watch::Receiver<bool>,
+        stopped: &CancellationToken,
     ) -> Result<(Child, String)> {
         let log = self.dir.join("logs").join(format!("{}.log", spec.name));
         let open = private::open_file(&log, File::options().create(true).append(true));
@@ -256,10 +267,9 @@ impl Shared {
         let stdout = pipe::Receiver::from_owned_fd(stdout)
             .context(|| "cannot read a daemon's output".to_owned())?;
         let mut lines = BufReader::new(stdout).lines();
-        let mut stopped = stopped.clone();
         let line = tokio::select! {
             line = tokio::time::timeout(self.limits.0, lines.next_line()) => line,
-            () = told(&mut stopped) => Ok(Ok(None)),
+            () = stopped.cancelled() => Ok(Ok(None)),
         };
         let ready = match line {
             Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
@@ -294,7 +304,7 @@ impl Shared {
     }
 
     fn update(&self, change: impl FnOnce(&mut ClusterState)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state);
         if let Err(error) = self.dir.write_state(&state) {
             tracing::warn!(%error, "cannot write cluster.json");
@@ -308,7 +318,7 @@ async fn supervise(
     mut spec: DaemonSpec,
     mut child: Child,
     url: String,
-    mut stopped: watch::Receiver<bool>,
+    stopped: CancellationToken,
 ) {
     if spec.keeps_address
         && let Some(address) = url.strip_prefix("http://").and_then(|url| url.parse().ok())
@@ -318,7 +328,7 @@ async fn supervise(
     loop {
         let status = tokio::select! {
             status = child.wait() => status,
-            () = told(&mut stopped) => {
+            () = stopped.cancelled() => {
                 child.signal(Signal::TERM);
                 if tokio::time::timeout(shared.limits.1, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
@@ -331,29 +341,22 @@ async fn supervise(
         tracing::warn!(daemon = spec.name, ?status, "ended; starting it again");
         child.kill_group();
         shared.note(&spec, None, None);
-        let mut wait = BACKOFF.0;
+        let mut backoff = Backoff::new(BACKOFF, fresh_seed());
         child = loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = told(&mut stopped) => return,
+                () = tokio::time::sleep(backoff.pause()) => {}
+                () = stopped.cancelled() => return,
             }
             let started = shared.start(&spec, &stopped).await;
-            let over = *stopped.borrow();
             match started {
                 Ok((child, _)) => break child,
-                Err(_) if over => return,
+                Err(_) if stopped.is_cancelled() => return,
                 Err(error) => {
                     tracing::warn!(daemon = spec.name, %error, "did not start again");
-                    wait = (2 * wait).min(BACKOFF.1);
                 }
             }
         };
     }
-}
-
-/// Resolves when the daemon is told to stop. A supervisor that is gone has told it too.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// The last line that a daemon which did not start left in its log: it says why.

@@ -1,7 +1,3 @@
-//! Which release this is.
+//! The version of this release.
 
-/// The release: what `make dist` names it, from `git describe`, else the package's version.
-pub(crate) const VERSION: &str = match option_env!("OPENLAMBDA_VERSION") {
-    Some(version) => version,
-    None => env!("CARGO_PKG_VERSION"),
-};
+pub(crate) use openlambda_core::format::RELEASE as VERSION;

@@ -1,5 +1,5 @@
-//! The real `ol` with a keep-alive policy of one's own: `ol sim`, `ol replay` and its workers
-//! (`ol daemon worker --keep-alive payback`) know it by its name, and take its parameter.
+//! The real `ol` with your own keep-alive policy: `ol sim`, `ol replay` and the workers
+//! (`ol daemon worker --keep-alive payback`) know it by its name, and accept its parameter.
 //!
 //! ```text
 //! cargo run --example custom_keep_alive -- policies
@@ -7,9 +7,9 @@
 //! cargo run --example custom_keep_alive -- sim --policy hiku --keep-alive ttl
 //! ```
 //!
-//! Payback: an instance stays as long without use as it took to start, times a factor. That is the
-//! rule for renting skis: rent until that has cost as much as buying, and whatever the winter brings,
-//! you pay twice what would have been best at most.
+//! Payback: an instance may stay unused for as long as it took to start, times a factor. It is the
+//! ski-rental rule: rent skis until the rent has cost as much as buying them, and you never pay more than
+//! twice the optimum.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use openlambda_core::keep_alive::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy
 use openlambda_core::scheduler::InstanceId;
 use openlambda_core::time::Time;
 
-/// The policy. When memory is short the least recently used goes first, as [`Lru`] has it.
+/// The policy. When memory is short it evicts the least recently used instance, as [`Lru`] does.
 #[derive(Debug)]
 struct Payback {
     factor: f64,

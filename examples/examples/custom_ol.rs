@@ -1,4 +1,5 @@
-//! The real `ol` with a policy of one's own: `ol up`, `ol sim` and all else know it by its name.
+//! The real `ol` with your own balancing policy: `ol up`, `ol sim` and every other command know it by its
+//! name.
 //!
 //! ```text
 //! cargo run --example custom_ol -- policies

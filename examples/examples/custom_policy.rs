@@ -1,7 +1,7 @@
-//! The smallest legal balancing policy, held to the contract, and simulated beside two others.
+//! The smallest legal balancing policy, tested against the contract, and simulated beside two others.
 //!
-//! Warm first: a worker that has an idle instance of the function gets the call, or else the least
-//! loaded one.
+//! Warm first: a worker that has an idle instance of the function gets the call; if there is none, the
+//! least loaded worker does.
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, Refusal, RequestInfo, Why, WorkerId,
@@ -10,7 +10,7 @@ use openlambda_lab::sim::{SimConfig, simulate};
 use openlambda_lab::summary::Tally;
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 
-/// The policy. It has no state of its own: the view knows what is idle, and what is in flight.
+/// The policy. It has no state of its own: the view shows idle instances and calls in flight.
 #[derive(Debug)]
 pub(crate) struct WarmFirst;
 

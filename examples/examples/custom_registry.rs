@@ -1,4 +1,4 @@
-//! The smallest registry that keeps anything: a folder with one JSON index and a file per bundle.
+//! The smallest durable registry: a folder with one JSON index and a file per bundle.
 //!
 //! ```text
 //! <folder>/index.json       names, versions and aliases
@@ -6,10 +6,11 @@
 //! ```
 //!
 //! `openlambda_core::registry::kit` keeps the rest of the contract: bundles in canonical form, numbers
-//! that are not used again, aliases, events; a publisher who gives up leaves nothing or all. Here is
-//! what a folder has to do for it: what was acknowledged survives kill −9.
+//! that are not used again, aliases, events, and publications that happen completely or not at all. This
+//! file does the folder's part: what was acknowledged survives kill −9.
 //!
-//! The index is read once: several processes need a registry that they ask over the network.
+//! The index is read once, so one process at a time can use the folder; several processes need a registry
+//! that they reach over the network.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -51,7 +52,7 @@ impl Folder {
     ) -> io::Result<()> {
         let mut file = NamedTempFile::new_in(&self.0)?;
         write(&mut file)?;
-        // A rename is whole or not at all. A power cut would ask for a sync as well.
+        // A rename is atomic. To survive a power cut as well, sync before it.
         file.persist(place)?;
         Ok(())
     }

@@ -6,8 +6,8 @@
 //! | `init.sh`, if there is one | once, when an instance is made |
 //! | `run.sh` | for each call; a status other than 0 is an error, a signal ends the instance |
 //!
-//! `openlambda_core::sandbox::kit` keeps the rest of the contract: slots that stay busy while the
-//! script runs, whoever waits for it; crashes that every later call is told of; Drop; shutdown.
+//! `openlambda_core::sandbox::kit` keeps the rest of the contract: a slot stays busy while the script
+//! runs, even if no client waits for it any more; every call after a crash fails; Drop; shutdown.
 
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -76,7 +76,7 @@ impl Handler for Instance {
 impl Instance {
     /// Runs a script: its status, standard output and standard error.
     async fn run(&self, script: &str, body: &[u8]) -> io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
-        // Not pipes: a script need not read what it gets, and nobody has to read along what it says.
+        // Not pipes: a script need not read its input, and no task has to read its output meanwhile.
         let [mut input, mut answer, mut errors] = [tempfile()?, tempfile()?, tempfile()?];
         input.write_all(body)?;
         input.rewind()?;
@@ -84,7 +84,7 @@ impl Instance {
         command.arg(self.spec.code.join(script)).stdin(input);
         command.stdout(answer.try_clone()?).stderr(errors.try_clone()?);
         let running = Arc::clone(&self.running).read_owned().await;
-        // A group of its own, so that what the script starts ends with it.
+        // A process group of its own, so that processes that the script starts end with it.
         let mut child = command.process_group(0).spawn()?;
         let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let ended = tokio::spawn(async move { (child.wait().await, drop(running)).0 });
@@ -104,7 +104,7 @@ struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Whoever is left of it. The kernel hands out numbers in turn, so this one is not another's
+        // The processes that it left. The kernel hands out numbers in turn, so this one is not another's
         // yet when the script has just ended.
         let _ = self.0.map(|group| kill_process_group(group, Signal::KILL));
     }
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Commands are short; what is longer is text to return.
+    /// Commands are short; a longer event is text to return.
     const COMMANDS: &str = r#"
         body=$(cat; echo .)
         body=${body%.}

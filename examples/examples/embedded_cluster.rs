@@ -32,7 +32,7 @@ async fn echo(event: &'static str) -> Result<Bytes, Box<dyn Error>> {
     let mut workers = Vec::new();
     for name in ["worker-1", "worker-2"] {
         let dir = folder.path().join(name);
-        // Whatever the worker starts is found by this mark, also after a crash.
+        // Processes that the worker starts can be found by this mark, also after a crash.
         let mark = format!("embedded-{}-{name}", std::process::id());
         let config = ProcessConfig::new(&dir, mark, spawner.clone(), clock.clone());
         let factory = Arc::new(ProcessFactory::new(config)?);
@@ -44,7 +44,7 @@ async fn echo(event: &'static str) -> Result<Bytes, Box<dyn Error>> {
     }
     proxy.ready(2).await;
 
-    // As clients call it over HTTP, without going there.
+    // The same call as clients make over HTTP, without HTTP.
     let request = Request::post("/run/echo").body(full_body(event))?;
     let reply = proxy.call(request, ([127, 0, 0, 1], 0).into()).await;
     assert!(reply.status().is_success(), "{reply:?}");

@@ -1,14 +1,14 @@
-//! Tables whose slots are used again and again, told apart by generations: an id is an index, and
-//! what comes and goes all the time allocates nothing.
+//! Tables that reuse their slots. An id is an index with a generation, which tells apart the values
+//! that a slot has held; so values that come and go all the time allocate nothing.
 //!
 //! [`Slots`] (and [`Owned`], for values that own something) takes ids that somebody else gives out,
-//! [`Arena`] gives them out itself, and [`Lists`] threads lists through the slots of either. All of it is O(1).
+//! [`Arena`] (and [`OwnedArena`]) gives them out itself, and [`Lists`] threads lists through the slots of either. All of it is O(1).
 
 mod list;
 mod owned;
 
 pub(crate) use list::{List, Lists};
-pub(crate) use owned::Owned;
+pub(crate) use owned::{Owned, OwnedArena};
 
 /// An id's slot: its low half. The high half is the slot's generation.
 pub(crate) const fn slot_of(id: u64) -> u32 {
@@ -23,15 +23,15 @@ const fn id_of(generation: u32, slot: u32) -> u64 {
     (generation as u64) << 32 | slot as u64
 }
 
-/// Values under ids that somebody else gives out: densely, and with another generation each time that
-/// a slot is used again.
+/// Values under ids that the user of the table gives out. The ids must be dense, and a slot that is used
+/// again must get a new generation.
 #[derive(Debug)]
 pub(crate) struct Slots<T> {
     entries: Vec<Entry<T>>,
     len: u32,
 }
 
-/// A slot that is free keeps its last value, which nobody sees: to look an id up is one comparison.
+/// A free slot keeps its last value, which cannot be reached: looking up an id is one comparison.
 #[derive(Clone, Copy, Debug)]
 struct Entry<T> {
     /// The id that has the slot. Where it is free, the inverse of the one that had it last: that is no
@@ -43,7 +43,7 @@ struct Entry<T> {
 impl<T: Copy> Slots<T> {
     /// # Panics
     ///
-    /// When the slot is taken: the books of whoever gives the ids out are wrong.
+    /// When the slot is taken: the code that gives the ids out has an error.
     pub(crate) fn insert(&mut self, id: u64, value: T) {
         let slot = slot_of(id) as usize;
         while slot >= self.entries.len() {

@@ -1,4 +1,4 @@
-//! Parts that are chosen by name: policies, and whatever else of a kind an experiment swaps.
+//! Parts that are chosen by name: policies, and any other kind of part that an experiment swaps.
 //!
 //! ```text
 //!  "ttl,seconds=60" ── parse ──▶ Choice ─┐
@@ -6,11 +6,11 @@
 //!  Entry, Entry ───── register ▶ Catalog ┘                                      any number of them
 //! ```
 //!
-//! A [`Catalog`] holds an [`Entry`] for each part of its kind, with what can be set. A [`Choice`] is
-//! what a person wrote. Names are resolved at the edge, where a command line or a file is read and an
-//! error can be told; a configuration holds the [`Maker`] that comes of it.
+//! A [`Catalog`] holds an [`Entry`] for each part of its kind, with the part's parameters. A [`Choice`]
+//! is what a person wrote. Names are resolved at the edge, where a program reads its command line or a
+//! file and can report an error; a configuration holds the resulting [`Maker`].
 //!
-//! A kind is a trait whose implementations are swapped. Any will do, also a program's own:
+//! A kind is a trait whose implementations are swapped. It can be any trait, also one of your own:
 //!
 //! ```
 //! use openlambda_core::catalog::{Catalog, Entry, ParameterInfo};
@@ -77,10 +77,10 @@ pub struct Entry<T: ?Sized> {
     pub about: String,
     /// Where it comes from: a paper, a system.
     pub source: String,
-    /// What can be set.
+    /// Its parameters.
     pub parameters: Vec<ParameterInfo>,
-    /// Makes one from its parameters. Those that are not in `parameters` were refused before. What it
-    /// returns must follow from what was given alone: what was valid once is valid again.
+    /// Makes one from its parameters. Those that are not in `parameters` were refused before. The result
+    /// must depend on the parameters alone: parameters that were valid once stay valid.
     pub build: Build<T>,
 }
 
@@ -92,9 +92,9 @@ pub type Build<T> = Box<dyn Fn(&Parameters<'_, T>) -> Result<Box<T>, ConfigError
 pub struct ParameterInfo {
     /// Its name.
     pub name: String,
-    /// Its value when it is not given, as one would write it.
+    /// Its default, as a person would write it.
     pub default: String,
-    /// The least and the greatest value of a number that may be any between them.
+    /// The least and the greatest value of a number.
     pub bounds: Option<RangeInclusive<f64>>,
     /// What it does.
     pub about: String,
@@ -111,7 +111,7 @@ impl ParameterInfo {
         }
     }
 
-    /// The same, a number that is not outside of `bounds`.
+    /// The same parameter, for a number within `bounds`.
     #[must_use]
     pub fn within<N: Into<f64>>(mut self, bounds: RangeInclusive<N>) -> Self {
         let (least, most) = bounds.into_inner();
@@ -148,7 +148,7 @@ impl<T: ?Sized> fmt::Debug for Entry<T> {
 }
 
 impl<T: ?Sized> Catalog<T> {
-    /// A catalogue of nothing yet. `kind` is what its errors call a part, as `keep-alive policy`; they
+    /// An empty catalogue. `kind` is the word for a part in its errors, such as `keep-alive policy`; errors
     /// begin with the words before the last, if there are any: `keep-alive: unknown policy "tt"`.
     pub fn new(kind: &'static str) -> Self {
         Catalog { kind, entries: Vec::new() }
@@ -202,8 +202,8 @@ impl<T: ?Sized> Catalog<T> {
 }
 
 impl<T: ?Sized + 'static> Catalog<T> {
-    /// The maker of the part that is chosen. What is wrong with the choice is said here, and never
-    /// when one is made.
+    /// The maker of the part that is chosen. An invalid choice is refused here; the maker itself never
+    /// fails.
     ///
     /// # Errors
     ///
@@ -220,7 +220,7 @@ impl<T: ?Sized + 'static> Catalog<T> {
     ///
     /// # Errors
     ///
-    /// A text that is no [`Choice`]; and as [`Catalog::build`].
+    /// The text is not a [`Choice`]; otherwise as [`Catalog::build`].
     pub fn maker_of(&self, text: &str) -> Result<Maker<T>, ConfigError> {
         self.maker(&text.parse()?)
     }
@@ -258,7 +258,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// The entry has no such parameter: it asks for another one than it tells of.
+    /// The entry's `parameters` do not list this name.
     pub fn get(&self, name: &str) -> Result<Value, ConfigError> {
         match self.choice.parameters.get(name) {
             Some(given) => Ok(given.clone()),
@@ -270,18 +270,18 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number within the bounds.
     pub fn number(&self, name: &str) -> Result<f64, ConfigError> {
         let bounds = self.bounds_within(name, f64::MIN..=f64::MAX)?;
         let wanted = format!("a number from {} to {}", bounds.start(), bounds.end());
         self.number_where(name, &wanted, |number| bounds.contains(&number))
     }
 
-    /// A number that is `valid`; `wanted` says of an invalid one which are.
+    /// A number that is `valid`; the error for an invalid one says to use `wanted`.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number, or is not `valid`.
     pub fn number_where(
         &self,
         name: &str,
@@ -299,11 +299,11 @@ impl<T: ?Sized> Parameters<'_, T> {
             .ok_or_else(|| self.refuse(format!("{name} = {value} is not valid; use {wanted}")))
     }
 
-    /// A whole number within the parameter's bounds, and never outside of what the result can be.
+    /// A whole number within the parameter's bounds, and within the range of the result's type.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a whole number within the bounds.
     pub fn whole(&self, name: &str) -> Result<u32, ConfigError> {
         let bounds = self.bounds_within(name, 0.0..=f64::from(u32::MAX))?;
         let wanted = format!("a whole number from {} to {}", bounds.start(), bounds.end());
@@ -311,11 +311,11 @@ impl<T: ?Sized> Parameters<'_, T> {
         Ok(self.number_where(name, &wanted, valid)? as u32)
     }
 
-    /// A time within the parameter's bounds, which are seconds, and never over a century.
+    /// A time within the parameter's bounds, which are in seconds, of a century at most.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The value is not a number of seconds within the bounds.
     pub fn seconds(&self, name: &str) -> Result<Duration, ConfigError> {
         let bounds = self.bounds_within(name, 0.0..=CENTURY)?;
         let wanted = format!("a number of seconds from {} to {}", bounds.start(), bounds.end());
@@ -327,7 +327,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is another one, with the nearest of them, or no word.
+    /// The value is not one of the words; the error names the nearest.
     pub fn word(&self, name: &str, words: &[&str]) -> Result<usize, ConfigError> {
         let value = self.get(name)?;
         let place = value.as_str().and_then(|value| words.iter().position(|word| *word == value));
@@ -345,7 +345,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     ///
     /// # Errors
     ///
-    /// It is no choice; and as [`Catalog::build`].
+    /// The value is not a choice; otherwise as [`Catalog::build`].
     pub fn nested(&self, name: &str) -> Result<(Choice, Box<T>), ConfigError> {
         let choice = Choice::try_from(self.get(name)?)?;
         let part = self.catalog.build(&choice)?;
@@ -358,7 +358,7 @@ impl<T: ?Sized> Parameters<'_, T> {
         ConfigError::new(format!("{origin} {}", self.entry.name), message)
     }
 
-    /// The parameter's bounds, as far as they are not wider than `widest`.
+    /// The parameter's bounds, cut to `widest`.
     fn bounds_within(
         &self,
         name: &str,
@@ -374,7 +374,7 @@ impl<T: ?Sized> Parameters<'_, T> {
     }
 }
 
-/// In seconds; longer than anything is kept or waited for.
+/// In seconds; longer than any time that is set or waited for.
 pub(crate) const CENTURY: f64 = 100.0 * 365.0 * 86_400.0;
 
 impl<T: ?Sized> fmt::Debug for Parameters<'_, T> {

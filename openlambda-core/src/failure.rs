@@ -1,4 +1,4 @@
-//! What can go wrong with an invocation, in one type that every layer speaks.
+//! What can go wrong with an invocation, in one type that every layer uses.
 //!
 //! A [`Failure`] says what went wrong ([`FailureKind`]), whose fault it is ([`Culprit`]) and whether
 //! the handler may have started ([`Started`]): a retry happens only on [`Started::No`].
@@ -33,7 +33,7 @@ pub enum Culprit {
 pub enum Started {
     /// It has not: another attempt cannot run anything twice.
     No,
-    /// Nobody knows, for example when a connection broke.
+    /// It is not known, for example when a connection broke.
     Maybe,
     /// It has.
     Yes,
@@ -46,7 +46,7 @@ pub enum Started {
 pub enum FailureKind {
     /// A bad name, bad JSON where JSON is needed, a bad header.
     BadRequest,
-    /// The client may not do this, whoever it says it is.
+    /// The client may not do this, whatever its identity.
     Forbidden,
     /// No such function, or no such version.
     NotFound,
@@ -129,7 +129,7 @@ impl FailureKind {
         }
     }
 
-    /// Who is to blame when nothing more is known.
+    /// The default culprit, when nothing more is known.
     pub const fn usual_culprit(self) -> Culprit {
         match self {
             FailureKind::BadRequest

@@ -28,7 +28,7 @@ pub const fn mix(a: u64, b: u64) -> u64 {
 }
 
 /// Builds hashers for keys that are hashes already, or begin with one: digests, and 64-bit hashes of
-/// names. For look-ups alone: the order of such a map is nobody's business.
+/// names. For look-ups only: do not depend on the order of such a map.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Hashed;
 

@@ -1,4 +1,4 @@
-//! One call of a function: what goes in, what comes back, and what is recorded of it.
+//! One call of a function: its request, its reply, and its record.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind};
+use crate::format::FormatNumber;
 use crate::function::{Digest, FunctionName, HEX_DIGITS, is_name_byte};
 use crate::hash::mix;
 use crate::time::Time;
@@ -22,7 +23,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A streamed body, of a request or a reply. Data frames, then at most one frame of trailers.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A body that is at hand as a whole.
+/// A body that is complete and in memory.
 pub fn full_body(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
@@ -132,7 +133,7 @@ pub struct Invocation {
     pub deadline_unix_ms: u64,
     /// The client's request without the path to the function.
     pub head: RequestHead,
-    /// The client's body. Whoever hands the invocation to a sandbox has bounded its size.
+    /// The client's body. Its size was bounded before the invocation came to a sandbox.
     pub body: Body,
 }
 
@@ -184,9 +185,8 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// The body. Dropping it does not stop the handler.
     pub body: Body,
-    /// Resolves when the handler is through with this invocation and the slot is free again,
-    /// whether or not anybody reads the body. Must be polled or kept; it needs no polling to make
-    /// progress.
+    /// Resolves when the handler has finished this invocation and the slot is free again, whether or not
+    /// the body is read. Must be polled or kept; it needs no polling to make progress.
     pub done: BoxFuture<'static, Completion>,
 }
 
@@ -196,7 +196,7 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// How a handler was through with an invocation.
+/// How a handler finished an invocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
     /// From the handing over of the event to the end of the reply.
@@ -245,7 +245,7 @@ impl FromStr for StartKind {
 /// Where an invocation's time went. Sent as `Server-Timing`, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phases {
-    /// Waiting for a slot: everything from arrival to the run that is none of the others.
+    /// Waiting for a slot: all time from arrival to the run that belongs to no other phase.
     pub queue: Duration,
     /// Fetching and unpacking the bundle.
     pub pull: Duration,
@@ -261,6 +261,10 @@ pub struct Phases {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvocationRecord {
+    /// The format of the line. The first key, so that a later one is refused for that and not for a key
+    /// that is not known here.
+    #[serde(default)]
+    pub v: FormatNumber<1>,
     /// Its id.
     pub request_id: RequestId,
     /// The function.

@@ -9,17 +9,17 @@
 //! * the **pure deciders**: [`scheduler`], [`keep_alive`], [`queue`], [`code_cache`] and the
 //!   balancer's reducer [`balancing::Cluster`]. They take time and randomness as inputs and do no
 //!   I/O, so the simulator runs the very code that serves live traffic;
-//! * the [`catalog`] by which deciders are chosen by name: open to those of a program's own;
-//! * the **worker** (feature `worker`): the shell that carries the deciders' actions out;
+//! * the [`catalog`] by which deciders are chosen by name; a program can add its own;
+//! * the **worker** (feature `worker`): the shell that carries out the deciders' actions;
 //! * **in-memory implementations** (feature `memory`) and **conformance suites** (feature
-//!   `conformance`) for all three traits, and a suite for
-//!   [`KeepAlivePolicy`](keep_alive::KeepAlivePolicy);
-//! * **kits** (feature `kit`): what new kinds begin with ([`sandbox::kit`], [`registry::kit`]), and
-//!   [`wrap`], which makes others slow, faulty or limited.
+//!   `conformance`) for all three traits, and for [`KeepAlivePolicy`](keep_alive::KeepAlivePolicy);
+//! * **kits** (feature `kit`): what a new kind of sandbox or registry builds on ([`sandbox::kit`],
+//!   [`registry::kit`]), and [`wrap`], which makes any of them slow, faulty or limited.
 //!
 //! Without default features the crate has neither tokio nor hyper.
 
 mod arena;
+pub mod backoff;
 pub mod balancing;
 #[cfg(feature = "bundle")]
 pub mod bundle;
@@ -29,9 +29,11 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod failure;
+pub mod format;
 pub mod function;
 pub mod hash;
 pub mod invocation;
+pub mod json_lines;
 pub mod keep_alive;
 pub mod manifest;
 #[cfg(feature = "memory")]

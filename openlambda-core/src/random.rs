@@ -1,14 +1,22 @@
 //! Randomness from a seed, with the same values on every machine.
 //!
-//! The generator is PCG XSL 128/64 (O'Neill 2014, `rand_pcg`); the distributions are our own few
-//! lines over `libm`, because a distribution crate may change its values between versions.
+//! The generator is PCG XSL 128/64 (O'Neill 2014, `rand_pcg`). The distributions are written here, in a
+//! few lines over `libm`, because a distribution crate may change its values between versions.
 
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use rand_core::{Rng as _, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 use crate::hash::{mix, stable_hash};
+
+/// A seed that nobody had before: another one at each call, in each process and on each machine. For
+/// live shells alone, where what it decides is not to be repeated; a decider is given its seed.
+pub fn fresh_seed() -> u64 {
+    // The standard library asks the system once, and counts from there.
+    RandomState::new().hash_one(0)
+}
 
 /// A seeded generator. Cloning it copies its state: both yield the same values from then on.
 #[derive(Clone, Debug)]
@@ -83,6 +91,12 @@ mod tests {
             Rng::from_seed_and_label(1, "arrivals").next_u64(),
             Rng::from_seed_and_label(1, "service").next_u64()
         );
+    }
+
+    #[test]
+    fn a_fresh_seed_is_another_one_each_time() {
+        let seeds: std::collections::BTreeSet<u64> = (0..1000).map(|_| fresh_seed()).collect();
+        assert_eq!(seeds.len(), 1000);
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! A server in a task of this process: [`Serving`]; what every server has at its [`Door`]: a bound of
-//! connections, and only so much patience for [each](Patient); and the one loop that answers HTTP there,
-//! [`HttpServer`].
+//! What servers share: [`Serving`] runs one in a task of this process; a [`Door`] bounds its connections
+//! and its patience with [each](Patient); [`HttpServer`] is the one loop that answers HTTP.
 //!
-//! Whatever serves here takes a listener and a future that says when to stop: the worker, the
-//! balancer, the native registry. A program that embeds a cluster runs several of them beside each
-//! other, on free ports, and stops them in an order of its own:
+//! Each server (worker, balancer, native registry) takes a listener, and a future that says when to
+//! stop. A program that embeds a cluster runs several of them beside each other, on free ports, and
+//! stops them in the order that it needs:
 //!
 //! ```no_run
 //! # async fn embed(worker: openlambda_core::worker::Worker) -> std::io::Result<()> {
@@ -19,6 +18,7 @@
 mod door;
 mod http;
 pub mod local;
+mod log_file;
 mod patient;
 mod quiet;
 mod steady;
@@ -30,11 +30,12 @@ use std::net::Ipv4Addr;
 
 use futures_core::future::BoxFuture;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::door::{Door, Patience};
 pub use self::http::{HttpConfig, HttpServer};
+pub use self::log_file::LogFile;
 pub use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};
@@ -46,8 +47,8 @@ pub use self::stream::Stream;
 #[derive(Debug)]
 pub struct Serving<T = ()> {
     url: String,
-    /// Its end, dropped or sent, is the word to stop.
-    stop: oneshot::Sender<()>,
+    /// Dropped, it is the word to stop.
+    stop: DropGuard,
     task: JoinHandle<T>,
 }
 
@@ -55,8 +56,8 @@ pub struct Serving<T = ()> {
 pub type Stop = BoxFuture<'static, ()>;
 
 impl<T: Send + 'static> Serving<T> {
-    /// Spawns what `serve` makes of a listener, on a free port of 127.0.0.1, and of the word to stop.
-    /// Connections are taken from now on, whenever the server accepts them.
+    /// Spawns the server that `serve` makes from a listener on a free port of 127.0.0.1 and a future that
+    /// resolves when it is to stop. Clients can connect from now on, and wait until the server accepts.
     ///
     /// Must be called within a tokio runtime with I/O.
     ///
@@ -70,12 +71,10 @@ impl<T: Send + 'static> Serving<T> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
-        let (stop, stopped) = oneshot::channel();
-        let stopped = Box::pin(async move {
-            let _ = stopped.await;
-        });
+        let stop = CancellationToken::new();
+        let stopped = Box::pin(stop.clone().cancelled_owned());
         let task = tokio::spawn(serve(TcpListener::from_std(listener)?, stopped));
-        Ok(Serving { url, stop, task })
+        Ok(Serving { url, stop: stop.drop_guard(), task })
     }
 
     /// Where it is, `http://127.0.0.1:port`.

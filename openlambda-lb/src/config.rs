@@ -12,29 +12,29 @@ use crate::front::Limits;
 
 /// How a [`Proxy`](crate::proxy::Proxy) behaves. Every field has a default.
 ///
-/// A time from a century on, infinity too, is for ever. One below zero is no time: it is refused where a
-/// text is read, and is zero where a program says so.
+/// A time of a century or more, infinity included, means for ever. A time below zero is refused where a
+/// text is parsed, and counts as zero where a program sets it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyConfig {
-    /// Workers that are there for good, as `http://host:port`. Others announce themselves.
+    /// Workers that never leave, as `http://host:port`. Others announce themselves.
     pub workers: Vec<String>,
     /// The largest request body, in bytes.
     pub body_limit: u64,
     /// How many more workers a call is tried on when it cannot have started.
     pub retries: u32,
-    /// How much of a retry each call adds to the budget of all calls: 0.2 is a retry for every fifth.
+    /// How much of a retry each call adds to the retry budget: 0.2 is one retry for every fifth call.
     /// With 1 a call pays for its first retry itself.
     pub retry_share: f64,
-    /// With how many retries the budget begins, and how many it saves up.
+    /// How many retries the budget begins with, and the most that it saves up.
     pub retry_reserve: u32,
     /// How much longer than a function's own time limit the balancer waits for a worker.
     #[serde(deserialize_with = "time")]
     pub timeout_grace_seconds: f64,
-    /// What it adds for the time before the handler starts: queueing, pulling, a cold start.
+    /// How much time the balancer adds for what comes before the handler: queueing, pulling, a cold start.
     #[serde(deserialize_with = "time")]
     pub start_allowance_seconds: f64,
-    /// A worker that has said nothing for so long is unhealthy. Workers speak every 0.5 s.
+    /// A worker is unhealthy when it has sent nothing for this time. Workers send every 0.5 s.
     #[serde(deserialize_with = "time")]
     pub silence_seconds: f64,
     /// How long calls in flight may take to end after a shutdown was asked for.
@@ -120,7 +120,7 @@ impl ProxyConfig {
     }
 }
 
-/// Seconds; [`Duration::MAX`] is for ever to whoever waits.
+/// Seconds; [`Duration::MAX`] means for ever.
 fn seconds(seconds: f64) -> Duration {
     match seconds < CENTURY {
         true => Duration::from_secs_f64(seconds.max(0.0)),

@@ -1,8 +1,8 @@
 //! The balancer as a server, or as a part of a program: [`Proxy`].
 //!
-//! [`Proxy::call`] is the way of a call through the balancer, and the only one: the HTTP server takes it,
-//! and so does a program that has a balancer inside. The hops on the way are drawn in `front`, the cluster
-//! of workers behind it in [`workers`](crate::workers).
+//! [`Proxy::call`] is the only way of a call through the balancer: the HTTP server uses it, and so does a
+//! program that embeds a balancer. `front` draws its hops, [`workers`](crate::workers) the cluster of
+//! workers behind them.
 //!
 //! # Beside calls
 //!
@@ -11,22 +11,22 @@
 //!
 //! # Workers
 //!
-//! Workers announce themselves below `/internal/`, which is answered to clients on this machine only, and
-//! not to what has come through another proxy or is asked by a page in a browser; for others it does not
-//! exist. Workers on other machines are named in [`ProxyConfig::workers`], or come from a
-//! [`Source`] of your own.
+//! Workers announce themselves below `/internal/`, which is open to clients on this machine only, and not
+//! to requests that came through another proxy or from a page in a browser. Workers on other machines are
+//! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
 use openlambda_core::serving::{Door, HttpServer};
-use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::time::SystemClock;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -64,11 +64,11 @@ impl Proxy {
     ) -> Arc<Proxy> {
         let client = http_client();
         // Ids differ between runs even when the policy's choices do not.
-        let run = openlambda_core::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let run = fresh_seed();
         let seed = config.seed.unwrap_or(run);
         // Workers keep places by this name, so no two balancers may share it, not even two of one
         // process that began at the same time. It decides nothing.
-        let name = format!("{:016x}", RandomState::new().hash_one(run));
+        let name = format!("{:016x}", fresh_seed());
 
         let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), config.silence());
         let configured = Configured::new(&config.workers, watcher.clone());
@@ -117,11 +117,11 @@ impl Proxy {
     /// One call, from the client's request to the reply, whose body may still be on its way.
     ///
     /// The request's URI is a path as clients send it, `/run/<function>` or one of its other forms; `peer`
-    /// is who asks, for the access log and `x-forwarded-for`. Whatever goes wrong is an answer: its status
-    /// and headers say what, and whether the handler may have started.
+    /// is the client's address, for the access log and `x-forwarded-for`. Every failure is a response too:
+    /// its status and headers say what went wrong, and whether the handler may have started.
     ///
-    /// **Cancellation**: dropped before the reply, the call goes on if it has come to a worker, and nobody
-    /// waits for it; and so it does when the reply's body is dropped.
+    /// **Cancellation**: if the future is dropped before the reply, or the reply's body before its end, a
+    /// call that has come to a worker goes on without a client.
     pub async fn call(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
         self.server.front.call(request, peer).await
     }
@@ -149,14 +149,14 @@ impl Proxy {
     /// Does what a balancer does beside calls, for as long as it is polled: follows workers and the
     /// registry, and wakes the policy.
     ///
-    /// For a program that [calls](Self::call) a balancer inside of it and needs no server. Call it once;
+    /// For a program that [calls](Self::call) an embedded balancer and needs no server. Call it once;
     /// [`serve`](Self::serve) does it as well.
     pub async fn run(&self) {
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&self.selector).run_timer());
         let resolver = Arc::clone(&self.resolver);
         tasks.spawn(async move { resolver.follow().await });
-        let sources = std::mem::take(&mut *self.sources());
+        let sources = std::mem::take(&mut *self.sources.lock());
         for (number, source) in sources.into_iter().enumerate() {
             let follower = SelectorFollower::new(Arc::clone(&self.selector), number);
             let follower: Arc<dyn Follower> = Arc::new(follower);
@@ -165,13 +165,13 @@ impl Proxy {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Follows the workers that `source` knows as well. Before the balancer serves or runs.
+    /// Adds a source of workers. Call it before the balancer serves or runs.
     pub fn follow(&self, source: impl Source + 'static) {
-        self.sources().push(Box::new(source));
+        self.sources.lock().push(Box::new(source));
     }
 
     /// Resolves when at least `workers` workers are ready: for programs that start a cluster and then
-    /// call it. Never resolves while nobody [serves](Self::serve) or [runs](Self::run).
+    /// call it. Never resolves unless the balancer [serves](Self::serve) or [runs](Self::run).
     pub async fn ready(&self, workers: u64) {
         // Asked again and again: this is for the moment of a start, and calls pay nothing for it.
         while self.selector.counts().ready < workers {
@@ -182,10 +182,5 @@ impl Proxy {
     /// Writes a line for each request to `log` from now on. The first log that is given stays.
     pub fn write_access_log(&self, log: AccessLog) {
         let _ = self.telemetry.log.set(log);
-    }
-
-    /// No code panics while it holds this lock.
-    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Source>>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,24 +5,24 @@
 //!       /_ns/<namespace>/<name>/  the function <namespace>/<name>
 //! ```
 //!
-//! There is nothing beside the folders: whoever edits them publishes. A resolution looks at every
-//! file's metadata, and packs the folder anew when something has changed. So
+//! There is no state beside the folders: an edit is a publication. A resolution reads every file's
+//! metadata, and packs the folder again when something has changed. So
 //!
-//! * there is one version of a function, the present one, and there are no aliases. Its number is the
-//!   time of its last change, in microseconds since 1970: every process on the machine comes to the
-//!   same number, and a later change to a higher one;
-//! * a bundle can be fetched as long as its folder stays as it is. A change between resolution and
-//!   fetch is an error that says so, and the next call succeeds;
-//! * [`watch`](Registry::watch) tells what was published and deleted through the same handle, and
-//!   [`cache_for`](Registry::cache_for) is zero: nobody tells of an edit.
+//! * a function has one version, the present one, and no aliases. The version's number is the time of
+//!   the last change, in microseconds since 1970: every process on the machine computes the same number,
+//!   and a later change gives a higher one;
+//! * a bundle can be fetched as long as its folder stays unchanged. If it changes between resolution and
+//!   fetch, the error says so, and the next call succeeds;
+//! * [`watch`](Registry::watch) reports what was published and deleted through the same handle, and
+//!   [`cache_for`](Registry::cache_for) is zero, since an edit is not reported.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,6 +37,7 @@ use openlambda_core::registry::{
     Resolved, Revision, VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
+use parking_lot::Mutex;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::blocking;
@@ -63,7 +64,7 @@ struct Shared {
     clock: SystemClock,
     events: EventLog,
     known: Mutex<BTreeMap<FunctionName, Known>>,
-    /// Held by whoever publishes or deletes.
+    /// Held while a function is published or deleted.
     changing: Mutex<()>,
     next_temporary: AtomicU64,
 }
@@ -234,7 +235,7 @@ impl Shared {
             let now_us = self.clock.unix_millis() * 1000;
             let look = look(&folder).map_err(storage)?;
             let recent = look.newest + RECENT.as_micros() as u64 > now_us;
-            if let Some(known) = self.lock().get(name)
+            if let Some(known) = self.known.lock().get(name)
                 && known.look == look
                 && !recent
             {
@@ -248,7 +249,7 @@ impl Shared {
             if self::look(&folder).map_err(storage)? != look {
                 continue;
             }
-            let mut known = self.lock();
+            let mut known = self.known.lock();
             let before = known.get(name);
             let version = match before {
                 Some(before) if before.digest == packed.digest => before.version,
@@ -288,14 +289,14 @@ impl Shared {
             };
             known.iter().filter_map(holds).collect()
         };
-        let mut candidates = holders(&self.lock());
+        let mut candidates = holders(&self.known.lock());
         let was_known = !candidates.is_empty();
         if !was_known {
             // Another process has resolved it.
             for name in self.names().map_err(storage)? {
                 let _ = self.look_at(&name);
             }
-            candidates = holders(&self.lock());
+            candidates = holders(&self.known.lock());
         }
         let mut changed = was_known;
         for name in candidates {
@@ -315,7 +316,7 @@ impl Shared {
     fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
         let wanted = bundle.digest;
         let folder = self.folder(name);
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let before = match self.look_at(name) {
             Ok(known) => Some(known),
             // What is there and is no function is replaced too.
@@ -347,14 +348,14 @@ impl Shared {
     }
 
     fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = self.changing.lock();
         let temporary = self.temporary().map_err(storage)?;
         match fs::rename(self.folder(name), temporary.0.join("deleted")) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_found(name)),
             Err(error) => return Err(storage(error)),
         }
-        self.lock().remove(name);
+        self.known.lock().remove(name);
         self.events.add(|revision| RegistryEvent::Deleted { revision, name: name.clone() });
         Ok(())
     }
@@ -366,10 +367,6 @@ impl Shared {
         let path = self.root.join(name);
         fs::create_dir(&path)?;
         Ok(Temporary(path))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<FunctionName, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! * [`dir`]: a folder of function folders. A changed file takes effect on the next call: for
 //!   development.
-//! * [`native`]: a store of our own with versions and aliases, embedded in a program
+//! * [`native`]: the project's own store, with versions and aliases, embedded in a program
 //!   ([`native::NativeRegistry`]) or served over gRPC by `ol-registry` ([`native::RemoteRegistry`]).
 //!
 //! A new kind implements [`Registry`](openlambda_core::registry::Registry), or brings a

@@ -1,10 +1,10 @@
-//! The native registry: a store with versions, aliases and changes to watch.
+//! The native registry: a store with versions, aliases, and a stream of changes.
 //!
 //! * [`Store`] keeps everything in one folder and survives kill −9; it does no networking.
 //! * [`NativeRegistry`] is the [`Registry`](openlambda_core::registry::Registry) over a store in the
 //!   same program.
-//! * [`serve`] answers gRPC for one (`ol-registry`), and [`RemoteRegistry`] is the registry at the
-//!   other end. The protocol is in `proto/registry.proto`.
+//! * [`serve`] serves one over gRPC (`ol-registry`), and [`RemoteRegistry`] is the client. The protocol is
+//!   in `proto/registry.proto`.
 
 mod client;
 mod protocol;
@@ -15,7 +15,7 @@ mod store;
 pub use client::RemoteRegistry;
 pub use registry::NativeRegistry;
 pub use server::serve;
-pub use store::{Store, StoreError};
+pub use store::{STORE_FORMAT, Store, StoreError};
 
 /// For how long a name's meaning may be used without asking again by one who watches: a change is
 /// told within milliseconds, and a watch that breaks is noticed. This bounds the rest.

@@ -1,15 +1,15 @@
-//! The `docker` kind: a container per instance, made by Docker's engine or one that speaks as it does.
+//! The `docker` kind: a container per instance, made by Docker's engine or one with the same API.
 //!
-//! For machines where an engine is what runs functions already, for any OCI runtime that it knows by
-//! name (gVisor's `runsc` among them), and as the baseline that leaner sandboxes are compared with: the
-//! engine takes more than a hundred milliseconds to start a container.
+//! It is for machines that already run an engine, for any OCI runtime that the engine knows by name
+//! (gVisor's `runsc`, for example), and the baseline that leaner sandboxes are compared with: the engine
+//! takes more than a hundred milliseconds to start a container.
 //!
-//! # What keeps a function in
+//! # What isolates a function
 //!
 //! | what the engine is told | what it takes away |
 //! |---|---|
 //! | an image, read-only; the bundle at `/var/task`, read-only | every file of the machine, but for the function's volumes |
-//! | a user of its own, 1000, without capabilities, `no-new-privileges` | power, and getting it |
+//! | a user of its own, 1000, without capabilities, `no-new-privileges` | privileges, and ways to get them |
 //! | `network_mode = none` | every network but a loopback of its own |
 //! | limits of memory, processors and processes | more than the manifest says |
 //! | `/tmp` as a file system of bounded size | filling the machine's disk |
@@ -23,19 +23,19 @@
 //!           cleaned ◀── engine: kill, remove ◀── exit (told by events), destroy, Drop
 //! ```
 //!
-//! A container's entrypoint is `ol-init` (`sys/init/main.rs`), mounted in. It gets the function's
-//! standard output and error from the worker over a socket, so that what is printed during a call is
-//! read before the call is over, which the engine's own stream of output cannot promise; and gives the
-//! worker the Runtime API's listener, opened inside of the container's network, so that the worker
-//! needs no privilege but the engine's socket. No descriptor passes into a runtime with a kernel of its
-//! own. There the output comes from the engine's stream, the worker opens the listener in the
-//! container's network from outside, which takes root, and `ol-init` waits for it.
+//! A container's entrypoint is `ol-init` (`sys/init/main.rs`), mounted in. Over a socket it gets the
+//! function's standard output and error from the worker, so that output of a call is read before the
+//! call is over, which the engine's own stream of output cannot promise. It gives the worker the Runtime
+//! API's listener, opened inside the container's network, so the worker needs no privilege but the
+//! engine's socket. Descriptors cannot pass into a runtime with its own kernel (gVisor): there the output
+//! comes from the engine's stream, the worker opens the listener in the container's network from
+//! outside, which takes root, and `ol-init` waits for it.
 //!
 //! # When the engine goes away
 //!
-//! Starts fail and say so. Functions that run go on, since calls do not pass through the engine; most
-//! engines end them when they come back. What could not be removed meanwhile is removed then, and what a
-//! crashed worker has left is found by its labels.
+//! Starts fail and say so. Running functions continue, since calls do not pass through the engine; most
+//! engines end them when they come back. Containers that could not be removed meanwhile are removed
+//! then, and those that a crashed worker has left are found by their labels.
 
 mod container;
 mod deaths;
@@ -49,8 +49,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
@@ -66,6 +66,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -87,14 +88,13 @@ use crate::launch::{
     own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::runtime_api::Listener;
 use crate::sys::{Signal, kill_marked, watch_readable};
 
 /// The container's first program, as `build.rs` compiled it.
 static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ol-init"));
 
-/// Who a function is in its container.
+/// A function's user id in its container.
 const USER: u32 = 1000;
 
 /// Where a container finds our bootstraps and `ol-init`.
@@ -155,8 +155,8 @@ impl DockerConfig {
         }
     }
 
-    /// Whether containers have a kernel of their own, through which no descriptor passes. Names are
-    /// all that an engine tells of its runtimes; these are the usual ones.
+    /// Whether containers have their own kernel, into which no descriptor can pass. An engine tells only
+    /// the names of its runtimes; these are the usual ones.
     fn second_kernel(&self) -> bool {
         let runtime = self.runtime.as_deref().unwrap_or_default();
         ["runsc", "gvisor", "kata"].iter().any(|known| runtime.contains(known))
@@ -222,16 +222,16 @@ impl DockerFactory {
         })
     }
 
-    /// Whether the image is there.
+    /// Checks whether the engine has the image.
     ///
     /// # Errors
     ///
-    /// That it is not, and how to get it.
+    /// The image is missing; the error says how to get it.
     pub async fn probe(&self) -> Result<(), SandboxError> {
         self.shared.engine.find_image(&self.shared.config.image).await
     }
 
-    /// What is not enforced here, why, and how to get it; a sentence each.
+    /// What is not enforced on this machine: a sentence each, with the reason and how to get it.
     pub fn withheld(&self) -> Vec<String> {
         let capabilities = &self.shared.capabilities;
         let mut withheld = Vec::new();
@@ -379,25 +379,15 @@ impl Shared {
                 if let Some(start) = start {
                     tokio::spawn(see_started(start, &draft.id, &deaths, process.as_ref()));
                 }
-                let running = Running::default();
-                let output = FunctionOutput::new(out, err, &spec.function, &spec.log, &running);
-                let output = match output {
-                    Ok(output) => Arc::new(output),
+                let clock = Arc::clone(&self.config.clock);
+                let contact = kit::contact(&spec, clock, [out, err], listener);
+                let (output, api, serving) = match contact {
+                    Ok(contact) => contact,
                     Err(error) => {
                         draft.discard().await;
-                        return Err(resources("its output cannot be read", error));
+                        return Err(error);
                     }
                 };
-                let api = RuntimeApi::new(RuntimeApiConfig {
-                    slots: spec.manifest.concurrency,
-                    event: spec.manifest.event,
-                    function: spec.function.clone(),
-                    version: spec.version,
-                    clock: Arc::clone(&self.config.clock),
-                    running,
-                    output: Some(Arc::clone(&output)),
-                });
-                let serving = api.serve(listener);
                 let vessel = Container {
                     id: draft.id,
                     program,
@@ -661,8 +651,9 @@ impl Shared {
     /// The container's first process, as the machine numbers it.
     async fn pid(&self, id: &str) -> Result<i32, SandboxError> {
         let inspected = self.engine.docker.inspect_container(id, None).await;
-        let inspected =
-            inspected.map_err(|error| self.engine.error("the sandbox cannot be seen", error))?;
+        let inspected = inspected.map_err(|error| {
+            self.engine.error("the sandbox's container cannot be inspected", error)
+        })?;
         let pid =
             inspected.state.and_then(|state| state.pid).and_then(|pid| i32::try_from(pid).ok());
         pid.filter(|pid| *pid > 0).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! The errors that all kinds of sandboxes give.
+//! Errors that several kinds of sandboxes share.
 
 use openlambda_core::failure::FunctionError;
 use openlambda_core::invocation::BoxError;

@@ -1,4 +1,4 @@
-//! What a handler gets, and what its reply means: the manifest's `event` key.
+//! The event that a handler gets, and the meaning of what it returns: the manifest's `event` key.
 //!
 //! [`encode`] makes the event: the JSON body itself, or an event of a Lambda Function URL (payload
 //! version 2.0). [`decode`] turns what the handler returned into the client's reply.

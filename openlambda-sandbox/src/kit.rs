@@ -1,8 +1,8 @@
-//! What a kind of sandbox begins with whose instances are like processes: containers, virtual
-//! machines, processes on another machine. They speak the [Runtime API](crate::runtime_api), print,
-//! exit by themselves or are killed, and leave something to clean up. `process`, `sock` and `docker`
-//! are made of this. (A kind whose instances are no processes, but closures or connections, begins
-//! with `openlambda_core::sandbox::kit`.)
+//! The base of a kind of sandbox whose instances are like processes: containers, virtual machines,
+//! processes on another machine. They speak the [Runtime API](crate::runtime_api), print, exit by
+//! themselves or are killed, and leave something to clean up. `process`, `sock` and `docker` are built on
+//! it. (A kind whose instances are not processes, but closures or connections, builds on
+//! `openlambda_core::sandbox::kit`.)
 //!
 //! ```text
 //! start ─▶ runs ─── exits by itself, destroy, Drop, shutdown ──▶ exited ── cleaned up ──▶ gone
@@ -10,9 +10,9 @@
 //!           └─ ready: the first `next`                             └─ calls fail (Exited)
 //! ```
 //!
-//! A kind brings a [`Vessel`]: how its instance is waited for, killed, paused and cleaned up after.
-//! [`Instances`] keeps those that live, starts them in tasks of their own, and ends them all;
-//! [`Handle`] is the [`Sandbox`] that the worker holds. A factory is then
+//! A kind brings a [`Vessel`], which waits for an instance, kills, pauses and cleans up after it.
+//! [`Instances`] keeps the living instances, starts each in its own task, and ends them all; [`Handle`] is
+//! the [`Sandbox`] that the worker holds. A factory is then
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -28,7 +28,7 @@
 //! use openlambda_sandbox::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
 //! use openlambda_sandbox::sys::{Child, CommandSpec, Signal, Spawner};
 //!
-//! /// Runs each function's `bootstrap` in a virtual machine, by a program for that.
+//! /// Runs each function's `bootstrap` in a virtual machine, which another program starts.
 //! #[derive(Clone, Debug)]
 //! struct Machines {
 //!     clock: Arc<SystemClock>,
@@ -107,8 +107,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -117,21 +118,22 @@ use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
 };
 use openlambda_core::time::{Clock, Duration};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, watch};
 
-use crate::errors::{init_error, shutting_down, unsupported};
-use crate::output::FunctionOutput;
-use crate::runtime_api::{RuntimeApi, Serving};
+use crate::errors::{init_error, resources, shutting_down, unsupported};
+use crate::output::{FunctionOutput, Running};
+use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig, Serving};
 
-/// What is particular to a kind: one instance, as long as anything is left of it.
+/// One instance of a kind, from its start until everything of it is removed.
 ///
-/// **Concurrency**: all methods may be called at once; `ended` by several who wait, and again when it
-/// has resolved.
+/// **Concurrency**: all methods may be called at once; several tasks may wait for `ended`, and it may be
+/// called again after it has resolved.
 ///
-/// **Cancellation**: the future of `ended` may be dropped and asked for again.
+/// **Cancellation**: the future of `ended` may be dropped, and `ended` called again.
 #[async_trait]
 pub trait Vessel: fmt::Debug + Send + Sync + 'static {
-    /// Resolves when the instance's first process has ended, with how.
+    /// Resolves when the instance's first process has ended, and says how.
     async fn ended(&self) -> Exit;
 
     /// Kills everything in it, at once. [`ended`](Self::ended) resolves soon afterwards.
@@ -139,11 +141,11 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
 
     /// Removes what is left after its end: processes, files, cgroups. Called once, after
     /// [`ended`](Self::ended) has resolved; the instance is gone when this returns, or has panicked.
-    /// By default there is nothing.
+    /// By default it does nothing.
     async fn clean(&self) {}
 
-    /// Where what its code prints is read from, if anywhere; it is read to the end before a call or
-    /// the instance counts as over.
+    /// The reader of what its code prints, if there is one; output is read to the end before a call or the
+    /// instance counts as over.
     fn output(&self) -> Option<&FunctionOutput> {
         None
     }
@@ -152,17 +154,17 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// That it cannot; by default [`SandboxErrorKind::Unsupported`].
+    /// It cannot be paused; by default [`SandboxErrorKind::Unsupported`].
     async fn pause(&self) -> Result<(), SandboxError> {
         Err(unsupported("sandboxes of this kind cannot be paused; use another kind"))
     }
 
-    /// Lets all in it run again, if it is paused; nothing else happens. By default nothing happens at
-    /// all: right where it cannot be paused.
+    /// Lets a paused instance run again; does nothing to a running one. By default it does nothing, which
+    /// suits a kind without pausing.
     ///
     /// # Errors
     ///
-    /// That it cannot.
+    /// It cannot be resumed.
     async fn resume(&self) -> Result<(), SandboxError> {
         Ok(())
     }
@@ -180,9 +182,9 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// That it cannot be told; by default [`SandboxErrorKind::Unsupported`].
+    /// The use is not known; by default [`SandboxErrorKind::Unsupported`].
     async fn usage(&self) -> Result<Usage, SandboxError> {
-        Err(unsupported("what sandboxes of this kind use is not known; use another kind"))
+        Err(unsupported("the memory use of this kind's sandboxes is not known; use another kind"))
     }
 
     /// A sentence on why it failed to start, where the kind knows more than the exit status.
@@ -208,7 +210,7 @@ enum Life {
     Runs,
     /// Its process has ended.
     Exited(Exit),
-    /// Nothing is left of it.
+    /// Everything of it is removed.
     Gone(Exit),
 }
 
@@ -258,22 +260,22 @@ impl<V: Vessel> Instances<V> {
         Instances { shared: Arc::new(Shared { starting: Arc::default(), live: Mutex::new(live) }) }
     }
 
-    /// Allows one start: first thing in the future that [`create`] gets.
+    /// Allows one start: call it first in the future that [`create`] gets.
     ///
     /// # Errors
     ///
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.shared.starting).read_owned().await;
-        if self.shared.lock().shut_down {
+        if self.shared.live.lock().shut_down {
             return Err(shutting_down());
         }
         Ok(Permit { _starting: starting })
     }
 
-    /// Takes in what was started under a permit, with `slots` slots. Its code speaks with `api`, which
-    /// is `serving` it. From here on Drop of the handle cleans up; before, whoever fails to start it
-    /// does. Must be called within a tokio runtime.
+    /// Takes over an instance that was started under a permit, with `slots` slots. Its code speaks with
+    /// `api`, which `serving` serves. From here on Drop of the handle cleans up; before this call, the
+    /// code that starts the instance has to. Must be called within a tokio runtime.
     pub fn adopt(
         &self,
         _permit: &Permit,
@@ -283,7 +285,7 @@ impl<V: Vessel> Instances<V> {
         vessel: V,
     ) -> Handle<V> {
         let instance = {
-            let mut live = self.shared.lock();
+            let mut live = self.shared.live.lock();
             let id = live.next_id;
             live.next_id += 1;
             let instance = Arc::new(Instance {
@@ -301,11 +303,11 @@ impl<V: Vessel> Instances<V> {
         Handle { instance }
     }
 
-    /// Ends all instances and waits until nothing is left of them; none is started afterwards.
+    /// Ends all instances and waits until they are removed; none is started afterwards.
     pub async fn shutdown(&self) {
-        self.shared.lock().shut_down = true;
+        self.shared.live.lock().shut_down = true;
         let starts = self.shared.starting.write().await;
-        let instances: Vec<_> = self.shared.lock().instances.values().cloned().collect();
+        let instances: Vec<_> = self.shared.live.lock().instances.values().cloned().collect();
         drop(starts);
         for instance in &instances {
             instance.stop.notify_one();
@@ -316,14 +318,37 @@ impl<V: Vessel> Instances<V> {
     }
 }
 
-impl<V> Shared<V> {
-    fn lock(&self) -> MutexGuard<'_, Live<V>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Begins to read what an instance prints to its standard output and error, and to speak with its code
+/// at `listener`. Must be called within a tokio runtime with I/O.
+///
+/// # Errors
+///
+/// [`SandboxErrorKind::Resources`]: the system has no descriptors left to watch its output.
+pub fn contact(
+    spec: &SandboxSpec,
+    clock: Arc<dyn Clock>,
+    [stdout, stderr]: [OwnedFd; 2],
+    listener: Listener,
+) -> Result<(Arc<FunctionOutput>, RuntimeApi, Serving), SandboxError> {
+    let running = Running::default();
+    let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
+    let output = output.map_err(|error| resources("its output cannot be read", error))?;
+    let output = Arc::new(output);
+    let api = RuntimeApi::new(RuntimeApiConfig {
+        slots: spec.manifest.concurrency,
+        event: spec.manifest.event,
+        function: spec.function.clone(),
+        version: spec.version,
+        clock,
+        running,
+        output: Some(Arc::clone(&output)),
+    });
+    let serving = api.serve(listener);
+    Ok((output, api, serving))
 }
 
-/// Sees an instance to its end, whatever its vessel does: others wait for that. Of a panic the panic
-/// hook has told.
+/// Follows an instance to its end, whatever its vessel does, because other tasks wait for that. The panic
+/// hook has reported a panic.
 async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, serving: Serving) {
     let _ = AssertUnwindSafe(end(&instance, serving)).catch_unwind().await;
     let exit = match &*instance.life.borrow() {
@@ -336,7 +361,7 @@ async fn monitor<V: Vessel>(shared: Arc<Shared<V>>, instance: Arc<Instance<V>>, 
         instance.api.close(&exit);
         exit
     });
-    shared.lock().instances.remove(&instance.id);
+    shared.live.lock().instances.remove(&instance.id);
     instance.life.send_replace(Life::Gone(exit));
 }
 
@@ -374,7 +399,7 @@ async fn farewell<V: Vessel>(instance: &Instance<V>) -> bool {
         && tokio::time::timeout(FAREWELL, vessel.ended()).await.is_ok()
 }
 
-/// What the system says of a process that ended.
+/// How a process ended, from its exit status.
 pub fn exit_of(status: std::process::ExitStatus) -> Exit {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
@@ -423,8 +448,8 @@ impl<V: Vessel> Drop for Handle<V> {
     }
 }
 
-/// The way of [`create`](openlambda_core::sandbox::SandboxFactory::create): starts an instance in a
-/// task of its own, so that a start is never given up half-way, and waits until it is ready. When that
+/// Implements [`create`](openlambda_core::sandbox::SandboxFactory::create): starts an instance in a
+/// separate task, so that a start is never abandoned half-way, and waits until it is ready. When that
 /// takes longer than the spec's `init_timeout`, or its future is dropped, the instance is ended.
 ///
 /// # Errors
@@ -517,7 +542,7 @@ impl<V: Vessel> Sandbox for Handle<V> {
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
         if !matches!(*self.instance.life.borrow(), Life::Runs) {
-            let message = "the instance is gone; its use cannot be told";
+            let message = "the instance is gone; its memory use is not known";
             return Err(SandboxError::new(SandboxErrorKind::Exited, message));
         }
         self.instance.vessel.usage().await
@@ -535,8 +560,6 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::output::Running;
-    use crate::runtime_api::{Listener, RuntimeApiConfig};
 
     #[derive(Debug)]
     struct Broken(Notify);

@@ -1,10 +1,10 @@
-//! What is run for a function, and what it finds: the same in every kind of sandbox.
+//! The program that runs a function, with its environment and folders: the same in every kind of sandbox.
 //!
 //! | variable | what |
 //! |---|---|
-//! | `LAMBDA_TASK_ROOT` (and working folder) | its code, shared with other instances: read only, please |
+//! | `LAMBDA_TASK_ROOT` (and working folder) | its code, shared with other instances: do not write to it |
 //! | `HOME`, `TMPDIR` | its own folders; removed with the instance |
-//! | `OPENLAMBDA_VOLUME_<NAME>` | the folder of a volume: upper case, `_` for what is no letter or digit |
+//! | `OPENLAMBDA_VOLUME_<NAME>` | the folder of a volume; its name in upper case, with `_` for other characters than letters and digits |
 //! | `_HANDLER`, `AWS_LAMBDA_*`, `LAMBDA_*`, `TZ` | as on AWS |
 //! | `AWS_LAMBDA_RUNTIME_API` | with `runtime = "bootstrap"`: the address of the Runtime API |
 //! | the manifest's `[environment]` | may change `PATH`, `LANG`, `HOME`, `TMPDIR` and `TZ`, not the rest |

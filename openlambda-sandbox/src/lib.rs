@@ -10,8 +10,8 @@
 //! * [`sys`]: processes that never outlive us; also for a supervisor's daemons;
 //!   [`trees`]: folders that functions have written.
 //!
-//! A new kind begins with the [`kit`], says what is particular to its instances in a
-//! [`Vessel`](kit::Vessel), and passes the suite in `openlambda_core::conformance::sandbox`.
+//! A new kind builds on the [`kit`], brings a [`Vessel`](kit::Vessel) for its instances, and passes the
+//! suite in `openlambda_core::conformance::sandbox`.
 
 #![cfg_attr(
     not(any(feature = "docker", feature = "process", feature = "sock")),

@@ -1,4 +1,4 @@
-//! How Node.js runs a function: where it is found, what it is told, and what is said without it.
+//! How Node.js runs a function: where `node` is found, its arguments, and the error where it is missing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,8 +21,8 @@ const FEWEST_PROCESSES: u32 = 16;
 
 /// The Node.js of this machine: the system's, or else the first in our `PATH`, with its real path.
 ///
-/// What only finds another program (a script, or a shim that goes by the name it is called by) is
-/// passed over, since sandboxes do not have what such a one looks at.
+/// A program that only finds another one (a script, or a shim that looks at the name it is called by) is
+/// skipped, since sandboxes do not have the files that it looks for.
 pub fn find_node() -> Option<PathBuf> {
     let system = ["/usr/bin", "/usr/local/bin"].map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -84,7 +84,7 @@ pub(crate) fn arguments(manifest: &Manifest) -> Vec<String> {
     vec![format!("--max-old-space-size={old}"), format!("--max-semi-space-size={young}")]
 }
 
-/// There is none for sandboxes that run this machine's own.
+/// The error for sandboxes that run this machine's Node.js, where there is none.
 #[cfg(any(feature = "process", feature = "sock"))]
 pub(crate) fn missing() -> SandboxError {
     let message = "this worker's machine has no Node.js, which this function needs; install it (apt-get \

@@ -1,22 +1,23 @@
-//! What a function prints: from its pipes, line by line, into the log.
+//! Reads what a function prints from its pipes, line by line, into the log.
 //!
-//! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial
-//! line of each, so a function that prints gigabytes neither blocks nor fills our memory. Lines
+//! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial line
+//! of each, so a function that prints gigabytes neither blocks nor fills the worker's memory. Lines
 //! carry the request id when exactly one invocation runs; [`FunctionOutput::settle`] is called at an
-//! invocation's end, so that what was printed during it is read before it counts as over.
+//! invocation's end, so that its output is read before it counts as over.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use openlambda_core::function::FunctionName;
 use openlambda_core::invocation::RequestId;
 use openlambda_core::sandbox::{LogLine, LogSink, LogStream};
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::sys::watch_readable;
 
@@ -30,7 +31,7 @@ const TAIL_LINES: usize = 10;
 #[derive(Debug)]
 pub struct FunctionOutput {
     pipes: [Arc<Pipe>; 2],
-    tasks: [AbortHandle; 2],
+    _pumps: [AbortOnDropHandle<()>; 2],
 }
 
 /// The invocations that run in an instance now.
@@ -40,12 +41,12 @@ pub struct Running(Arc<Mutex<Vec<RequestId>>>);
 impl Running {
     /// An invocation begins.
     pub fn add(&self, id: &RequestId) {
-        self.lock().push(id.clone());
+        self.0.lock().push(id.clone());
     }
 
     /// An invocation is over.
     pub fn remove(&self, id: &RequestId) {
-        let mut running = self.lock();
+        let mut running = self.0.lock();
         if let Some(place) = running.iter().position(|other| other == id) {
             running.swap_remove(place);
         }
@@ -53,14 +54,10 @@ impl Running {
 
     /// The one that runs, if it is exactly one.
     fn only(&self) -> Option<RequestId> {
-        match &**self.lock() {
+        match &**self.0.lock() {
             [id] => Some(id.clone()),
             _ => None,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<RequestId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,15 +110,15 @@ impl FunctionOutput {
             }))
         };
         let pipes = [pipe(stdout, LogStream::Stdout)?, pipe(stderr, LogStream::Stderr)?];
-        let tasks = [0, 1].map(|n| tokio::spawn(pump(Arc::clone(&pipes[n]))).abort_handle());
-        Ok(FunctionOutput { pipes, tasks })
+        let read = |pipe: &Arc<Pipe>| AbortOnDropHandle::new(tokio::spawn(pump(Arc::clone(pipe))));
+        Ok(FunctionOutput { _pumps: pipes.each_ref().map(read), pipes })
     }
 
     /// Reads what the pipes hold now, without waiting, and ends lines that have no end yet.
     pub fn settle(&self) {
         let readable = self.readable();
         for (pipe, readable) in self.pipes.iter().zip(readable) {
-            let mut reader = pipe.lock();
+            let mut reader = pipe.reader.lock();
             // Not more: what else comes while we read may never end.
             let held = readable.then(|| rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0));
             let mut held = held.unwrap_or(0);
@@ -146,26 +143,20 @@ impl FunctionOutput {
     /// The last lines of standard error, or of standard output when there are none.
     pub fn last_words(&self) -> String {
         let [stdout, stderr] =
-            [0, 1].map(|n| Vec::from(self.pipes[n].lock().tail.clone()).join("\n"));
+            [0, 1].map(|n| Vec::from(self.pipes[n].reader.lock().tail.clone()).join("\n"));
         if stderr.is_empty() { stdout } else { stderr }
-    }
-}
-
-impl Drop for FunctionOutput {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
 async fn pump(pipe: Arc<Pipe>) {
     loop {
         let Ok(mut ready) = pipe.fd.readable().await else { return };
-        let read = pipe.read(&mut pipe.lock());
+        let read = pipe.read(&mut pipe.reader.lock());
         match read {
             Read::Data(_) => tokio::task::yield_now().await,
             Read::Nothing => ready.clear_ready(),
             Read::End => {
-                pipe.end_line(&mut pipe.lock());
+                pipe.end_line(&mut pipe.reader.lock());
                 return;
             }
         }
@@ -173,10 +164,6 @@ async fn pump(pipe: Arc<Pipe>) {
 }
 
 impl Pipe {
-    fn lock(&self) -> MutexGuard<'_, Reader> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One read that does not wait.
     fn read(&self, reader: &mut Reader) -> Read {
         let mut chunk = [0; 16 << 10];
@@ -250,14 +237,14 @@ pub(crate) mod tests {
     impl Lines {
         /// What has been logged: request id, stream and text.
         pub(crate) fn all(&self) -> Vec<(Option<String>, LogStream, String)> {
-            self.0.lock().unwrap().clone()
+            self.0.lock().clone()
         }
     }
 
     impl LogSink for Lines {
         fn line(&self, line: LogLine<'_>) {
             let id = line.request_id.map(str::to_owned);
-            self.0.lock().unwrap().push((id, line.stream, line.text.to_owned()));
+            self.0.lock().push((id, line.stream, line.text.to_owned()));
         }
     }
 
@@ -296,7 +283,7 @@ pub(crate) mod tests {
             (None, LogStream::Stdout, "both"),
             (Some("two"), LogStream::Stdout, ""),
         ];
-        let lines = lines.0.lock().unwrap();
+        let lines = lines.0.lock();
         let lines: Vec<_> =
             lines.iter().map(|(id, s, text)| (id.as_deref(), *s, &**text)).collect();
         assert_eq!(lines, expected);
@@ -316,7 +303,7 @@ pub(crate) mod tests {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         output.settle();
-        let lines = lines.0.lock().unwrap();
+        let lines = lines.0.lock();
         let all: String = lines.iter().map(|(.., text)| &**text).collect();
         assert_eq!(all, format!("x{expected}"));
         assert_eq!(lines.len(), 400_001 / LINE_LIMIT + 1);

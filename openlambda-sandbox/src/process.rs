@@ -4,13 +4,12 @@
 //! compared with. An instance has a folder and an environment of its own and dies with the worker,
 //! but it is a process of the worker's user: it can read that user's files, use the network, and
 //! take all memory. So `network = "none"` is accepted, since a function that asks for no network
-//! runs well with one, and is *not* enforced; neither are `memory_mb`, `processes`, `cpus` and
-//! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"`, which asks for something that is
-//! not there, is refused.
+//! also runs with one, but it is *not* enforced; neither are `memory_mb`, `processes`, `cpus` and
+//! `tmp_mb`. [`Capabilities`] say the same. `network = "bridge"` is refused, since this kind has none.
 //!
 //! All descendants die with the instance: by their process group or, when they have left it, by the
-//! mark in their environment. One that leaves the group *and* clears or overwrites its environment
-//! escapes, as it can only where there is no isolation.
+//! mark in their environment. A descendant that leaves the group *and* clears or overwrites its
+//! environment escapes; only isolation could prevent that.
 //!
 //! ```text
 //! create ─▶ folder, listener ─▶ child ─▶ first `next` ─▶ ready
@@ -28,8 +27,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use openlambda_core::manifest::Network;
@@ -38,6 +37,7 @@ use openlambda_core::sandbox::{
     SandboxSpec, Usage,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use rustix::process::{PidfdFlags, getpgid, pidfd_open, pidfd_send_signal};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
@@ -49,8 +49,8 @@ use crate::launch::{
     volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::output::FunctionOutput;
+use crate::runtime_api::Listener;
 use crate::sys::{
     Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
@@ -329,30 +329,20 @@ impl Shared {
                 return Err(spawn_failed(error, program));
             }
         };
-        let running = Running::default();
         let (Some(stdout), Some(stderr)) = (child.take_stdout(), child.take_stderr()) else {
             unreachable!("both were spawned with Output::Pipe");
         };
-        let output = FunctionOutput::new(stdout, stderr, &spec.function, &spec.log, &running);
-        let output = match output {
-            Ok(output) => Arc::new(output),
+        let clock = Arc::clone(&self.config.clock);
+        let contact = kit::contact(&spec, clock, [stdout, stderr], listener);
+        let (output, api, serving) = match contact {
+            Ok(contact) => contact,
             Err(error) => {
                 child.kill_group();
                 child.wait().await;
                 self.sweeper.kill(mark).await;
-                return Err(resources("its output cannot be read", error));
+                return Err(error);
             }
         };
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots: spec.manifest.concurrency,
-            event: spec.manifest.event,
-            function: spec.function.clone(),
-            version: spec.version,
-            clock: Arc::clone(&self.config.clock),
-            running,
-            output: Some(Arc::clone(&output)),
-        });
-        let serving = api.serve(listener);
         let vessel = ChildProcess {
             mark,
             child,
@@ -446,7 +436,7 @@ impl Vessel for ChildProcess {
 
     async fn clean(&self) {
         self.sweeper.kill(self.mark.clone()).await;
-        let folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let folder = self.folder.lock().take();
         let _ = tokio::task::spawn_blocking(move || drop(folder)).await;
     }
 

@@ -1,23 +1,23 @@
-//! Requests as they came, for code that asks for them: our bootstraps of web applications do.
+//! Requests without an envelope, for code that asks for them: the bootstrap of web applications does.
 //!
-//! Code that sends [`RAW`] with its `next` gets the request's body as it is, and the rest of it in
-//! [`HEAD`], as JSON in which each byte of a header is the character of that number:
+//! Code that sends the header [`RAW`] with its `next` gets the request's body unchanged, and the rest of
+//! the request in the header [`HEAD`], as JSON in which each byte is the character with its number:
 //!
 //! ```json
 //! {"method": "GET", "root": "/run/blog", "path": "/a%20b", "query": "x=1",
 //!  "headers": [["accept", "*/*"], ["x-a", "1"], ["x-a", "2"]]}
 //! ```
 //!
-//! It may ask for more than Lambda's runtimes know, on a connection of its own or before its end:
+//! Such code may use two requests that Lambda's runtimes do not have:
 //!
 //! * `GET …/invocation/departed` is a long poll. It answers with the id of an invocation whose client
-//!   has left in the middle of its streamed reply ([`DEPARTED`]), which the code may then give up.
-//! * Code that says [`FAREWELL`] with its `next` gets, when its instance is to end and has nothing to
-//!   do, 410 in answer to a `next`, and a moment to end by itself.
+//!   has left in the middle of its streamed reply ([`DEPARTED`]); the code may then give it up.
+//! * Code that sends the header [`FAREWELL`] with its `next` gets 410 in answer to a `next` when its idle
+//!   instance is to end, and a moment to end by itself.
 //!
-//! It posts its reply, buffered or streamed, with a [`HEAD`] too, of `status` and `headers`; the body
-//! is the client's. A header alone carries both heads, since bodies need no envelope then: what is
-//! streamed stays what it is, and nothing is copied.
+//! The code posts its reply, buffered or streamed, with a [`HEAD`] of `status` and `headers`; the body is
+//! the client's. Since headers carry both heads, bodies need no envelope: they are streamed unchanged,
+//! without a copy.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use openlambda_core::invocation::RequestHead;
@@ -33,7 +33,7 @@ pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 /// With a `next`: this code has something to do before its end.
 pub const FAREWELL: HeaderName = HeaderName::from_static("openlambda-farewell");
 
-/// The path of the poll that tells whose client has left, below `invocation/`.
+/// The path, below `invocation/`, of the poll that answers with calls whose clients have left.
 pub const DEPARTED: &str = "departed";
 
 /// With what `next` answers and with a `response`: the head of the client's request or reply.

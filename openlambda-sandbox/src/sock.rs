@@ -1,11 +1,10 @@
 //! The `sock` kind: lean Linux containers, with root and without.
 //!
-//! After SOCK (Oakes et al., USENIX ATC'18), which found what makes containers slow to start (union
-//! file systems, network namespaces, new cgroups) and left it out; and beyond it: mount, network and
-//! user namespaces are there all the same, made ahead where they are dear and by one clone where they
-//! are cheap.
+//! The design follows SOCK (Oakes et al., USENIX ATC'18), which found what makes containers slow to start
+//! (union file systems, network namespaces, new cgroups) and left it out. Here mount, network and user
+//! namespaces are kept: the expensive ones are made ahead, the cheap ones by one clone.
 //!
-//! # What keeps a function in
+//! # What isolates a function
 //!
 //! | step (`sys/nursery/main.rs`) | what it takes away |
 //! |---|---|
@@ -15,11 +14,11 @@
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
 //! | `/tmp` of bounded size and number of files | memory that no process is charged for |
-//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's, knowing of others |
-//! | limits of single processes | core files, more than 1024 open files, going before others |
+//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's settings, seeing others' keys and timers |
+//! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
-//! | capabilities, `no_new_privs` | power, and getting it by setuid files |
+//! | capabilities, `no_new_privs` | privileges, and getting them by setuid files |
 //! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
 //!
 //! # A start
@@ -32,46 +31,47 @@
 //!
 //! # What a cell could carry from one tenant to the next
 //!
-//! A cell is a cgroup and a network namespace. Between two tenants no process is in either, so no
-//! socket is open in the network, abstract or not. `tests/sock_reuse.rs` has one tenant leave all that
-//! it can, and the next look around.
+//! A cell is a cgroup and a network namespace, used by one sandbox (its *tenant*) after another. Between
+//! two tenants no process is in either, so no socket is open in the network, abstract or not. In
+//! `tests/sock_reuse.rs` one tenant leaves all that it can, and the next looks for it.
 //!
 //! | what | why the next tenant does not find it |
 //! |---|---|
-//! | connections to the Runtime API's listeners, which stay | what waits there is accepted and closed |
+//! | connections to the Runtime API's listeners, which stay | waiting connections are accepted and closed |
 //! | connections in `TIME_WAIT` | there are none on this loopback (`tcp_max_tw_buckets`) |
-//! | addresses, routes, filters, settings of the network | they belong to the nursery's user namespace, where no tenant has power |
+//! | addresses, routes, filters, settings of the network | they belong to the nursery's user namespace, where no tenant has privileges |
 //! | limits of the cgroup | each tenant's are written before it starts |
-//! | counters of the cgroup: kills for want of memory | read as differences; it cannot see them itself |
-//! | pages of files that stay charged to the cgroup | the kernel takes them back first; a group with much of that is not used again |
-//! | what is frozen | thawed before it goes back |
+//! | counters of the cgroup: out-of-memory kills | the worker reads differences; a tenant cannot see them |
+//! | pages of files that stay charged to the cgroup | the kernel reclaims them first; a group with many of them is not used again |
+//! | a frozen state | thawed before the cell goes back |
 //! | the root's mounts, which all share | read-only; `/tmp`, `/proc` and IPC are made for each |
 //! | a bridged network, which the world can send to | it is not used twice |
 //!
-//! It does find what the kernel counts for the network since it was made (`/proc/net/dev`, `snmp`,
-//! `netstat`): how much those before it have spoken over their loopback, not with whom or what.
+//! The next tenant does see what the kernel has counted since the network was made (`/proc/net/dev`,
+//! `snmp`, `netstat`): how much earlier tenants have sent over their loopback, not to whom or what.
 //!
 //! # Without root
 //!
-//! With unprivileged user namespaces the same steps work, but for two: cgroups cannot be made unless
-//! some are delegated to the user, so processor time is not bounded then, processes are by
-//! `RLIMIT_NPROC`, and memory by somebody who looks (`sock/watchdog.rs`, which says how exactly); and every sandbox is the worker's own user on the machine, so what keeps it from
-//! that user's files is that it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so.
-//! What the kernel counts by user (inotify instances, memory of pipes, pending signals) all of them
-//! share with the worker, and the worker's supplementary groups stay with them.
+//! With unprivileged user namespaces the same steps work, with two exceptions. First, cgroups cannot be
+//! made unless some are delegated to the user. Without them processor time is not bounded,
+//! `RLIMIT_NPROC` bounds processes, and a watchdog bounds memory (`sock/watchdog.rs` says how exactly).
+//! Second, every sandbox runs as the worker's own user on the machine, so it is kept from that user's
+//! files only because it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so. Limits
+//! that the kernel counts by user (inotify instances, memory of pipes, pending signals) are shared with
+//! the worker, and sandboxes keep the worker's supplementary groups.
 //!
-//! # What it does not keep from a function
+//! # What is not isolated
 //!
-//! The machine's `/usr`, and what `/proc` tells everybody: its processors, memory, load, uptime, the
-//! paths of the function's own mounts. With `network = "host"`, everything that listens there,
-//! abstract Unix sockets included; and a function with a `bootstrap` of its own then has its Runtime
-//! API at a port that others on the machine's network can speak with, too. Huge pages, where the
-//! machine has set some aside. Disk bandwidth.
+//! A function sees the machine's `/usr`, and what `/proc` shows everybody: its processors, memory, load,
+//! uptime, the paths of the function's own mounts. With `network = "host"` it reaches everything that
+//! listens on the machine, abstract Unix sockets included, and a function with its own `bootstrap` then
+//! has its Runtime API at a port that others on the machine's network can reach too. Huge pages, where
+//! the machine has set some aside, and disk bandwidth are not bounded.
 //!
-//! Its first process is the program itself, not an init: what its descendants leave as orphans become
-//! its children, and count as processes, dead or alive, until it waits for them or the instance ends.
-//! An init in front of it has been tried, and cost 4 to 20 % of a start. A program that leaves many
-//! orphans can bring one as its `bootstrap`.
+//! A sandbox's first process is the function's program, not an init: orphaned descendants become its
+//! children, and count as processes, dead or alive, until it waits for them or the instance ends. An init
+//! in front of it was tried, and cost 4 to 20 % of a start. A program that leaves many orphans can bring
+//! an init as its `bootstrap`.
 
 mod bridge;
 mod cell;
@@ -90,7 +90,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
@@ -101,6 +101,7 @@ use openlambda_core::sandbox::{
     SandboxSpec,
 };
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -116,8 +117,7 @@ use crate::launch::{
     environment, own_volume, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::output::{FunctionOutput, Running};
-use crate::runtime_api::{Listener, RuntimeApi, RuntimeApiConfig};
+use crate::runtime_api::Listener;
 use crate::sys::nursery::{
     API_PORT, API_SOCKET, Belongings, Nursery, NurseryError, NurserySetup, RESOLVER, Recipe,
 };
@@ -127,7 +127,7 @@ use crate::sys::{CommandSpec, MARK, Spawner, kill_marked};
 /// function has one of the million from here on, told by its name, so that its volumes stay its own.
 const FIRST_ID: u32 = 1_870_000_000;
 const IDS: u64 = 1_000_000;
-/// Who a sandbox is to itself.
+/// A sandbox's user id, as the sandbox sees it.
 const INSIDE_ID: u32 = 1000;
 
 /// Where a sandbox finds our bootstraps.
@@ -157,7 +157,7 @@ pub struct SockConfig {
     /// The Python interpreter, as sandboxes see it.
     pub python: String,
     /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
-    /// folder when it is none of `/usr`.
+    /// folder when it is not in `/usr`.
     pub node: Option<PathBuf>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
     /// that was deleted and came again with that version.
@@ -201,7 +201,7 @@ impl SockConfig {
 struct Shared {
     config: SockConfig,
     rootless: bool,
-    /// Why there are none.
+    /// Why there are no cgroups.
     cgroups: Result<Cgroups, String>,
     filter: Vec<u8>,
     /// Our bootstrap for Python as files, the one to run first; compiled if it can be.
@@ -228,7 +228,7 @@ impl SockFactory {
         let (network, prefix) = config.bridge_range;
         if !(8..=20).contains(&prefix) || network.to_bits() << prefix != 0 {
             let message = format!(
-                "{network}/{prefix} is no range for bridged networks; name a network with a prefix \
+                "{network}/{prefix} is not a range for bridged networks; name a network with a prefix \
                  of 8 to 20 bits, like 10.213.0.0/16"
             );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
@@ -258,16 +258,16 @@ impl SockFactory {
         })
     }
 
-    /// Tries whether this machine lets it make a sandbox at all.
+    /// Checks whether this machine allows sandboxes of this kind at all.
     ///
     /// # Errors
     ///
-    /// What it does not allow, and how to get it.
+    /// The error says what the machine does not allow, and how to get it.
     pub async fn probe(&self) -> Result<(), SandboxError> {
         self.shared.nursery().await.map(drop)
     }
 
-    /// What is not enforced here, why, and how to get it; a sentence each.
+    /// What is not enforced on this machine: a sentence each, with the reason and how to get it.
     pub fn withheld(&self) -> Vec<String> {
         let mut withheld = Vec::new();
         if let Err(why) = &self.shared.cgroups {
@@ -291,22 +291,22 @@ impl SockFactory {
     }
 }
 
-/// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`:
-/// for whoever cleans up after workers that are gone.
+/// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`, to
+/// clean up after workers that are gone.
 pub fn remove_network_rules(mark: &str) -> Report {
     let mut report = Report::default();
     bridge::remove_rules(mark, &mut report);
     report
 }
 
-/// The cgroups of factories whose marks are `mark` or begin with `mark/`, and of their sandboxes: for
-/// whoever looks at what is there.
+/// The cgroups of factories whose marks are `mark` or begin with `mark/`, and of their sandboxes, for
+/// reports.
 pub fn cgroups_of(mark: &str) -> Vec<PathBuf> {
     cgroup::all_marked(mark)
 }
 
-/// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends what is in
-/// them: for whoever cleans up after workers that are gone.
+/// Removes the cgroups of factories whose marks are `mark` or begin with `mark/`, and ends the processes
+/// in them, to clean up after workers that are gone.
 pub fn remove_cgroups(mark: &str) -> Report {
     let mut report = Report::default();
     cgroup::remove_marked(mark, &mut report);
@@ -484,7 +484,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// There is none; its path is not UTF-8.
+    /// There is no Node.js, or its path is not UTF-8.
     fn node(&self, mounts: &mut Vec<(String, String, bool)>) -> Result<String, SandboxError> {
         let node = self.config.node.as_ref().ok_or_else(node::missing)?;
         match (node.parent(), node.file_name()) {
@@ -645,27 +645,16 @@ impl Shared {
         drop(belongings);
         drop((stdout, stderr, errors));
         let newborn = newborn.map_err(|error| not_allowed(error, self.rootless))?;
-        let running = Running::default();
-        let output =
-            FunctionOutput::new(out.into(), err.into(), &spec.function, &spec.log, &running);
-        let output = match output {
-            Ok(output) => Arc::new(output),
+        let clock = Arc::clone(&self.config.clock);
+        let contact = kit::contact(&spec, clock, [out.into(), err.into()], listener);
+        let (output, api, serving) = match contact {
+            Ok(contact) => contact,
             Err(error) => {
                 newborn.kill();
                 newborn.wait().await;
-                return Err(resources("its output cannot be read", error));
+                return Err(error);
             }
         };
-        let api = RuntimeApi::new(RuntimeApiConfig {
-            slots: spec.manifest.concurrency,
-            event: spec.manifest.event,
-            function: spec.function.clone(),
-            version: spec.version,
-            clock: Arc::clone(&self.config.clock),
-            running,
-            output: Some(Arc::clone(&output)),
-        });
-        let serving = api.serve(listener);
         let by_kernel = self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
         let watchdog =
             (!by_kernel).then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));

@@ -3,26 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
+#[path = "common/contract.rs"]
+mod contract;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
 use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
 use openlambda_sandbox::process::ProcessFactory;
 
 use common::{Setup, config, files_below, setup};
-
-const COMMANDS: &str = r#"
-import os, time
-def f(event):
-    op = event.get("op") if isinstance(event, dict) else None
-    if op == "sleep": time.sleep(event["ms"] / 1000)
-    if op == "raise": raise ValueError(event["message"])
-    if op == "exit": os._exit(3)
-    return event
-"#;
 
 struct Processes(Setup);
 
@@ -32,18 +23,7 @@ impl Fixture for Processes {
     }
 
     fn spec(&self, scenario: Scenario) -> SandboxSpec {
-        let code = match scenario {
-            Scenario::InitRaises => "raise RuntimeError('no luck')".to_owned(),
-            Scenario::InitHangs => "import time\ntime.sleep(1000)".to_owned(),
-            _ => COMMANDS.to_owned(),
-        };
-        let slots = if scenario == Scenario::ThreeSlots { 3 } else { 1 };
-        let manifest = format!("concurrency = {slots}");
-        let mut spec = self.0.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
-        if scenario == Scenario::InitHangs {
-            spec.init_timeout = Duration::from_millis(300);
-        }
-        spec
+        contract::spec(&self.0, scenario)
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "common/contract.rs"]
+mod contract;
 #[path = "common/engine.rs"]
 mod engine;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
 use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
@@ -18,16 +19,6 @@ use tokio::runtime::Handle;
 
 use common::{Setup, files_below, setup};
 use engine::Engine;
-
-const COMMANDS: &str = r#"
-import os, time
-def f(event):
-    op = event.get("op") if isinstance(event, dict) else None
-    if op == "sleep": time.sleep(event["ms"] / 1000)
-    if op == "raise": raise ValueError(event["message"])
-    if op == "exit": os._exit(3)
-    return event
-"#;
 
 struct Containers {
     setup: Setup,
@@ -47,18 +38,7 @@ impl Fixture for Containers {
     }
 
     fn spec(&self, scenario: Scenario) -> SandboxSpec {
-        let code = match scenario {
-            Scenario::InitRaises => "raise RuntimeError('no luck')".to_owned(),
-            Scenario::InitHangs => "import time\ntime.sleep(1000)".to_owned(),
-            _ => COMMANDS.to_owned(),
-        };
-        let slots = if scenario == Scenario::ThreeSlots { 3 } else { 1 };
-        let manifest = format!("concurrency = {slots}");
-        let mut spec = self.setup.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
-        if scenario == Scenario::InitHangs {
-            spec.init_timeout = Duration::from_millis(300);
-        }
-        spec
+        contract::spec(&self.setup, scenario)
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -18,7 +18,7 @@ use openlambda_sandbox::process::ProcessFactory;
 use serde_json::{Value, json};
 
 use common::{call, config, eventually, invocation, own_mark, read, setup};
-use containers::{ask, containers, containers_with};
+use containers::{ask, containers, containers_with, copy_program};
 
 /// What the handler said, of a call that fails.
 async fn told(sandbox: &dyn Sandbox, event: Value) -> (SandboxError, FunctionError) {
@@ -608,7 +608,7 @@ async fn lean_containers_find_a_node_outside_of_usr() {
     let node = bin.join("node");
     let own = find_node().expect("there is a Node.js; .ci/deps installs it");
     if fs::hard_link(&own, &node).is_err() {
-        fs::copy(&own, &node).unwrap();
+        copy_program(&own, &node);
     }
     let containers = containers_with(|config| config.node = Some(node.clone()));
     let code =

@@ -5,10 +5,11 @@
 mod common;
 #[path = "common/containers.rs"]
 mod containers;
+#[path = "common/contract.rs"]
+mod contract;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use openlambda_core::conformance::sandbox::{Fixture, Scenario, suite};
 use openlambda_core::sandbox::{SandboxFactory, SandboxSpec};
@@ -18,16 +19,6 @@ use openlambda_sandbox::sys::marked_processes;
 use common::{Setup, setup};
 use containers::{again_as_an_ordinary_user, alone_in, config, inventory, is_root};
 
-const COMMANDS: &str = r#"
-import os, time
-def f(event):
-    op = event.get("op") if isinstance(event, dict) else None
-    if op == "sleep": time.sleep(event["ms"] / 1000)
-    if op == "raise": raise ValueError(event["message"])
-    if op == "exit": os._exit(3)
-    return event
-"#;
-
 struct Containers(Setup);
 
 impl Fixture for Containers {
@@ -36,18 +27,7 @@ impl Fixture for Containers {
     }
 
     fn spec(&self, scenario: Scenario) -> SandboxSpec {
-        let code = match scenario {
-            Scenario::InitRaises => "raise RuntimeError('no luck')".to_owned(),
-            Scenario::InitHangs => "import time\ntime.sleep(1000)".to_owned(),
-            _ => COMMANDS.to_owned(),
-        };
-        let slots = if scenario == Scenario::ThreeSlots { 3 } else { 1 };
-        let manifest = format!("concurrency = {slots}");
-        let mut spec = self.0.spec(&[("f.py", &code), ("ol.toml", &manifest)]);
-        if scenario == Scenario::InitHangs {
-            spec.init_timeout = Duration::from_millis(300);
-        }
-        spec
+        contract::spec(&self.0, scenario)
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -1,5 +1,5 @@
-//! An HTTP client that blocks, over one connection and without a runtime: what it costs is the same
-//! whatever it talks to.
+//! A blocking HTTP client over one connection, without a runtime: it costs the same whatever server it
+//! talks to.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,7 +1,7 @@
-//! Bundles from anybody: what is unpacked stays in its folder, and what became canonical is a bundle.
+//! Bundles from any source: an unpacked bundle stays in its folder, and a canonicalised archive is a bundle.
 //!
-//! An input whose first byte is even is an archive as it came. Random bytes seldom have a header's
-//! checksum, so the others are a list of entries, of which the archive is made:
+//! An input whose first byte is even is an archive. Random bytes seldom have a header's checksum, so any
+//! other input is a list of entries, from which the archive is made:
 //!
 //! ```text
 //! kind, mode, length of the path, path, length of the link's target, target, length of the content (2), content

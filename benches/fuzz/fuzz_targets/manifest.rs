@@ -1,7 +1,7 @@
-//! Manifests from anybody, `ol.toml` and `ol.yaml`: what is accepted can be used, and is itself again when it
-//! has been written and read.
+//! Manifests from any source, `ol.toml` and `ol.yaml`: an accepted manifest can be used, and is the same
+//! after it has been written and read again.
 //!
-//! The first byte says which files there are; odd: the rest is YAML, even: TOML.
+//! The first byte says which files exist; odd: the rest is YAML, even: TOML.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! What the worker and the nursery of its sandboxes say to each other: no message ends either of them, and
-//! what was read is itself again when it has been written and read.
+//! Messages between the worker and the nursery of its sandboxes: no message ends either of them, and a
+//! message is the same after it has been written and read again.
 //!
 //! The first byte says which kind of message the rest is.
 

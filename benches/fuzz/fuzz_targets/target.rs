@@ -1,4 +1,4 @@
-//! Paths of requests: of calls and of the registry. What is accepted has a path of its own that means the same.
+//! Paths of requests: of calls and of the registry. An accepted path has a canonical form that means the same.
 
 #![no_main]
 

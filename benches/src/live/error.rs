@@ -15,7 +15,7 @@ pub enum LiveError {
         /// Why.
         source: Option<BoxError>,
     },
-    /// A kind of sandbox cannot be had: what [`Kinds`](super::Kinds) said.
+    /// A kind of sandbox is not available: the error of [`Kinds`](super::Kinds).
     #[error(transparent)]
     Kind(BoxError),
 }

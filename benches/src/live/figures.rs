@@ -1,4 +1,4 @@
-//! Figures of what was measured.
+//! Statistics of measured times: medians, percentiles, ratios.
 
 use openlambda_core::time::Duration;
 

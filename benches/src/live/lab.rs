@@ -1,4 +1,4 @@
-//! Where benches work: a temporary folder, the function in it, and factories that start it.
+//! What measurements work in: a temporary folder with the function, and factories that start it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -74,7 +74,7 @@ impl Lab {
         format!("ol-bench-{}", self.ids.next())
     }
 
-    /// A folder and a mark that nobody else has.
+    /// A folder and a mark of its own.
     pub(super) fn place(&self, name: &str) -> Result<(PathBuf, String)> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         let state_dir = self.folder.path().join(format!("{name}-{n}"));
@@ -145,7 +145,7 @@ impl Lab {
         }
     }
 
-    /// So many idle instances, each of which has answered once; or none, when one of them fails.
+    /// A number of idle instances, each of which has answered once; or none, when one of them fails.
     pub(super) async fn idle(
         &self,
         factory: &dyn SandboxFactory,

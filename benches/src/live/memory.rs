@@ -1,8 +1,8 @@
-//! What one more idle instance takes of the machine's memory.
+//! How much of the machine's memory one more idle instance takes.
 //!
-//! The machine's `MemAvailable` before and after so many instances have been made and have answered once:
-//! so the kernel's part (namespaces, mounts, cgroups, page tables, sockets) and what an engine runs beside
-//! each container count, and memory that instances share counts once.
+//! The measure is the machine's `MemAvailable` before and after a number of instances have been made and
+//! have answered once. So the kernel's part (namespaces, mounts, cgroups, page tables, sockets) counts, and
+//! what an engine runs beside each container; memory that instances share counts once.
 
 use serde::Serialize;
 
@@ -67,7 +67,7 @@ pub struct MemoryRatio {
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): a kind cannot be had, or an instance failed.
+/// [`LiveError`](super::LiveError): a kind is not available, or an instance failed.
 pub async fn memory(config: &MemoryConfig, kinds: &dyn Kinds) -> Result<Memory> {
     let lab = Lab::new(&config.function)?;
     let names: Vec<&String> = std::iter::once(&config.sandbox).chain(&config.against).collect();
@@ -126,7 +126,7 @@ async fn marginal(
 
 /// What the machine could give to programs, KiB.
 fn available() -> Result<f64> {
-    // The kernel keeps a part of its sums by processor until somebody reads this; for root alone.
+    // The kernel keeps a part of its sums by processor until this is read; only root may read it.
     let _ = std::fs::read("/proc/sys/vm/stat_refresh");
     let text = std::fs::read_to_string("/proc/meminfo")
         .context(|| "/proc/meminfo cannot be read; mount /proc".to_owned())?;

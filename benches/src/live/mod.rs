@@ -3,11 +3,11 @@
 //! | function | measures |
 //! |---|---|
 //! | [`starts`] | create → first answer of a function that does nothing → destroy |
-//! | [`memory`] | what one more idle instance takes of the machine's memory, the kernel's part included |
-//! | [`resumes`] | resume of a paused instance, and its next answer |
-//! | [`soak`] | thousands of starts: what is left of them, and whether they get slower |
+//! | [`memory`] | how much of the machine's memory one more idle instance takes, the kernel's part included |
+//! | [`resumes`] | the time to resume a paused instance and get its next answer |
+//! | [`soak`] | thousands of starts: what they leave behind, and whether they get slower |
 //!
-//! What is compared takes turns within each round, since a machine's speed changes from minute to minute;
+//! The compared sides take turns within each round, since a machine's speed changes from minute to minute;
 //! a ratio is the median of the rounds' ratios. The kinds are given by name, as [`Kinds`].
 
 mod error;

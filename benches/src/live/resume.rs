@@ -1,4 +1,4 @@
-//! Resume of a paused instance and its next answer, beside a call of one that was not paused.
+//! The time to resume a paused instance and get its answer, beside a call of one that was not paused.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ struct Turn {
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): a kind cannot be had, or an instance failed.
+/// [`LiveError`](super::LiveError): a kind is not available, or an instance failed.
 pub async fn resumes(config: &ResumeConfig, kinds: &dyn Kinds) -> Result<Resumes> {
     let lab = Lab::new(&config.function)?;
     let mut measured = Vec::new();

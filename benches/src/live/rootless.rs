@@ -1,4 +1,4 @@
-//! `sock` as an ordinary user beside `sock` as root: a child process with dropped ids takes the turns.
+//! `sock` as an ordinary user, beside `sock` as root: a child process with dropped ids takes its turns.
 //!
 //! ```text
 //! bench ── {"concurrency", "ms"} ──▶ turns(), as nobody ── {"times_ms", "per_second"} ──▶ bench

@@ -1,4 +1,4 @@
-//! `runc run` of the same function without its conversation: it starts and ends by itself.
+//! `runc run` of the same program without a Runtime API: it starts and ends by itself.
 
 use std::path::{Path, PathBuf};
 
@@ -25,13 +25,13 @@ pub(super) async fn run(bundle: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A bundle for `runc`: the same isolation (own namespaces but for users, no capabilities, its limits),
+/// A bundle for `runc`: the same isolation (its own namespaces except for users, no capabilities, its limits),
 /// a root with nothing but the program, or the machine's own /usr for Python.
 pub(super) fn bundle(folder: &Path, code: &Path, kind: &str) -> Result<PathBuf> {
     let bundle = folder.join("runc");
     let args: &[&str] = match kind {
         "python" => &["/usr/bin/python3", "-S", "-s", "-B", "-c", "0"],
-        // It ends at once when there is nobody to speak with.
+        // It ends at once when there is no Runtime API.
         _ => &["/var/task/bootstrap"],
     };
     let mount = |destination: &str, source: &Path| {

@@ -1,4 +1,4 @@
-//! What starts are measured of: a kind of sandbox, or what it is compared with.
+//! One side of a comparison of starts: a kind of sandbox, or another program.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) struct Side {
 }
 
 enum What {
-    /// With so many paused instances alive meanwhile.
+    /// With this many paused instances alive meanwhile.
     Kind(Kind, usize),
     Runc(PathBuf),
     Minimal,
@@ -71,7 +71,7 @@ impl Side {
         Ok(Side { name: name.to_owned(), isolation, what })
     }
 
-    /// The same kind with so many paused instances alive during its turns.
+    /// The same kind with `paused` paused instances alive during its turns.
     pub(super) async fn paused(
         lab: &Lab,
         kinds: &dyn Kinds,
@@ -83,7 +83,7 @@ impl Side {
         Ok(Side { name, isolation: kind.isolation.clone(), what: What::Kind(kind, paused) })
     }
 
-    /// Starts one after another, so many at once, for a time.
+    /// Starts one after another for a time, `concurrency` at once.
     pub(super) async fn turn(
         &self,
         lab: &Arc<Lab>,

@@ -1,13 +1,13 @@
-//! Thousands of starts, some idle instances beside them; what is left, and whether the
-//! last ones are slower than the first ones.
+//! Thousands of starts beside some idle instances: what they leave behind, and whether the last ones are
+//! slower than the first ones.
 //!
 //! ```text
 //! count ─▶ factory, idle instances ─▶ block of rounds ─▶ count ─▶ … ─▶ block ─▶ count ─▶ shutdown ─▶ count
 //!   └────────────────────────────── these two must be the same ──────────────────────────────────────┘
 //! ```
 //!
-//! Between the blocks pools may differ by what creators hold at once, and by no more: what grows with the
-//! number of rounds is a leak even if a shutdown finds it.
+//! Between the blocks the counts may differ only by what the creators hold at once: a count that grows
+//! with the number of rounds is a leak, even if a shutdown removes it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,11 +30,11 @@ use super::lab::{Kind, Lab, destroy};
 pub struct SoakConfig {
     /// The kind of sandbox.
     pub sandbox: String,
-    /// How often one is created, called and destroyed.
+    /// How many instances are created, called and destroyed.
     pub rounds: u32,
-    /// Idle instances beside them.
+    /// How many idle instances live beside them.
     pub idle: usize,
-    /// How many create at once.
+    /// How many instances are created at once.
     pub concurrency: u32,
     /// What starts: `noop` (a static program) or `python` (a file that returns its event).
     pub function: String,
@@ -148,11 +148,12 @@ fn files_in(folder: &Path) -> usize {
         .sum()
 }
 
-/// Starts and destroys thousands, and counts what there is meanwhile and afterwards.
+/// Starts and destroys thousands of instances, and counts what exists meanwhile and afterwards.
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): the kind cannot be had, or a start failed. What is left is none.
+/// [`LiveError`](super::LiveError): the kind is not available, or a start failed. Leaks are no error: see
+/// the result.
 pub async fn soak(config: &SoakConfig, kinds: &dyn Kinds) -> Result<Soaked> {
     let lab = Arc::new(Lab::new(&config.function)?);
     // What the first factory of a kind leaves is what each leaves: files in its folder, threads.

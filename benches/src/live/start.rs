@@ -1,4 +1,4 @@
-//! Create → first answer of a function that does nothing → destroy, of several kinds side by side.
+//! Create → first answer of a function that does nothing → destroy, for several kinds side by side.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub struct StartConfig {
     /// Kinds to compare with; or `runc` (the program, on the same function), `minimal` (a program that makes
     /// the same system calls as `sock` and nothing else), `rootless` (`sock` as an ordinary user, from root).
     pub against: Vec<String>,
-    /// Compare with the same kind while so many paused instances are alive.
+    /// Compare with the same kind while this many paused instances are alive.
     pub paused: Option<usize>,
     /// How many at once, one series of turns each.
     pub concurrency: Vec<usize>,
@@ -94,7 +94,7 @@ type Turns = BTreeMap<(usize, usize), Vec<Turn>>;
 ///
 /// # Errors
 ///
-/// [`LiveError`](super::LiveError): a kind cannot be had, or a start failed.
+/// [`LiveError`](super::LiveError): a kind is not available, or a start failed.
 pub async fn starts(config: &StartConfig, kinds: &dyn Kinds) -> Result<Starts> {
     let lab = Arc::new(Lab::new(&config.function)?);
     let mut sides = Vec::new();

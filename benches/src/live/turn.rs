@@ -1,4 +1,4 @@
-//! A turn of one side: starts one after another, for a time.
+//! One turn of one side: starts one after another, for a given time.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! An ordinary user's turns, in a process of their own.
+//! The turns of an ordinary user, in a separate process.
 
 use std::sync::Arc;
 

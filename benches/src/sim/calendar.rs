@@ -1,9 +1,8 @@
-//! What happens next: a heap for what takes its own time, and a line for each delay that is always the
-//! same.
+//! The queue of future events: a heap for events with varying delays, and a line for each constant delay.
 //!
-//! Most events of a simulation are a network's hop away, or now, or come in the order of their times: such
-//! a line is in order by itself, so entering and taking cost O(1). The heap's keys are 16 bytes, time before
-//! order of entry; what they stand for is beside it.
+//! Most events of a simulation are one network hop away, or now, or come in the order of their times: a
+//! line of such events is always in order, so inserting and taking cost O(1). The heap's keys are 16
+//! bytes, the time and then the order of entry; the events themselves are stored beside it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -32,7 +31,7 @@ struct Key {
     order: u64,
 }
 
-/// So many events may wait in the heap at once, 2^24, and so many be entered in all, 2^40.
+/// At most 2^24 events may wait in the heap at once, and at most 2^40 be entered in all.
 const PLACE_BITS: u32 = 24;
 
 impl Key {

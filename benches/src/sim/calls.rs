@@ -1,9 +1,10 @@
-//! A call of an experiment: while it is under way, and when it is over.
+//! A simulated call, while it is under way and when it is over.
 
 use std::time::Duration;
 
 use openlambda_core::balancing::Ticket;
 use openlambda_core::failure::FailureKind;
+use openlambda_core::format::FormatNumber;
 use openlambda_core::hash::mix;
 use openlambda_core::invocation::{InvocationRecord, Phases, RequestId, StartKind};
 use openlambda_core::metrics::Outcome;
@@ -56,6 +57,7 @@ impl SimulatedCall<'_> {
     pub fn record(&self) -> InvocationRecord {
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         InvocationRecord {
+            v: FormatNumber,
             request_id: RequestId::from_bits(
                 mix(self.seed, self.number),
                 mix(self.number, self.seed),

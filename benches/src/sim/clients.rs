@@ -1,4 +1,4 @@
-//! Those who make the calls: in an open system at the workload's times, or users in a closed loop.
+//! The clients: calls at the workload's times (an open system), or users in a closed loop.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::functions::Functions;
 use super::what::What;
 use crate::workload::{Arrival, Workload};
 
-/// All clients of an experiment. `record` hears of each call that is over.
+/// All clients of an experiment. `record` gets each call that is over.
 pub(super) struct Clients<R> {
     record: R,
     users: Option<Users>,

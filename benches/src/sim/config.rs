@@ -1,4 +1,4 @@
-//! What is simulated.
+//! The configuration of a simulation.
 
 use std::time::Duration;
 
@@ -14,12 +14,13 @@ use crate::workload::WorkloadConfig;
 pub struct SimConfig {
     /// The calls.
     pub workload: WorkloadConfig,
-    /// Who makes them, in a closed loop: then the workload's rate, timers and bursts say nothing.
-    /// `None`: an open system, where calls come at the workload's rate whatever becomes of them.
+    /// The users who make them, in a closed loop: then the workload's rate, timers and bursts have no
+    /// effect. `None`: an open system, where calls come at the workload's rate whether or not earlier
+    /// ones are answered.
     pub users: Option<Users>,
     /// How many workers there are, all alike, all there from the start.
     pub workers: u32,
-    /// How many balancers there are. Each call comes to one of them by chance; none knows of the others.
+    /// How many balancers there are. Each call goes to a random one; they do not know each other.
     pub balancers: u32,
     /// How often each balancer tries a call again.
     pub retries: RetryConfig,
@@ -39,7 +40,7 @@ pub struct SimConfig {
     pub code_budget: u64,
     /// The size of every function's bundle, bytes. Functions with the same package share a bundle.
     pub bundle_bytes: u64,
-    /// What every function's manifest says, but for the memory when the workload's mix gives it; that is
+    /// What every function's manifest says, except for the memory when the workload's mix gives it; that is
     /// in whole MiB, rounded up.
     pub limits: Limits,
     /// How long a call may wait on a worker.
@@ -54,14 +55,14 @@ pub struct SimConfig {
     pub heartbeat: Duration,
     /// What goes wrong.
     pub faults: Faults,
-    /// The mean time between two releases of a new version, each of a function by chance. `None`: there
-    /// is none.
+    /// The mean time between two releases of a new version, each of a random function. `None`: no
+    /// releases.
     pub releases: Option<Duration>,
     /// The seed of everything.
     pub seed: u64,
 }
 
-/// What goes wrong, by chance. By default nothing does.
+/// Random faults. By default there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Faults {
     /// The share of fetches that fail.
@@ -84,7 +85,7 @@ pub struct Deaths {
 }
 
 /// Users in a closed loop: each makes a call, waits until it is over, answered or not, thinks for an
-/// exponential time, and makes the next. They begin with a thought.
+/// exponential time, and makes the next. They begin by thinking.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Users {
     /// How many, at least 1.
@@ -139,7 +140,7 @@ pub enum SimError {
     /// More balancers than policies.
     #[error("each balancer has a policy of its own; give a maker of them (`simulate_with`)")]
     OnePolicy,
-    /// A closed loop without anybody in it.
+    /// A closed loop without users.
     #[error("a closed loop without users makes no call; use 1 or more")]
     NoUsers,
     /// A closed loop in which timers call every function.

@@ -1,4 +1,4 @@
-//! An experiment from its first call to its last: calls come, and what the deciders want done happens, each
+//! An experiment from its first call to its last: calls arrive, and whatever the deciders ask for happens
 //! after its delay.
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A balancer of an experiment.
+//! One simulated balancer.
 
 use openlambda_core::balancing::balancer::Balancer;
 use openlambda_core::balancing::{BalancingPolicy, FunctionId, Ticket, WorkerId, WorkerInfo};
@@ -14,7 +14,7 @@ use super::what::Life;
 pub(super) struct Frontend {
     pub(super) name: String,
     pub(super) balancer: Balancer,
-    /// When the balancer is to be told of the time next.
+    /// When the balancer's next time-out is.
     pub(super) timer: Option<Time>,
     /// By a ticket's place (its lower half): which call has it.
     tickets: Vec<CallId>,

@@ -1,4 +1,4 @@
-//! The functions of an experiment, as registry and balancers know them.
+//! The simulated functions, as registry and balancers know them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ impl Functions {
         &self.manifests[digest]
     }
 
-    /// What a balancer is told of the function.
+    /// The function as balancers know it.
     pub(super) fn manifest_of(&self, function: u32) -> &Arc<Manifest> {
         &self.functions[function as usize].manifest
     }

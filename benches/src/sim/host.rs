@@ -1,4 +1,4 @@
-//! A worker of an experiment.
+//! One simulated worker.
 
 use std::time::Duration;
 

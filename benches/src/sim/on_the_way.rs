@@ -1,4 +1,4 @@
-//! What is on its way between workers and balancers.
+//! Messages on their way between workers and balancers.
 
 use openlambda_core::balancing::WorkerLoad;
 

@@ -1,4 +1,4 @@
-//! What can happen in an experiment.
+//! The kinds of events in an experiment.
 
 use std::time::Duration;
 

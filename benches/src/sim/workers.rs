@@ -1,5 +1,6 @@
-//! The workers' shell: a delay for each thing that a [`WorkerCore`](openlambda_core::worker_core::WorkerCore)
-//! wants done, as `worker/dispatch.rs` does them in the live system.
+//! The workers' shell: carries out, each after its delay, what a
+//! [`WorkerCore`](openlambda_core::worker_core::WorkerCore) decides, as `worker/dispatch.rs` does in the
+//! live system.
 
 use std::time::Duration;
 
@@ -118,7 +119,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
             }
             What::Dies { worker } if self.lives(worker) => self.die(worker),
             What::Revives { worker } => self.revive(worker),
-            // Nobody hears it any more.
+            // No balancer hears it any more.
             _ => {}
         }
     }

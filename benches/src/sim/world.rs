@@ -1,4 +1,4 @@
-//! All there is in an experiment.
+//! The state of an experiment: balancers, workers, calls, calendar.
 
 use openlambda_core::balancing::WorkerLoad;
 use openlambda_core::failure::FailureKind;

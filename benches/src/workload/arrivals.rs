@@ -1,4 +1,4 @@
-//! The calls, one after another.
+//! The calls of a workload, in order of their arrival.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -26,7 +26,7 @@ pub struct Arrival {
 /// The calls, in order of time. An iterator, so that a long experiment needs no memory for them; at most those
 /// of one minute are held, and only where [`FunctionMix::spacing`](super::FunctionMix::spacing) moves them.
 ///
-/// That is an *open* system: calls come whatever becomes of those before them. In a *closed* one a
+/// That is an *open* system: calls come whether or not earlier ones are answered. In a *closed* one a
 /// user waits for the answer before the next call; then the caller says when, with
 /// [`Workload::call_at`].
 #[derive(Debug)]
@@ -101,8 +101,8 @@ impl Workload {
         workload
     }
 
-    /// The next call when somebody decides to make one at `at`, whatever the rate: a function that is
-    /// called by chance, by popularity. `None`: all calls were made, or timers alone call.
+    /// The next call of a closed loop, made at `at`, whatever the rate: of a function that no timer calls,
+    /// drawn by popularity. `None`: all calls were made, or timers alone call.
     pub fn call_at(&mut self, at: Time) -> Option<Arrival> {
         self.chance?;
         self.left = self.left.checked_sub(1)?;

@@ -1,4 +1,4 @@
-//! The calls of an experiment, as one asks for them, and the functions that follow.
+//! The configuration of a workload, and the functions that are drawn from it.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use serde::Serialize;
 use super::mix::FunctionMix;
 use super::service::Service;
 
-/// The calls of an experiment: arrivals by chance (Poisson, or in bursts) and by timers over functions
-/// of unequal popularity.
+/// The calls of an experiment: random arrivals (Poisson, or in bursts) and timers, over functions of
+/// unequal popularity.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct WorkloadConfig {
     /// Calls a second, over all functions.
     pub rate: f64,
     /// How many functions there are.
     pub functions: u32,
-    /// The exponent of Zipf's law for their popularity: 0 makes all alike, 1 is the classic.
+    /// The exponent of Zipf's law for their popularity: 0 makes all equal, 1 is the classic.
     pub zipf: f64,
     /// How long handlers run.
     pub service: Service,
@@ -26,7 +26,7 @@ pub struct WorkloadConfig {
     pub mix: FunctionMix,
 }
 
-/// What one function of a workload is like.
+/// The properties of one function of a workload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Profile {
     /// Calls a second, on average.
@@ -44,8 +44,8 @@ pub struct Profile {
 }
 
 impl WorkloadConfig {
-    /// The same calls, but so many a second that their handlers keep `busy` processors busy on
-    /// average. Functions that differ make that another rate under each seed.
+    /// The same workload at the rate at which its handlers keep `busy` processors busy on average. Where
+    /// functions differ, the rate is another one under each seed.
     #[must_use]
     pub fn with_busy(mut self, busy: f64, seed: u64) -> Self {
         let seconds_of = |profile: &Profile| profile.rate * profile.service.mean().as_secs_f64();

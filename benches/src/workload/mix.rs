@@ -1,4 +1,4 @@
-//! How functions differ.
+//! How functions differ: in popularity, timers, service times, memory, cold starts, packages and bursts.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use crate::spacing::Spacing;
 
-/// How functions differ. The default is not at all: then popularity alone is unequal.
+/// How functions differ. By default they differ in popularity alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct FunctionMix {
-    /// How popular each is beside the others; `None`: by Zipf's law.
+    /// Their relative popularity; `None`: by Zipf's law.
     pub popularity: Option<LogNormal>,
-    /// The share of functions that a timer calls, at equal intervals; the others are called by
-    /// chance.
+    /// The share of functions that a timer calls, at equal intervals; the others are called at random
+    /// times.
     pub timers: f64,
     /// The mean of a function's service times, milliseconds; `None`: that of
     /// [`WorkloadConfig::service`](super::WorkloadConfig::service).
@@ -26,14 +26,14 @@ pub struct FunctionMix {
     /// exponent 1. What a worker pulls is the package, and functions that need the same share it.
     /// `None`: none, and each function's bundle is its own.
     pub packages: Option<u32>,
-    /// Calls by chance come in bursts. `None`: each by itself.
+    /// Random calls come in bursts. `None`: each by itself.
     pub bursts: Option<Bursts>,
     /// Where in its minute a call falls. Anything but [`Spacing::AsDrawn`] holds a minute's calls in memory.
     pub spacing: Spacing,
 }
 
-/// Calls by chance that come in bursts of one function: a burst begins by chance (Poisson), and its
-/// calls follow each other at exponential intervals. How many calls a second there are does not change.
+/// Random calls that come in bursts of one function: bursts begin at random times (Poisson), and a
+/// burst's calls follow each other at exponential intervals. The number of calls a second is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bursts {
     /// How many calls a burst has: the mean of a geometric distribution, at least 1.

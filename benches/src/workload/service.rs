@@ -14,8 +14,8 @@ pub enum Service {
     Exponential(Duration),
     /// Always the same.
     Fixed(Duration),
-    /// A mixture of two exponential distributions with balanced means: mostly short times, and few
-    /// that are long. The usual one to try a variance with that is above the exponential's.
+    /// A mixture of two exponential distributions with balanced means: mostly short times, and a few
+    /// long ones. It is the usual choice for a variance above the exponential's.
     HyperExponential {
         /// The mean.
         mean: Duration,

@@ -1,4 +1,4 @@
-//! `ol-registry`: keeps functions' bundles.
+//! `ol-registry`: stores functions' bundles.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Every command, its arguments, and where it is carried out.
+//! Every command with its arguments, and the file that carries it out.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -90,7 +90,7 @@ enum Command {
     Describe(versions::DescribeArgs),
     /// List the versions of a function
     Versions(versions::VersionsArgs),
-    /// Point a second name at a version, or show the names there are
+    /// Point an alias at a version, or show a function's aliases
     Alias(versions::AliasArgs),
     /// Run the code of an earlier version again
     Rollback(versions::RollbackArgs),
@@ -98,11 +98,11 @@ enum Command {
     Logs(logs::LogsArgs),
     /// Remove a function with all its versions
     Rm(functions::RmArgs),
-    /// List the balancing policies, and the workers' keep-alive policies
+    /// List the balancing policies, and the workers' keep-alive and queue policies
     Policies(policies::PoliciesArgs),
-    /// Compare policies in a simulation of the very code that balances and schedules
+    /// Compare policies in a simulation that runs the live code for balancing and scheduling
     Sim(sim::SimArgs),
-    /// Play what a worker recorded with --inputs again; prints the records of its calls
+    /// Replay what a worker recorded with --inputs, and print the records of its calls
     Replay(replay::ReplayArgs),
     /// Show the settings of ol up and of the daemons
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! What every command about a cluster takes.
+//! The arguments that all commands about a cluster share.
 
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
-//! `ol completions` and `ol man`: what a shell and `man` know of this command line.
+//! `ol completions` and `ol man`: completions for shells, and manual pages.
 //!
-//! The script that a shell loads asks this very binary at each press of the key, so it knows what the
-//! binary knows: its own policies and sandboxes, and the functions of the cluster that runs. One
-//! question costs the start of a process, and a call of the registry where a function is asked for.
+//! The script that a shell loads asks this very binary whenever the user presses Tab, so it knows what the
+//! binary knows: its policies and sandboxes, and the functions of the running cluster. A completion costs
+//! the start of a process, and a request to the registry where it completes a function's name.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `ol config show`: what `ol up` or a daemon would be told, and by whom.
+//! `ol config show`: the settings of `ol up` or a daemon, and where each comes from.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

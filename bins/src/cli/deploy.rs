@@ -1,4 +1,4 @@
-//! `ol deploy`.
+//! `ol deploy`: publishes a folder as a function's newest version, once or at every save.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +27,7 @@ pub(super) struct DeployArgs {
     /// Its name, NAME or NAMESPACE/NAME [default: the folder's name]
     #[arg(long, value_name = "NAME")]
     name: Option<FunctionName>,
-    /// Deploy it again whenever a file in it is saved; calls go on meanwhile
+    /// Deploy again whenever a file in the folder is saved; calls continue meanwhile
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -160,5 +160,6 @@ fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
 /// The function's name that the last part of a path is.
 pub(super) fn name_of_path(path: &std::path::Path) -> Result<FunctionName> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.parse().context(|| "the folder's name does not do; pass --name".to_owned())
+    name.parse()
+        .context(|| "the folder's name is not a valid function name; pass --name".to_owned())
 }

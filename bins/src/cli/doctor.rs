@@ -1,4 +1,4 @@
-//! `ol doctor`: what this machine has of what OpenLambda needs, and how to get the rest.
+//! `ol doctor`: what OpenLambda needs, which of it this machine has, and how to get the rest.
 
 mod check;
 mod kernel;
@@ -80,7 +80,9 @@ pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
 fn sandbox(entry: &SandboxEntry, options: &SandboxOptions) -> Check {
     let result = match (entry.check)(options) {
         Ok(withheld) if withheld.is_empty() => Ok(format!("{} works", entry.name)),
-        Ok(withheld) => Ok(format!("{} works, but withholds {}", entry.name, withheld.join("; "))),
+        Ok(withheld) => {
+            Ok(format!("{} works, but does not give {}", entry.name, withheld.join("; ")))
+        }
         Err(error) => Err(format!("{}: {}", entry.name, openlambda_core::failure::chain(&*error))),
     };
     let purpose = "functions run in sandboxes of one of these kinds";
@@ -138,8 +140,8 @@ fn curl() -> Check {
 
 fn loopback() -> Check {
     let result = match std::net::TcpListener::bind("127.0.0.1:0") {
-        Ok(_) => Ok("127.0.0.1 is there".to_owned()),
-        Err(error) => Err(format!("127.0.0.1 cannot be had: {error}")),
+        Ok(_) => Ok("127.0.0.1 is available".to_owned()),
+        Err(error) => Err(format!("127.0.0.1 is not available: {error}")),
     };
     let why = "balancer, registry and workers speak to each other over it";
     check("loopback", true, why, result, "bring it up: ip link set lo up")
@@ -186,9 +188,9 @@ fn port(dir: &DataDir) -> Result<Check> {
         Err(_) if own.is_some() && dir.is_up()? => {
             Ok("8080 is taken by the cluster that runs".to_owned())
         }
-        Err(error) => Err(format!("8080 cannot be had: {error}")),
+        Err(error) => Err(format!("8080 is not available: {error}")),
     };
-    let why = "`ol up` listens there unless it is told otherwise";
+    let why = "`ol up` listens there by default";
     Ok(check("port", false, why, result, "`ol up --listen 127.0.0.1:0` takes a free one"))
 }
 

@@ -1,4 +1,4 @@
-//! `ol ls`, `ol rm`.
+//! `ol ls` and `ol rm`: lists and deletes functions.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

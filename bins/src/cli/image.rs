@@ -1,4 +1,4 @@
-//! `ol image`: what docker sandboxes run in.
+//! `ol image`: the image that docker sandboxes run in.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! `ol invoke`.
+//! `ol invoke`: calls a function and prints its reply.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -48,7 +48,7 @@ pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
         })?;
         request = request.header(name.trim(), value.trim());
     }
-    let request = request.body(body).context(|| "this is no valid request".to_owned())?;
+    let request = request.body(body).context(|| "this is not a valid request".to_owned())?;
     let answer = block_on(http_client::send(request))?;
     let ok = !answer.status().is_client_error() && !answer.status().is_server_error();
     if args.common.json {

@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct LogsArgs {
     /// The function
     function: FunctionName,
-    /// Go on as lines come
+    /// Keep printing lines as they come
     #[arg(short, long)]
     follow: bool,
     /// Show this many of the last lines [default: 1000; all with --since or --request-id]
@@ -77,7 +77,7 @@ pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
     let mut lines = read(&dir, args, &mut workers);
     let printed = workers.values().any(|tail| tail.file.is_some() || tail.older.is_some());
     if !printed && !args.follow {
-        // Without a cluster nobody knows whether there is such a function.
+        // Without a cluster it is not known whether there is such a function.
         if let Ok(state) = dir.running() {
             let registry = catalog.open_registry(&state.registry.spec)?;
             block_on(async { versions_of(&registry, &args.function).await })?;
@@ -102,7 +102,7 @@ pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What all workers have written and nobody has read, as far as it is asked for, in order of time.
+/// The unread lines of all workers that match the arguments, in order of time.
 ///
 /// The folder says which workers there are, not the cluster's state: logs outlive the cluster, and
 /// one who follows sees a new worker's as soon as it has any.

@@ -1,4 +1,4 @@
-//! `ol`: a file for each command or for some that belong together, and what they share.
+//! `ol`: a file for each command, or for commands that belong together, and what they share.
 
 #[cfg(feature = "bench")]
 mod bench;

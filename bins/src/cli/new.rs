@@ -128,7 +128,7 @@ pub(super) fn new(args: &NewArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes sure of an empty folder: what somebody has written is never overwritten.
+/// Makes sure that the folder is empty: existing files are never overwritten.
 fn make_empty(folder: &Path) -> Result<()> {
     match fs::read_dir(folder) {
         Ok(mut entries) => match entries.next() {

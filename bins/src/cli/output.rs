@@ -1,4 +1,4 @@
-//! What commands print.
+//! How commands print text, JSON and tables.
 
 use std::io::{IsTerminal, Write};
 

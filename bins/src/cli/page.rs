@@ -1,9 +1,9 @@
-//! What `ol deploy` tells a function's web page: where the function is.
+//! Writes the function's URL into the function's web page at `ol deploy`.
 //!
 //! A folder `static/` in a function's folder is such a page, opened as a file or from any server.
-//! `config.json` in it is for pages from a server, `config.js` for those that are opened as files,
-//! where a browser lets a page read no other file but scripts. Bundles leave both out
-//! ([`PAGE_CONFIG`]), so a deployment to another cluster is the same bundle.
+//! `config.json` in it is for pages from a server. `config.js` is for pages that are opened as files,
+//! because a browser lets those read scripts only. Bundles leave both files out ([`PAGE_CONFIG`]), so a
+//! deployment to another cluster is the same bundle.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use openlambda_core::bundle::PAGE_CONFIG;
 use crate::error::{CliError, Result};
 
 /// How a `config.js` of ours begins.
-const SCRIPT_HEAD: &str = "// Written by `ol deploy`: where the function of this page is.\n";
+const SCRIPT_HEAD: &str = "// Written by `ol deploy`: the URL of this page's function.\n";
 
 /// A function's page.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Page {
     ///
     /// # Errors
     ///
-    /// A file of somebody's own is where `ol deploy` writes: it would be overwritten, and the bundle
+    /// A file of the author's is where `ol deploy` writes: it would be overwritten, and the bundle
     /// would lack it.
     pub(super) fn of(folder: &Path) -> Result<Option<Page>> {
         if !folder.join("static").is_dir() {
@@ -55,7 +55,7 @@ impl Page {
     ///
     /// # Errors
     ///
-    /// The folder cannot be written; the function is deployed all the same.
+    /// The folder cannot be written; the function is deployed nevertheless.
     pub(super) fn tell(&self, url: &str) -> io::Result<()> {
         let config = serde_json::json!({ "url": url });
         let texts =

@@ -1,4 +1,4 @@
-//! `ol policies`: what balances, what workers keep alive, and what they serve first.
+//! `ol policies`: the balancing, keep-alive and queue policies.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! What goes on while a person waits: one line on standard error, only on a terminal, only for what
-//! takes long. It is gone when the work is done; what came of it is printed as ever.
+//! Shows a person what takes long: one line on standard error, only on a terminal. The line disappears
+//! when the work is done, and the result is printed as usual.
 
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};

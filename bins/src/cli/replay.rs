@@ -1,4 +1,4 @@
-//! `ol replay`: a worker's decisions again, from the inputs that it recorded.
+//! `ol replay`: repeats a worker's decisions from the inputs that it recorded.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use openlambda_core::json_lines;
 use openlambda_core::worker_core::recording;
 
 use crate::Catalog;
@@ -33,13 +34,11 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
         catalog.queue_policies(),
         |record| {
             if written.is_ok() {
-                written = serde_json::to_writer(&mut out, &record)
-                    .map_err(std::io::Error::from)
-                    .and_then(|()| out.write_all(b"\n"));
+                written = json_lines::write(&mut out, &record);
             }
         },
     )
-    .context(|| format!("cannot play {}", args.file.display()))?;
+    .context(|| format!("cannot replay {}", args.file.display()))?;
     let printed = written.and_then(|()| out.flush());
     printed.context(|| "cannot print the records".to_owned())?;
     Ok(ExitCode::SUCCESS)

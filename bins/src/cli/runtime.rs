@@ -1,4 +1,4 @@
-//! The runtime of commands that wait for something.
+//! The async runtime of commands that wait for something.
 
 use crate::error::{CliError, Result};
 

@@ -1,5 +1,5 @@
-//! What an interpreter says of a function's files before they are deployed. The files are parsed,
-//! never run.
+//! Checks the syntax of a function's files before they are deployed. The interpreter parses the files
+//! and never runs them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `ol up`, `ol down`, `ol status`.
+//! `ol up`, `ol down`, `ol status`: a cluster on this machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::private;
 use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
 use crate::terminal::say;
+use crate::version::VERSION;
 
 /// How long a cluster whose supervisor runs may take until it serves.
 const READY: Duration = Duration::from_secs(30);
@@ -107,6 +108,9 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
         // That is what was asked for.
         Found::Cluster { state, answers } => {
             say!("the cluster runs already; `ol down` stops it");
+            if state.release != VERSION {
+                say!("{}", of_another_release(&state.release));
+            }
             if !answers {
                 say!("its balancer takes long to answer; see {}", dir.join("logs").display());
             }
@@ -114,6 +118,7 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    dir.mark_format()?;
     if args.detach {
         drop(lock);
         return block_on(detach(&dir, &spec, &args.common));
@@ -150,6 +155,12 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// That a cluster runs which another release has started, and how to go on.
+fn of_another_release(release: &str) -> String {
+    let release = if release.is_empty() { "an earlier release" } else { release };
+    format!("it is of {release}, this is {VERSION}: `ol down`, then `ol up`, changes to this one")
+}
+
 /// Starts this very command again as a supervisor of its own session, and waits until it serves or
 /// has said why not.
 ///
@@ -157,7 +168,8 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
 /// be on their way to the lock.
 async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
     let progress = Progress::start("starting the cluster");
-    let program = std::env::current_exe().context(|| "cannot find my own binary".to_owned())?;
+    let program =
+        std::env::current_exe().context(|| "cannot find the path of this program".to_owned())?;
     let log = dir.join("logs/supervisor.log");
     let open = private::open_file(&log, File::options().create(true).append(true));
     let file = open.context(|| format!("cannot write {}", log.display()))?;
@@ -222,7 +234,7 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
 
 /// What there is in a cluster's folder.
 enum Found {
-    /// No supervisor; nobody can start one while this is held.
+    /// No supervisor runs, and none can be started while this is held.
     Lock(File),
     /// A cluster that runs, and whether its balancer answers in time.
     Cluster { state: ClusterState, answers: bool },
@@ -363,7 +375,7 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
     if slow {
-        text.push_str("the balancer takes long to answer: what the workers do is not known\n");
+        text.push_str("the balancer takes long to answer: the state of the workers is not known\n");
     } else if balancer.is_none() {
         text.push_str("the balancer does not answer; the supervisor is starting it again\n");
     }
@@ -392,8 +404,9 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
 
 async fn balancer_status(url: &str) -> Result<BalancerStatus> {
     let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
-    let answer = http_client::send(request.context(|| format!("{url} is no address"))?).await?;
-    serde_json::from_slice(answer.body()).context(|| "the balancer's answer is strange".to_owned())
+    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    serde_json::from_slice(answer.body())
+        .context(|| "the balancer's answer is not understood".to_owned())
 }
 
 fn known_worker<'a>(

@@ -1,9 +1,9 @@
 //! `ol describe`, `ol versions`, `ol alias`, `ol rollback`: the versions of a function.
 //!
 //! Versions never change and their numbers are never used again. So a rollback publishes the code of
-//! an earlier version as the newest: a call of the name alone runs it from then on, every other
-//! reference keeps its meaning, and `ol versions` shows what was done. It costs no storage, since
-//! bundles are kept by their digest.
+//! an earlier version as the newest version: from then on a call of the name alone runs it, every other
+//! reference keeps its meaning, and `ol versions` shows the rollback. It costs no storage, since bundles
+//! are stored by digest.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -138,7 +138,7 @@ pub(super) struct AliasArgs {
     /// The alias; without one, all are shown
     #[arg(index = 2)]
     alias: Option<String>,
-    /// The version that it is to point to; without one, it is shown
+    /// The version to point it at; without one, the alias is shown
     #[arg(index = 3, value_parser = |text: &str| text.parse().map(Version))]
     version: Option<Version>,
     /// Remove the alias
@@ -183,7 +183,7 @@ pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
         .filter(|reference| matches!(reference.qualifier, Qualifier::Alias(_)))
         .ok_or_else(|| {
             CliError::new(format!(
-                "\"{alias}\" is no alias; use letters, digits, dots, _ and -, a letter first"
+                "\"{alias}\" is not an alias; use letters, digits, dots, _ and -, a letter first"
             ))
         })?;
     block_on(async {
@@ -278,7 +278,7 @@ pub(super) fn rollback(args: &RollbackArgs, catalog: &Catalog) -> Result<ExitCod
         let versions = versions_of(&registry, name).await?;
         let target = match &args.version {
             Some(version) => {
-                qualified(name, version).context(|| format!("\"{version}\" is no version"))?
+                qualified(name, version).context(|| format!("\"{version}\" is not a version"))?
             }
             None => {
                 let before = versions.iter().rev().nth(1).ok_or_else(|| {

@@ -1,7 +1,7 @@
-//! Waiting for somebody to save a file in a folder.
+//! Waits until somebody saves a file in a folder.
 //!
-//! Metadata is looked at again and again. It costs little for a folder that a person edits, works on
-//! every file system, and asks for no watch of the kernel's for each folder.
+//! The files' metadata is polled. That costs little for a folder that a person edits, works on every file
+//! system, and needs no kernel watch for each folder.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;

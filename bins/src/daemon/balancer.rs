@@ -1,4 +1,4 @@
-//! `ol-lb`.
+//! `ol-lb`: assembles a balancer from its settings and serves.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The daemons' command lines, and the runtime that each has.
+//! The daemons' command lines, and the async runtime of each.
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ pub(crate) enum DaemonCommand {
     Worker(Box<Given<Worker>>),
     /// The load balancer in front of workers.
     Lb(Given<Balancer>),
-    /// Keeps functions' bundles.
+    /// Stores functions' bundles.
     Registry(Given<Registry>),
 }
 
@@ -49,7 +49,7 @@ struct BalancerCommand {
 }
 
 #[derive(Parser)]
-#[command(name = "ol-registry", version = VERSION, about = "Keeps functions' bundles")]
+#[command(name = "ol-registry", version = VERSION, about = "Stores functions' bundles")]
 struct RegistryCommand {
     #[command(flatten)]
     options: Given<Registry>,

@@ -1,7 +1,7 @@
-//! The daemons: the parts of a [`Catalog`](crate::Catalog), a listener, and signals.
+//! The daemons: each assembles parts of a [`Catalog`](crate::Catalog), listens, and handles signals.
 //!
-//! What is set comes from flags, else the environment, else the file that `--config` names. A daemon
-//! prints one line to standard output when it serves, `{"ready": "http://…"}`, and logs to standard
+//! A setting comes from a flag, else from the environment, else from the file that `--config` names. When
+//! it serves, a daemon prints one line to standard output, `{"ready": "http://…"}`. It logs to standard
 //! error.
 
 pub(crate) mod balancer;

@@ -1,4 +1,4 @@
-//! What a daemon has to do with the world around it: an address, signals, a log.
+//! What every daemon needs from the system: an address, signals, a log.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-/// Says on standard output that the daemon serves. Nobody may be there to read it.
+/// Says on standard output that the daemon serves, whether or not anything reads it.
 pub(super) fn say_ready(listener: &TcpListener) -> Result<()> {
     use std::io::Write;
     let address = listener.local_addr().context(|| "the listener has no address".to_owned())?;

@@ -1,4 +1,4 @@
-//! `ol-registry`.
+//! `ol-registry`: assembles a native registry from its settings and serves.
 
 use std::sync::Arc;
 

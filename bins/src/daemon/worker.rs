@@ -1,8 +1,9 @@
-//! `ol-worker`.
+//! `ol-worker`: assembles a worker from its settings and serves.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use openlambda_core::format::Format;
 use openlambda_core::sandbox::Isolation;
 use openlambda_core::time::SystemClock;
 use openlambda_core::worker::Worker as CoreWorker;
@@ -14,6 +15,10 @@ use crate::catalog::SandboxContext;
 use crate::error::{CliError, Context, Result};
 use crate::settings::{Given, Settings, Worker, check_worker};
 
+/// The format of a worker's folder, of which functions' logs are kept, and volumes where they have no
+/// folder of their own.
+const FORMAT: Format = Format { kind: "worker's folder", number: 1 };
+
 pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     let settings = Settings::complete(given, None)?.config()?.worker;
     check_worker(&settings)?;
@@ -21,11 +26,13 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     let registry = required(settings.registry.clone(), "registry")?;
     let state_dir = required(settings.state_dir.clone(), "state-dir")?;
     let config = settings.config(&name, &state_dir, catalog)?;
+    FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
     let registry = catalog.open_registry(&registry)?;
     let entry = catalog.sandbox_entry(&settings.sandbox, &settings.sandbox_options())?;
     std::fs::create_dir_all(&state_dir)
         .context(|| format!("cannot use {}; pass another --state-dir", state_dir.display()))?;
+    FORMAT.mark(&state_dir)?;
     let spawner = Spawner::start().context(|| "cannot start the spawning thread".to_owned())?;
     let clock = Arc::new(SystemClock::new());
     let factory = (entry.build)(SandboxContext {

@@ -1,4 +1,4 @@
-//! What can be set of a balancer.
+//! The settings of a balancer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -64,19 +64,19 @@ pub(crate) struct BalancerSettings {
     /// How many more workers a call is tried on when it cannot have started
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) retries: u32,
-    /// How much of a retry each call adds to the budget of all: 0.2 is one for every fifth call
+    /// How much of a retry each call adds to the retry budget: 0.2 is one retry for every fifth call
     #[arg(long, value_name = "SHARE", hide_short_help = true)]
     pub(crate) retry_share: f64,
-    /// With how many retries the budget begins, and how many it saves up
+    /// How many retries the budget begins with, and the most that it saves up
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) retry_reserve: u32,
-    /// How much longer than a function's own time limit a worker is waited for
+    /// How much longer than a function's time limit the balancer waits for a worker
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) timeout_grace_seconds: Seconds,
-    /// How much longer still for what comes before the handler: queueing, pulling, a cold start
+    /// How much time the balancer adds for what comes before the handler: queueing, pulling, a cold start
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) start_allowance_seconds: Seconds,
-    /// A worker that has said nothing for so long is unhealthy
+    /// A worker is unhealthy when it has sent nothing for this time
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) silence_seconds: Seconds,
     /// How long calls under way may take to end when the balancer is told to stop

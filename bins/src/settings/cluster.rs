@@ -1,4 +1,4 @@
-//! What can be set of a cluster on one machine, beside what its daemons are told.
+//! The settings of a cluster on one machine, beside those of its daemons.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

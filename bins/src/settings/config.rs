@@ -1,4 +1,4 @@
-//! All settings of a program together.
+//! All sections of the configuration together.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Reading the settings' file.
+//! Reads the settings' file.
 //!
 //! Each section has a table. A key outside of all tables belongs to the first section that has it, the
 //! program's own before the others, so that a file for one program needs no table.

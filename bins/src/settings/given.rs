@@ -1,4 +1,4 @@
-//! What a program was given on its command line and by its environment.
+//! The settings that a program gets from its command line and its environment.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -78,7 +78,7 @@ impl<P: Program> Args for Given<P> {
             .long("config")
             .value_name("FILE.toml")
             .value_parser(clap::value_parser!(PathBuf))
-            .help("Read settings from this TOML file; flags and the environment go before it");
+            .help("Read settings from this TOML file; flags and the environment override it");
         command.arg(file).args(P::known().into_iter().map(|known| known.argument))
     }
 

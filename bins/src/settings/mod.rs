@@ -7,12 +7,12 @@
 //! ```
 //!
 //! A section is a struct (`ClusterSettings` and so on): its fields are the keys of its table in a file,
-//! its `clap` arguments are the flags and variables, its `Default` is what holds where nothing is said.
-//! So a setting is written down once. A [`Program`] is `ol up` or a daemon: which settings can be given
-//! to it, under which flags. [`Given`] is what one was given on its command line and by its environment;
-//! [`Settings`] is all of it together, with where each value comes from.
+//! its `clap` arguments are the flags and variables, and its `Default` holds the default values. So a
+//! setting is written down once. A [`Program`] is `ol up` or a daemon: it says which settings the program
+//! has, under which flags. [`Given`] has what the command line and the environment set; [`Settings`] has
+//! every value, and where it comes from.
 //!
-//! `ol up` checks everything before it starts anything, and hands its daemons a file with what came out.
+//! `ol up` checks everything before it starts anything, and hands its daemons a file with the result.
 
 mod balancer;
 mod cluster;

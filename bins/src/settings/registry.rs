@@ -1,4 +1,4 @@
-//! What can be set of the registry's daemon.
+//! The settings of the registry's daemon.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

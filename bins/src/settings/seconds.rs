@@ -1,4 +1,4 @@
-//! A length of time as people set it.
+//! A duration in seconds, as people write it.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What is known of each setting, read from the struct of its section.
+//! The name, flag, help and default of each setting, read from the struct of its section.
 
 use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Args, Command};

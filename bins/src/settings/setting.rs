@@ -1,4 +1,4 @@
-//! One setting, with its value and where that comes from.
+//! One setting, its value, and where the value comes from.
 
 use serde::Serialize;
 use toml::Value;

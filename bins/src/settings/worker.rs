@@ -1,4 +1,4 @@
-//! What can be set of a worker.
+//! The settings of a worker.
 
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -23,13 +23,13 @@ use crate::error::{CliError, Result};
 #[derive(Args, Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct WorkerSettings {
-    /// Stable name of this worker, different from every other one's
+    /// Stable name of this worker; no two workers share one
     #[arg(long, env = "OPENLAMBDA_WORKER_NAME")]
     pub(crate) name: Option<String>,
     /// Address to listen on
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_WORKER_LISTEN")]
     pub(crate) listen: SocketAddr,
-    /// Address that balancers reach it at, when it is not the one it listens on
+    /// Address at which balancers reach the worker, if it differs from the one it listens on
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
     /// Folder for unpacked bundles, sandboxes and logs; no two workers share one
@@ -69,7 +69,7 @@ pub(crate) struct WorkerSettings {
     /// How long a call may wait for a slot
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_wait_seconds: Seconds,
-    /// Share of the load beside other workers
+    /// Share of the load relative to other workers
     #[arg(long, value_name = "SHARE")]
     pub(crate) weight: f64,
     /// How many instances may be starting at once
@@ -100,19 +100,19 @@ pub(crate) struct WorkerSettings {
     /// How long a client may take nothing of a reply that waits for it; then its connection is closed
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) write_seconds: Seconds,
-    /// How often balancers are told how the worker is
+    /// How often the worker sends its state to balancers
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) heartbeat_seconds: Seconds,
     /// How long calls under way may take to end when the worker is told to stop
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) drain_seconds: Seconds,
-    /// How long clients may read on when the worker has drained
+    /// How long clients may go on reading replies when the worker has drained
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) reply_grace_seconds: Seconds,
     /// Write a record of every call to this file, as JSON lines; {name} in it is the worker's name
     #[arg(long, value_name = "FILE")]
     pub(crate) records: Option<PathBuf>,
-    /// Write everything that the worker's decisions follow from to this file, for `ol replay`; {name} in
+    /// Write every input of the worker's decisions to this file, for `ol replay`; {name} in
     /// it is the worker's name
     #[arg(long, value_name = "FILE")]
     pub(crate) inputs: Option<PathBuf>,
@@ -180,7 +180,7 @@ impl Default for WorkerSettings {
 }
 
 impl WorkerSettings {
-    /// What the library is told of a worker with this name and folder.
+    /// The library's configuration of a worker with this name and folder.
     ///
     /// # Errors
     ///

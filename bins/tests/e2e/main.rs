@@ -17,6 +17,7 @@
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
 //! | `drain` | ends and limits under load |
+//! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
 //! | `chaos` | kill −9 of everything, at any time |
 
@@ -35,6 +36,7 @@ mod drain;
 #[path = "../../../openlambda-sandbox/tests/common/engine.rs"]
 mod engine;
 mod examples;
+mod formats;
 mod hostile;
 mod http;
 mod input;

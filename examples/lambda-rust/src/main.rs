@@ -1,4 +1,4 @@
-//! A function as one writes it for AWS Lambda, with AWS's own crate.
+//! A function as you write it for AWS Lambda, with AWS's own crate.
 
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use serde_json::{Value, json};

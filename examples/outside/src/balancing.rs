@@ -1,4 +1,4 @@
-//! A balancing policy of parts: [`HomeWhileFree`].
+//! A balancing policy built from parts: [`HomeWhileFree`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
@@ -6,11 +6,11 @@ use openlambda_core::balancing::{
 use openlambda_lb::policies::PolicyEntry;
 use openlambda_lb::policies::parts::{Candidates, FillOrder, LoadOrder, Room, WorkerRing};
 
-/// The function's own worker while that has a free slot; else the fullest one that has; when all are
+/// The function's own worker while it has a free slot; else the fullest worker with a free slot; when all are
 /// full, the least loaded.
 ///
-/// So calls of one function meet its warm instances, and what is too much for one worker fills few
-/// others. O(1) for a call's first attempt, O(workers) when one is tried again.
+/// So calls of one function find its warm instances, and calls that are too many for one worker fill few
+/// other workers. O(1) for a call's first attempt, O(workers) for a retry.
 #[derive(Debug)]
 pub struct HomeWhileFree {
     ring: WorkerRing,

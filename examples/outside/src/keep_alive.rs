@@ -14,17 +14,17 @@ const MOST: u32 = 64;
 /// Keeps an instance for some seconds without use, and twice as long each time that it is used
 /// again before they are over.
 ///
-/// When memory is short, the least recently used goes first. O(log instances).
+/// When memory is short, the least recently used instance is evicted first. O(log instances).
 #[derive(Debug)]
 pub struct Doubling {
     first: Duration,
-    /// How many times as long as at first each instance is kept.
+    /// The factor by which each instance's time has grown.
     times: BTreeMap<InstanceId, u32>,
     recency: Lru,
 }
 
 impl Doubling {
-    /// Keeps an instance that was not used again yet for `first`.
+    /// Keeps an instance for `first` after its first use.
     pub fn new(first: Duration) -> Self {
         Doubling { first, times: BTreeMap::new(), recency: Lru::default() }
     }

@@ -1,4 +1,4 @@
-//! A call through a live cluster that is made of the crate's parts, and the same two policies in the
+//! A call through a live cluster built from the crate's parts; then the same two policies in the
 //! simulator, beside the platform's own.
 
 use std::error::Error;

@@ -1,5 +1,5 @@
-//! Lists through slots: an element goes in and out anywhere in O(1), and no element has memory of its
-//! own.
+//! Linked lists over a table's slots: an element is inserted or removed anywhere in O(1), without an
+//! allocation of its own.
 
 /// The links of lists whose elements are slots of one table. A slot is in at most one of the lists
 /// that share these links.

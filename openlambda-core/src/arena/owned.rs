@@ -1,6 +1,9 @@
-//! [`Owned`]: what [`Slots`](super::Slots) is to small values, for those that own something.
+//! [`Owned`] and [`OwnedArena`]: what [`Slots`](super::Slots) and [`Arena`](super::Arena) are to small
+//! values, for those that own something.
 
-/// Values under ids that somebody else gives out, as in [`Slots`](super::Slots); what is taken out of
+use super::{generation_of, id_of, slot_of};
+
+/// Values under ids that the user of the table gives out, as in [`Slots`](super::Slots); what is taken out of
 /// a slot is gone from it.
 #[derive(Debug)]
 pub(crate) struct Owned<T> {
@@ -17,9 +20,9 @@ impl<T> Default for Owned<T> {
 impl<T> Owned<T> {
     /// # Panics
     ///
-    /// When the slot is taken: the books of whoever gives the ids out are wrong.
+    /// When the slot is taken: the code that gives the ids out has an error.
     pub(crate) fn insert(&mut self, id: u64, value: T) {
-        let slot = super::slot_of(id) as usize;
+        let slot = slot_of(id) as usize;
         if slot >= self.places.len() {
             self.places.resize_with(slot + 1, || None);
         }
@@ -28,18 +31,55 @@ impl<T> Owned<T> {
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
-        let (held, value) = self.places.get(super::slot_of(id) as usize)?.as_ref()?;
+        let (held, value) = self.places.get(slot_of(id) as usize)?.as_ref()?;
         (*held == id).then_some(value)
     }
 
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
-        let (held, value) = self.places.get_mut(super::slot_of(id) as usize)?.as_mut()?;
+        let (held, value) = self.places.get_mut(slot_of(id) as usize)?.as_mut()?;
         (*held == id).then_some(value)
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
-        let place = self.places.get_mut(super::slot_of(id) as usize)?;
+        let place = self.places.get_mut(slot_of(id) as usize)?;
         Some(place.take_if(|(held, _)| *held == id)?.1)
+    }
+}
+
+/// Values under ids that it gives out, as in [`Arena`](super::Arena): 0, 1, 2, …, then slots that are
+/// free again, each time with the next generation.
+#[derive(Debug)]
+pub(crate) struct OwnedArena<T> {
+    values: Owned<T>,
+    /// The next ids of slots that are free.
+    free: Vec<u64>,
+}
+
+impl<T> Default for OwnedArena<T> {
+    fn default() -> Self {
+        OwnedArena { values: Owned::default(), free: Vec::new() }
+    }
+}
+
+impl<T> OwnedArena<T> {
+    pub(crate) fn insert(&mut self, value: T) -> u64 {
+        let id = self.free.pop().unwrap_or(self.values.places.len() as u64);
+        self.values.insert(id, value);
+        id
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<&T> {
+        self.values.get(id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        self.values.get_mut(id)
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
+        let value = self.values.remove(id)?;
+        self.free.push(id_of(generation_of(id).wrapping_add(1), slot_of(id)));
+        Some(value)
     }
 }
 
@@ -60,5 +100,17 @@ mod tests {
         assert_eq!(owned.get(first), None);
         assert_eq!(owned.remove(second).as_deref(), Some("bc"));
         assert_eq!(owned.remove(second), None);
+    }
+
+    #[test]
+    fn an_arena_gives_a_slot_out_again_under_another_id() {
+        let mut arena = OwnedArena::default();
+        let ids = ["a", "b"].map(|text| arena.insert(text.to_owned()));
+        assert_eq!(ids, [0, 1]);
+        assert_eq!(arena.remove(0).as_deref(), Some("a"));
+        assert_eq!(arena.remove(0), None);
+        assert_eq!([arena.insert("c".to_owned()), arena.insert("d".to_owned())], [1 << 32, 2]);
+        assert_eq!((arena.get(0), arena.get(1 << 32).map(String::as_str)), (None, Some("c")));
+        assert_eq!(arena.remove(1).as_deref(), Some("b"));
     }
 }

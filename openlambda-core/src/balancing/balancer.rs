@@ -1,8 +1,8 @@
-//! The balancer as a pure state machine: what the live proxy and the simulator both drive.
+//! The balancer as a pure state machine, which the live proxy and the simulator both drive.
 //!
 //! [`Balancer`] owns the [`Cluster`], the policy with its seeded generator, and the tickets of the
-//! requests it has seen. Events go in through methods that take `now`; what the policy decided
-//! later than at once (binds of held requests, refusals, probes) comes out of
+//! requests under way. Events go in through methods that take `now`. A decision that the policy does
+//! not make at once (binding a held request, refusing it, a probe) comes out of
 //! [`Balancer::poll_output`], and [`Balancer::poll_timeout`] says when to call
 //! [`Balancer::handle_timeout`]. It does no I/O and reads no clock.
 //!
@@ -16,12 +16,13 @@
 //!                 └────────┴─ Refuse
 //! ```
 //!
-//! A held request may have reservations at workers (late binding). They end with its hold, by outputs
-//! `Cancel`, but for the worker that it is bound to; and whatever the policy does, an offer is
-//! answered by `Bound` or `Cancel` before [`Balancer::offered`] returns.
+//! A held request may have reservations at workers (late binding). When the request is no longer
+//! held, an output `Cancel` ends each of them, except at the worker that it is bound to. Whatever the
+//! policy does, the balancer answers an offer with `Bound` or `Cancel` before [`Balancer::offered`]
+//! returns.
 //!
-//! `finish` is right in every state: it abandons what is held and completes what is dispatched, so
-//! a driver can put it into a destructor.
+//! `finish` may be called in every state: it abandons a held request and completes a dispatched one.
+//! So a driver can call it in a destructor.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -41,7 +42,7 @@ use crate::manifest::Manifest;
 use crate::random::Rng;
 use crate::time::Time;
 
-/// A policy may ask for probes so many times for one attempt; then the request is refused. It keeps
+/// How often a policy may ask for probes for one attempt; then the request is refused. It keeps
 /// a policy that never has enough from holding a request for ever.
 const MOST_PROBE_ROUNDS: u8 = 4;
 
@@ -50,8 +51,8 @@ const WAKEUP_FLOOR: Duration = Duration::from_millis(1);
 
 /// The reducer, a policy and the requests' tickets. See the module's documentation.
 ///
-/// The cost of its own, beside the policy's, is O(1) per request but for one look-up among the idle
-/// instances, and in the steady state it does not allocate.
+/// Beside the policy's cost, a request costs O(1) and one look-up among the idle instances. In the steady
+/// state nothing is allocated.
 #[derive(Debug)]
 pub struct Balancer {
     cluster: Cluster,
@@ -72,7 +73,7 @@ pub struct Balancer {
     last_defect: Option<Defect>,
 }
 
-/// What became of requests and workers other than by the return value of a call.
+/// What the driver has to do, beside the return values of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BalancerOutput {
@@ -117,22 +118,22 @@ pub enum BalancerOutput {
     },
 }
 
-/// How a policy broke its contract. The balancer stays safe and counts.
+/// How a policy broke its contract. The balancer stays correct, and counts the defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Defect {
     /// It chose a worker that is not ready. The request was refused.
     ChoseUnready,
-    /// It chose a worker that failed the request before, with another one ready. It was obeyed.
+    /// It chose a worker that failed the request before, while another one was ready. The choice stands.
     ChoseExcluded,
-    /// It refused for want of a worker while one was ready. It was obeyed.
+    /// It refused with [`Refusal::NoWorker`] while a worker was ready. The refusal stands.
     RefusedWithoutReason,
     /// It asked for probes too many times for one request. The request was refused.
     ProbedForEver,
     /// It wanted to be woken at a time that has passed, again. It is woken a little later.
     WokeForEver,
-    /// It panicked over an event or a wake-up, which it missed. (A panic in `select` is passed on:
-    /// there is a call that it ends.)
+    /// It panicked on an event or a wake-up, which is lost to it. (A panic in `select` is passed on, and
+    /// ends the call.)
     Panicked,
 }
 
@@ -164,7 +165,7 @@ impl State {
     }
 }
 
-/// What the manifest tells policies of a function.
+/// What policies know of a function from its manifest.
 #[derive(Debug, Default)]
 struct Facts {
     key: u64,
@@ -194,15 +195,15 @@ impl Balancer {
         }
     }
 
-    /// The same, with so many retries. Before its first request: the budget begins anew.
+    /// The same balancer with other retry settings. Call it before the first request: the budget begins anew.
     #[must_use]
     pub fn with_retries(mut self, config: RetryConfig) -> Self {
         self.retries = RetryRule::new(config);
         self
     }
 
-    /// The same, with a placement of its own; see [`Cluster::with_placement`]. Before its first function
-    /// and worker.
+    /// The same balancer with its own placement; see [`Cluster::with_placement`]. Call it before the first
+    /// function and worker.
     #[must_use]
     pub fn with_placement(mut self, seed: u64) -> Self {
         debug_assert_eq!(self.cluster.view().slots(), 0, "workers have their places");
@@ -225,12 +226,12 @@ impl Balancer {
         self.held
     }
 
-    /// How often the policy broke its contract, and how it did last.
+    /// How often the policy broke its contract, and the last defect.
     pub fn defects(&self) -> (u64, Option<Defect>) {
         (self.defects, self.last_defect)
     }
 
-    /// How often [`failed`](Self::failed) decided what.
+    /// How often [`failed`](Self::failed) has given each verdict.
     pub fn retries(&self) -> RetryCounts {
         self.retries.counts()
     }
@@ -250,7 +251,7 @@ impl Balancer {
         self.cluster.function_name(id)
     }
 
-    /// Takes note of what a manifest tells policies: the packages and the colour.
+    /// Stores what policies may know of a manifest: the packages and the colour.
     pub fn describe(&mut self, function: FunctionId, manifest: &Manifest) {
         let cluster = &mut self.cluster;
         let facts = &mut self.facts[function.0 as usize];
@@ -260,7 +261,7 @@ impl Balancer {
         facts.colour = (!colour.is_empty()).then(|| cluster.colour(colour));
     }
 
-    /// A worker comes, ready. One of the same name leaves first: it was restarted.
+    /// A worker joins, ready. A worker of the same name leaves first: it was restarted.
     pub fn join(&mut self, now: Time, info: WorkerInfo) -> WorkerId {
         if let Some(old) = self.cluster.view().named(&info.name) {
             self.leave(now, old);
@@ -341,8 +342,8 @@ impl Balancer {
     }
 
     /// A reservation came to the head of the worker's queue. The answer is an output, `Bound` or
-    /// `Cancel`, for this ticket and worker; none when the request was bound to the worker before, and
-    /// is on its way.
+    /// `Cancel`, for this ticket and worker. There is no answer when the request was bound to the worker
+    /// before, and is on its way.
     pub fn offered(&mut self, now: Time, ticket: Ticket, worker: WorkerId) {
         if self.cluster.view().worker(worker).is_none() {
             return;
@@ -357,9 +358,8 @@ impl Balancer {
         }
     }
 
-    /// Whether a reservation for the request at this worker is of use: it waits for an offer from
-    /// there, or has gone there. A driver asks when a reservation may have come to a worker after its
-    /// cancellation.
+    /// Whether the request still needs its reservation at this worker: it waits for an offer from there, or
+    /// was bound to it. A driver asks when a reservation may have reached a worker after its cancellation.
     pub fn expects(&self, ticket: Ticket, worker: WorkerId) -> bool {
         self.entry(ticket)
             .is_some_and(|entry| entry.reserved.contains(&worker) || entry.state.is_at(worker))
@@ -494,7 +494,7 @@ impl Balancer {
     /// A dispatched request was answered, or is over otherwise. For one that failed at its worker, and
     /// may be tried on another, it is [`failed`](Self::failed).
     ///
-    /// `start`: how warm it ran, if it did. `ok`: whether it was answered.
+    /// `start`: whether its start was cold or warm, if it ran. `ok`: whether it was answered.
     pub fn completed(&mut self, now: Time, ticket: Ticket, start: Option<StartKind>, ok: bool) {
         let Some(entry) = self.entry_mut(ticket) else { return };
         let State::Dispatched { worker, at } = entry.state else { return };
@@ -542,7 +542,7 @@ impl Balancer {
         self.free.push(ticket.0 as u32);
     }
 
-    /// The next thing that the driver has to do. Ask until there is none, after every other call.
+    /// The next thing that the driver has to do. After every other call, call this until it returns `None`.
     #[inline]
     pub fn poll_output(&mut self) -> Option<BalancerOutput> {
         self.outputs.pop_front()
@@ -598,8 +598,7 @@ impl Balancer {
         Some(self.woken.map_or(at, |woken| if at > woken { at } else { woken + WAKEUP_FLOOR }))
     }
 
-    /// Holds a decision against the policy's contract. Returns what is answered instead, where it must
-    /// not be obeyed.
+    /// Checks a decision against the policy's contract. Returns another decision where it must not stand.
     fn objection(&mut self, ticket: Ticket, decision: &Decision) -> Option<Refusal> {
         let view = self.cluster.view();
         let entry = &self.entries[index_of(ticket)];
@@ -754,7 +753,8 @@ const fn index_of(ticket: Ticket) -> usize {
     ticket.0 as u32 as usize
 }
 
-/// Calls a policy, which may be somebody's own. The panic hook has said where it was.
+/// Calls a policy, which may be code from outside, and catches its panic. The panic hook has said where
+/// it was.
 fn panics(call: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(call)).is_err()
 }

@@ -1,8 +1,8 @@
-//! The balancer's one reducer: who is in the cluster, and what is known of them.
+//! The balancer's one reducer: which workers are in the cluster, and what is known about each.
 //!
-//! [`Cluster`] is changed only through its methods, each of which is one kind of event; policies
-//! read it through [`ClusterView`]. Arrays are indexed by [`WorkerId::index`], so every question
-//! that a policy asks per decision is O(1); the small ones are inlined into the policies' crates.
+//! Only the methods of [`Cluster`] change it, one for each kind of event; policies read it through
+//! [`ClusterView`]. Arrays are indexed by [`WorkerId::index`], so each query that a policy makes per
+//! decision is O(1); small queries are inlined into the crates of the policies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,28 +1,28 @@
-//! What membership says of a cluster's workers: [`ClusterEvent`].
+//! What membership reports about a cluster's workers: [`ClusterEvent`].
 //!
-//! A *source* knows which workers there are: they announce themselves, a configuration lists them, DNS
-//! or an orchestrator knows them. It says what it knows in these events, and nothing else. A *follower*
-//! acts on them: the live balancer hands them to the pure [`Balancer`](super::balancer::Balancer); another
-//! one may write a configuration, or show who is there. Neither knows the other.
+//! A *source* knows which workers exist: they announce themselves, a configuration lists them, or DNS
+//! or an orchestrator knows them. A source reports them by these events alone. A *follower* acts on
+//! the events: the live balancer hands them to the pure [`Balancer`](super::balancer::Balancer); another
+//! follower may write a configuration or show the list. Sources and followers do not know each other.
 //!
 //! ```text
 //!  Joined ─▶ ready ─ Unhealthy ─▶ not ready ─ Report ─▶ ready ─ Draining ─▶ not ready …… Left
 //! ```
 //!
-//! # What a source owes
+//! # What a source must do
 //!
-//! A worker's first event is [`Joined`](Change::Joined), its last one [`Left`](Change::Left). Others may
-//! be lost or come twice, for networks lose and repeat; a [`Report`](Change::Report) from time to time
-//! repairs what was lost, and says that the worker is alive.
+//! A worker's first event is [`Joined`](Change::Joined), its last one [`Left`](Change::Left). Events
+//! between them may get lost or come twice, because networks lose and repeat messages. A periodic
+//! [`Report`](Change::Report) makes up for lost events, and says that the worker is alive.
 //!
-//! # What a follower owes
+//! # What a follower must do
 //!
-//! There is one worker of a name: who joins takes the place of who had the name before. What is said
-//! afterwards of another [`Member`] by that name is passed over, but for one case: a report by a worker
-//! whose name nobody has any more is the word that it is there, as [`Joined`](Change::Joined) is.
+//! A name belongs to one worker at a time: a worker that joins replaces the one that had its name.
+//! The follower ignores later events of the replaced [`Member`], with one exception: when no worker
+//! has the name any more, a report counts as [`Joined`](Change::Joined).
 //!
-//! What is said again is no news: a worker that joins as it is known stays what it is, healthy or not. And
-//! a worker that several sources tell of is there until the last of them says that it has left.
+//! A repeated event changes nothing: a worker that joins again unchanged keeps its health. A worker that
+//! several sources report stays until the last of them says that it has left.
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ pub enum Change {
     Joined,
     /// It is gone for good.
     Left,
-    /// It cannot be reached, or says nothing. A report makes it healthy again.
+    /// It cannot be reached, or sends nothing. A report makes it healthy again.
     Unhealthy,
     /// It takes no new calls from now on.
     Draining,

@@ -73,7 +73,7 @@ impl IdleInstances {
         }
     }
 
-    /// One less is idle; where there is none, nothing happens.
+    /// One instance less is idle; does nothing where none is.
     #[inline]
     pub(super) fn take(&mut self, slot: u32, function: FunctionId) {
         if let Ok(at) = self.find(slot, function) {

@@ -1,4 +1,4 @@
-//! What workers, functions and requests are called towards policies, and a worker's load.
+//! The ids by which policies know workers, functions and requests, and a worker's load.
 
 use std::fmt;
 

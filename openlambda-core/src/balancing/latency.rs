@@ -1,19 +1,19 @@
-//! How long a call may take at a worker that is as busy as this: [`LatencyByLoad`].
+//! The expected latency of a call at a worker, given how many calls it has: [`LatencyByLoad`].
 
 use std::time::Duration;
 
 use crate::time::Time;
 
 /// A worker's own estimate of its latency, by the number of requests that it has in flight (running
-/// and queued, of all balancers: its RIF). What a probe is answered with, and what `prequal` needs.
+/// and queued, of all balancers: its RIF). The worker answers probes with it; `prequal` needs it.
 ///
-/// A mean over all replies would not do. It lags behind the worker's queue by as long as that is, so
-/// that a worker that was fast looks fast until the replies of those who were sent to it for that
-/// come back, late. Here a reply counts for the RIF that its call found on arrival, and the estimate
-/// is that of the RIF now: it rises with the queue at once.
+/// A mean over all replies is not good enough. It lags behind the worker's queue by the length of the
+/// queue: a worker that was fast looks fast until the late replies of the requests that it attracted come
+/// back. Here a reply counts for the RIF that its call found on arrival, and the estimate is the one for
+/// the present RIF, so it rises with the queue at once.
 ///
 /// Algorithm: the estimate is the median of the latencies of *recent* calls that found a RIF *near*
-/// the present one. A call that has ended is told by
+/// the present one. A call that has ended has
 ///
 /// * its latency, from its arrival at the worker to the end of its handler;
 /// * the RIF that it found, itself not counted;
@@ -25,8 +25,7 @@ use crate::time::Time;
 /// nearest levels first, the lower one of two. Without any recent call there is no estimate, so that a
 /// worker whose last calls were slow, for a cold start say, is tried again after a while.
 ///
-/// How many calls make the median decides how much chance there is in the comparison of two workers.
-/// With `prequal`, 50 workers, exponential times of 10 ms and load 0.5, 0.7, 0.9, the last call alone
+/// The number of calls in the median decides how noisy the comparison of two workers is. With `prequal`, 50 workers, exponential times of 10 ms and load 0.5, 0.7, 0.9, the last call alone
 /// gives 23, 29 and 35 ms, the median of the last 4 gives 17, 19 and 24, of 8: 16, 17 and 22, of 16: 15,
 /// 16 and 21.
 ///
@@ -35,7 +34,7 @@ use crate::time::Time;
 /// RIF that is higher than all before.
 ///
 /// Source: B. Wydrowski, R. Kleinberg, S. M. Rumble, A. Archer, Load is not what you should balance:
-/// Introducing Prequal, NSDI 2024, who leave open what near and recent are.
+/// Introducing Prequal, NSDI 2024, which does not define near and recent.
 #[derive(Clone, Debug, Default)]
 pub struct LatencyByLoad {
     levels: Vec<Level>,
@@ -56,7 +55,7 @@ struct Call {
 }
 
 impl LatencyByLoad {
-    /// The age at which a call tells nothing any more.
+    /// The age from which a call does not count any more.
     pub const RECENT: Duration = Duration::from_secs(10);
     /// Levels beside the present one are looked at for so many calls.
     pub const ENOUGH: usize = 4;

@@ -5,8 +5,8 @@
 //! waits, does no I/O and reads no clock, so the same object is benchmarked, property-tested,
 //! simulated, and run in the live balancer.
 //!
-//! One reducer, [`Cluster`], owns what every policy needs (who is there and healthy, in-flight
-//! counts, weights, what each worker holds) and applies an event *before* policies observe it.
+//! One reducer, [`Cluster`], owns what every policy needs (which workers exist and are healthy,
+//! in-flight counts, weights, what each worker holds) and applies an event *before* policies observe it.
 //!
 //! ```text
 //!            ┌────────────── To(worker) ───────────────▶ dispatched ─▶ completed
@@ -53,12 +53,12 @@ use crate::time::Time;
 /// tickets: each dispatched ticket gets exactly one [`PolicyEvent::Completed`].
 ///
 /// **Late binding**: for a request that it holds, a policy may [reserve](PolicyContext::reserve) a
-/// place in the queues of several workers. A worker whose queue has come to the reservation keeps a
-/// slot free and [offers](PolicyEvent::Offered) it; the policy binds the request to it there and
-/// then, or does without the offer. The balancer sees to the rest: when a request is bound, refused or
-/// abandoned, its other reservations are cancelled, and each offer is answered at once, by the
-/// request or by a cancellation. Reservations, offers and cancellations may get lost like other
-/// events, and not every worker knows them, so a policy binds without an offer when none comes.
+/// place in the queues of several workers. A worker whose queue has reached the reservation keeps a
+/// slot free and [offers](PolicyEvent::Offered) it; the policy binds the request to it immediately, or
+/// lets the offer go. The balancer does the rest: when a request is bound, refused or abandoned, it
+/// cancels the other reservations, and it answers each offer at once, by the request or by a
+/// cancellation. Reservations, offers and cancellations may get lost like other events, and not every
+/// worker supports them, so a policy binds without an offer when none comes.
 ///
 /// **Duty**: never choose a worker that is not ready in the view, nor an excluded one while another
 /// is ready; refuse with [`Refusal::NoWorker`] when there is none. The suite
@@ -72,7 +72,7 @@ pub trait BalancingPolicy: Send + fmt::Debug {
         cx: &mut PolicyContext<'_>,
     ) -> Decision;
 
-    /// Takes note of what happened; may bind held tickets through `cx`.
+    /// Observes an event; may bind held tickets through `cx`.
     fn observe(
         &mut self,
         event: &PolicyEvent<'_>,
@@ -111,7 +111,7 @@ pub struct RequestInfo<'a> {
     pub packages: &'a [PackageId],
     /// The function's colour.
     pub colour: Option<ColourId>,
-    /// How long it may run, where anybody knows.
+    /// How long it may run, where that is known.
     pub size_estimate: Option<Duration>,
 }
 
@@ -212,7 +212,7 @@ pub enum Output {
     },
 }
 
-/// What becomes of a request.
+/// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It goes to this worker.
@@ -272,7 +272,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Which kind of failure the client is told.
+    /// The kind of failure that the client gets.
     pub const fn kind(self) -> FailureKind {
         match self {
             Refusal::NoWorker => FailureKind::NoWorker,
@@ -285,7 +285,7 @@ impl Refusal {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum PolicyEvent<'a> {
-    /// A worker came, ready.
+    /// A worker joined, and is ready.
     Joined {
         /// The worker.
         worker: WorkerId,
@@ -326,7 +326,7 @@ pub enum PolicyEvent<'a> {
         worker: WorkerId,
         /// From dispatch to the end of the reply.
         latency: Duration,
-        /// How warm it was, when it ran.
+        /// Whether its start was cold or warm, when it ran.
         start: Option<StartKind>,
         /// Whether it was answered.
         ok: bool,

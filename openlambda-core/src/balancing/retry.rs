@@ -3,50 +3,50 @@
 //! The rule is the balancer's own and the same for every policy, in live traffic and in simulations;
 //! [`Balancer::failed`](super::balancer::Balancer::failed) asks it. A call is tried again when
 //!
-//! 1. it cannot have started ([`Started::No`]): nothing runs twice;
-//! 2. another worker may do better: this one could not be reached, drains, is full, cannot make the
-//!    sandbox, or cannot reach the registry. What is wrong with the request itself is wrong everywhere;
-//! 3. it has not been tried again [`RetryConfig::most`] times before;
+//! 1. it cannot have started ([`Started::No`]): no call runs twice;
+//! 2. another worker may succeed: this one could not be reached, drains, is full, cannot make the
+//!    sandbox, or cannot reach the registry. A mistake in the request itself fails on every worker;
+//! 3. it has been retried fewer than [`RetryConfig::most`] times;
 //! 4. its body can be sent again;
-//! 5. a worker is ready that it has not failed on; and
-//! 6. the budget allows one more.
+//! 5. a worker on which it has not failed is ready; and
+//! 6. the budget allows one more retry.
 //!
 //! The first of these that does not hold is the reason for giving up ([`GiveUp`]).
 //!
 //! # The budget
 //!
-//! When a whole cluster is full, each retry adds to what it is full of, and helps nobody. So retries
-//! are bounded as a share of the traffic, as in Finagle (`RetryBudget`) and Linkerd: a balance begins
-//! with [`RetryConfig::reserve`] retries; each call's first attempt, when it is over, adds
-//! [`RetryConfig::share`] of a retry, and each retry takes one. So, since the beginning,
+//! When every worker is full, a retry only adds load. So retries are bounded as a share of the
+//! traffic, as in Finagle (`RetryBudget`) and Linkerd: a balance begins with [`RetryConfig::reserve`]
+//! retries; the end of each call's first attempt adds [`RetryConfig::share`] of a retry, and each retry
+//! takes one. So, since the beginning,
 //!
-//! > retries ≤ reserve + share × first attempts that are over
+//! > retries ≤ reserve + share × finished first attempts
 //!
-//! The balance never exceeds the reserve by more than one call's share (or one retry): what a long good
-//! time saves up makes no storm, and the bound holds for any stretch of traffic, but for that one more.
-//! Finagle lets savings expire and gives some for each second instead; here is no clock, and a balancer
-//! with little traffic lives on its reserve.
+//! The balance exceeds the reserve by at most one call's share (or one retry). So a long time without
+//! failures does not save up a storm of retries, and the bound holds for any stretch of traffic, plus
+//! that one. Finagle instead lets savings expire and adds a minimum per second; this rule has no clock,
+//! so a balancer with little traffic uses its reserve.
 //!
-//! Why the default share is 1: the end of a call's first attempt then pays for the call's own first
-//! retry, so that no call is refused by the budget whose next worker would have taken it, however many
-//! workers die, drain or fill up at once; and with every worker full there are twice as many attempts
-//! as calls, and not three times as many. The reserve pays second retries: when workers in many places
-//! go away together, the calls under way then (a thousand, say) may find two of them each.
+//! Why the default share is 1: the end of a call's first attempt pays for the call's own first retry.
+//! So the budget never refuses a call that the next worker would have taken, however many workers die,
+//! drain or fill up at once; and when every worker is full there are twice as many attempts as calls,
+//! not three times as many. The reserve pays for second retries: when many workers disappear
+//! together, each of the calls under way (a thousand, say) may meet two of them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureKind, Started};
 
-/// How many retries there are; see the module's documentation.
+/// How many retries are allowed; see the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryConfig {
     /// How many more workers one call is tried on.
     pub most: u32,
-    /// How much of a retry each call adds to the budget: 0.2 is a retry for every fifth call. What is
-    /// no number or below 0 counts as 0.
+    /// How much of a retry each call adds to the budget: 0.2 is one retry for every fifth call. A negative
+    /// value or NaN counts as 0.
     pub share: f64,
-    /// With how many retries the budget begins, and how many it saves up.
+    /// How many retries the budget begins with, and the most that it saves up.
     pub reserve: u32,
 }
 
@@ -69,7 +69,7 @@ pub struct FailedAttempt {
 }
 
 impl FailedAttempt {
-    /// One of which nothing is known but its kind; the body is at hand.
+    /// An attempt of which only the failure's kind is known, and whose body can be sent again.
     pub const fn new(kind: FailureKind) -> Self {
         FailedAttempt { kind, started: kind.usually_started(), body_at_hand: true }
     }
@@ -92,7 +92,7 @@ impl FailedAttempt {
     }
 }
 
-/// What becomes of a call whose attempt failed.
+/// What happens to a call whose attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Select another worker for it.
@@ -109,9 +109,9 @@ pub enum GiveUp {
     NotSafe,
     /// Another worker would fail it, too.
     SameElsewhere,
-    /// It was tried as often as a call may be.
+    /// It was tried as often as allowed.
     TooOften,
-    /// Some of its body is gone.
+    /// A part of its body has been sent and is not kept.
     BodyGone,
     /// No other worker is ready.
     NoAlternative,
@@ -191,7 +191,7 @@ impl RetryRule {
         }
     }
 
-    /// The first attempt at a call is over, whatever came of it.
+    /// The first attempt at a call is over, with any result.
     pub fn first_attempt_ended(&mut self) {
         self.balance = self.most_balance.min(self.balance + self.share);
     }

@@ -1,4 +1,4 @@
-//! From any tar to a bundle.
+//! Makes a bundle from any tar.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! What is refused: [`BundleError`], and archives over their [`Limits`].
+//! Why a bundle is refused: [`BundleError`]; and how large one may be: [`Limits`].
 
 use std::cell::Cell;
 use std::io::{self, BufReader, Read, Write};

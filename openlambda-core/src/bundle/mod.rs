@@ -1,11 +1,11 @@
 //! Bundles: a function's code and manifest as one content-addressed archive.
 //!
-//! A bundle is a tar in *canonical form*, so that its [`Digest`] depends on what is in it and not on
-//! who packed it, when, or on which machine:
+//! A bundle is a tar in *canonical form*, so that its [`Digest`] depends on its content alone and not
+//! on who packed it, when, or on which machine:
 //!
-//! * entries in order of their paths' bytes, every folder named before what is in it;
-//! * folders (mode 755), regular files (644, or 755 when somebody may execute them) and symbolic
-//!   links; owner 0, group 0, time 0, no names of users;
+//! * entries in order of their paths' bytes, every folder before its content;
+//! * folders (mode 755), regular files (644, or 755 when an execute bit is set) and symbolic links;
+//!   owner 0, group 0, time 0, no user names;
 //! * GNU headers, with the GNU extension for paths over 100 bytes.
 //!
 //! [`pack_dir`] makes one from a folder, [`canonicalise`] from any tar, plain or gzipped, and
@@ -20,10 +20,10 @@
 //!
 //! # Why a link cannot lead out
 //!
-//! A target is relative, and `..` stands only at its beginning, at most as often as its link is deep.
-//! No entry's path leads through a link, so a link's folder is a real one, and so is each folder that
-//! `..` leads to; the rest of the target leads down, perhaps over other links, which hold the same
-//! promise. (A `..` after a name would not: the name could be a link to somewhere less deep.)
+//! A link's target is relative. `..` may stand only at its beginning, at most as often as the link is
+//! deep. No entry's path goes through a link, so a link's folder is a real folder, and so is each folder
+//! that `..` reaches. The rest of the target only goes down, perhaps through other links, for which the
+//! same holds. (A `..` after a name could lead out: the name could be a link to a less deep folder.)
 
 mod canonical;
 mod entries;

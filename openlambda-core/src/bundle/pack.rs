@@ -1,4 +1,4 @@
-//! From a folder to a bundle.
+//! Packs a folder into a bundle.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! From a bundle to a folder.
+//! Unpacks a bundle into a folder.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -17,7 +17,7 @@ use crate::function::Digest;
 /// # Errors
 ///
 /// [`BundleError`]; the folder's content is undefined then. [`BundleError::Damaged`] when the bytes
-/// are not those of `digest`: nobody has to trust the way that they came.
+/// are not those of `digest`: the source of the bytes need not be trusted.
 pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), BundleError> {
     let mut checker = Checker::new(Limits::default());
     let limited = Limited::new(bundle, checker.limits.bytes);
@@ -53,7 +53,7 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
                 set_mode(&place, mode)?;
                 copy(entry, &mut file)?;
             }
-            _ => return Err(refuse(&path, "has no place in a bundle; publish it again")),
+            _ => return Err(refuse(&path, "is not allowed in a bundle; publish it again")),
         }
         Ok(())
     })?;

@@ -1,4 +1,4 @@
-//! What a person writes to choose a part by its name: [`Choice`].
+//! A part's name and parameters as a person writes them: [`Choice`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,21 +8,19 @@ use toml::{Table, Value};
 
 use crate::config::ConfigError;
 
-/// The name of a part, and its parameters. Whether there is such a part, a
-/// [`Catalog`](super::Catalog) says.
+/// The name of a part, and its parameters. A [`Catalog`](super::Catalog) knows whether the part exists.
 ///
 /// On a command line `bounded-load,epsilon=0.25`; in a configuration file that text, or the table
-/// `{ name = "bounded-load", epsilon = 0.25 }`. A parameter is a number, a word, or whatever else TOML
-/// writes as a value, so one choice can be inside of another:
-/// `guardrails,inner={ name = "power-of-two", d = 3 }`.
+/// `{ name = "bounded-load", epsilon = 0.25 }`. A parameter is a number, a word, or any other TOML value,
+/// so one choice can be inside another: `guardrails,inner={ name = "power-of-two", d = 3 }`.
 ///
-/// A choice is displayed and serialized as its text, which reads as the same choice again.
+/// A choice is displayed and serialized as its text, which parses to the same choice again.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub struct Choice {
     /// The part's name.
     pub name: String,
-    /// The parameters that are not to have their defaults.
+    /// The parameters that are given; the others have their defaults.
     pub parameters: Table,
 }
 
@@ -32,7 +30,7 @@ impl Choice {
         Choice { name: name.into(), parameters: Table::new() }
     }
 
-    /// The same, with `value`, as one would write it, for a parameter that it does not give.
+    /// The same choice with `value`, as a person would write it, for a parameter that is not given yet.
     #[must_use]
     pub fn or(mut self, parameter: &str, value: impl fmt::Display) -> Self {
         self.parameters.entry(parameter).or_insert_with(|| scalar(&value.to_string()));

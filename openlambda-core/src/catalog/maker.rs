@@ -1,12 +1,12 @@
-//! What a configuration holds of a part that was chosen: [`Maker`].
+//! A chosen part as a configuration holds it: [`Maker`].
 
 use std::fmt;
 use std::sync::Arc;
 
 /// Makes any number of parts of one kind, all alike: of a policy, one for each worker or balancer.
 ///
-/// A [`Catalog`](super::Catalog) makes a maker of a name and its parameters, once, where they are read;
-/// what is configured by it knows no names. A program with a part of its own needs no catalogue:
+/// A [`Catalog`](super::Catalog) makes a maker from a name and its parameters, once, where they are read;
+/// the code that is configured by it does not deal with names. Your own part needs no catalogue:
 ///
 /// ```
 /// use openlambda_core::catalog::Maker;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// # drop((one, another));
 /// ```
 ///
-/// Clones share what makes.
+/// Clones share the function that makes parts.
 pub struct Maker<T: ?Sized> {
     text: Arc<str>,
     make: Arc<dyn Fn() -> Box<T> + Send + Sync>,
@@ -25,7 +25,7 @@ pub struct Maker<T: ?Sized> {
 
 impl<T: ?Sized> Maker<T> {
     /// A maker of what `make` returns. `text` names it where people read of it, in reports and
-    /// recordings; whoever has a catalogue that makes the same of this text can repeat them.
+    /// recordings; a program whose catalogue makes the same part of this text can repeat them.
     pub fn new(
         text: impl Into<Arc<str>>,
         make: impl Fn() -> Box<T> + Send + Sync + 'static,

@@ -1,14 +1,14 @@
 //! Which unpacked bundles a worker keeps.
 //!
-//! [`CodeCache`] is pure: it decides what to fetch, who waits for a fetch that is under way, and
-//! what to remove when the budget is exceeded or its function is deleted; the shell fetches, unpacks
-//! and removes folders. A bundle is unpacked once and shared by all instances of all functions with
-//! that digest.
+//! [`CodeCache`] is pure: it decides what to fetch, which starts wait for a fetch under way, and what to
+//! remove when the cache is over its budget or the function is deleted; the shell fetches, unpacks and
+//! removes folders. A bundle is unpacked once and shared by all instances of all functions with that
+//! digest.
 //!
-//! What is not in use waits in the order of its last use. A bundle that is to be removed although an
-//! instance is about to start from it gets a *second chance*, as in the clock algorithm of paging
-//! (Corbató 1968): it counts as just used. So each event costs O(log n), however many bundles there are
-//! and however many of them are wanted.
+//! Bundles that are not in use are kept in the order of their last use. A bundle whose turn to be
+//! removed has come although an instance is about to start from it gets a *second chance*, as in the
+//! clock algorithm of paging (Corbató 1968): it counts as just used. So each event costs O(log n),
+//! however many bundles there are and however many of them are wanted.
 //!
 //! ```text
 //!           want → Fetch              fetched              poll_removal        removed
@@ -98,7 +98,7 @@ impl CodeCache {
         }
     }
 
-    /// Somebody needs the bundle.
+    /// A start needs the bundle.
     pub fn want(&mut self, digest: Digest, now: Time) -> Lookup {
         match self.entries.get_mut(&digest) {
             Some(Entry::Held(_)) => {
@@ -157,7 +157,7 @@ impl CodeCache {
     }
 
     /// Its functions are deleted: it is removed as soon as no instance uses it, whatever the budget,
-    /// unless somebody [wants](Self::want) it again.
+    /// unless it is [wanted](Self::want) again.
     pub fn discard(&mut self, digest: Digest) {
         if let Some(Entry::Fetching { discarded } | Entry::Going { discarded, .. }) =
             self.entries.get_mut(&digest)
@@ -218,7 +218,7 @@ impl CodeCache {
         }
     }
 
-    /// The folder is removed. Returns whether to fetch it again, because somebody wanted it
+    /// The folder is removed. Returns whether to fetch it again, because it was wanted
     /// meanwhile.
     #[must_use]
     pub fn removed(&mut self, digest: Digest) -> bool {

@@ -31,7 +31,7 @@ const HISTORIES: u64 = 60;
 /// are lost or repeated:
 ///
 /// 1. a worker that is not ready is never chosen, nor an excluded one while another is ready;
-/// 2. it refuses for want of a worker exactly when none is ready;
+/// 2. it refuses with `NoWorker` exactly when no worker is ready;
 /// 3. a held request is bound or its time runs out; nothing is held for ever;
 /// 4. it takes probes and wake-ups without going round in circles;
 /// 5. when all is over, nothing is left in flight;

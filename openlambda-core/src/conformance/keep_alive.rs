@@ -23,19 +23,18 @@ const HISTORIES: u64 = 60;
 /// What happens in one of them.
 const STEPS: u64 = 400;
 
-/// A policy that has more wishes than this at one time is taken to go round in circles.
+/// A policy with more wishes than this at one time counts as endless.
 const MOST_WISHES: usize = 10_000;
 
 /// Holds a policy to the contract of [`KeepAlivePolicy`].
 ///
-/// Over random histories of instances that start, for a call or for one that is expected, are used,
-/// rest, end of themselves, when their time is over or when memory is short, and whose ids are used
-/// again:
+/// The histories are random: instances start, for a call or an expected one, are used, rest, end by
+/// themselves, when their time is up or when memory is short; and their ids are used again.
 ///
-/// 1. the victim is an instance that is idle, and there is one exactly when any is idle;
-/// 2. to ask for it changes nothing;
-/// 3. it wishes for versions that it was told of, comes to an end of its wishes, and wants to be asked
-///    again later only;
+/// 1. the victim is an idle instance, and there is one exactly when any instance is idle;
+/// 2. asking for the victim changes nothing;
+/// 3. it wishes only for versions that it has observed, its wishes end, and its next wake-up is later than
+///    now;
 /// 4. the same history gives the same answers.
 ///
 /// # Panics
@@ -180,7 +179,7 @@ impl History {
         self.instances.remove(&instance);
     }
 
-    /// Some time goes by, from nothing to hours; instances whose time it is go, and wishes are heard.
+    /// Some time passes, from nothing to hours; instances whose time is up are evicted, and wishes are granted.
     fn wait(&mut self) {
         let longest = [1, 1_000, 60_000, 10_000_000][self.rng.below(4)];
         self.now += Duration::from_millis(self.rng.below(longest) as u64);

@@ -1,7 +1,7 @@
 //! What every kind of registry must do: [`suite`].
 //!
-//! A kind brings a [`Fixture`], which makes empty registries. What a kind cannot do by its nature the
-//! fixture says; then the suite demands that its errors say so.
+//! A kind brings a [`Fixture`], which makes empty registries, and says what the kind cannot do by its
+//! nature; then the suite demands errors that say so.
 
 use std::collections::BTreeSet;
 use std::fs;

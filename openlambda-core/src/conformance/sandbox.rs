@@ -1,8 +1,8 @@
 //! What every kind of sandbox must do: [`suite`] demands exactly what its factory's
 //! [`Capabilities`](crate::sandbox::Capabilities) declare.
 //!
-//! A kind brings a [`Fixture`], which knows how the scenarios' function is written for it: as a
-//! closure, as Python, as a container's image. The function takes a command as its event:
+//! A kind brings a [`Fixture`], which has the scenarios' function in the form that the kind runs: a
+//! closure, Python, a container's image. The function takes a command as its event:
 //!
 //! | event | what it does |
 //! |---|---|
@@ -158,7 +158,7 @@ pub async fn slots_are_the_limit(fixture: &dyn Fixture) {
     factory.shutdown().await;
 }
 
-/// A slot is busy until the handler has answered, whoever waits for the answer.
+/// A slot is busy until the handler has answered, even if no client waits for the answer.
 pub async fn a_dropped_call_keeps_its_slot(fixture: &dyn Fixture) {
     let factory = fixture.factory();
     let sandbox = create(&*factory, fixture.spec(Scenario::Commands)).await;
@@ -167,7 +167,7 @@ pub async fn a_dropped_call_keeps_its_slot(fixture: &dyn Fixture) {
     let error = echo(&*sandbox, 1).await.expect_err("the slot is busy");
     assert_eq!(error.kind, SandboxErrorKind::Busy);
     eventually("the slot is free again", || async { echo(&*sandbox, 2).await.is_ok() }).await;
-    // A reply that nobody reads is over too.
+    // An unread reply is over too.
     let reply = sandbox.invoke(invocation(full_body("\"unread\""))).await.expect("an answer");
     let done = reply.done;
     drop(reply.body);
@@ -207,7 +207,7 @@ pub async fn a_broken_body_frees_the_slot(fixture: &dyn Fixture) {
     factory.shutdown().await;
 }
 
-/// An instance that ends by itself tells it to whoever waits.
+/// When an instance ends by itself, every task that waits for its end is told.
 pub async fn a_crash_is_told(fixture: &dyn Fixture) {
     let factory = fixture.factory();
     let sandbox = create(&*factory, fixture.spec(Scenario::Commands)).await;

@@ -1,4 +1,4 @@
-//! `freq`: the least frequently called goes first.
+//! `freq`: evicts an instance of the least frequently called version first.
 
 use super::order::{Group, Grouped, Worth};
 use super::{InstanceFacts, KeepAliveEntry, KeepAlivePolicy};
@@ -10,7 +10,7 @@ use crate::time::Time;
 ///
 /// LFU, the textbook's in-cache variant: a version's invocations count over all of its instances,
 /// from its first instance until its last one is gone, as in FaasCache (Fuerst, Sharma, ASPLOS
-/// 2021). What was popular once stays for long: nothing ages. O(log n).
+/// 2021). Counts do not age, so a version that was popular once stays for long. O(log n).
 #[derive(Debug, Default)]
 pub struct Freq {
     versions: Grouped<Frequency>,

@@ -1,4 +1,4 @@
-//! `greedy-dual`: what is called often, slow to start and small stays.
+//! `greedy-dual`: keeps instances that are called often, slow to start and small.
 
 use super::order::{Group, Grouped, Priority, Worth};
 use super::units::{mebibytes, milliseconds};
@@ -17,16 +17,16 @@ use crate::time::Time;
 /// Keeping Serverless Computing Alive with Greedy-Dual Caching*, ASPLOS 2021):
 ///
 /// * *clock*: the highest priority of all that were evicted so far, taken when the instance's last
-///   use ended. It makes what is not used any more fall behind.
+///   use ended. It makes instances that are not used any more fall behind.
 /// * *frequency*: the invocations of its version over all instances, from the first instance until
 ///   the last one is gone.
 /// * *cost*: what its version takes to start, in milliseconds: the mean of its starts here.
 /// * *size*: what it takes from the memory pool, in MiB.
 ///
 /// All instances of a version share the last three, so an invocation in one of them raises the
-/// priority of all. That keeps those that a popular function needed once, at a peak, as long as the
-/// one that it needs all the time. [`GreedyDual::per_instance`] counts frequency and cost of each
-/// instance alone, so that the surplus goes; this is not in the paper. O(log n).
+/// priority of all. So instances that a popular function needed once, at a peak, stay as long as the one
+/// that it needs all the time. [`GreedyDual::per_instance`] counts frequency and cost of each instance
+/// alone, so that surplus instances are evicted; this is not in the paper. O(log n).
 #[derive(Debug, Default)]
 pub struct GreedyDual {
     per_instance: bool,

@@ -27,20 +27,20 @@ use crate::time::Time;
 /// ```
 ///
 /// A pre-warm window of 0, when the head is in the first bin, keeps the instance all the time. The
-/// histogram tells nothing, and an instance is kept for a fixed time, while
+/// histogram is not used, and an instance is kept for a fixed time, while
 ///
 /// * it holds fewer than `samples` rests (the paper leaves the number open);
 /// * its bins are alike: the coefficient of variation of their counts is below `cv`;
 /// * most rests were longer than its range. There the paper predicts with ARIMA, which is not built
 ///   here: such functions get the fixed time too.
 ///
-/// When memory is short the least recently used goes first, of which the paper says nothing. One
-/// instance is started ahead, however many ran at once before; an instance that becomes idle while
+/// When memory is short the least recently used instance is evicted first; the paper does not say which.
+/// One instance is started ahead, however many ran at once before. An instance that becomes idle while
 /// another of its version still runs is kept until the keep-alive window would end.
 ///
 /// O(log n) in instances and versions; O(range) when a version begins to rest. A version's history
-/// (4 bytes a bin) stays when its instances are gone, as what the scheduler knows of a version does,
-/// and begins anew with each version of a function.
+/// (4 bytes a bin) stays when its instances are gone, as the scheduler's state of the version does. Each
+/// version of a function has its own history.
 #[derive(Debug)]
 pub struct Histogram {
     config: HistogramConfig,
@@ -298,33 +298,37 @@ pub(super) fn entry() -> KeepAliveEntry {
     let range = ParameterInfo::new(
         "range_minutes",
         default.range_minutes,
-        "the longest rest that it counts, in bins of a minute",
+        "the longest idle time that is counted, in bins of a minute",
     );
     let head = ParameterInfo::new(
         "head",
         default.head,
-        "the share of rests that may be shorter than the instance is away",
+        "the share of idle times that may end before the instance is started again",
     );
     let tail = ParameterInfo::new(
         "tail",
         default.tail,
-        "the share of rests that end while the instance is kept",
+        "the share of idle times that end before the instance is evicted",
     );
     let margin = ParameterInfo::new(
         "margin",
         default.margin,
-        "how much earlier it comes, and how much later it goes",
+        "the share by which it is started earlier and evicted later",
     );
     let cv = ParameterInfo::new(
         "cv",
         default.cv,
-        "the least coefficient of variation of the bins that tells anything",
+        "the histogram is used from this coefficient of variation of its bins on",
     );
-    let samples = ParameterInfo::new("samples", default.samples, "how many rests tell anything");
+    let samples = ParameterInfo::new(
+        "samples",
+        default.samples,
+        "the histogram is used from this many idle times on",
+    );
     let fallback = ParameterInfo::new(
         "fallback_seconds",
         default.fallback.as_secs(),
-        "how long an instance is kept while the histogram tells nothing",
+        "how long an instance is kept while the histogram is not used",
     );
     KeepAliveEntry {
         name: "histogram".to_owned(),

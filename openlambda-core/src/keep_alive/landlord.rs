@@ -1,4 +1,4 @@
-//! `landlord`: everybody pays rent, and who is out of credit goes.
+//! `landlord`: every instance pays rent, and the first without credit is evicted.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use crate::time::Time;
 ///
 /// Young's Landlord (*On-Line File Caching*, SODA 1998; Algorithmica 33, 2002):
 ///
-/// * an instance whose use ends has a credit of what its start cost;
+/// * an instance whose use ends gets a credit as high as the cost of its start;
 /// * to make room, with `δ = min credit / size` over all idle instances, the credit of each falls by
-///   `δ × size`, and one that has none left goes.
+///   `δ × size`, and an instance without credit is evicted.
 ///
 /// No online policy has a better worst case against the best choice in hindsight. Charging each
 /// instance would be O(n), so the rent so far is one sum, `L`, and an instance is entered under
-/// `L + credit / size`: the lowest entry goes, and `L` becomes that entry. O(log n).
+/// `L + credit / size`: the lowest entry is evicted, and `L` becomes its value. O(log n).
 #[derive(Debug, Default)]
 pub struct Landlord {
     /// `credit / size` when a use has just ended.
@@ -68,8 +68,8 @@ impl KeepAlivePolicy for Landlord {
 pub(super) fn entry() -> KeepAliveEntry {
     KeepAliveEntry::new(
         "landlord",
-        "until memory is short; then all pay rent by size from what their starts cost, and \
-         who is out of credit goes",
+        "until memory is short; then each instance pays rent by its size out of its start's \
+         cost, and one without credit goes",
         "Young, On-Line File Caching, SODA 1998, Algorithmica 2002",
         || Box::new(Landlord::default()),
     )

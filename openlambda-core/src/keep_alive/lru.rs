@@ -1,4 +1,4 @@
-//! `lru`: the least recently used goes first.
+//! `lru`: evicts the least recently used instance first.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::time::Time;
 /// Keeps everything until memory is short, then evicts the instance that is idle for longest.
 ///
 /// The textbook's replacement policy: optimal within a constant factor of its memory when all
-/// instances are of one size and cost (Sleator, Tarjan, CACM 28(2), 1985), and blind to both.
+/// instances have the same size and cost (Sleator, Tarjan, CACM 28(2), 1985). It considers neither.
 /// O(1): a list in the order in which instances became idle, through their slots.
 #[derive(Default)]
 pub struct Lru {

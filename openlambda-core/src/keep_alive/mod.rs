@@ -1,7 +1,7 @@
-//! How long idle instances are kept, and which one goes first when memory is short.
+//! How long idle instances are kept, and which one is evicted first when memory is short.
 //!
 //! [`KeepAlivePolicy`] is a pure decider: the scheduler keeps one for the whole worker. It is chosen by
-//! name and parameters, as `ttl,seconds=60`, from a [catalogue](standard) that others can join:
+//! name and parameters, as `ttl,seconds=60`, from a [catalogue](standard) to which you can add your own:
 //!
 //! | name | evicts by time | evicts when memory is short |
 //! |---|---|---|
@@ -9,7 +9,7 @@
 //! | `lru` | never | the least recently used |
 //! | `freq` | never | the least frequently called |
 //! | `size` | never | the largest |
-//! | `landlord` | never | who has run out of credit: slow to start and small is rich |
+//! | `landlord` | never | the one whose credit is used up: slow starts and small sizes earn more credit |
 //! | `greedy-dual` | never | the lowest of clock + frequency × cost / size |
 //! | `histogram` | when no call is likely soon; starts an instance before the next is due | the least recently used |
 

@@ -1,4 +1,4 @@
-//! What the policies are made of: sorted books of the idle instances.
+//! What the policies are built from: idle instances in sorted order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;

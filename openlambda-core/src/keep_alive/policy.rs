@@ -1,4 +1,4 @@
-//! The trait of a keep-alive policy, and what it is told.
+//! The trait of a keep-alive policy, and the events that it observes.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use crate::catalog::{Catalog, Entry, Maker};
 use crate::scheduler::{InstanceId, VersionId};
 use crate::time::Time;
 
-/// Decides which idle instances live on.
+/// Decides how long idle instances are kept, and which is evicted first.
 ///
-/// The scheduler tells of each instance `started` once, then `idle` and `used` in turn, then
-/// `ended` once, from whatever state. `invoked` comes for each invocation that begins to run in an
-/// instance, after its `used` if it was idle. A victim is always one that is idle. Of an id, the low
-/// half is used again when an instance is gone ([`InstanceId`]): the whole of it is the instance's name.
+/// For each instance the scheduler calls `started` once, then `idle` and `used` in turn, then `ended`
+/// once, from any state. It calls `invoked` for each invocation that begins to run in an instance, after
+/// `used` if the instance was idle. A victim is always an idle instance. The low half of an id is used
+/// again when an instance is gone ([`InstanceId`]), so identify instances by the whole id.
 ///
 /// ```text
 ///   started ──▶ (in use) ──idle──▶ (idle) ──ended──▶ (gone)
@@ -30,8 +30,8 @@ pub trait KeepAlivePolicy: Send + fmt::Debug {
     /// An idle instance is taken into use.
     fn used(&mut self, instance: InstanceId, now: Time);
 
-    /// An invocation that arrived at `arrived` begins to run in the instance. It may be the first
-    /// of a use, one beside others, or the next without a rest between them.
+    /// An invocation that arrived at `arrived` begins to run in the instance. It may be the first since the
+    /// instance was idle, one beside others, or the next without idle time between them.
     fn invoked(&mut self, instance: InstanceId, arrived: Time, now: Time) {
         let _ = (instance, arrived, now);
     }
@@ -47,15 +47,15 @@ pub trait KeepAlivePolicy: Send + fmt::Debug {
     /// change which is idle: `ended` follows when the scheduler has evicted it.
     fn victim(&mut self, now: Time) -> Option<InstanceId>;
 
-    /// When it wants [`prewarm`](Self::prewarm) to be asked, although nothing else may happen until
-    /// then: no instance needs to be there. `None`: never. May change with any other call.
+    /// When the scheduler has to call [`prewarm`](Self::prewarm), even if nothing else happens until
+    /// then and no instance exists. `None`: never. May change with any other call.
     fn next_wakeup(&self) -> Option<Time> {
         None
     }
 
-    /// Takes a version that shall have an instance now because a call of it is expected. The
-    /// scheduler asks again until `None`, and after that [`next_wakeup`](Self::next_wakeup) is later
-    /// than `now`. It may refuse the wish: while it drains, or when a newer version is there.
+    /// Returns a version that should have an instance now because a call of it is expected. The
+    /// scheduler calls again until `None`; after that [`next_wakeup`](Self::next_wakeup) is later
+    /// than `now`. The scheduler may refuse the wish: while it drains, or when there is a newer version.
     fn prewarm(&mut self, now: Time) -> Option<VersionId> {
         let _ = now;
         None
@@ -69,7 +69,7 @@ pub struct InstanceFacts {
     pub version: VersionId,
     /// What it takes from the memory pool, bytes.
     pub memory: u64,
-    /// What starting it anew would cost: its own start, measured.
+    /// What starting it again would cost: the measured time of its own start.
     pub start_cost: Duration,
 }
 

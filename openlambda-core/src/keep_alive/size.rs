@@ -1,4 +1,4 @@
-//! `size`: the largest goes first.
+//! `size`: evicts the largest instance first.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -11,10 +11,10 @@ use crate::catalog::{CENTURY, Catalog, Choice};
 /// What a catalogue of these calls them.
 pub const KIND: &str = "keep-alive policy";
 
-/// The policy of a worker that is told of none.
+/// The default policy of a worker.
 pub const DEFAULT: &str = "ttl";
 
-/// The policies of this module. One of your own joins by [`Catalog::register`].
+/// The policies of this module. Add your own with [`Catalog::register`].
 pub fn standard() -> KeepAliveCatalog {
     Catalog::of(
         KIND,

@@ -1,4 +1,4 @@
-//! `ttl`: a fixed time without use.
+//! `ttl`: evicts an instance after a fixed time without use.
 
 use std::time::Duration;
 

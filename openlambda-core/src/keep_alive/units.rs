@@ -1,4 +1,4 @@
-//! Costs and sizes as the policies count them that weigh one against the other.
+//! Units of cost and size, for the policies that weigh one against the other.
 
 use std::time::Duration;
 

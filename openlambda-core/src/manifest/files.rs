@@ -1,4 +1,4 @@
-//! What a function's files tell that its manifest does not.
+//! Runtime and handler, found from a function's files where the manifest does not name them.
 
 use std::fs::File;
 use std::io::{self, Read};

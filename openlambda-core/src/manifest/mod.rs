@@ -1,5 +1,5 @@
-//! The manifest of a function: `ol.toml` in its folder, or `ol.yaml` as the Go project has it, or what
-//! its files tell when there is neither.
+//! The manifest of a function: `ol.toml` in its folder, or `ol.yaml` in the Go project's format. Where
+//! there is neither, the names of its files decide.
 //!
 //! A [`Manifest`] is always complete: [`Manifest::load`] fills in what the text leaves out, so no
 //! later layer has defaults of its own.

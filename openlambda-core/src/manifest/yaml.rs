@@ -1,17 +1,17 @@
-//! `ol.yaml`, the manifest of OpenLambda's Go project, read as it is.
+//! `ol.yaml`, the manifest of OpenLambda's Go project, with the meaning that it has there.
 //!
 //! | in `ol.yaml` | in `ol.toml` |
 //! |---|---|
 //! | `triggers.http`, a list of `method` | `methods`; any method when it is empty or has `*` |
-//! | `triggers.cron`, `triggers.kafka` | nothing yet: refused, since nobody would call the function |
+//! | `triggers.cron`, `triggers.kafka` | nothing yet: refused, since nothing would call the function |
 //! | `environment` | `[environment]` |
 //! | `OL_ENTRY_FILE` in it, `f.py` by default | the module of `handler` |
 //! | `OL_WSGI_ENTRY`, `OL_ASGI_ENTRY` in it | `handler` and `style = "wsgi"`, `style = "asgi"` |
 //! | `reuse-sandbox` | `reuse` |
 //! | `limits`: `mem_mb`, `procs`, `cpu_percent`, `runtime_sec` | `memory_mb`, `processes`, `cpus`, `timeout_seconds` |
 //!
-//! Where neither entry is named, the module's `f` is the handler, or else its `app` the application:
-//! the bootstrap finds out which (`runtimes/python/bootstrap.py`), since only the module knows.
+//! Without either entry the handler is the module's `f`, or, if it has none, the application `app`. The
+//! bootstrap finds out which (`runtimes/python/bootstrap.py`), since it takes loading the module.
 
 #[cfg(not(feature = "yaml"))]
 use super::{Manifest, ManifestError};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::function::Digest;
 use crate::registry::kit::{Shelf, Simple};
@@ -17,13 +17,6 @@ pub type MemoryRegistry = Simple<MemoryShelf>;
 #[derive(Debug, Default)]
 pub struct MemoryShelf {
     bundles: Mutex<BTreeMap<Digest, Bytes>>,
-}
-
-impl MemoryShelf {
-    /// No code panics while it holds this lock.
-    fn bundles(&self) -> MutexGuard<'_, BTreeMap<Digest, Bytes>> {
-        self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl MemoryRegistry {
@@ -43,17 +36,17 @@ impl Shelf for MemoryShelf {
     fn keep(&self, bundle: &mut Bundle) -> io::Result<()> {
         let mut tar = Vec::new();
         bundle.read_to_end(&mut tar)?;
-        self.bundles().insert(bundle.digest, tar.into());
+        self.bundles.lock().insert(bundle.digest, tar.into());
         Ok(())
     }
 
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>> {
-        let tar = self.bundles().get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let tar = self.bundles.lock().get(digest).cloned().ok_or(io::ErrorKind::NotFound)?;
         Ok(Box::new(Cursor::new(tar)))
     }
 
     fn remove(&self, digest: &Digest) -> io::Result<()> {
-        self.bundles().remove(digest);
+        self.bundles.lock().remove(digest);
         Ok(())
     }
 

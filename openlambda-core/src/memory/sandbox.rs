@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use futures_core::future::BoxFuture;
 use futures_util::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response};
+use parking_lot::Mutex;
 use tokio::task::JoinError;
 
 use crate::failure::FunctionError;
@@ -27,9 +28,8 @@ use crate::time::{Clock, SystemClock};
 
 /// Makes sandboxes that run closures, registered by the function's name.
 ///
-/// Clones share the functions and instances. A closure gets the body as it came and answers with
-/// status 200 and the bytes that it returns, as `application/json`. A closure that panics is an
-/// instance that crashed.
+/// Clones share the functions and instances. A closure gets the body unchanged; the reply has status 200
+/// and the bytes that it returns, as `application/json`. When a closure panics, its instance crashes.
 #[derive(Clone)]
 pub struct MemorySandboxFactory {
     functions: Arc<Mutex<Functions>>,
@@ -51,7 +51,7 @@ pub struct MemoryFunction {
 
 impl MemoryFunction {
     /// A closure that may block. It cannot be stopped: an instance that is destroyed in the middle
-    /// of a call leaves the closure to run to its end, unheard.
+    /// of a call leaves the closure to run to its end, without an answer.
     pub fn new(handler: impl Fn(Bytes) -> Outcome + Send + Sync + 'static) -> Self {
         let handler = Arc::new(handler);
         MemoryFunction::from_async(move |body| {
@@ -112,7 +112,7 @@ impl MemorySandboxFactory {
             ..Capabilities::none()
         };
         let start = move |spec: Arc<SandboxSpec>| {
-            let registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
+            let registered = registered.lock();
             start(registered.get(&spec.function).cloned(), spec)
         };
         let kind = Simple::new("memory", capabilities, start).with_clock(clock);
@@ -141,7 +141,7 @@ impl MemorySandboxFactory {
 
     /// From now on, new instances of `name` run `function`.
     pub fn register_function(&self, name: FunctionName, function: MemoryFunction) {
-        self.functions.lock().unwrap_or_else(PoisonError::into_inner).insert(name, function);
+        self.functions.lock().insert(name, function);
     }
 }
 
@@ -153,7 +153,7 @@ impl Default for MemorySandboxFactory {
 
 impl fmt::Debug for MemorySandboxFactory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let functions = self.functions.lock();
         f.debug_struct("MemorySandboxFactory")
             .field("functions", &functions.keys())
             .field("lives", self.kind.lives())

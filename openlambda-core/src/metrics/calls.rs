@@ -1,9 +1,11 @@
-//! Invocations, function by function.
+//! Counts of invocations for each function.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::histogram::Histogram;
 use super::outcome::Outcome;
@@ -15,10 +17,10 @@ use crate::time::Time;
 /// The most functions that have series of their own.
 pub const MOST_FUNCTIONS: usize = 1000;
 
-/// A function that was not called for so long loses its series.
+/// A function that was not called for this time loses its series.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 
-/// The label `start`: how warm the instance was, and nothing for a call that never ran.
+/// The label `start`: cold or warm; empty for a call that never ran.
 const STARTS: [(&str, Option<StartKind>); 4] = [
     ("", None),
     ("cold", Some(StartKind::Cold)),
@@ -29,7 +31,7 @@ const STARTS: [(&str, Option<StartKind>); 4] = [
 /// What is counted of one function's invocations.
 #[derive(Debug)]
 pub struct FunctionCalls {
-    /// `None`: of those that never got as far as a function.
+    /// `None`: of calls whose function was never resolved.
     name: Option<FunctionName>,
     counts: [[AtomicU64; STARTS.len()]; Outcome::COUNT],
     durations: Histogram,
@@ -73,9 +75,9 @@ impl Default for CallMetrics {
 }
 
 impl CallMetrics {
-    /// Where the calls of a function that was found are counted. Keep it: looking it up takes a lock.
+    /// The counters of a resolved function. Keep them: looking them up takes a lock.
     pub fn of(&self, function: &FunctionName, now: Time) -> Arc<FunctionCalls> {
-        let mut functions = self.lock();
+        let mut functions = self.functions.lock();
         if let Some(calls) = functions.get(function) {
             return Arc::clone(calls);
         }
@@ -84,7 +86,7 @@ impl CallMetrics {
         calls
     }
 
-    /// Where calls are counted of which the function was never known.
+    /// The counters of calls whose function was never resolved.
     pub fn unresolved(&self) -> &Arc<FunctionCalls> {
         &self.unresolved
     }
@@ -101,7 +103,7 @@ impl CallMetrics {
         match &calls.name {
             Some(name) if !calls.listed.load(Ordering::Relaxed) => {
                 // It lost its series and is called again: it, or another one by its name, has them.
-                let mut functions = self.lock();
+                let mut functions = self.functions.lock();
                 if !functions.contains_key(name) {
                     list(&mut functions, name, calls);
                 }
@@ -113,7 +115,7 @@ impl CallMetrics {
 
     /// The function is deleted: its series end.
     pub fn forget(&self, function: &FunctionName) {
-        if let Some(calls) = self.lock().remove(function) {
+        if let Some(calls) = self.functions.lock().remove(function) {
             calls.listed.store(false, Ordering::Relaxed);
         }
     }
@@ -121,7 +123,7 @@ impl CallMetrics {
     /// Writes `ol_invocations_total` and `ol_invocation_duration_seconds`.
     pub fn write(&self, text: &mut Text, now: Time) {
         let functions: Vec<Arc<FunctionCalls>> = {
-            let mut functions = self.lock();
+            let mut functions = self.functions.lock();
             functions.retain(|_, calls| {
                 let used = Time(calls.used.load(Ordering::Relaxed));
                 let keep = now.since(used) < FORGET_AFTER;
@@ -161,10 +163,6 @@ impl CallMetrics {
         for calls in &functions {
             durations.histogram(&[("function", &*name(calls))], &calls.durations);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<FunctionName, Arc<FunctionCalls>>> {
-        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,9 +4,9 @@
 //! [text format](https://prometheus.io/docs/instrumenting/exposition_formats/), version 0.0.4;
 //! names are in base units, counters end in `_total`.
 //!
-//! Labels are bounded: a function has series only once it was found in a registry, at most
-//! [`MOST_FUNCTIONS`] have them at once (of more, those that were called longest ago lose theirs),
-//! and one that is deleted, or was not called for an hour, loses them too.
+//! Labels are bounded: a function has series only after a registry has resolved it, and at most
+//! [`MOST_FUNCTIONS`] functions have series at once: those that were called longest ago lose theirs.
+//! A function that is deleted, or is not called for an hour, loses its series too.
 
 mod calls;
 mod histogram;

@@ -1,4 +1,4 @@
-//! How invocations come out.
+//! The outcomes of an invocation.
 
 use crate::failure::FailureKind;
 

@@ -8,7 +8,7 @@ use super::histogram::{BOUNDS, Histogram};
 /// The `Content-Type` of [`Text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a family of series means.
+/// The type of a family of series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Only grows, until a restart.
@@ -26,7 +26,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// A text that begins with `ol_build_info`: which part of the platform this is, and its version.
+    /// A text that begins with `ol_build_info`: the part of the platform, and its version.
     pub fn of(part: &str) -> Self {
         let mut text = Text::default();
         let help = "The part and its version; always 1.";

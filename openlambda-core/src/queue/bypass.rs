@@ -1,4 +1,4 @@
-//! Short calls pass by the queue.
+//! `bypass`: short calls do not wait in the queue.
 
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use crate::scheduler::VersionId;
 use crate::time::Time;
 
 /// Lets calls pass that are expected to be short: such a call runs at once if an instance of its version
-/// has a free slot, although the worker runs as many calls as it may. It is through before it disturbs,
-/// and to wait would take it many times as long as to run. All others are in the order of another policy.
+/// has a free slot, even if the worker runs as many calls as its limit allows. It ends before it disturbs
+/// others, and waiting would take many times as long as running. All other calls are in the order of
+/// another policy.
 ///
 /// It makes a difference where the number of running calls is limited.
 ///
@@ -23,11 +24,11 @@ pub struct Bypass {
 }
 
 impl Bypass {
-    /// Which calls are short, unless told otherwise: expected to run for less than this.
+    /// The default of what is short: a call that is expected to run for less than this.
     pub const DEFAULT_UNDER: Duration = Duration::from_millis(10);
 
-    /// Calls that are expected to run for less than `under` pass by the queue, which is in the order of
-    /// another policy.
+    /// Calls that are expected to run for less than `under` skip the queue; `order` is the order of the
+    /// others.
     pub fn new(order: Box<dyn QueuePolicy>, under: Duration) -> Self {
         let order_learns = order.learns();
         Bypass { order, order_learns, under, estimates: Estimates::default() }
@@ -84,14 +85,14 @@ impl QueuePolicy for Bypass {
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
     let default = Bypass::DEFAULT_UNDER.as_secs_f64();
-    let under = "a call is short that is expected to run for less time";
+    let under = "a call that is expected to run for less time is short";
     QueueEntry {
         name: "bypass".to_owned(),
         about: "short calls do not wait for others to end; the others in another order".to_owned(),
         source: "Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
         parameters: vec![
             ParameterInfo::new("under_seconds", default, under).within(0.0..=CENTURY),
-            ParameterInfo::new("order", "fifo", "the queue policy of all others"),
+            ParameterInfo::new("order", "fifo", "the queue policy of the other calls"),
         ],
         build: Box::new(|given| {
             let (_, order) = given.nested("order")?;

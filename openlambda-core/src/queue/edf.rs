@@ -1,4 +1,4 @@
-//! Earliest deadline first.
+//! `edf`: earliest deadline first.
 
 use std::time::Duration;
 
@@ -7,12 +7,11 @@ use crate::catalog::ParameterInfo;
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
-/// Serves the call first that should be over first: a call is due when `stretch` times the expected time
+/// Serves the call with the earliest deadline first: a call is due when `stretch` times the expected time
 /// of its run has passed since its arrival, by [`Estimates`], and not later than it may wait. A call of a
 /// version that has never run is due at once.
 ///
-/// So short calls go first, as in [`Sjf`](super::Sjf), but none waits for ever: what arrives later is due
-/// later. Of all orders on one server it has the least maximal lateness (J. R. Jackson, Scheduling a
+/// So short calls go first, as in [`Sjf`](super::Sjf), but none waits for ever: later calls are due later. Of all orders on one server it has the least maximal lateness (J. R. Jackson, Scheduling a
 /// production line to minimize maximum tardiness, UCLA 1955).
 ///
 /// Source of the deadlines: A. Fuerst et al., Ilúvatar, HPDC 2023 (earliest *effective* deadline: a
@@ -58,10 +57,10 @@ impl QueuePolicy for Edf {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "a call is due when so many times its expected run have passed since it came";
+    let about = "how long after its arrival a call is due, in expected runs of it";
     QueueEntry {
         name: "edf".to_owned(),
-        about: "whose deadline is the earliest".to_owned(),
+        about: "the call with the earliest deadline".to_owned(),
         source: "Jackson 1955; Fuerst et al. (Ilúvatar), HPDC 2023".to_owned(),
         parameters: vec![ParameterInfo::new("stretch", 1, about).within(0..=1_000_000)],
         build: Box::new(|given| Ok(Box::new(Edf::new(given.number("stretch")?)))),

@@ -1,4 +1,4 @@
-//! Start-time fair queueing.
+//! `fair`: start-time fair queueing.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use super::{Arrival, Estimates, QueueEntry, QueuePolicy};
 use crate::scheduler::VersionId;
 use crate::time::Time;
 
-/// Serves functions in turn, by the time that their calls take: each version of a function is a flow,
-/// and of those that wait none gets more than its share of the worker, however many calls it sends.
+/// Serves functions in turn, by the time that their calls take: each version of a function is a flow, and
+/// while flows wait, none of them gets more than its share of the worker, however many calls it sends.
 ///
 /// A call's *start tag* is where its flow's last call ended in virtual time, or the virtual time now if
 /// that is later; its *finish tag* is its expected run later. Virtual time is the start tag of the call
@@ -17,8 +17,8 @@ use crate::time::Time;
 /// are charged a millisecond each, so a first burst of long calls gets more than its share. A call that
 /// leaves before it runs is not charged.
 ///
-/// Where estimates are right, what two flows got differs, over any time in which both always have calls
-/// that wait, by no more than the longest run of the one and of the other, for each call that the worker
+/// With exact estimates, over any time in which two flows always have waiting calls, the service that they
+/// got differs by at most the longest run of the one plus that of the other, for each call that the worker
 /// runs at once.
 ///
 /// Source: P. Goyal, H. M. Vin, H. Cheng, Start-time fair queuing, SIGCOMM 1996; with several servers:
@@ -41,7 +41,7 @@ struct Flow {
     calls: u64,
 }
 
-/// What a run is taken for before one is over.
+/// The assumed time of a run before the first one is over.
 const UNKNOWN: Duration = Duration::from_millis(1);
 
 fn micros(run: Duration) -> u64 {
@@ -108,7 +108,7 @@ impl QueuePolicy for Fair {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "whose function has had the least time";
+    let about = "the call whose function has had the least time";
     let source = "Goyal, Vin, Cheng, Start-time fair queuing, SIGCOMM 1996";
     QueueEntry::new("fair", about, source, || Box::new(Fair::default()))
 }

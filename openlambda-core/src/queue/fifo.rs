@@ -1,4 +1,4 @@
-//! First in, first out.
+//! `fifo`: first in, first out.
 
 use super::{Arrival, QueueEntry, QueuePolicy};
 use crate::time::Time;
@@ -20,5 +20,5 @@ impl QueuePolicy for Fifo {
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
     let source = "the textbook";
-    QueueEntry::new("fifo", "who came first", source, || Box::new(Fifo))
+    QueueEntry::new("fifo", "the call that came first", source, || Box::new(Fifo))
 }

@@ -1,4 +1,4 @@
-//! First in, first out, and last in, first out under overload.
+//! `adaptive-lifo`: first in, first out; under overload, last in, first out.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use super::{Arrival, QueueEntry, QueuePolicy};
 use crate::catalog::{CENTURY, ParameterInfo};
 use crate::time::Time;
 
-/// Serves calls in the order of their arrival, and while the worker is overloaded the newest first:
-/// whoever has waited for long has often given up, and by serving the old ones first nobody would be in
-/// time any more. Those that are passed over run when the overload is over, or leave when they have
-/// waited for as long as they may.
+/// Serves calls in the order of their arrival, and while the worker is overloaded the newest first. A
+/// client that has waited for long has often given up, and if the old calls were served first, no call
+/// would be in time. The calls that are passed over run when the overload is over, or leave when their
+/// deadline comes.
 ///
-/// The worker counts as overloaded from when somebody has always waited for [`after`](Self::new) until
-/// nobody waits. One call that waits for its code or for a cold start is somebody, too: `after` is to be
-/// longer than these take, or starts change the order.
+/// The worker counts as overloaded when its queue has not been empty for [`after`](Self::new), until it
+/// is empty. A call that waits for its code or for a cold start counts too: choose `after` longer than
+/// these take, or cold starts change the order.
 ///
 /// Source: B. Maurer, Fail at scale, ACM Queue 13(8), 2015 (adaptive LIFO, with CoDel's sign of
 /// overload: a queue that has not been empty for 100 ms).
@@ -23,10 +23,10 @@ pub struct AdaptiveLifo {
 }
 
 impl AdaptiveLifo {
-    /// How long somebody must have waited, unless told otherwise.
+    /// The default of [`new`](Self::new)'s `after`.
     pub const DEFAULT_AFTER: Duration = Duration::from_millis(100);
 
-    /// Overloaded when somebody has always waited for `after`; at once with zero.
+    /// The worker counts as overloaded when its queue has not been empty for `after`; with zero, at once.
     pub fn new(after: Duration) -> Self {
         AdaptiveLifo { after }
     }
@@ -51,10 +51,10 @@ impl QueuePolicy for AdaptiveLifo {
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
     let default = AdaptiveLifo::DEFAULT_AFTER.as_secs_f64();
-    let about = "overloaded when somebody has always waited for so long";
+    let about = "the worker is overloaded when calls have waited all this time";
     QueueEntry {
         name: "adaptive-lifo".to_owned(),
-        about: "who came first, and who came last while the worker is overloaded".to_owned(),
+        about: "the call that came first; under overload, the call that came last".to_owned(),
         source: "Maurer, Fail at scale, ACM Queue 2015".to_owned(),
         parameters: vec![ParameterInfo::new("after_seconds", default, about).within(0.0..=CENTURY)],
         build: Box::new(|given| Ok(Box::new(AdaptiveLifo::new(given.seconds("after_seconds")?)))),

@@ -1,28 +1,28 @@
 //! The order in which a worker's waiting calls run.
 //!
 //! A call waits while no instance of its version has a free slot, and while the worker runs as many
-//! calls as it may ([`RunningLimit`](crate::scheduler::RunningLimit)). [`QueuePolicy`] is a pure decider
-//! that orders all that wait on a worker, of whatever function; the scheduler keeps one for the whole
-//! worker, and the queues themselves. It is selected by name: [`by_name`].
+//! calls as its limit allows ([`RunningLimit`](crate::scheduler::RunningLimit)). [`QueuePolicy`] is a
+//! pure decider that orders all waiting calls of a worker, across functions. The scheduler keeps one
+//! policy for the whole worker, and the queues themselves. A policy is chosen by name: [`by_name`].
 //!
-//! A policy gives each call a **rank** when it comes, and the call with the lowest rank is the next one;
-//! those with the same rank keep the order of their arrival. So a policy is as small as its idea, and the
-//! scheduler's queues do the rest in O(log n), O(1) where all ranks are alike. What cannot be said by a
-//! rank at arrival, that the *newest* call is the next, is said by [`QueuePolicy::newest_first`].
+//! A policy gives each arriving call a **rank**. The call with the lowest rank runs next; calls of equal
+//! rank keep the order of their arrival. So a policy needs only its formula, and the scheduler's queues
+//! do the rest in O(log n), or O(1) where all ranks are equal. One order cannot be expressed as a rank
+//! at arrival, that the *newest* call runs next: [`QueuePolicy::newest_first`] says so.
 //! (Sivaraman et al., Programmable packet scheduling at line rate, SIGCOMM 2016, show how much a
 //! push-in-first-out queue expresses.)
 //!
-//! | name | next is | for |
+//! | name | runs next | improves |
 //! |---|---|---|
-//! | `fifo` | who came first | fairness between calls |
-//! | `sjf` | who is expected to run for the shortest time | the mean latency |
-//! | `edf` | whose deadline is the earliest | lateness |
-//! | `fair` | whose function has had the least | fairness between functions |
-//! | `adaptive-lifo` | who came first; under overload, who came last | that some are in time |
-//! | `bypass` | who came first; short calls do not wait for others to end | short calls |
+//! | `fifo` | the call that came first | fairness between calls |
+//! | `sjf` | the call with the shortest expected run | the mean latency |
+//! | `edf` | the call with the earliest deadline | lateness |
+//! | `fair` | the call whose function has had the least time | fairness between functions |
+//! | `adaptive-lifo` | the call that came first; under overload, the one that came last | how many are in time under overload |
+//! | `bypass` | the call that came first; short calls do not wait for others to end | the latency of short calls |
 //!
-//! Between two calls of *one* version an order is of use as soon as it waits for a slot. Between
-//! versions it decides who gets memory for a new instance, and with a limit of running calls who runs.
+//! Among calls of *one* version the order matters whenever they wait for a slot. Among versions it
+//! decides which of them gets memory for a new instance, and, with a limit of running calls, which runs.
 
 mod bypass;
 mod edf;

@@ -1,4 +1,4 @@
-//! The trait of a queue policy, and what it is told.
+//! The trait of a queue policy, and the events that it observes.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,20 +10,20 @@ use crate::time::Time;
 /// Orders the calls that wait on a worker. See the [module's documentation](super).
 ///
 /// The scheduler asks for the [`rank`](Self::rank) of a call once. If the policy
-/// [`learns`](Self::learns), it does so for every call, and tells of each that runs when it starts and
-/// when it has finished; else only calls that have to wait come here, and warm starts do not pay.
+/// [`learns`](Self::learns), the scheduler asks for every call, and reports when each starts and
+/// finishes. Otherwise the policy sees only calls that have to wait, and warm starts cost nothing.
 ///
 /// ```text
 ///   rank ──▶ (waits) ──started──▶ (runs) ──finished──▶
 ///                └─left──▶
 /// ```
 pub trait QueuePolicy: Send + fmt::Debug {
-    /// Whether it is to be told of all calls. Asked once.
+    /// Whether the policy observes all calls, not only those that wait. Asked once.
     fn learns(&self) -> bool {
         false
     }
 
-    /// Whether its order may be another one than that of arrival. Asked once.
+    /// Whether the policy's order can differ from the order of arrival. Asked once.
     fn orders(&self) -> bool {
         true
     }
@@ -31,39 +31,39 @@ pub trait QueuePolicy: Send + fmt::Debug {
     /// The rank of a call that has arrived: the lowest is served first.
     fn rank(&mut self, call: &Arrival, now: Time) -> u64;
 
-    /// Whether a call that finds a free slot runs at once although the worker runs as many calls as it
-    /// may.
+    /// Whether a call that finds a free slot runs at once, even if the worker already runs as many calls
+    /// as its limit allows.
     fn passes_by(&self, call: &Arrival) -> bool {
         let _ = call;
         false
     }
 
-    /// Whether the highest rank is served now, and of those with the same rank who came last.
+    /// Whether to serve the highest rank now, and among equal ranks the call that came last.
     ///
-    /// Asked whenever a place is free. `waiting_since` is when the first call of those began to wait
-    /// since when somebody always waits.
+    /// Asked whenever a place is free. `waiting_since` is the start of the present time without an empty
+    /// queue: since then at least one call has been waiting.
     fn newest_first(&mut self, waiting_since: Time, now: Time) -> bool {
         let _ = (waiting_since, now);
         false
     }
 
-    /// A call of this rank begins to run. Only if it [`learns`](Self::learns).
+    /// A call of this rank begins to run. Called only if the policy [`learns`](Self::learns).
     fn started(&mut self, call: &Arrival, rank: u64, now: Time) {
         let _ = (call, rank, now);
     }
 
     /// A call of the version that has a rank leaves before it runs: it was cancelled, or rejected after a
-    /// wait. Only if it [`learns`](Self::learns).
+    /// wait. Called only if the policy [`learns`](Self::learns).
     fn left(&mut self, version: VersionId) {
         let _ = version;
     }
 
-    /// A call has run for so long. Only if it [`learns`](Self::learns).
+    /// A call has finished after running for `run`. Called only if the policy [`learns`](Self::learns).
     fn finished(&mut self, version: VersionId, run: Duration, now: Time) {
         let _ = (version, run, now);
     }
 
-    /// Nothing is left of a version, and its number may be given to another one.
+    /// The scheduler forgets a version; its id may be given to another one.
     fn forgotten(&mut self, version: VersionId) {
         let _ = version;
     }

@@ -1,4 +1,4 @@
-//! Shortest expected processing time first.
+//! `sjf`: shortest expected processing time first.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::time::Time;
 /// has never run is served at once, so that its time becomes known; so are all of its calls that come
 /// before its first run is over.
 ///
-/// With times that are known it has the least mean latency of all orders that do not look into the
-/// future. Long calls may wait for as long as short ones keep coming.
+/// With known times it has the least mean latency of all orders that do not know the future. Long calls
+/// may wait for as long as short ones keep coming.
 ///
 /// Source: W. E. Smith, Various optimizers for single-stage production, Naval Research Logistics 3,
 /// 1956 (one server). For functions: A. Fuerst et al., Ilúvatar, HPDC 2023.
@@ -40,7 +40,7 @@ impl QueuePolicy for Sjf {
 
 /// Its line in the catalogue.
 pub(super) fn entry() -> QueueEntry {
-    let about = "who is expected to run for the shortest time";
+    let about = "the call with the shortest expected run";
     let source = "Smith, Naval Research Logistics 1956; Fuerst et al. (Ilúvatar), HPDC 2023";
     QueueEntry::new("sjf", about, source, || Box::new(Sjf::default()))
 }

@@ -7,10 +7,10 @@ use crate::config::ConfigError;
 /// What the catalogue's errors call a part.
 pub const KIND: &str = "queue policy";
 
-/// The policy of a worker that is told of none.
+/// The default policy of a worker.
 pub const DEFAULT: &str = "fifo";
 
-/// The policies of this module. One of your own joins by [`Catalog::register`].
+/// The policies of this module. Add your own with [`Catalog::register`].
 pub fn standard() -> QueueCatalog {
     Catalog::of(
         KIND,

@@ -1,4 +1,4 @@
-//! Bundles on their way into a registry and out of it.
+//! Bundles on the way into a registry and out of it.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,10 +1,11 @@
-//! The last changes of a registry, for those who watch it.
+//! The last changes of a registry, kept for its watchers.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_core::stream::BoxStream;
 use futures_util::stream;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{RegistryEvent, Revision};
@@ -46,7 +47,7 @@ impl EventLog {
 
     /// Adds the change that `make` makes from its revision.
     pub fn add(&self, make: impl FnOnce(Revision) -> RegistryEvent) -> RegistryEvent {
-        let mut state = self.lock();
+        let mut state = self.shared.state.lock();
         state.last += 1;
         let event = make(Revision(state.last));
         if state.events.len() == self.shared.most {
@@ -61,7 +62,7 @@ impl EventLog {
 
     /// The revision of the last change; 0 when there was none.
     pub fn last(&self) -> Revision {
-        Revision(self.lock().last)
+        Revision(self.shared.state.lock().last)
     }
 
     /// The changes after `from`, as they come: what
@@ -86,7 +87,7 @@ impl EventLog {
 
     /// The first change after `cursor`, or that it is gone.
     fn after(&self, cursor: u64) -> Option<RegistryEvent> {
-        let state = self.lock();
+        let state = self.shared.state.lock();
         if cursor == state.last {
             return None;
         }
@@ -97,10 +98,6 @@ impl EventLog {
             return Some(RegistryEvent::Lagged { revision: Revision(revision) });
         }
         state.events.get((cursor + 1 - first) as usize).cloned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

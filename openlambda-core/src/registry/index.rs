@@ -1,5 +1,5 @@
-//! Names, versions and aliases, without the bundles: the part of a registry that is the same wherever
-//! the bundles lie.
+//! Names, versions and aliases without the bundles: the part of a registry that does not depend on where
+//! the bundles are stored.
 
 use std::collections::BTreeMap;
 

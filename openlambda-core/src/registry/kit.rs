@@ -1,17 +1,18 @@
-//! A whole registry around a place where bundles lie: what a new kind begins with.
+//! A whole registry over a place that stores bundles: what a new kind of registry builds on.
 //!
 //! [`Simple`] keeps the contract of [`Registry`], with versions, aliases and events, over a [`Shelf`],
-//! which keeps bundles by their digests and one [`Index`] of what they are called. A kind that has a
-//! database of its own implements [`Registry`] itself.
+//! which stores bundles by digest and one [`Index`] of their names. A kind with its own database
+//! implements [`Registry`] directly.
 
 use std::fmt;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::stream::BoxStream;
+use parking_lot::Mutex;
 
 use super::{
     Bundle, BundleStream, EventLog, Index, Listing, Published, Registry, RegistryError,
@@ -46,11 +47,11 @@ pub trait Shelf: fmt::Debug + Send + Sync + 'static {
     /// [`io::ErrorKind::NotFound`], or that it cannot be read.
     fn open(&self, digest: &Digest) -> io::Result<Box<dyn Read + Send>>;
 
-    /// Forgets a bundle that is in no index any more; whoever reads it may go on.
+    /// Removes a bundle that is in no index any more; readers of it may go on.
     ///
     /// # Errors
     ///
-    /// Makes no difference: a bundle that stays is found by nobody.
+    /// Errors are ignored: a bundle that stays cannot be found.
     fn remove(&self, digest: &Digest) -> io::Result<()>;
 
     /// Writes the index in the place of the last one: whole or not at all.
@@ -61,7 +62,7 @@ pub trait Shelf: fmt::Debug + Send + Sync + 'static {
     fn write(&self, index: &Index) -> io::Result<()>;
 }
 
-/// A registry over a [`Shelf`] that nobody else changes. Clones share it.
+/// A registry over a [`Shelf`] that no other code changes. Clones share it.
 ///
 /// Every change writes the whole index: right for thousands of versions, not for millions. Watchers
 /// learn of changes through the same value and its clones.
@@ -75,7 +76,7 @@ struct Shared<S> {
     kind: &'static str,
     shelf: S,
     clock: SystemClock,
-    /// Held by whoever changes something, from the first word to the last.
+    /// Held for the whole of a change.
     changing: Mutex<()>,
     index: Mutex<Index>,
     events: EventLog,
@@ -105,14 +106,14 @@ impl<S: Shelf> Simple<S> {
         self.publish(name, bundle::stream(Cursor::new(tar))).await
     }
 
-    /// Makes a change, to its end whoever waits for it.
+    /// Makes a change. It runs to its end even if the caller stops waiting.
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Shared<S>) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let _changing = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _changing = shared.changing.lock();
             change(&shared)
         })
         .await
@@ -120,14 +121,10 @@ impl<S: Shelf> Simple<S> {
 }
 
 impl<S: Shelf> Shared<S> {
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Writes the index as it will be, and only then believes it.
     fn commit(&self, changed: Index, event: RegistryEvent) -> Result<(), RegistryError> {
         self.shelf.write(&changed).map_err(RegistryError::storage)?;
-        *self.index() = changed;
+        *self.index.lock() = changed;
         self.events.add(|_| event);
         Ok(())
     }
@@ -152,7 +149,7 @@ impl<S: Shelf> Registry for Simple<S> {
     ) -> Result<Published, RegistryError> {
         let name = name.clone();
         let put = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let now_ms = shared.clock.unix_millis();
             let (published, event) = changed.publish(&name, &bundle, now_ms);
             if let Some(event) = event {
@@ -177,17 +174,17 @@ impl<S: Shelf> Registry for Simple<S> {
     }
 
     async fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
-        self.shared.index().resolve(reference)
+        self.shared.index.lock().resolve(reference)
     }
 
     async fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        Ok(self.shared.index().list())
+        Ok(self.shared.index.lock().list())
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let name = name.clone();
         let delete = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let versions = changed.versions(&name)?;
             let event = changed.delete(&name)?;
             let mut unused: Vec<_> = versions.iter().map(|version| version.digest).collect();
@@ -202,7 +199,7 @@ impl<S: Shelf> Registry for Simple<S> {
     }
 
     async fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
-        self.shared.index().versions(name)
+        self.shared.index.lock().versions(name)
     }
 
     async fn set_alias(
@@ -214,7 +211,7 @@ impl<S: Shelf> Registry for Simple<S> {
     ) -> Result<(), RegistryError> {
         let (name, alias) = (name.clone(), alias.to_owned());
         let set = move |shared: &Shared<S>| {
-            let mut changed = shared.index().clone();
+            let mut changed = shared.index.lock().clone();
             let event = changed.set_alias(&name, &alias, version, expected)?;
             shared.commit(changed, event)
         };

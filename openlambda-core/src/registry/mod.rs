@@ -4,11 +4,10 @@
 //! Implementations: `dir`, `native` and others in `openlambda-registry`,
 //! [`memory`](crate::memory) here. Every one runs the suite in `conformance::registry`.
 //!
-//! A new kind says where bundles lie ([`put`](Registry::put), [`get`](Registry::get)) and what they
-//! are called ([`resolve`](Registry::resolve), [`list`](Registry::list),
-//! [`delete`](Registry::delete)), for which [`Index`] is at hand. All else is provided, and can be
-//! overridden by a kind that has a shorter way. `registry::kit` (feature `kit`) has a whole registry
-//! around a place for bundles.
+//! A new kind stores bundles ([`put`](Registry::put), [`get`](Registry::get)) and their names
+//! ([`resolve`](Registry::resolve), [`list`](Registry::list), [`delete`](Registry::delete)); [`Index`]
+//! helps with the names. Every other method is provided, and a kind that can do it faster overrides
+//! it. `registry::kit` (feature `kit`) has a whole registry over a place that stores bundles.
 
 mod bundle;
 mod error;
@@ -42,7 +41,7 @@ pub use index::Index;
 #[cfg(feature = "bundle")]
 pub use provided::{blocking, upload};
 
-/// Keeps functions' bundles.
+/// Stores functions' bundles.
 ///
 /// **Concurrency**: all methods may be called from many tasks at once. Publishing is serialised per
 /// function: two publishers of one name get two versions.
@@ -61,12 +60,12 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// The kind's name in configuration: `dir`, `native`, `memory`.
     fn kind(&self) -> &'static str;
 
-    /// Stores a bundle as the next version of `name`. Storing what is the newest version already
-    /// makes no new one.
+    /// Stores a bundle as the next version of `name`. If the newest version is this bundle already, no
+    /// new version is made.
     ///
     /// # Errors
     ///
-    /// That the registry cannot be reached or written; nothing was stored then.
+    /// The registry cannot be reached or written; nothing was stored then.
     async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError>;
 
     /// The bundle's tar.
@@ -87,7 +86,7 @@ pub trait Registry: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// That the registry cannot be reached or read.
+    /// The registry cannot be reached or read.
     async fn list(&self) -> Result<Vec<Listing>, RegistryError>;
 
     /// Removes a function with all its versions and aliases.
@@ -97,10 +96,11 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// [`RegistryError::NotFound`].
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError>;
 
-    /// Publishes a bundle as it comes, from anybody: validates it, brings it into canonical form, so
-    /// that its digest does not depend on who packed it, and [`put`](Self::put)s it.
+    /// Publishes a bundle from any source: validates it, brings it into canonical form, so that its
+    /// digest does not depend on who packed it, and [`put`](Self::put)s it.
     ///
-    /// Provided with the feature `bundle`; an own one can canonicalise where the bundle is to lie.
+    /// Provided with the feature `bundle`; a kind can override it to canonicalise where the bundle is
+    /// stored.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ pub trait Registry: Send + Sync + fmt::Debug {
         self.put(name, bundle).await
     }
 
-    /// Publishes a bundle as it comes. Without the feature `bundle` nothing is provided.
+    /// Publishes a bundle from any source. Without the feature `bundle` this method is not provided.
     #[cfg(not(feature = "bundle"))]
     async fn publish(
         &self,
@@ -126,7 +126,7 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// Unpacks the bundle that [`get`](Self::get) gives into the empty, existing folder `into`, if it
     /// is the one that the digest names.
     ///
-    /// Provided with the feature `bundle`; an own one can leave out the stream.
+    /// Provided with the feature `bundle`; a kind can override it to leave out the stream.
     ///
     /// # Errors
     ///
@@ -138,14 +138,14 @@ pub trait Registry: Send + Sync + fmt::Debug {
         provided::unpack(bundle, digest, into).await
     }
 
-    /// Unpacks a bundle. Without the feature `bundle` nothing is provided.
+    /// Unpacks a bundle. Without the feature `bundle` this method is not provided.
     #[cfg(not(feature = "bundle"))]
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError>;
 
-    /// The versions of `name` that can be resolved, the oldest first: never empty, and the last is
-    /// what the name alone means.
+    /// The versions of `name` that can be resolved, the oldest first: never empty, and the last is the
+    /// one that the name alone means.
     ///
-    /// The default knows the newest alone: right for a kind that keeps no others.
+    /// The default returns the newest version only, which suits a kind that keeps no others.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// (`None`: does not exist). Compare-and-set, so that two people cannot undo each other's work
     /// unseen.
     ///
-    /// By default there are no aliases: right for a kind that keeps only the newest version.
+    /// By default there are no aliases, which suits a kind that keeps only the newest version.
     ///
     /// # Errors
     ///
@@ -184,18 +184,19 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// Start with the revision of an earlier event, or with [`Revision::NOW`]. A
     /// [`RegistryEvent::Lagged`] says that events were lost: resolve again what matters.
     ///
-    /// By default nothing is told, ever: then [`cache_for`](Self::cache_for) must be zero, and workers
-    /// keep what was deleted until they need the room. `EventLog` (feature `kit`) is there for more.
+    /// By default the stream is empty and never ends: then [`cache_for`](Self::cache_for) must be zero,
+    /// and workers keep deleted functions until they need the room. `EventLog` (feature `kit`) helps to
+    /// implement it.
     fn watch(&self, _from: Revision) -> BoxStream<'static, RegistryEvent> {
         Box::pin(stream::pending())
     }
 
-    /// For how long one who follows [`watch`](Self::watch) may go on using what a mutable reference
-    /// (a name alone, an alias) resolved to, without asking again.
+    /// How long a follower of [`watch`](Self::watch) may use what a mutable reference (a name alone, an
+    /// alias) resolved to, before it resolves the reference again.
     ///
-    /// Zero, the default, means not at all: right where changes are not announced at once, as in a
-    /// folder that anybody edits. A registry that announces its changes gives a time that bounds the
-    /// damage of an event that is lost.
+    /// Zero, the default, means not at all, which suits a registry that does not announce changes at
+    /// once, such as a folder that people edit. A registry that announces its changes returns a time
+    /// that bounds the damage of a lost event.
     fn cache_for(&self) -> Duration {
         Duration::ZERO
     }
@@ -276,7 +277,7 @@ pub struct VersionInfo {
 }
 
 impl VersionInfo {
-    /// A version of which no more is known.
+    /// A version whose size and time are not known.
     pub fn new(version: Version, digest: Digest) -> Self {
         VersionInfo { version, digest, bytes: None, published_ms: None }
     }

@@ -1,4 +1,4 @@
-//! What [`Registry`](super::Registry) provides, for kinds that have no shorter way.
+//! The provided methods of [`Registry`](super::Registry), for kinds that do not override them.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -56,7 +56,7 @@ pub(super) async fn unpack(
     blocking(move || Ok(bundle::unpack(bundle, &digest, &into)?)).await
 }
 
-/// Runs what waits for the disk on a thread that may. It goes on to its end when nobody waits for it.
+/// Runs blocking work on a thread for it. The work goes on to its end even if the caller stops waiting.
 ///
 /// # Errors
 ///

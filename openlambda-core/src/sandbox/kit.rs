@@ -1,5 +1,5 @@
-//! What every kind of sandbox needs: the life of an instance, its slots, and a whole kind around an
-//! async handler.
+//! What every kind of sandbox needs: the life of an instance, its slots, and a complete kind built from
+//! an async handler.
 //!
 //! ```text
 //! begin ─▶ runs ── end (once: the first exit counts), shutdown ─▶ exited ── slots free, cleaned ─▶ gone
@@ -7,9 +7,9 @@
 //!           └─ slots are taken and given back; paused when idle     └─ nothing can be taken (Exited)
 //! ```
 //!
-//! * [`Simple`] is a [`SandboxFactory`] around a function that starts a [`Handler`]: for functions
-//!   that are closures, connections, scripts. Most of a kind's contract is kept by it.
-//! * [`Lives`] and [`Life`] are what `Simple` is made of, for a kind that wants its own `invoke`.
+//! * [`Simple`] is a [`SandboxFactory`] over a function that starts a [`Handler`]: for functions that
+//!   are closures, connections or scripts. It keeps most of a kind's contract.
+//! * [`Lives`] and [`Life`] are the parts of `Simple`, for a kind that needs its own `invoke`.
 //!
 //! [`try_once`] is the shortest way to see one work: an instance of a folder, one call, and the end.
 //!
@@ -23,7 +23,7 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -32,6 +32,7 @@ use futures_core::future::BoxFuture;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use http::Response;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, oneshot, watch};
 
 use super::{
@@ -54,7 +55,7 @@ use crate::time::{Clock, SystemClock, Time};
 /// **Concurrency**: `answer` is called as often at once as the manifest's `concurrency` says.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one invocation. It runs to its end even when nobody waits for the answer any more; when
+    /// Answers one invocation. It runs to its end even if no client waits for the answer any more; when
     /// the instance ends, its future is dropped in the middle. A panic ends the instance.
     ///
     /// # Errors
@@ -63,11 +64,11 @@ pub trait Handler: Send + Sync + 'static {
     async fn answer(&self, call: Call) -> Result<Response<Bytes>, Fault>;
 
     /// Called once when the instance has ended and no future of [`answer`](Self::answer) is left:
-    /// removes what belongs to it and returns when that is gone. By default there is nothing.
+    /// removes what belongs to it and returns when that is gone. By default it does nothing.
     /// After a panic the instance counts as gone.
     async fn clean(&self) {}
 
-    /// What the instance uses now; by default nothing.
+    /// What the instance uses now; by default zero.
     async fn usage(&self) -> Usage {
         Usage::default()
     }
@@ -165,10 +166,10 @@ pub struct Simple {
 impl Simple {
     /// The kind with this name in configuration.
     ///
-    /// `start` makes the handler of a new instance, within the spec's `init_timeout`: a later one is
-    /// dropped in the middle, as it is when nobody waits for the instance any more. A code that
-    /// cannot start is [`SandboxError::init`]. With [`Capabilities::pause`], a paused instance takes
-    /// no calls; that is all, so do not declare it for handlers that do something between calls.
+    /// `start` makes the handler of a new instance within the spec's `init_timeout`. Its future is dropped
+    /// when it takes longer, or when the caller does not want the instance any more. Return
+    /// [`SandboxError::init`] for code that cannot start. With [`Capabilities::pause`], a paused instance
+    /// only takes no calls, so do not declare it for handlers that do something between calls.
     pub fn new<S, F, H>(kind: &'static str, capabilities: Capabilities, start: S) -> Self
     where
         S: Fn(Arc<SandboxSpec>) -> F + Send + Sync + 'static,
@@ -360,8 +361,8 @@ async fn run(
     Err(SandboxError::ended(&exit, Started::Yes))
 }
 
-/// Cleans up after an instance. Others wait for what comes next, so a panic, of which the panic hook
-/// has told, ends here.
+/// Cleans up after an instance. Other tasks wait for what follows, so a panic, which the panic hook has
+/// reported, ends here.
 async fn clean(handler: &dyn Handler) {
     let _ = AssertUnwindSafe(handler.clean()).catch_unwind().await;
 }
@@ -369,7 +370,8 @@ async fn clean(handler: &dyn Handler) {
 /// What a panic says.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }
 
 /// Makes an instance of the function in `code`, a folder with its files and maybe an `ol.toml`, calls it
@@ -442,15 +444,15 @@ impl Lives {
         Lives::default()
     }
 
-    /// Allows one start. Hold it from before anything of the instance is made until it has
-    /// [begun](Self::begin), or until nothing is left of it where it cannot.
+    /// Allows one start. Hold the permit from before anything of the instance is made until the life has
+    /// [begun](Self::begin), or, if it cannot begin, until everything made for it is removed.
     ///
     /// # Errors
     ///
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub async fn permit(&self) -> Result<Permit, SandboxError> {
         let starting = Arc::clone(&self.starting).read_owned().await;
-        self.lock().admit()?;
+        self.shared.lock().admit()?;
         Ok(Permit { _starting: starting })
     }
 
@@ -460,7 +462,7 @@ impl Lives {
     ///
     /// [`SandboxErrorKind::Resources`] after [`shutdown`](Self::shutdown).
     pub fn begin(&self, slots: u32) -> Result<Life, SandboxError> {
-        let mut live = self.lock();
+        let mut live = self.shared.lock();
         live.admit()?;
         let id = live.next_id;
         live.next_id += 1;
@@ -478,14 +480,14 @@ impl Lives {
 
     /// How many are not gone.
     pub fn count(&self) -> usize {
-        self.lock().lives.len()
+        self.shared.lock().lives.len()
     }
 
     /// Ends all with [`Exit::Destroyed`] and waits until they are gone, and until no
     /// [`Permit`] is held. None begins afterwards.
     pub async fn shutdown(&self) {
         let lives: Vec<Life> = {
-            let mut live = self.lock();
+            let mut live = self.shared.lock();
             live.shut_down = true;
             live.lives.values().cloned().collect()
         };
@@ -497,10 +499,6 @@ impl Lives {
             life.gone().await;
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Live> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Lives {
@@ -511,8 +509,8 @@ impl fmt::Debug for Lives {
 
 /// The life of one instance: whether it runs, its slots, and how it ended. Clones share it.
 ///
-/// Whoever begins a life sees it to its end: waits for [`idle_for_ever`](Self::idle_for_ever), cleans
-/// up, and says [`set_gone`](Self::set_gone).
+/// The code that begins a life also ends it: it waits for [`idle_for_ever`](Self::idle_for_ever), cleans
+/// up, and calls [`set_gone`](Self::set_gone).
 #[derive(Clone)]
 pub struct Life(Arc<One>);
 
@@ -570,9 +568,9 @@ impl Life {
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`], [`SandboxErrorKind::Paused`], or that it has ended.
+    /// [`SandboxErrorKind::Busy`], [`SandboxErrorKind::Paused`], or the instance has ended.
     pub fn take_slot(&self) -> Result<Slot, SandboxError> {
-        let paused = self.lock();
+        let paused = self.0.paused.lock();
         self.alive()?;
         if *paused {
             let message = "the instance is paused; resume it first";
@@ -590,9 +588,9 @@ impl Life {
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`] while a slot is taken, or that it has ended.
+    /// [`SandboxErrorKind::Busy`] while a slot is taken, or the instance has ended.
     pub fn pause(&self) -> Result<(), SandboxError> {
-        let mut paused = self.lock();
+        let mut paused = self.0.paused.lock();
         self.alive()?;
         if self.busy() > 0 {
             let message = "the instance is busy; pause it when its invocations are over";
@@ -606,17 +604,18 @@ impl Life {
     ///
     /// # Errors
     ///
-    /// That it has ended.
+    /// The instance has ended.
     pub fn resume(&self) -> Result<(), SandboxError> {
-        let mut paused = self.lock();
+        let mut paused = self.0.paused.lock();
         self.alive()?;
         *paused = false;
         Ok(())
     }
 
-    /// It has ended so. Only the first of several ends counts; returns whether this was it.
+    /// The instance has ended with `exit`. Only the first of several ends counts; returns whether this
+    /// was it.
     pub fn end(&self, exit: Exit) -> bool {
-        let _no_slot_is_taken_meanwhile = self.lock();
+        let _no_slot_is_taken_meanwhile = self.0.paused.lock();
         self.0.stage.send_if_modified(|stage| {
             let runs = matches!(stage, Stage::Runs);
             if runs {
@@ -640,10 +639,10 @@ impl Life {
         let _ = self.0.busy.subscribe().wait_for(|busy| *busy == 0).await;
     }
 
-    /// Nothing is left of it. Call it once, after [`idle_for_ever`](Self::idle_for_ever) and the
-    /// clean-up.
+    /// Everything of the instance is removed. Call it once, after
+    /// [`idle_for_ever`](Self::idle_for_ever) and the clean-up.
     pub fn set_gone(&self) {
-        self.0.lives.lock().lives.remove(&self.0.id);
+        self.0.lives.shared.lock().lives.remove(&self.0.id);
         self.0.stage.send_modify(|stage| {
             *stage = Stage::Gone(stage.exit().cloned().unwrap_or(Exit::Destroyed));
         });
@@ -653,10 +652,6 @@ impl Life {
     pub async fn gone(&self) {
         let mut stage = self.0.stage.subscribe();
         let _ = stage.wait_for(|stage| matches!(stage, Stage::Gone(_))).await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.0.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

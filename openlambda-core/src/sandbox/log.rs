@@ -1,4 +1,4 @@
-//! Where functions' lines go.
+//! Where the lines that functions print go.
 
 use std::fmt;
 

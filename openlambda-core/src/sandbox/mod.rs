@@ -13,8 +13,7 @@
 //!
 //! Implementations: `process` and others in `openlambda-sandbox`, [`memory`](crate::memory) here.
 //! Every one runs the suite in `conformance::sandbox`, which demands exactly what the factory's
-//! [`Capabilities`] declare. What they have in common is in [`kit`] (feature `kit`): a new kind
-//! begins there.
+//! [`Capabilities`] declare. [`kit`] (feature `kit`) has what they share; a new kind builds on it.
 
 #[cfg(feature = "kit")]
 pub mod kit;
@@ -86,7 +85,8 @@ pub trait SandboxFactory: Send + Sync + fmt::Debug {
     }
 
     /// Removes what an earlier, crashed worker with the same state folder left. Called once before
-    /// the first `create`. By default nothing: right for a kind of which nothing outlives its worker.
+    /// the first `create`. By default it does nothing, which suits a kind whose sandboxes never outlive
+    /// their worker.
     async fn reclaim(&self) -> Report {
         Report::default()
     }
@@ -112,7 +112,7 @@ pub trait SandboxFactory: Send + Sync + fmt::Debug {
 pub trait Sandbox: Send + Sync + fmt::Debug {
     /// Delivers the invocation to the handler and waits for the head of its reply.
     ///
-    /// The sandbox does not enforce the deadline: it tells the handler, and whoever called ends the
+    /// The sandbox does not enforce the deadline: it passes it on to the handler, and the caller ends the
     /// sandbox when the time is over.
     ///
     /// # Errors
@@ -132,7 +132,8 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`], or that it is gone; [`SandboxErrorKind::Unsupported`].
+    /// [`SandboxErrorKind::Busy`]; [`SandboxErrorKind::Exited`] when the instance is gone;
+    /// [`SandboxErrorKind::Unsupported`].
     async fn pause(&self) -> Result<(), SandboxError> {
         Err(cannot("be paused"))
     }
@@ -142,7 +143,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// That it is gone; [`SandboxErrorKind::Unsupported`].
+    /// The instance is gone; [`SandboxErrorKind::Unsupported`].
     async fn resume(&self) -> Result<(), SandboxError> {
         Err(cannot("be resumed"))
     }
@@ -152,16 +153,16 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// That it is gone, or cannot be done; [`SandboxErrorKind::Unsupported`].
+    /// The instance is gone, or the limit cannot be changed; [`SandboxErrorKind::Unsupported`].
     async fn set_memory_limit(&self, _bytes: u64) -> Result<(), SandboxError> {
         Err(cannot("be limited in memory"))
     }
 
-    /// What it uses now; by default it is not known.
+    /// Its present use of resources; by default it is not known.
     ///
     /// # Errors
     ///
-    /// That it is gone; [`SandboxErrorKind::Unsupported`] where nobody knows.
+    /// The instance is gone; [`SandboxErrorKind::Unsupported`] where the use is not known.
     async fn usage(&self) -> Result<Usage, SandboxError> {
         Err(cannot("tell what they use"))
     }
@@ -176,7 +177,7 @@ fn cannot(what: &str) -> SandboxError {
     SandboxError::new(SandboxErrorKind::Unsupported, message)
 }
 
-/// What a sandbox is to be made of.
+/// What a sandbox is made from.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SandboxSpec {
@@ -304,7 +305,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Nothing is enforced and nothing can be done but run.
+    /// Nothing is enforced, and every optional operation is unsupported.
     pub fn none() -> Self {
         Capabilities {
             isolation: Isolation::None,
@@ -342,7 +343,7 @@ impl Capabilities {
     }
 }
 
-/// How well an instance is kept from everything else.
+/// How well an instance is isolated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -467,7 +468,7 @@ impl From<io::Error> for SandboxError {
 }
 
 impl SandboxError {
-    /// An error of this kind with what is usual for it.
+    /// An error of this kind with the kind's usual values.
     pub fn new(kind: SandboxErrorKind, message: impl Into<String>) -> Self {
         use SandboxErrorKind as K;
         SandboxError {

@@ -1,9 +1,8 @@
 //! Sandboxes that are made from others.
 //!
-//! A *zygote* is a sandbox with an interpreter and imports loaded that runs nothing, from which
-//! instances are forked: what it has loaded, they need not load. No kind makes zygotes yet, and each
-//! says so in its [`Capabilities::fork`](super::Capabilities::fork); this is what the first one has to
-//! do.
+//! A *zygote* is a paused sandbox that has loaded an interpreter and imports. Instances are forked from
+//! it, and need not load them again. No kind makes zygotes yet, as each says in its
+//! [`Capabilities::fork`](super::Capabilities::fork); this module says what the first one has to do.
 //!
 //! ```text
 //!  create_zygote                create, spec.zygote = its id
@@ -21,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::LogSink;
 use crate::manifest::Runtime;
 
-/// Names a zygote of one factory. Whoever asks for the zygote chooses the number, and never again the
-/// same: so a decider can speak of zygotes that are still being made.
+/// Names a zygote of one factory. The caller of `create_zygote` chooses the number, and never uses it
+/// again: so a decider can name zygotes that are still being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ZygoteId(pub u64);
@@ -33,7 +32,7 @@ impl fmt::Display for ZygoteId {
     }
 }
 
-/// What a zygote is to be made of.
+/// What a zygote is made from.
 ///
 /// What [`create_zygote`](super::SandboxFactory::create_zygote) gives is a
 /// [`Sandbox`](super::Sandbox) with no slots, so every `invoke` is refused as
@@ -50,7 +49,7 @@ impl fmt::Display for ZygoteId {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ZygoteSpec {
-    /// How it is named from now on.
+    /// Its name from now on.
     pub id: ZygoteId,
     /// The zygote that it is forked from, whose imports it has too; `None`: it is made from nothing.
     pub parent: Option<ZygoteId>,

@@ -1,4 +1,4 @@
-//! The invocations and reservations that the scheduler knows, by the numbers that the shell gives.
+//! The invocations and reservations that the scheduler knows, by the ids that the shell gives them.
 
 use super::{InstanceId, InvocationId, VersionId};
 use crate::arena::{Slots, slot_of};

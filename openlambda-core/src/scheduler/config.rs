@@ -1,4 +1,4 @@
-//! What a scheduler is told about its worker.
+//! The configuration of a scheduler.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RunningLimit;
 
-/// What the scheduler is told about the worker.
+/// The configuration of a scheduler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulerConfig {
@@ -16,11 +16,11 @@ pub struct SchedulerConfig {
     pub max_starting: u32,
     /// Pause an instance after this time without use; `None` never pauses.
     pub pause_after: Option<Duration>,
-    /// When a wish for memory is older than this, busy instances of other versions that become free
-    /// are evicted for it although invocations of their own wait.
+    /// When a wish for memory is older than this, busy instances of other versions are evicted for it as
+    /// they become free, even if invocations of their own version wait.
     pub fairness: Duration,
-    /// How long a slot is held for a reservation's invocation before it goes to the next: some
-    /// round trips to the balancer, since nothing runs there meanwhile.
+    /// How long a slot is held for a reservation's invocation before it goes to the next call. Keep it to
+    /// a few round trips to the balancer, since nothing runs in the slot meanwhile.
     pub offer_timeout: Duration,
     /// Which instance gets a call when several have a free slot.
     pub pick: InstanceChoice,
@@ -31,13 +31,13 @@ pub struct SchedulerConfig {
 
 /// Which instance of a version gets a call, of those with a free slot.
 ///
-/// Both leave the same ones idle as long as they can, so that what the load does not need expires.
+/// Both choices leave the same instances idle for as long as they can, so that instances that the load
+/// does not need expire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum InstanceChoice {
-    /// The one that had no free slot most recently: what it used last is still in the processor's
-    /// caches. O(1).
+    /// The one that was fully busy most recently: its data is still in the processor's caches. O(1).
     #[default]
     MostRecent,
     /// The one that was started last. Which one that is does not depend on the order in which calls

@@ -1,4 +1,4 @@
-//! Grants wishes for memory: starts instances, and makes room for them.
+//! Grants wishes for memory: starts instances, and evicts others to make room for them.
 
 use super::order::Key;
 use super::version::Code;
@@ -116,7 +116,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether a version must give up a free instance: somebody else has waited for memory for too
+    /// Whether a version must give up a free instance: another version has waited for memory for too
     /// long, and what is ending already does not suffice.
     pub(super) fn must_yield(&mut self, now: Time, version: VersionId) -> bool {
         let Some((_, Wish { version: wisher, since })) = self.next_wish(now) else { return false };

@@ -1,5 +1,5 @@
-//! An invocation's way: it arrives, waits for a slot unless one is free, runs, and gives the slot to
-//! the next.
+//! The life of an invocation: it arrives, waits for a slot unless one is free, runs, and passes the
+//! slot on.
 
 use super::calls::{Call, Offer, Place, Run};
 use super::instances::State;

@@ -1,5 +1,5 @@
-//! An instance's life, as the module above draws it: it becomes ready, rests, is paused and resumed,
-//! and ends.
+//! The life of an instance, as `scheduler/mod.rs` draws it: it becomes ready, rests, is paused and
+//! resumed, and ends.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ impl Scheduler {
         self.pump(now, version_id);
     }
 
-    /// An instance that nobody uses now rests: it may be paused, expire, or be evicted at once.
+    /// An unused instance rests: it may be paused, expire, or be evicted at once.
     pub(super) fn rest(&mut self, now: Time, id: InstanceId) {
         let Some(instance) = self.instances.get_mut(id) else { return };
         if instance.state() != State::Up || instance.used() > 0 {

@@ -19,7 +19,7 @@ pub enum RunningLimit {
     /// As many as there are slots: memory is the only limit.
     #[default]
     None,
-    /// So many, 1 or more.
+    /// At most this many, 1 or more.
     Calls(u32),
     /// As many as the machine's load allows.
     Load(LoadLimit),
@@ -28,7 +28,7 @@ pub enum RunningLimit {
 /// A limit that follows the load of the machine: by one more each time that the load is reported and was
 /// under the target although the limit was reached, by a quarter less when it was over it.
 ///
-/// The load is the number of threads that run or want to, for each processor; with 1 nobody waits for a
+/// The load is the number of threads that run or want to, for each processor; at 1 no thread waits for a
 /// processor. Additive increase and multiplicative decrease as TCP's, on the load: A. Fuerst et al.,
 /// Ilúvatar, HPDC 2023.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl Default for LoadLimit {
 /// A text that names no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "\"{text}\" is no limit of running calls; write none, a number of calls (8), a multiple of the \
+    "\"{text}\" is not a limit of running calls; write none, a number of calls (8), a multiple of the \
      processors (2x), or load, load=1.5 for threads per processor"
 )]
 pub struct LimitError {
@@ -64,7 +64,7 @@ pub struct LimitError {
 }
 
 impl RunningLimit {
-    /// The limit that a text names on a machine with so many processors: `none`, `8`, `2x`, `load`,
+    /// The limit that a text names on a machine with this many processors: `none`, `8`, `2x`, `load`,
     /// `load=1.5`.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl Limiter {
         self.calls
     }
 
-    /// Whether one more may run beside so many.
+    /// Whether one more may run beside this many.
     #[inline]
     pub(super) fn admits(&mut self, running: u32) -> bool {
         let admits = running < self.calls;

@@ -1,4 +1,4 @@
-//! What a scheduler is told and what it says: the whole of its interface beside the calls.
+//! The inputs and outputs of a scheduler: [`Event`]s go in, [`Action`]s come out.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::time::Time;
 
 /// One invocation on this worker, or the reservation of one. The shell gives the numbers out.
 ///
-/// The low half is a slot of the scheduler's table, so slots are to be dense: 0, 1, 2, … and those that
-/// are free again. A slot is given to another invocation only when what had it is over: the
-/// invocation by [`Action::Reject`] or [`Event::Finished`], its reservation by
-/// [`Action::ReservationOver`]. The high half is the slot's generation, another one each time, and of
-/// a number with another generation than the one that has the slot the scheduler knows nothing. Plain
-/// numbers 0, 1, 2, … are right too, and take memory for each.
+/// The low half is a slot of the scheduler's table, so use dense slots: 0, 1, 2, … and those that are free
+/// again. Give a slot to another invocation only when its last owner is over: the invocation by
+/// [`Action::Reject`] or [`Event::Finished`], its reservation by [`Action::ReservationOver`]. The high
+/// half is the slot's generation, a new one each time; the scheduler does not know a number whose
+/// generation is not that of the slot's owner. Plain numbers 0, 1, 2, … are valid too, but take memory
+/// for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InvocationId(pub u64);
@@ -27,7 +27,7 @@ pub struct VersionId(pub u32);
 /// One instance on this worker. The scheduler gives the numbers out; each is used once.
 ///
 /// The low half is a slot, dense and used again when nothing is left of the instance that had it; the
-/// high half is the slot's generation. So the low half can be an index for whoever checks the rest.
+/// high half is the slot's generation. So the low half can serve as an index, if the rest is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct InstanceId(pub u64);
@@ -63,14 +63,14 @@ pub enum Event {
         /// Until when it may wait.
         deadline: Time,
     },
-    /// Nobody wants the invocation's result any more. A running one goes on: its slot is busy until
-    /// the handler has answered.
+    /// The client does not want the invocation's result any more. A running invocation goes on: its slot is
+    /// busy until the handler has answered.
     Cancelled {
         /// Which.
         invocation: InvocationId,
     },
-    /// A place is to be kept for an invocation that may arrive later, in turn with those that have
-    /// arrived. It ends at `deadline`.
+    /// Reserve a place for an invocation that may arrive later, in turn with those that have arrived. The
+    /// reservation ends at `deadline`.
     Reserved {
         /// The new id of that invocation.
         invocation: InvocationId,
@@ -91,7 +91,7 @@ pub enum Event {
         /// What its manifest says.
         limits: Limits,
     },
-    /// The version's code cannot be had; everything that waits for it is rejected.
+    /// The version's code could not be fetched; every call that waits for it is rejected.
     CodeFailed {
         /// Which.
         version: VersionId,
@@ -150,16 +150,16 @@ pub enum Event {
         /// Which.
         instance: InstanceId,
     },
-    /// A newer version has taken this one's place: its instances go when nothing waits for them.
+    /// A newer version has replaced this one: its instances are evicted when nothing waits for them.
     Superseded {
         /// The old one.
         version: VersionId,
     },
-    /// Somebody expects calls: have this many instances ready.
+    /// Calls are expected: have this many instances ready.
     Prewarm {
         /// Of which version.
         version: VersionId,
-        /// How many instances there shall be in all.
+        /// How many instances in all.
         instances: u32,
     },
     /// The machine is short of memory: evict idle instances worth this many bytes.
@@ -203,13 +203,13 @@ pub enum Action {
         /// Which.
         instance: InstanceId,
     },
-    /// Deliver the invocation to the instance, then tell [`Event::Finished`] whatever comes.
+    /// Deliver the invocation to the instance, then tell [`Event::Finished`] with any result.
     Run {
         /// Which.
         invocation: InvocationId,
         /// Where.
         instance: InstanceId,
-        /// How warm the instance is for it.
+        /// Whether the start is cold or warm for it.
         start: StartKind,
     },
     /// The invocation is over its time limit: answer it. [`Action::Evict`] of its instance follows.
@@ -249,7 +249,7 @@ pub enum Action {
         /// Whose slot is held.
         instance: InstanceId,
     },
-    /// A reservation is over; each is once.
+    /// A reservation is over; this comes exactly once for each.
     ReservationOver {
         /// Of which invocation.
         invocation: InvocationId,
@@ -296,7 +296,7 @@ pub enum EvictReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// As many wait already as may.
+    /// The queue is full.
     QueueFull,
     /// It waited until its deadline.
     WaitedTooLong,
@@ -304,7 +304,7 @@ pub enum Rejection {
     Cancelled,
     /// The worker takes no more invocations.
     Draining,
-    /// The version's code cannot be had.
+    /// The version's code could not be fetched.
     CodeFailed,
     /// An instance could not be started for it.
     StartFailed(InstanceId),
@@ -325,15 +325,15 @@ pub enum ReservationEnd {
     Taken,
     /// It was cancelled.
     Cancelled,
-    /// A slot was held for it for as long as may be.
+    /// A slot was held for it until the time-out.
     NotTaken,
     /// The instance that held a slot for it has ended.
     SlotLost,
-    /// For a reason for which an invocation in its place would have been rejected.
+    /// It was rejected, for a reason for which an invocation would have been.
     Refused(Rejection),
 }
 
-/// How much there is of everything, for reports and tests.
+/// Counts of invocations, reservations and instances, for reports and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Invocations that wait.

@@ -27,24 +27,25 @@
 //!
 //! Each invocation that arrives gets exactly one of [`Action::Reject`] and [`Action::Run`]. Memory
 //! is taken from the pool when an instance starts and given back when it is *gone*, not when its
-//! end begins. Wishes for instances are served in the order of the queue policy over all functions,
-//! with `fifo` first come, first served, so a large function is not starved by small ones. A paused instance may be told to hold less
-//! ([`Event::Lowered`]); before it is resumed the rest is taken again, in turn with the wishes.
+//! end begins. Wishes for instances are served in the order of the queue policy over all functions;
+//! `fifo` serves them first come, first served, so that small functions do not starve a large one. A
+//! paused instance may hold less memory ([`Event::Lowered`]); before it is resumed the rest is taken
+//! again, in turn with the wishes.
 //!
-//! # Which one runs next
+//! # Which call runs next
 //!
-//! All that waits is in the order of the [queue policy](crate::queue). Of what can run, because its
-//! version has a free slot, the first one runs as soon as the [limit](RunningLimit) of running calls
-//! admits it; what cannot run holds up nobody. Where there is a limit, an instance that is to be started
-//! needs a place too, and gets it when its call's turn is before that of all who have a slot. While memory
-//! for it is missing they go on.
+//! The [queue policy](crate::queue) orders all waiting calls. A call can run when its version has a free
+//! slot. The first call that can run does so as soon as the [limit](RunningLimit) of running calls
+//! admits it; a call that cannot run does not hold up the others. With a limit, starting an instance
+//! takes one of its places too, when the instance's call comes before every call that has a slot. While
+//! memory for the instance is missing, those calls run.
 //!
 //! # The life of a reservation
 //!
-//! A balancer that binds late (Sparrow, SOSP 2013) sends a place in the queue ahead to several
-//! workers, and the invocation itself to the one whose queue comes to it first. A reservation is that
-//! place: it bears the id of the invocation that may come, waits in turn with the invocations,
-//! counts to the queue's bound and has instances started for it like one.
+//! A balancer that binds late (Sparrow, SOSP 2013) reserves a place in the queues of several workers,
+//! and sends the invocation itself to the worker whose queue reaches the place first. A reservation is
+//! that place. It bears the id of the invocation that may come. Like an invocation it waits in turn,
+//! counts towards the queue's bound, and has instances started for it.
 //!
 //! ```text
 //!   reserved ──▶ waiting ──Offer──▶ offered ───────────────┐
@@ -57,10 +58,10 @@
 //!      └─ refused ─┴──────────────────┴─────────▶ (over; the slot goes to the next)
 //! ```
 //!
-//! Each reservation gets exactly one [`Action::ReservationOver`]. A slot that is held is busy: it is
-//! given to nobody else, and its instance is neither paused nor evicted for time or memory. An
-//! invocation that comes after its reservation is over is one like any other, so whatever gets lost
-//! on the way, it runs once or is rejected once. A drain ends all reservations.
+//! Each reservation gets exactly one [`Action::ReservationOver`]. A held slot is busy: no other call
+//! gets it, and its instance is neither paused nor evicted for time or memory. An invocation that comes
+//! after its reservation is over is treated like any other. So it runs once or is rejected once,
+//! whichever messages get lost. A drain ends all reservations.
 
 mod calls;
 mod config;

@@ -1,5 +1,5 @@
-//! Places in the order of all that waits, [`Key`], and versions by the place of one of their calls:
-//! [`Order`].
+//! A waiting call's place in the queue policy's order, [`Key`]; and versions sorted by the place of one
+//! of their calls, [`Order`].
 
 use super::VersionId;
 

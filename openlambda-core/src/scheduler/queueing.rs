@@ -1,9 +1,10 @@
-//! What waits, in the order of the queue policy: [`Queueing`] has the calls, a [`Line`] those of one
-//! version.
+//! The waiting calls in the order of the queue policy: [`Queueing`] holds all of them, a [`Line`] those
+//! of one version.
 //!
-//! Two orders of versions follow from the lines: of those of which a call waits and a slot is free, kept
-//! only where the number of running calls is limited, since else such a call never waits; and of those
-//! that wish for an instance, kept where that is not simply the order in which they wish.
+//! `Queueing` derives two orders of versions from the lines. One has the versions with a waiting call and
+//! a free slot; it is kept only with a limit of running calls, since without a limit such a call does not
+//! wait. The other has the versions that wish for an instance; it is kept only where it differs from the
+//! order of their wishes.
 
 use super::RunningLimit;
 use super::limit::Limiter;
@@ -28,7 +29,7 @@ pub(super) struct Queueing {
     links: Lists,
     /// How many have begun to wait.
     count: u64,
-    /// Since when somebody always waits.
+    /// Since when the queue has not been empty.
     since: Time,
     /// The highest rank is served first at the moment.
     newest_first: bool,

@@ -1,5 +1,4 @@
-//! Places that are kept for invocations that may come: the life of a reservation, as the module above
-//! draws it.
+//! The life of a reservation, a place for an invocation that may come, as `scheduler/mod.rs` draws it.
 
 use super::calls::{Call, Offer, Place};
 use super::timers::Timer;

@@ -1,12 +1,11 @@
-//! When what is to happen: one deadline for each call and each instance, kept lazily.
+//! Deadlines: one for each call and each instance, kept lazily.
 //!
-//! Nearly every deadline is taken back before it comes: a call waits for microseconds and may wait for
-//! a minute. A warm call that moved its entries in a heap would spend more time there than anywhere
-//! else. So what stands in the heap of [`Timers`] is only a lower bound of a deadline, and the
-//! deadline itself stands with its owner. To set one costs nothing where the bound is early enough,
-//! to take one back never does; when an entry comes up too early, it is put back for the deadline
-//! that its owner has by then, or dropped. An owner has at most one entry, and its slot's next owner
-//! takes that over.
+//! Nearly every deadline is cancelled before it comes: a call that may wait for a minute waits for
+//! microseconds. If a warm call updated a heap each time, it would spend more time there than anywhere
+//! else. So the heap of [`Timers`] holds only a lower bound of each deadline, and the owner holds the
+//! deadline itself. Setting a deadline is free where the bound is early enough, and cancelling one always
+//! is. An entry that comes up too early is put back with the deadline that its owner has by then, or
+//! dropped. An owner has at most one entry, which the next owner of its slot takes over.
 
 use crate::time::Time;
 

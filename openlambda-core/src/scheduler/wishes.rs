@@ -1,5 +1,5 @@
-//! Wishes for memory for one more instance, in the order in which they were made. Which of them is served
-//! first is the scheduler's business; a version takes its latest ones back first.
+//! Wishes, each for memory for one more instance, in the order in which they were made. The scheduler
+//! decides which is served first; a version withdraws its latest wishes first.
 
 use super::VersionId;
 use crate::arena::{List, Lists};

@@ -1,4 +1,4 @@
-//! Where a server's connections come in: [`Door`].
+//! Where a server accepts its connections, within bounds: [`Door`].
 
 use std::future::pending;
 use std::io;
@@ -16,20 +16,20 @@ use tokio::sync::Semaphore;
 
 use super::{Patient, Quiet, Stream};
 
-/// How long a server waits when the system gives it no connection, most likely for want of
+/// How long a server waits when the system fails to give it a connection, most likely because there are no
 /// descriptors: calls that end give some back.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// How a server treats clients that are many or slow. Every field has a default; a time of
-/// [`Duration::MAX`] is for ever.
+/// Bounds on the number of clients and on how slow they may be. Every field has a default; a time of
+/// [`Duration::MAX`] means for ever.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Patience {
     /// Connections at once. One more waits, not accepted, until another ends.
     pub most_connections: usize,
-    /// How long a client may take for the head of a request, and say nothing between two.
+    /// How long a client may take for the head of a request, and be silent between two requests.
     pub head: Duration,
-    /// How long a client may take nothing of what it is sent.
+    /// How long a client may read nothing of what it is sent.
     pub write: Duration,
 }
 
@@ -44,13 +44,13 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// No time is too long: for clients whose protocol has them wait, and whose end is known otherwise.
+    /// No bounds on time: for clients that wait by protocol, and whose end is noticed in another way.
     pub fn without_end(most_connections: usize) -> Self {
         Patience { most_connections, head: Duration::MAX, write: Duration::MAX }
     }
 }
 
-/// Listeners that count what they let in.
+/// Listeners that count the connections that they let in.
 #[derive(Debug)]
 pub struct Door {
     tcp: Option<TcpListener>,
@@ -82,19 +82,19 @@ impl Door {
         Door { tcp, local, local_first, patience, places }
     }
 
-    /// How the server treats who comes in.
+    /// How the server treats clients that connect.
     pub fn patience(&self) -> &Patience {
         &self.patience
     }
 
     /// The connections one after another, without an end, for a server that does not speak HTTP/1.1 and
-    /// accepts by itself; [`HttpServer`](super::HttpServer) is for those that do. What fails is logged.
+    /// accepts by itself; others use [`HttpServer`](super::HttpServer). Failures are logged.
     pub fn into_connections(self) -> impl Sequence<Item = Patient<Stream>> + Send {
         stream::unfold(self, |door| async move { Some((door.accept(cannot_accept).await, door)) })
     }
 
-    /// The next connection, when there is a place for it. A failure of the system's is passed to
-    /// `failed`, and it goes on after a moment.
+    /// The next connection, when there is a place for it. A failure of the system is passed to `failed`, and
+    /// accepting continues after a moment.
     ///
     /// Dropping the future loses no connection.
     pub async fn accept(&self, failed: impl Fn(io::Error)) -> Patient<Stream> {
@@ -135,7 +135,7 @@ impl Door {
     }
 }
 
-/// What servers say of a connection that the system does not give them.
+/// Logs that the system failed to give a connection.
 pub(super) fn cannot_accept(error: io::Error) {
     tracing::warn!(%error, "cannot accept a connection; trying again");
 }

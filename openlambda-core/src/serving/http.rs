@@ -1,4 +1,4 @@
-//! HTTP/1.1 for whoever comes in at a [`Door`]: [`HttpServer`], the one accept loop of worker,
+//! HTTP/1.1 on the connections that a [`Door`] lets in: [`HttpServer`], the one accept loop of worker,
 //! balancer and sandboxes.
 //!
 //! ```text
@@ -28,18 +28,18 @@ use super::door::cannot_accept;
 use super::{Door, Patient, Steady, Stream};
 use crate::failure::chain;
 
-/// How a server speaks HTTP. Every field has a default; who may come in, and how slow they may be, is
-/// the [door's](super::Patience).
+/// How a server speaks HTTP. Every field has a default. The [door](super::Patience) bounds connections and
+/// how slow clients may be.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct HttpConfig {
     /// The largest head of a request, bytes; a larger one is answered with 431. `None`: hyper's bound,
     /// some 400 KiB.
     pub header_limit: Option<usize>,
-    /// How long requests under way may take after the word to stop. With zero, connections are cut
-    /// in the middle of them; by default it is 5 s.
+    /// How long requests under way may take after `stop` has resolved. With zero, connections are cut in
+    /// the middle of them; the default is 5 s.
     pub drain: Duration,
-    /// Whether replies say what time it is, which HTTP asks of servers that have a clock.
+    /// Whether replies have a `Date`, which HTTP requires of servers with a clock.
     pub date: bool,
 }
 
@@ -57,7 +57,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Serves who comes in at `door`, once it [runs](Self::run).
+    /// Serves the connections that come in at `door`, once it [runs](Self::run).
     pub fn new(door: Door, config: HttpConfig) -> Self {
         HttpServer { door, config }
     }
@@ -65,9 +65,9 @@ impl HttpServer {
     /// Accepts connections until `stop` resolves, then lets those that are open finish what they have
     /// begun, for at most [`HttpConfig::drain`].
     ///
-    /// `welcome` is asked for the service of each connection, which answers its requests one after the
-    /// other; a connection that it fails for is closed. Each connection is a task. A connection's own
-    /// failure ends it alone, and so does a panic of its service. Bodies of requests may be taken as
+    /// `welcome` makes the service of each connection, which answers its requests one after the other; if
+    /// `welcome` fails, the connection is closed. Each connection is a task. A failure of a connection, or
+    /// a panic of its service, ends that connection alone. Bodies of requests may be taken as
     /// [`SteadyBody`](super::SteadyBody).
     ///
     /// **Drop** cuts all connections at once.

@@ -1,13 +1,13 @@
-//! Sockets within one machine, for servers whose callers are often there: a message takes a third of
-//! the time that TCP needs for it.
+//! Sockets within one machine, for servers whose callers are often on it: a message takes a third of
+//! the time that it takes over TCP.
 //!
-//! They are Unix sockets in Linux's abstract namespace: no file, so nothing is left of a server that
-//! was killed, and reached from where a port of 127.0.0.1 is reached, the same network namespace; what
-//! filters packets or addresses does not see them. A server [listens](listen) beside its port under a
-//! name made of the port and of its incarnation, which tells one start from another. So a caller that
-//! knows both finds it without being told; where the name leads nowhere, the port is still there.
+//! They are Unix sockets in Linux's abstract namespace. They have no file, so a killed server leaves
+//! nothing behind. They can be reached from the same network namespace, as a port of 127.0.0.1 can;
+//! filters of packets or addresses do not apply to them. A server [listens](listen) beside its port
+//! under a name made of the port and of its incarnation, which tells one start from another. So a
+//! caller that knows both can derive the name; where no server answers by it, the port still does.
 //!
-//! Elsewhere than on Linux there are none.
+//! Other systems than Linux have no such sockets.
 
 use std::io;
 use std::os::unix::net::SocketAddr;
@@ -27,12 +27,12 @@ pub fn listen(port: u16, incarnation: u64) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Connects to who listens beside a port.
+/// Connects to the server that listens beside a port.
 ///
 /// # Errors
 ///
-/// Nobody does, or too many wait already, or it is another user than root and our own, who may have
-/// taken the name first, or of a server that died; or there are no such sockets here.
+/// No server listens, or too many clients wait already, or the listener is another user than root and our
+/// own, who may have taken the name first or after a server died; or the system has no such sockets.
 pub async fn connect(port: u16, incarnation: u64) -> io::Result<Quiet> {
     let stream = UnixStream::connect_addr(&address(port, incarnation)?.into()).await?;
     let user = stream.peer_cred()?.uid();

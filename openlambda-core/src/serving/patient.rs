@@ -1,4 +1,4 @@
-//! One connection of a server's, whose client may be slow, but not for ever: [`Patient`].
+//! One connection of a server, with a bound on how slow its client may be: [`Patient`].
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
-/// A connection that is counted while it lives. A read fails when the client has said nothing at all
-/// for too long after it connected, a write when the client takes nothing for too long.
+/// A connection that is counted while it lives. A read fails when the client has sent nothing at all for
+/// too long after it connected, a write when the client reads nothing for too long.
 ///
-/// While a client reads nothing, a server asks for no more of its reply, so no time-out of the
-/// reply's own is ever looked at, and the call would count as in flight for as long as the client
-/// likes. What comes after the first byte is bounded by the protocol's own time-outs.
+/// While a client reads nothing, a server does not poll the rest of its reply. So a time-out of the reply
+/// never fires, and without this bound the call would count as in flight for as long as the client
+/// likes. After the first byte the protocol's own time-outs bound reads.
 #[derive(Debug)]
 pub struct Patient<T> {
     stream: T,
@@ -30,8 +30,8 @@ pub struct Patient<T> {
 }
 
 impl<T> Patient<T> {
-    /// `greeting`: how long the client may say nothing at first; `write`: how long it may take
-    /// nothing; [`Duration::MAX`] is for ever. Must be called within a tokio runtime with time.
+    /// `greeting`: how long the client may send nothing at first; `write`: how long it may read nothing;
+    /// [`Duration::MAX`] means for ever. Must be called within a tokio runtime with time.
     pub(super) fn new(
         stream: T,
         peer: SocketAddr,
@@ -43,7 +43,7 @@ impl<T> Patient<T> {
         Patient { stream, peer, greeting, limit: write, waits: None, _place: place }
     }
 
-    /// Who is at the other end. Who came by a local socket is at 127.0.0.1, without a port.
+    /// The client's address. A client on a local socket has 127.0.0.1, without a port.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }
@@ -68,7 +68,7 @@ impl<T> Patient<T> {
         }
         let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(waits.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out(format!("the client took nothing for {limit:?}"))))
+        Poll::Ready(Err(timed_out(format!("the client read nothing for {limit:?}"))))
     }
 }
 
@@ -89,7 +89,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Patient<T> {
             return read;
         }
         ready!(greeting.as_mut().poll(cx));
-        Poll::Ready(Err(timed_out("the client connected and said nothing".to_owned())))
+        Poll::Ready(Err(timed_out("the client connected and sent nothing".to_owned())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A Unix socket that does not ask to be told when it can be written to: [`Quiet`].
+//! A Unix socket that registers for events of reading alone, not of writing: [`Quiet`].
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,12 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-/// A Unix socket for messages to and fro.
+/// A Unix socket for messages in both directions.
 ///
-/// Linux tells whoever waits for a Unix socket to take more each time that the other end has read
-/// something, even if nobody had to wait. tokio's own type always waits for it, so each message that
-/// we send would wake us once more, just when the other end has it. Here that is waited for only when
-/// a write had no room, with a descriptor more for as long.
+/// Each time that the other end of a Unix socket has read something, Linux wakes every task that is
+/// registered for writing, even if no write had to wait. tokio's own type is always registered, so each
+/// message that we send would wake us once more, just when the other end has it. This type registers for
+/// writing only when a write had no room, with a second descriptor for that time.
 #[derive(Debug)]
 pub struct Quiet {
     /// The socket, watched for reads alone, which no other type of tokio's is. It reads anything.

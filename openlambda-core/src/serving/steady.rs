@@ -1,17 +1,17 @@
-//! Connections whose task is not woken by what it does itself: [`Steady`] and [`SteadyBody`].
+//! Connections whose task does not wake itself: [`Steady`] and [`SteadyBody`].
 //!
-//! When the last piece of a body is taken, hyper wakes the task that reads the connection, for there
-//! is room for another piece now. But there is no other, and the task that is woken is mostly the one
-//! that takes: once it has written the call's next message it would be polled again, for nothing, while
-//! whoever is to read the message may wait for this very processor.
+//! When the last piece of a body is taken, hyper wakes the task that reads the connection, because there
+//! is room for another piece now. But there is no other piece, and the woken task is mostly the one that
+//! took the last: after writing the call's next message it would be polled again for nothing, while the
+//! reader of that message may wait for this very processor.
 //!
-//! So a connection's future gets a waker of ours, in [`Steady`], and a body that is taken as a
-//! [`SteadyBody`] keeps such a wake to itself if it has no more pieces.
+//! So [`Steady`] gives a connection's future its own waker, and a [`SteadyBody`] suppresses such a wake
+//! if the body has no more pieces.
 //!
-//! That nobody needs it: hyper knows a body's length (else the body is not known to be at its end,
+//! Why no task needs the wake: hyper knows the body's length (if not, the end of the body is not known
 //! and the wake passes), lets go of the body when it has read the last byte, and waits for what comes
-//! after it in the same poll. And the first wake while such a body is polled is its sender's, for a poll
-//! wakes nobody else.
+//! next in the same poll. The first wake while such a body is polled comes from its sender, because a
+//! poll wakes no other task.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -80,13 +80,13 @@ impl<F: Future> Future for Steady<F> {
     }
 }
 
-/// A body whose last piece wakes nobody. Outside of a [`Steady`] future it is like any other.
+/// A body whose last piece wakes no task. Outside of a [`Steady`] future it is like any other.
 #[derive(Debug)]
 pub struct SteadyBody<B>(B);
 
 impl<B: Body + Unpin> SteadyBody<B> {
-    /// `body` must be hyper's own of a connection by HTTP/1: no poll of it may wake anybody but its
-    /// sender.
+    /// `body` must be hyper's own body of an HTTP/1 connection: a poll of it may wake no task but its
+    /// sender's.
     pub fn new(body: B) -> Self {
         SteadyBody(body)
     }
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Wakes whoever polls it for each piece that it gives, as a channel wakes its sender.
+    /// Wakes the task that polls it for each piece that it gives, as a channel wakes its sender.
     struct Pieces {
         left: VecDeque<Bytes>,
         panics: bool,

@@ -1,4 +1,4 @@
-//! A connection that may be within this machine: [`Stream`].
+//! A connection over TCP, or over a Unix socket within this machine: [`Stream`].
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -50,7 +50,7 @@ impl FromStr for ReservationKey {
             Some(ReservationKey { balancer: balancer.to_owned(), ticket: ticket.parse().ok()? })
         });
         key.ok_or_else(|| {
-            let message = "this is no reservation; write <balancer>/<ticket>";
+            let message = "this is not a reservation; write <balancer>/<ticket>";
             Failure::new(FailureKind::BadRequest, message)
         })
     }
@@ -74,7 +74,7 @@ pub struct Reservation {
     pub deadline_ms: u64,
 }
 
-/// Whether a balancer may be called so towards workers.
+/// Whether a text is a valid name of a balancer, towards workers.
 pub fn is_balancer_name(name: &str) -> bool {
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(valid)
@@ -109,7 +109,7 @@ pub enum WorkerEvent {
         /// The function.
         function: FunctionName,
     },
-    /// A slot is held for a reservation of the balancer whose stream this is; nobody else is told.
+    /// A slot is held for a reservation of the balancer whose stream this is; no other balancer is told.
     Offered {
         /// The balancer's number for the call.
         ticket: u64,
@@ -118,7 +118,7 @@ pub enum WorkerEvent {
     Draining,
 }
 
-/// What a balancer says of itself and its workers.
+/// What a balancer reports about itself and its workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BalancerStatus {
     /// The policy's name.

@@ -1,4 +1,4 @@
-//! Failures as HTTP, and back: statuses, headers, JSON.
+//! Failures as HTTP statuses, headers and JSON, and back.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::headers::{ERROR, FAILURE, REQUEST_ID, STARTED, id_value};
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::invocation::{Body, RequestId, full_body};
+use crate::json_lines;
 
 /// The one table that turns failures into HTTP.
 pub const fn status_of(kind: FailureKind) -> StatusCode {
@@ -62,9 +63,7 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
         kind: function_error.map(|error| error.kind.clone()),
         stack_trace: function_error.map(|error| error.stack_trace.clone()),
     };
-    let mut text = serde_json::to_vec(&body).unwrap_or_default();
-    text.push(b'\n');
-    let mut response = Response::new(full_body(text));
+    let mut response = Response::new(full_body(json_lines::line(&body)));
     *response.status_mut() = status_of(failure.kind);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -90,7 +89,7 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
     response
 }
 
-/// Statuses that promise a `Retry-After` get one even when nobody knows better.
+/// Statuses that promise a `Retry-After` get a default one when no better time is known.
 fn usual_retry_after(kind: FailureKind) -> Option<Duration> {
     matches!(status_of(kind), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
         .then_some(Duration::from_secs(1))

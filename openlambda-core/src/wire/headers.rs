@@ -1,4 +1,4 @@
-//! Our own headers, and what is done with everybody's.
+//! The `x-openlambda-` headers, and which headers of others are forwarded.
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
@@ -18,7 +18,7 @@ pub const ERROR: HeaderName = HeaderName::from_static("x-openlambda-error");
 /// Whether the handler may have started, on failures.
 pub const STARTED: HeaderName = HeaderName::from_static("x-openlambda-started");
 
-/// The code of a failure, as in its JSON, on replies: for those who do not read bodies.
+/// The code of a failure, as in its JSON, on replies: for clients that do not read bodies.
 pub const FAILURE: HeaderName = HeaderName::from_static("x-openlambda-failure");
 
 /// The bundle's digest, from balancer to worker.
@@ -27,8 +27,8 @@ pub const DIGEST: HeaderName = HeaderName::from_static("x-openlambda-digest");
 /// The version's number, from balancer to worker, and on replies.
 pub const VERSION: HeaderName = HeaderName::from_static("x-openlambda-version");
 
-/// The worker's name, on replies to clients. To a balancer, which knows both, a worker tells neither
-/// this nor the id.
+/// The worker's name, on replies to clients. Replies to a balancer have neither this nor the id, since the
+/// balancer knows both.
 pub const WORKER: HeaderName = HeaderName::from_static("x-openlambda-worker");
 
 /// The call's reservation, a [`ReservationKey`](super::ReservationKey), from balancer to worker.
@@ -37,8 +37,8 @@ pub const RESERVATION: HeaderName = HeaderName::from_static("x-openlambda-reserv
 /// The balancer's name, as it subscribed to events, from balancer to worker.
 pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer");
 
-/// From worker to balancer, on a reply that is whole: an instance of the function is idle now. It is
-/// the notice that would have come as [`WorkerEvent::Idle`](super::WorkerEvent::Idle), without a message of its own.
+/// From worker to balancer, on a complete reply: an instance of the function is idle now. It replaces
+/// [`WorkerEvent::Idle`](super::WorkerEvent::Idle), and saves a message.
 pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
@@ -106,12 +106,12 @@ pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> 
     value.to_str().unwrap_or_default().parse().map(Some)
 }
 
-/// Whether a request has come through a proxy, which then stands for somebody else.
+/// Whether a request has come through a proxy, which then stands for another client.
 pub fn is_relayed(headers: &HeaderMap) -> bool {
     headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
 }
 
-/// Refuses what a browser asks on behalf of a page.
+/// Refuses requests that a browser makes on behalf of a page.
 ///
 /// # Errors
 ///

@@ -2,8 +2,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `headers.rs` | our own headers, hop-by-hop headers, what a browser's page may not do |
-//! | `paths.rs` | paths of our own, of invocations, of the registry |
+//! | `headers.rs` | the `x-openlambda-` headers, hop-by-hop headers, what a browser's page may not do |
+//! | `paths.rs` | internal paths, paths of invocations, of the registry |
 //! | `failures.rs` | the one table from failures to statuses, their JSON and headers, and back |
 //! | `timing.rs` | `Server-Timing` |
 //! | `trace.rs` | `traceparent` |
@@ -23,9 +23,9 @@
 //!    │   or DELETE /internal/reservations/B/ticket ────▶│ the slot goes to the next
 //! ```
 //!
-//! A call that names a reservation which is over, or never was, is a call like any other. All of it
-//! may get lost: a reservation ends at its deadline, a held slot after the worker's time-out, and
-//! both when the balancer's last stream of events ends.
+//! A call whose reservation is over, or never existed, is treated like any other. Each of these messages
+//! may get lost: a reservation ends at its deadline, a held slot after the worker's time-out, and both
+//! when the balancer's last stream of events ends.
 
 mod cluster;
 mod failures;

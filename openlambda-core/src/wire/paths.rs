@@ -1,9 +1,9 @@
-//! Paths: of the project's own processes, of invocations and of the registry.
+//! Paths between the project's own processes, of invocations and of the registry.
 
 use crate::failure::{Failure, FailureKind};
 use crate::function::{DEFAULT_NAMESPACE, FunctionName, FunctionRef, Qualifier};
 
-/// Paths below this are between the project's own processes and are not forwarded.
+/// Paths below this serve the project's own processes and are not forwarded.
 pub const INTERNAL: &str = "/internal/";
 
 /// On a balancer: POST an [`Announcement`](super::Announcement).
@@ -11,7 +11,7 @@ pub const ANNOUNCE_PATH: &str = "/internal/workers";
 
 /// On a worker: GET the stream of [`WorkerEvent`](super::WorkerEvent)s as JSON lines. With the query `balancer=` and a
 /// name of `[A-Za-z0-9._-]`, up to 64 characters, the stream is that balancer's: it may make
-/// reservations, and is told of offers.
+/// reservations, and gets offers.
 pub const EVENTS_PATH: &str = "/internal/events";
 
 /// On a worker: POST a [`Reservation`](super::Reservation); DELETE a [`ReservationKey`](super::ReservationKey) below it. Both answer 204.
@@ -39,7 +39,7 @@ pub struct Target {
 
 /// Reads `/run/<fn>[/path]`, `/runLambda/<fn>[/path]` and `/ns/<namespace>/run/<fn>[/path]`.
 ///
-/// `None` when the path is none of them.
+/// `None` for any other path.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub struct RegistryPath {
 /// Reads `/registry`, `/registry/`, `/registry/<fn>`, `/registry/<fn>/config`, and the same below
 /// `/ns/<namespace>`.
 ///
-/// `None` when the path is none of the registry's.
+/// `None` for any other path.
 ///
 /// # Errors
 ///

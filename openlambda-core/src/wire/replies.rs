@@ -1,20 +1,18 @@
-//! Replies of the project's own.
+//! Replies that worker and balancer make themselves.
 
-use bytes::Bytes;
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
 
 use crate::invocation::{Body, full_body};
+use crate::json_lines;
 
 /// The largest request and reply body, unless configured otherwise: Lambda's 6 MiB.
 pub const DEFAULT_BODY_LIMIT: u64 = 6 << 20;
 
 /// JSON as a reply with status 200.
 pub fn json_response(value: &impl Serialize) -> Response<Body> {
-    let mut text = serde_json::to_vec(value).unwrap_or_default();
-    text.push(b'\n');
-    let mut response = Response::new(full_body(Bytes::from(text)));
+    let mut response = Response::new(full_body(json_lines::line(value)));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response

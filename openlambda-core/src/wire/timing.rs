@@ -1,4 +1,4 @@
-//! The phases of a call as `Server-Timing`, and back.
+//! The phases of a call, to and from `Server-Timing`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -26,8 +26,8 @@ pub fn server_timing(phases: &Phases, with_run: bool) -> HeaderValue {
     HeaderValue::from_maybe_shared(Bytes::from(text)).expect("digits and names are for headers")
 }
 
-/// Milliseconds with three digits after the point. Integers alone: each reply has five of these, and
-/// to print a float takes as long as all else that is written of it.
+/// Milliseconds with three digits after the point. It uses integers alone: each reply has five of these,
+/// and printing a float takes as long as writing the rest of the header.
 fn push_ms(text: &mut String, duration: Duration) {
     let micros = duration.saturating_add(Duration::from_nanos(500)).as_micros();
     if micros == 0 {

@@ -1,4 +1,4 @@
-//! `traceparent`: which trace a request belongs to.
+//! `traceparent`: the trace that a request belongs to.
 
 use http::HeaderMap;
 

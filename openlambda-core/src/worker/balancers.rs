@@ -1,4 +1,4 @@
-//! What balancers ask of a worker beside calls: that it keeps places, and a stream of its events.
+//! What balancers request of a worker beside calls: reservations, and a stream of its events.
 
 use std::sync::Arc;
 
@@ -48,7 +48,7 @@ pub(super) async fn reservations(
             let body = Limited::new(body, INTERNAL_BODY).collect().await;
             let body = body.map_err(|error| bad(format!("the body cannot be read: {error}")))?;
             let reservation: Reservation = serde_json::from_slice(&body.to_bytes())
-                .map_err(|error| bad(format!("this is no reservation: {error}")))?;
+                .map_err(|error| bad(format!("this is not a reservation: {error}")))?;
             shared.dispatcher.reserve(reservation)
         }
         (Method::DELETE, Some(key)) => {

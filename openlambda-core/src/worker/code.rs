@@ -1,7 +1,7 @@
 //! The folders behind the [code cache](crate::code_cache): fetching, unpacking, removing.
 //!
-//! A bundle is unpacked into `code/<digest>` of the worker's folder by way of a temporary name, so
-//! a folder that has its name is complete.
+//! A bundle is unpacked under a temporary name and then renamed to `code/<digest>` in the worker's
+//! folder, so a folder with that name is complete.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ pub(super) struct Fetched {
 
 impl CodeStore {
     /// Opens the store of the worker with this folder, empty: an earlier worker's bundles are
-    /// removed, since nobody can tell which of them a crash left half done.
+    /// removed, since a crash may have left any of them incomplete.
     pub(super) async fn open(state_dir: &Path, registry: Arc<dyn Registry>) -> io::Result<Self> {
         let root = state_dir.join("code");
         match tokio::fs::remove_dir_all(&root).await {

@@ -1,4 +1,4 @@
-//! What a worker is told when it is assembled.
+//! The configuration of a worker.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,18 +9,19 @@ use crate::scheduler::SchedulerConfig;
 use crate::serving::{HttpConfig, Patience};
 use crate::wire;
 
-/// What a worker is told. [`WorkerConfig::new`] fills in all but name and folder.
+/// The configuration of a worker. [`WorkerConfig::new`] takes the name and the folder, and has defaults
+/// for the rest.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Its stable name: the same after a restart, different from every other worker's.
+    /// Its stable name: the same after a restart; no two workers share one.
     pub name: String,
     /// Its folder: unpacked bundles, logs. No two workers share one.
     pub state_dir: PathBuf,
     /// Balancers to announce itself to, `http://host:port`.
     pub balancers: Vec<String>,
-    /// The address that balancers reach it at; `None`: the listener's own.
+    /// The address at which balancers reach it; `None`: the listener's own.
     pub advertise: Option<String>,
-    /// Its share of the load beside other workers.
+    /// Its share of the load relative to other workers.
     pub weight: f64,
     /// Memory pool, limits, pausing.
     pub scheduler: SchedulerConfig,
@@ -28,21 +29,21 @@ pub struct WorkerConfig {
     pub keep_alive: KeepAliveMaker,
     /// The queue policy: one of a [catalogue](queue::standard), or one of your own.
     pub queue: QueueMaker,
-    /// How long an invocation may wait for a slot; then 429. By default longer than an instance with
-    /// the usual time limit may take to become ready, so that it is told why it never did.
+    /// How long an invocation may wait for a slot; then 429. The default is longer than an instance with
+    /// the usual time limit may take to become ready, so that the failure says why it never did.
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
     /// The largest request body, bytes.
     pub body_limit: u64,
-    /// How it treats clients that are many or slow.
+    /// Bounds on the number of clients and on how slow they may be.
     pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
     pub heartbeat: Duration,
-    /// How long a drain may take before what still runs is ended.
+    /// How long a drain may take before calls that still run are ended.
     pub drain_grace: Duration,
-    /// How long clients may take after the drain to read what they are still being sent; then their
-    /// connections are cut. By default as [`HttpConfig`] has it.
+    /// How long clients may go on reading replies after the drain; then their connections are cut. The
+    /// default is [`HttpConfig`]'s.
     pub reply_grace: Duration,
     /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
     pub records: Option<PathBuf>,

@@ -1,20 +1,21 @@
-//! Acquire, invoke, release: the way of a call through the worker, and the live shell of its core.
+//! Acquire, invoke, release: a call's way through the worker, and the live shell of its core.
 //!
-//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with the
-//! place where its answer will come. Whatever happens is an [`Input`] for the core, under one short
-//! lock; whatever the core wants is an [`Output`], carried out by a task of its own. Nothing is decided
-//! here. The call belongs to those tasks, never to the client's connection: a client that leaves takes a
-//! waiting call out of the queue, but a running handler keeps its slot until it has answered.
+//! [`Dispatcher::call`] hands a call to the [core](crate::worker_core) and returns at once with a
+//! receiver for its answer. Each thing that happens is an [`Input`] to the core, under one short lock;
+//! each thing that the core wants is an [`Output`], which a task carries out. This file decides nothing.
+//! The call belongs to those tasks, never to the client's connection: when a client leaves, its waiting
+//! call leaves the queue, but a running handler keeps its slot until it has answered.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::Body as _;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::code::{CodeStore, Fetched};
@@ -73,7 +74,7 @@ pub(super) enum CompletionOf {
     Streaming(oneshot::Receiver<Completion>),
 }
 
-/// Where a call's answer comes. Dropping it says that nobody wants it any more.
+/// The receiver of a call's answer. Dropping it says that the client does not want the answer any more.
 #[derive(Debug)]
 pub(super) struct Pending {
     dispatcher: Arc<Dispatcher>,
@@ -180,7 +181,7 @@ impl Dispatcher {
         let balancer = balancer.as_ref().and_then(|name| name.to_str().ok());
         let balancer = balancer.filter(|name| wire::is_balancer_name(name));
         let call = Call { function, version, digest, balancer, reservation };
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let now = self.clock.now();
         let call = match &mut state.inputs {
             None => call,
@@ -243,7 +244,7 @@ impl Dispatcher {
             Ok(Err(error)) => {
                 let run = self.clock.now().since(began);
                 let reusable = error.reusable;
-                let failure = self.lock().core.blamed(error.into());
+                let failure = self.state.lock().core.blamed(error.into());
                 let last = Some(Err(failure.clone()));
                 (Completion { run, reusable, failure: Some(failure) }, last)
             }
@@ -261,7 +262,7 @@ impl Dispatcher {
     }
 
     fn answer(&self, invocation: InvocationId, answer: Result<Answer, Failure>) {
-        if let Some(sender) = self.lock().answer_of(invocation) {
+        if let Some(sender) = self.state.lock().answer_of(invocation) {
             let _ = sender.send(answer);
         }
     }
@@ -275,7 +276,7 @@ impl Dispatcher {
         completion: &Completion,
         answer: Option<Result<Answer, Failure>>,
     ) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let sender = state.answer_of(invocation);
         let replies = sender.is_some() && matches!(answer, Some(Ok(_)));
         let (run, reusable) = (completion.run, completion.reusable);
@@ -301,7 +302,7 @@ impl Dispatcher {
     ///
     /// The balancer has no stream of events, so it would not hear of an offer.
     pub(super) fn reserve(self: &Arc<Self>, reservation: Reservation) -> Result<(), Failure> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // Under the lock, so that the end of its stream cannot come in between.
         if !state.core.listens(&reservation.balancer) {
             let message = "this balancer has no stream of events here; subscribe first, by name";
@@ -321,7 +322,7 @@ impl Dispatcher {
         self: &Arc<Self>,
         balancer: Option<String>,
     ) -> (StreamId, mpsc::Receiver<Bytes>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let (stream, told) = state.streams.open();
         self.step(&mut state, Input::Subscribed { stream, balancer });
         (stream, told)
@@ -329,26 +330,26 @@ impl Dispatcher {
 
     /// A stream of events has ended.
     pub(super) fn unsubscribe(self: &Arc<Self>, stream: StreamId) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.streams.ended(stream);
         self.step(&mut state, Input::Unsubscribed { stream });
     }
 
     /// Sees that the inputs that were recorded are in their file.
     pub(super) fn flush_inputs(&self) {
-        if let Some(inputs) = &mut self.lock().inputs {
+        if let Some(inputs) = &mut self.state.lock().inputs {
             written(inputs.flush());
         }
     }
 
     /// Ends all streams of events.
     pub(super) fn close_streams(&self) {
-        self.lock().streams.close();
+        self.state.lock().streams.close();
     }
 
     /// These functions are deleted.
     pub(super) fn deleted(self: &Arc<Self>, is_deleted: impl Fn(&FunctionName) -> bool) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let deleted = state.core.functions().filter(|name| is_deleted(name));
         let functions: Vec<FunctionName> = deleted.cloned().collect();
         if !functions.is_empty() {
@@ -369,7 +370,7 @@ impl Dispatcher {
 
     /// Everything that happens comes through here.
     pub(super) fn handle(self: &Arc<Self>, input: Input<'_>) {
-        self.step(&mut self.lock(), input);
+        self.step(&mut self.state.lock(), input);
     }
 
     /// One input, and all outputs that follow from it.
@@ -502,20 +503,20 @@ impl Dispatcher {
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.lock().core.is_draining()
+        self.state.lock().core.is_draining()
     }
 
     pub(super) fn counts(&self) -> Counts {
-        self.lock().core.counts()
+        self.state.lock().core.counts()
     }
 
     pub(super) fn load(&self) -> WorkerLoad {
-        self.lock().core.load(self.clock.now())
+        self.state.lock().core.load(self.clock.now())
     }
 
     /// The state as a whole, for balancers.
     pub(super) fn snapshot(&self, incarnation: u64) -> WorkerEvent {
-        let state = self.lock();
+        let state = self.state.lock();
         WorkerEvent::Snapshot {
             name: self.name.clone(),
             incarnation,
@@ -527,19 +528,14 @@ impl Dispatcher {
 
     /// Everything that is counted, in Prometheus' text format.
     pub(super) fn metrics(&self) -> String {
-        let core = Snapshot::of(&self.lock().core);
+        let core = Snapshot::of(&self.state.lock().core);
         self.metrics.text(core, self.log.dropped(), self.clock.now())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock is a defect, but no reason to refuse all other calls.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shell for Dispatcher {
     fn tell(self: &Arc<Self>, happened: impl FnOnce(&mut Instances) -> Input<'static>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let input = happened(&mut state.instances);
         self.step(&mut state, input);
     }
@@ -555,7 +551,7 @@ impl State {
     }
 }
 
-/// A recording that has ended is told of once.
+/// The end of a recording is logged once.
 fn written(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "cannot write the worker's inputs; the recording ends here");
@@ -577,7 +573,7 @@ async fn keep_timer(dispatcher: std::sync::Weak<Dispatcher>) {
     loop {
         let Some(strong) = dispatcher.upgrade() else { return };
         let next = {
-            let mut state = strong.lock();
+            let mut state = strong.state.lock();
             state.timer = state.core.poll_timeout();
             state.timer
         };

@@ -1,11 +1,11 @@
-//! What a worker tells its balancers: where it is, and what it holds.
+//! What a worker reports to its balancers: where it is, and what it holds.
 //!
-//! A balancer subscribes by a long GET of [`wire::EVENTS_PATH`]; a broken stream tells it at once
-//! that the worker is gone. Each subscriber has a bounded buffer: one that is too slow loses
-//! events, and the next snapshot repairs its picture.
+//! A balancer subscribes by a long GET of [`wire::EVENTS_PATH`]; a broken stream shows it at once that
+//! the worker is gone. Each subscriber has a bounded buffer: a slow subscriber loses events, and the
+//! next snapshot corrects its view.
 //!
-//! A stream may be a balancer's own, by its name: offers go there and nowhere else, and the end of
-//! the last one is the end of that balancer's reservations.
+//! A stream may name its balancer: the worker offers slots to a balancer on its named streams only, and
+//! when the last of them ends, that balancer's reservations end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+use crate::json_lines;
 use crate::wire::{self, Announcement, WorkerEvent};
 use crate::worker_core::StreamId;
 
@@ -71,23 +73,21 @@ impl Streams {
 
 /// An event as a line.
 pub(super) fn line(event: &WorkerEvent) -> Bytes {
-    let mut text = serde_json::to_vec(event).unwrap_or_default();
-    text.push(b'\n');
-    text.into()
+    json_lines::line(event).into()
 }
 
-/// Announces the worker to each balancer until the value is dropped: at once, quickly again until a
+/// Announces the worker to each balancer until the tasks are dropped: at once, quickly again until a
 /// balancer has heard it, then with every heartbeat, so that a balancer that was restarted learns
 /// of the worker.
 pub(super) fn announce(
     balancers: Vec<String>,
     announcement: Announcement,
     heartbeat: Duration,
-) -> Announcers {
+) -> JoinSet<()> {
     let body = Bytes::from(serde_json::to_vec(&announcement).unwrap_or_default());
     let announce = |balancer: String| {
         let body = body.clone();
-        tokio::spawn(async move {
+        async move {
             let mut known = false;
             loop {
                 let told = announce_once(&balancer, body.clone()).await;
@@ -101,21 +101,9 @@ pub(super) fn announce(
                 let soon = heartbeat.min(Duration::from_millis(100));
                 tokio::time::sleep(if known { heartbeat } else { soon }).await;
             }
-        })
-    };
-    Announcers(balancers.into_iter().map(announce).collect())
-}
-
-/// The tasks that announce; dropping it ends them.
-#[derive(Debug)]
-pub(super) struct Announcers(Vec<tokio::task::JoinHandle<()>>);
-
-impl Drop for Announcers {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
         }
-    }
+    };
+    balancers.into_iter().map(announce).collect()
 }
 
 async fn announce_once(balancer: &str, body: Bytes) -> Result<(), String> {

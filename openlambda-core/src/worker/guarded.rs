@@ -1,5 +1,5 @@
-//! Sandboxes and registries may be somebody's own: a panic in one ends one call, and the core hears of
-//! it as of any other failure.
+//! Catches panics of sandboxes and registries, which may be code from outside: a panic fails one call,
+//! and reaches the core as any other failure does.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 
 use crate::failure::{Failure, FailureKind};
 
-/// Does what may be somebody's own code. `what`: for the failure that its panic becomes.
+/// Runs code that may come from outside. `what` names it in the failure that its panic becomes.
 pub(super) async fn guarded<T>(what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
         let message = format!("{what} panicked; the worker's log says where");

@@ -1,4 +1,4 @@
-//! What the core wants done to sandboxes, each by a task of its own: make, pause, limit, resume, destroy.
+//! Makes, pauses, limits, resumes and destroys sandboxes for the core, each operation in its own task.
 //!
 //! [`Instances`] holds the sandboxes and starts those tasks. A task ends by telling its [`Shell`] what
 //! became of the instance.
@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::guarded::guarded;
 use super::lives::Lives;
@@ -22,7 +22,7 @@ use crate::sandbox::{
 use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
 
-/// Who has the instances, and a core that hears of them.
+/// The owner of the instances, whose core is told what became of them.
 pub(super) trait Shell: Send + Sync + 'static {
     /// Something happened to an instance: under the shell's lock, `happened` notes it and says what the
     /// core is to hear of it.
@@ -43,7 +43,7 @@ struct Instance {
     /// Once it is ready.
     sandbox: Option<Arc<dyn Sandbox>>,
     /// Stops its making.
-    cancel: Option<oneshot::Sender<()>>,
+    cancel: CancellationToken,
 }
 
 /// What the tasks that make sandboxes share.
@@ -78,17 +78,18 @@ impl Instances {
         instance: InstanceId,
         spec: SandboxSpec,
     ) {
-        let (cancel, cancelled) = oneshot::channel();
+        let cancel = CancellationToken::new();
         let function = spec.function.clone();
-        let place = Instance { function, sandbox: None, cancel: Some(cancel) };
+        let place = Instance { function, sandbox: None, cancel: cancel.clone() };
         self.places.insert(instance.0, place);
-        tokio::spawn(self.maker.clone().make(shell.clone(), instance, spec, cancelled));
+        tokio::spawn(self.maker.clone().make(shell.clone(), instance, spec, cancel));
     }
 
     pub(super) fn cancel_start(&mut self, instance: InstanceId) {
-        let place = self.places.get_mut(instance.0);
         // When nobody listens any more, its success or failure is on its way.
-        let _ = place.and_then(|place| place.cancel.take()).map(|cancel| cancel.send(()));
+        if let Some(place) = self.places.get(instance.0) {
+            place.cancel.cancel();
+        }
     }
 
     pub(super) fn pause(&self, shell: &Arc<impl Shell>, instance: InstanceId) {
@@ -143,7 +144,6 @@ impl Instances {
         metrics.started.fetch_add(1, Ordering::Relaxed);
         metrics.create.observe(create);
         metrics.init.observe(init);
-        place.cancel = None;
         place.sandbox = Some(sandbox);
         Input::Started { instance, start, create, init }
     }
@@ -165,11 +165,11 @@ impl Maker {
         shell: Arc<impl Shell>,
         instance: InstanceId,
         spec: SandboxSpec,
-        cancelled: oneshot::Receiver<()>,
+        cancel: CancellationToken,
     ) {
         let created = tokio::select! {
             created = guarded("making a sandbox", self.create(spec)) => created,
-            Ok(()) = cancelled => return shell.tell(|instances| instances.gone(instance)),
+            () = cancel.cancelled() => return shell.tell(|instances| instances.gone(instance)),
         };
         match created {
             Ok(Ok(created)) => {

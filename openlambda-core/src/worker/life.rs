@@ -16,12 +16,14 @@ use super::log::LogWriter;
 use super::shared::Shared;
 use super::{deletions, events, load, server};
 use crate::balancing::WorkerLoad;
+use crate::format::FormatNumber;
 use crate::invocation::RequestIds;
+use crate::random::fresh_seed;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::Counts;
 use crate::serving::local;
-use crate::time::{Clock, SystemClock};
+use crate::time::SystemClock;
 use crate::wire;
 use crate::worker_core::recording::{Header, Recording};
 use crate::worker_core::{CoreConfig, WorkerCore};
@@ -59,7 +61,7 @@ impl Worker {
             tracing::warn!(%failed, "could not reclaim");
         }
         // Differs between starts of the same worker; it is compared, never ordered.
-        let incarnation = crate::hash::mix(clock.unix_millis(), u64::from(std::process::id()));
+        let incarnation = fresh_seed();
         let request_ids = RequestIds::new(incarnation);
         let core = CoreConfig {
             scheduler: config.scheduler.clone(),
@@ -70,6 +72,7 @@ impl Worker {
             None => None,
             Some(path) => {
                 let header = Header {
+                    v: FormatNumber,
                     worker: config.name.clone(),
                     core: core.clone(),
                     keep_alive: config.keep_alive.text().to_owned(),
@@ -97,7 +100,7 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// That the listener's own address cannot be told.
+    /// The listener's own address is not known.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -146,18 +149,18 @@ impl Worker {
         Ok(())
     }
 
-    /// How many invocations it can run at once: what the pool has room for at the default size.
+    /// How many invocations it can run at once, if each instance has the default size.
     fn capacity(&self) -> u32 {
         let default = crate::manifest::Manifest::default().memory_bytes();
         u32::try_from(self.shared.config.scheduler.memory / default).unwrap_or(u32::MAX).max(1)
     }
 
-    /// How much there is of everything, for experiments and reports.
+    /// Counts of calls, instances and memory, for experiments and reports.
     pub fn counts(&self) -> Counts {
         self.shared.dispatcher.counts()
     }
 
-    /// What it tells balancers of its load: calls, instances, bytes of the memory pool.
+    /// Its load, as balancers get it: calls, instances, bytes of the memory pool.
     pub fn load(&self) -> WorkerLoad {
         self.shared.dispatcher.load()
     }

@@ -6,7 +6,9 @@
 //! asked; a version's life never changes, so it is asked once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::failure::Failure;
 use crate::function::{FunctionName, FunctionRef, Qualifier, Version};
@@ -43,7 +45,7 @@ impl Lives {
             return Ok(self.registry.resolve(&latest).await?.born);
         };
         let key = (function.clone(), version);
-        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        if let Some(known) = self.known.lock().get(&key) {
             return Ok(*known);
         }
         let exact = FunctionRef { qualifier: Qualifier::Version(version), ..latest.clone() };
@@ -58,7 +60,7 @@ impl Lives {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.len() >= MOST {
             known.clear();
         }

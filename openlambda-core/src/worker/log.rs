@@ -1,10 +1,10 @@
 //! Functions' output and invocation records, as JSON lines in files.
 //!
-//! A thread of its own writes, so a slow disk never holds up the runtime; when more comes than it
-//! can write, lines are dropped and counted: what waits is bounded in lines and in bytes, so a
-//! function that prints without end cannot fill the memory either. A function's log is `logs/<namespace>/<name>.jsonl` in
-//! the worker's folder; when it has reached its bound it becomes `….1`, replacing an older one, so
-//! a function that prints without end cannot fill the disk.
+//! A separate thread writes, so a slow disk never holds up the runtime. When more lines come than it can
+//! write, they are dropped and counted: the waiting lines are bounded in number and in bytes, so a
+//! function that prints without end cannot fill the memory. A function's log is
+//! `logs/<namespace>/<name>.jsonl` in the worker's folder. A full log is renamed to `….1`, which replaces
+//! an older one, so such a function cannot fill the disk either.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +19,9 @@ use tokio::sync::oneshot;
 
 use crate::function::FunctionName;
 use crate::invocation::InvocationRecord;
+use crate::json_lines;
 use crate::sandbox::{LogLine, LogSink, LogStream};
+use crate::serving::LogFile;
 use crate::time::{Clock, SystemClock};
 
 /// A log file's bound, bytes.
@@ -147,28 +149,20 @@ impl LogSink for LogWriter {
         if self.waiting.load(Ordering::Relaxed) + line.text.len() > BACKLOG_BYTES {
             return self.lost();
         }
-        let mut text = serde_json::to_vec(&Line {
+        let text = json_lines::line(&Line {
             time_ms: self.clock.unix_millis(),
             request_id: line.request_id,
             stream: line.stream,
             text: line.text,
-        })
-        .unwrap_or_default();
-        text.push(b'\n');
+        });
         self.send(Entry::Line { function: line.function.clone(), line: text });
     }
 }
 
 struct Files {
     root: PathBuf,
-    open: BTreeMap<FunctionName, LogFile>,
+    open: BTreeMap<FunctionName, BufWriter<LogFile>>,
     records: Option<BufWriter<File>>,
-}
-
-struct LogFile {
-    path: PathBuf,
-    file: BufWriter<File>,
-    bytes: u64,
 }
 
 impl Files {
@@ -202,8 +196,7 @@ impl Files {
             Entry::Line { function, line } => (function, line),
             Entry::Record(record) => {
                 let Some(file) = &mut self.records else { return Ok(()) };
-                serde_json::to_writer(&mut *file, &record)?;
-                return file.write_all(b"\n");
+                return json_lines::write(file, &record);
             }
             Entry::Flush(written) => {
                 self.flush();
@@ -215,42 +208,27 @@ impl Files {
             if self.open.len() >= MOST_FILES
                 && let Some((_, mut closed)) = self.open.pop_last()
             {
-                closed.file.flush()?;
+                closed.flush()?;
             }
             let folder = self.root.join(function.namespace());
             std::fs::create_dir_all(&folder)?;
             let path = folder.join(format!("{}.jsonl", function.name()));
-            self.open.insert(function.clone(), LogFile::open(path)?);
+            let log = BufWriter::new(LogFile::open(path, MOST_BYTES)?);
+            self.open.insert(function.clone(), log);
         }
         let Some(log) = self.open.get_mut(&function) else { return Ok(()) };
-        // Somebody may have removed it, with its function: write to where readers look.
-        if log.bytes + line.len() as u64 > MOST_BYTES || !log.path.exists() {
-            log.file.flush()?;
-            let _ = std::fs::rename(&log.path, log.path.with_extension("jsonl.1"));
-            *log = LogFile::open(log.path.clone())?;
-        }
-        log.bytes += line.len() as u64;
-        log.file.write_all(&line)
+        // The buffer keeps a line together, so it comes whole to the file.
+        log.write_all(&line)
     }
 
     fn flush(&mut self) {
-        let logs = self.open.values_mut().map(|log| &mut log.file);
-        for file in logs.chain(&mut self.records) {
+        let logs = self.open.values_mut().map(|log| log as &mut dyn Write);
+        let records = self.records.iter_mut().map(|records| records as &mut dyn Write);
+        for file in logs.chain(records) {
             if let Err(error) = file.flush() {
                 tracing::warn!(%error, "could not write a log");
             }
         }
-    }
-}
-
-impl LogFile {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let file = File::options().create(true).append(true).open(&path)?;
-        let bytes = file.metadata()?.len();
-        Ok(LogFile { path, file: BufWriter::new(file), bytes })
     }
 }
 

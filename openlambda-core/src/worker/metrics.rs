@@ -1,4 +1,4 @@
-//! What the worker counts beside what its core knows, and all of it in Prometheus' text format.
+//! The worker's metrics: what it counts itself and what its core knows, in Prometheus' text format.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,7 +73,7 @@ impl Metrics {
             starts.sample(&[("outcome", outcome)], count.load(Ordering::Relaxed));
         }
         let counts = core.counts;
-        let mut sandboxes = text.family("ol_sandboxes", Kind::Gauge, "Sandboxes there are.");
+        let mut sandboxes = text.family("ol_sandboxes", Kind::Gauge, "Sandboxes, by state.");
         for (state, count) in [
             ("starting", counts.starting),
             ("busy", counts.busy),
@@ -96,7 +96,7 @@ impl Metrics {
         text.gauge("ol_memory_pool_used_bytes", "What instances take of it.", core.memory_used);
         text.gauge("ol_code_cache_bytes", "Unpacked bundles on the disk.", core.code_bytes);
         let failed = self.fetch_failed.load(Ordering::Relaxed);
-        text.counter("ol_code_fetch_failures_total", "Bundles that could not be had.", failed);
+        text.counter("ol_code_fetch_failures_total", "Bundles that could not be fetched.", failed);
         let help = "Lines that functions printed faster than they could be written.";
         text.counter("ol_log_lines_dropped_total", help, lines_dropped);
         text.gauge("ol_draining", "1 while the worker is shutting down.", core.draining.into());

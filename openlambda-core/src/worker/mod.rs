@@ -6,8 +6,8 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `config.rs` | what a worker is told |
-//! | `shared.rs` | what all its handles share |
+//! | `config.rs` | the configuration |
+//! | `shared.rs` | the state that all handles of a worker share |
 //! | `life.rs` | a worker from its start to the end of its drain |
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
 //! | `operate.rs`, `balancers.rs` | what operators and balancers ask beside calls |
@@ -16,10 +16,10 @@
 //! | `metrics.rs` | counts what is over, and tells it |
 //! | `lives.rs` | tells a deleted function's volumes from those of the next one of its name |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
-//! | `deletions.rs` | lets go of what was deleted in the registry |
+//! | `deletions.rs` | removes what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
 //! | `load.rs` | tells the core how busy the processors are |
-//! | `guarded.rs` | panics of parts that are somebody's own |
+//! | `guarded.rs` | catches panics of sandboxes and registries |
 //! | `log.rs` | writes functions' output and invocation records |
 
 mod balancers;

@@ -1,4 +1,4 @@
-//! What operators ask of a worker, and the rest that is no call.
+//! Answers operators' requests, and every other request that is not a call.
 
 use std::sync::Arc;
 

@@ -200,7 +200,7 @@ fn encode(answer: Answer) -> Response<Body> {
 }
 
 /// A reply on its way: the function's data, then one frame of trailers with the run time. A handler
-/// that fails midway breaks the body off, so that nobody takes the part for the whole.
+/// that fails midway breaks the body off, so that no client takes the part for the whole.
 fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
     let data = BodyStream::new(body).try_filter(|frame| std::future::ready(frame.is_data()));
     let last = stream::once(async move {

@@ -1,4 +1,4 @@
-//! What all handles of a worker share, and every request is answered with.
+//! The state that all handles of a worker share, from which every request is answered.
 
 use std::sync::Arc;
 

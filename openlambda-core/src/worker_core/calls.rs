@@ -1,7 +1,6 @@
-//! The calls on a worker, and the places that are kept for calls that may come.
+//! The calls on a worker, and the reservations for calls that may come.
 //!
-//! A call and its reservation share a number. So a place here is free again only when both are over,
-//! and that is when the number is given to the next:
+//! A call and its reservation share an id. So an id is free for the next call only when both are over:
 //!
 //! ```text
 //!   reserved ──────▶ over          (the call goes elsewhere, or comes as a new one)
@@ -13,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use super::notices::BalancerId;
+use crate::arena::OwnedArena;
 use crate::invocation::{Phases, StartKind};
 use crate::scheduler::{InvocationId, VersionId};
 use crate::time::Time;
@@ -21,17 +21,10 @@ use crate::wire::ReservationKey;
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    places: Vec<Place>,
-    free: Vec<u32>,
+    places: OwnedArena<CallState>,
     /// By which name balancers know reservations, and calls that had one or name one: a reservation
-    /// that comes after its call, on a slower way, is none.
+    /// that comes after its call, on a slower way, does not count.
     by_key: BTreeMap<ReservationKey, InvocationId>,
-}
-
-#[derive(Debug)]
-struct Place {
-    generation: u32,
-    call: Option<CallState>,
 }
 
 /// What is known of a call, or of a place that is kept for one.
@@ -58,30 +51,23 @@ pub(super) struct CallState {
 impl Calls {
     /// Gives a call its number.
     pub(super) fn insert(&mut self, call: CallState) -> InvocationId {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, call: None });
-            u32::try_from(self.places.len() - 1).expect("fewer than 2^32 calls at once")
-        });
-        let place = &mut self.places[slot as usize];
-        let id = InvocationId(u64::from(place.generation) << 32 | u64::from(slot));
-        if let Some(key) = &call.key {
-            self.by_key.insert((**key).clone(), id);
+        let key = call.key.as_deref().cloned();
+        let id = InvocationId(self.places.insert(call));
+        if let Some(key) = key {
+            self.by_key.insert(key, id);
         }
-        place.call = Some(call);
         id
     }
 
     pub(super) fn get_mut(&mut self, id: InvocationId) -> Option<&mut CallState> {
-        let place = self.places.get_mut(slot_of(id))?;
-        if place.generation == generation_of(id) { place.call.as_mut() } else { None }
+        self.places.get_mut(id.0)
     }
 
     pub(super) fn get(&self, id: InvocationId) -> Option<&CallState> {
-        let place = self.places.get(slot_of(id))?;
-        if place.generation == generation_of(id) { place.call.as_ref() } else { None }
+        self.places.get(id.0)
     }
 
-    /// Who has this name.
+    /// The call that has the reservation `key`.
     pub(super) fn named(&self, key: &ReservationKey) -> Option<InvocationId> {
         self.by_key.get(key).copied()
     }
@@ -106,10 +92,7 @@ impl Calls {
         if call.called || call.reserved {
             return None;
         }
-        let place = &mut self.places[slot_of(id)];
-        let call = place.call.take()?;
-        place.generation = place.generation.wrapping_add(1);
-        self.free.push(slot_of(id) as u32);
+        let call = self.places.remove(id.0)?;
         if let Some(key) = &call.key
             && self.by_key.get(&**key) == Some(&id)
         {
@@ -117,12 +100,4 @@ impl Calls {
         }
         Some(call)
     }
-}
-
-const fn slot_of(id: InvocationId) -> usize {
-    id.0 as u32 as usize
-}
-
-const fn generation_of(id: InvocationId) -> u32 {
-    (id.0 >> 32) as u32
 }

@@ -1,4 +1,4 @@
-//! Which rejection becomes which failure, and what the client is told. The one table of it.
+//! The one table from a rejection to the failure that the client gets.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) fn of_rejection(
         }
         Rejection::CodeFailed => match &version.failure {
             Some(failure) => (**failure).clone(),
-            None => Failure::new(FailureKind::Internal, "the function's code cannot be had"),
+            None => Failure::new(FailureKind::Internal, "the function's code could not be fetched"),
         },
         Rejection::StartFailed(_) => start
             .unwrap_or_else(|| Failure::new(FailureKind::Internal, "the sandbox did not start")),

@@ -1,4 +1,4 @@
-//! What a worker's core is told and what it says: the whole of its interface beside questions.
+//! The inputs and outputs of a worker's core: [`Input`]s go in, [`Output`]s come out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub struct Call<'a> {
 pub enum Input<'a> {
     /// A call arrived; [`WorkerCore::call`](super::WorkerCore::call) tells its number.
     Called(#[serde(borrow)] Call<'a>),
-    /// Nobody wants the call's answer any more. One that runs goes on: its slot is busy until the
-    /// handler has answered.
+    /// The client does not want the call's answer any more. A running call goes on: its slot is busy until
+    /// the handler has answered.
     Cancelled {
         /// Which.
         invocation: InvocationId,
@@ -123,7 +123,7 @@ pub enum Input<'a> {
     Paused {
         /// Which.
         instance: InstanceId,
-        /// Bytes of memory that it uses now; `None`: nobody can tell, or nobody can lower its limit.
+        /// Bytes of memory that it uses now; `None` when that is not known, or its limit cannot be lowered.
         used: Option<u64>,
     },
     /// [`Output::SetLimit`] is done.
@@ -152,7 +152,7 @@ pub enum Input<'a> {
         /// go with it.
         replies: bool,
     },
-    /// The reply with which an idle notice was to go has reached nobody: the client has left.
+    /// The reply that was to carry an idle notice did not arrive: the client has left.
     ReplyLost {
         /// Of which version the idle instance is.
         version: VersionId,
@@ -168,7 +168,7 @@ pub enum Input<'a> {
         /// Which.
         functions: Vec<FunctionName>,
     },
-    /// Somebody expects calls: have so many instances of the newest version ready.
+    /// Calls are expected: have this many instances of the newest version ready.
     Prewarm {
         /// Of which function. One that was never called here is not known.
         function: FunctionName,

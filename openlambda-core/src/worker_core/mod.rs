@@ -1,12 +1,12 @@
-//! The worker as a pure state machine: what the live worker and the simulator both drive.
+//! The worker as a pure state machine, which the live worker and the simulator both drive.
 //!
-//! [`WorkerCore`] owns all that a worker decides: which versions it knows and which is the newest, which
-//! bundles are unpacked and which go, calls and the places that are kept for them, instances from their
-//! start to their end, which failure a rejection is, what a paused instance may hold, which balancer
-//! hears of an idle one, and the record of each call. It is around the [`Scheduler`] what the
-//! [`Balancer`](crate::balancing::balancer::Balancer) is around a policy. It speaks names and digests, and
-//! does no I/O and reads no clock: [`Input`]s go in with the time, [`Output`]s come out, to be carried
-//! out by a shell, `worker/dispatch.rs` in the live system and `sim/worker.rs` in the simulator.
+//! [`WorkerCore`] makes every decision of a worker: which versions it knows and which is the newest, which
+//! bundles are unpacked and which are removed, calls and reservations, instances from start to end, which
+//! failure a rejection becomes, how much memory a paused instance may hold, which balancer is told of an
+//! idle one, and the record of each call. It surrounds the [`Scheduler`] as the
+//! [`Balancer`](crate::balancing::balancer::Balancer) surrounds a policy. It knows functions by names and
+//! digests, does no I/O and reads no clock: [`Input`]s go in with the time, and [`Output`]s come out. A
+//! shell carries them out, `worker/dispatch.rs` in the live system and `sim/workers.rs` in the simulator.
 //!
 //! ```text
 //!            ┌──────────────────────────── WorkerCore ─────────────────────────────┐
@@ -23,10 +23,10 @@
 //!
 //! Every call that arrives gets exactly one [`Output::Record`], and before it exactly one of
 //! [`Output::Run`] and [`Output::Answer`], or a `Run` and then an `Answer` when it is over its time limit.
-//! Its number is given to another call after that.
+//! After that its id may be given to another call.
 //!
-//! A paused instance's memory limit is lowered to what it uses and some slack, where the shell can tell
-//! the one and change the other; it has its limit back before it runs again:
+//! Where the shell can measure an instance's memory and change its limit, a paused instance's limit is
+//! lowered to what it uses and some slack. The instance has its full limit back before it runs again:
 //!
 //! ```text
 //!   full ──paused, uses little──▶ lowering ──set──▶ lowered ──resume──▶ full
@@ -59,6 +59,7 @@ use crate::arena::Slots;
 use crate::balancing::{LatencyByLoad, WorkerLoad};
 use crate::code_cache::{CodeCache, Lookup};
 use crate::failure::{Failure, FailureKind};
+use crate::format::FormatNumber;
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{InvocationRecord, Phases, RequestId, StartKind};
 use crate::keep_alive::KeepAlivePolicy;
@@ -343,6 +344,7 @@ impl WorkerCore {
         let version = self.versions.get(record.version);
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         InvocationRecord {
+            v: FormatNumber,
             request_id: id,
             function: version.function.clone(),
             digest: Some(version.digest),
@@ -382,7 +384,7 @@ impl WorkerCore {
         self.scheduler.counts()
     }
 
-    /// What balancers are told of the load.
+    /// The load, as balancers get it.
     pub fn load(&self, now: Time) -> WorkerLoad {
         let (counts, pool) = (self.scheduler.counts(), self.scheduler.pool());
         let latency = self.latencies.estimate(now, in_flight(&counts)).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Which balancers listen, and whose turn it is to hear of an idle instance.
+//! Which balancers listen, and which of them is told of an idle instance.
 //!
-//! An idle notice is a lease: one stream is told, each in turn, so that no two balancers send their next
-//! call to the same instance. A stream may be a balancer's own, by its name: offers go there and nowhere
-//! else, and the notice may go with a reply to that balancer when it is next in turn.
+//! An idle notice is a lease: one stream gets it, each in turn, so that no two balancers send their next
+//! call to the same instance. A stream may name its balancer: offers to a balancer go to its named
+//! streams only, and when such a stream is next in turn, the notice may go with a reply to its balancer.
 
 use super::messages::StreamId;
 

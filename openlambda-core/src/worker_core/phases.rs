@@ -1,4 +1,4 @@
-//! Where the time of a call went until it ran. The one arithmetic of it.
+//! The phases of a call before it runs, computed here and nowhere else.
 
 use std::time::Duration;
 

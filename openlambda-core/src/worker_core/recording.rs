@@ -1,13 +1,13 @@
-//! A worker's inputs in a file, and a core that plays them again.
+//! Records a worker's inputs in a file, and replays them through a core.
 //!
 //! A live worker writes each input of its [core](super) with the time, one JSON object a line (see
 //! [`WorkerConfig::inputs`](crate::worker::WorkerConfig)); [`replay`] feeds them to a core of the same
-//! configuration. Since the core decides all and reads neither clock nor chance, the same records come
-//! of it, byte for byte: what a worker did can be looked into afterwards, and tried with another
-//! configuration.
+//! configuration. Since the core makes every decision and uses neither a clock nor randomness, the replay
+//! gives the same records, byte for byte. So you can examine afterwards what a worker did, and try
+//! another configuration on it.
 //!
 //! ```text
-//! {"worker": "w1", "core": {…}, "keep_alive": "ttl,seconds=600", "queue": "fifo"}
+//! {"v": 1, "worker": "w1", "core": {…}, "keep_alive": "ttl,seconds=600", "queue": "fifo"}
 //! {"at": 1201, "request": "0123…", "input": {"called": {"function": "f", "digest": "sha256:…"}}}
 //! {"at": 1305, "input": {"fetched": {"digest": "sha256:…", "bytes": 812, "manifest": {…}}}}
 //! ```
@@ -22,7 +22,9 @@ use super::{CoreConfig, Input, Output, WorkerCore};
 use crate::arena::Owned;
 use crate::catalog::Choice;
 use crate::config::ConfigError;
+use crate::format::{FormatNumber, RELEASE};
 use crate::invocation::{InvocationRecord, RequestId};
+use crate::json_lines;
 use crate::keep_alive::{KeepAliveCatalog, or_ttl};
 use crate::queue::QueueCatalog;
 use crate::time::Time;
@@ -31,6 +33,10 @@ use crate::time::Time;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
+    /// The format of the recording, of all its lines. The first key, so that a later one is refused for
+    /// that and not for a key that is not known here.
+    #[serde(default)]
+    pub v: FormatNumber<1>,
     /// The worker's name.
     pub worker: String,
     /// Its core's configuration.
@@ -97,7 +103,7 @@ impl<W: Write> Recording<W> {
     ///
     /// It cannot be written.
     pub fn start(mut to: W, header: &Header) -> io::Result<Self> {
-        line(&mut to, header)?;
+        json_lines::write(&mut to, header)?;
         Ok(Recording { to: Some(to) })
     }
 
@@ -113,7 +119,7 @@ impl<W: Write> Recording<W> {
         request: Option<&RequestId>,
     ) -> io::Result<()> {
         let Some(to) = &mut self.to else { return Ok(()) };
-        line(to, &Written { at, request, input }).inspect_err(|_| self.to = None)
+        json_lines::write(to, &Written { at, request, input }).inspect_err(|_| self.to = None)
     }
 
     /// Sees that what was written is in the file.
@@ -126,11 +132,6 @@ impl<W: Write> Recording<W> {
     }
 }
 
-fn line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *to, value)?;
-    to.write_all(b"\n")
-}
-
 /// Why a recording cannot be played.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -138,6 +139,15 @@ pub enum ReplayError {
     /// It cannot be read.
     #[error("cannot read the recording")]
     Io(#[from] io::Error),
+    /// A later release wrote it.
+    #[error(
+        "the recording has format {found}, of a later release; this is release {RELEASE}, which reads \
+         format 1: play it with the release that wrote it, or a later one"
+    )]
+    Later {
+        /// Its format.
+        found: u32,
+    },
     /// A line is none of a recording.
     #[error(
         "line {number} of the recording is not of one; is it a file that a worker wrote as inputs?"
@@ -151,6 +161,18 @@ pub enum ReplayError {
     /// The worker had a keep-alive policy that is not known here.
     #[error(transparent)]
     KeepAlive(#[from] ConfigError),
+}
+
+/// The first line.
+fn header(text: &str) -> Result<Header, ReplayError> {
+    #[derive(Deserialize)]
+    struct Begins {
+        v: u32,
+    }
+    serde_json::from_str(text).map_err(|source| match serde_json::from_str(text) {
+        Ok(Begins { v }) if v > 1 => ReplayError::Later { found: v },
+        _ => ReplayError::Line { number: 1, source },
+    })
 }
 
 /// Plays a recording into a core, whose policies are looked up in the catalogues; `record` sees each call
@@ -167,8 +189,7 @@ pub fn replay(
 ) -> Result<(), ReplayError> {
     let mut text = String::new();
     recording.read_line(&mut text)?;
-    let header: Header =
-        serde_json::from_str(&text).map_err(|source| ReplayError::Line { number: 1, source })?;
+    let header = header(&text)?;
     let mut core = header.core(keep_alive, queues)?;
     let mut requests = Owned::default();
     for number in 2.. {

@@ -1,9 +1,9 @@
-//! The versions of functions that a worker knows: names and digests as small numbers, and which is the
-//! newest.
+//! The versions of functions that a worker knows: an id for each name and digest, and which version is
+//! the newest.
 //!
-//! Versions are published and called for as long as a worker lives, so those of which nothing is left
-//! make room for others, all in all in O(1) for each new one. A look-up is one hash of the name and one
-//! probe of a table: the versions of a function stand in a chain, the one that came last first.
+//! Versions are published and called for as long as a worker lives, so a version that nothing uses any
+//! more makes room for others, in amortised O(1) for each new one. A look-up is one hash of the name and
+//! one probe of a table: the versions of a function form a chain, the latest first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub(super) struct VersionState {
     pub(super) fetching: bool,
     /// Calls, reservations and instances of it.
     pub(super) uses: u32,
-    /// Its function was deleted, and nobody has asked for it since.
+    /// Its function was deleted, and it was not called since.
     pub(super) deleted: bool,
     /// It is the newest of its function, as far as it is known, by this number.
     newest: Option<Version>,
@@ -57,7 +57,7 @@ pub(super) struct VersionState {
     next: Option<VersionId>,
     /// The next one with the same bundle.
     next_of_bundle: Option<VersionId>,
-    /// A place in `places` that nobody has.
+    /// A free place in `places`.
     vacant: bool,
 }
 

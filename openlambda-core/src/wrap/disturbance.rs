@@ -1,4 +1,4 @@
-//! What gets in the way of operations.
+//! The trait of what disturbs operations: [`Disturbance`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// What gets in the way.
+/// Delays or fails operations.
 #[async_trait]
 pub trait Disturbance: fmt::Debug + Send + Sync + 'static {
     /// Called before an operation, which begins when this has returned. The permit is dropped when
@@ -19,7 +19,7 @@ pub trait Disturbance: fmt::Debug + Send + Sync + 'static {
     async fn before(&self, operation: Operation) -> Result<Permit, Trouble>;
 }
 
-/// For whoever looks at it, or changes it, while it is in the way.
+/// Lets a program keep a handle to a disturbance, to inspect or change it while it is in use.
 #[async_trait]
 impl<D: Disturbance + ?Sized> Disturbance for Arc<D> {
     async fn before(&self, operation: Operation) -> Result<Permit, Trouble> {
@@ -53,7 +53,7 @@ pub enum Operation {
     Create,
     /// [`SandboxFactory::create_zygote`](crate::sandbox::SandboxFactory::create_zygote).
     Zygote,
-    /// [`Sandbox::invoke`](crate::sandbox::Sandbox::invoke), until its reply is done or nobody waits for it.
+    /// [`Sandbox::invoke`](crate::sandbox::Sandbox::invoke), until its reply is done or dropped.
     Invoke,
 }
 
@@ -61,10 +61,10 @@ pub enum Operation {
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum Trouble {
-    /// Something broke, as an experiment wants it to.
-    #[error("a fault was injected into {0:?}; this is an experiment's doing")]
+    /// An injected fault.
+    #[error("a fault was injected into {0:?}; an experiment asked for it")]
     Fault(Operation),
-    /// As many run already as may.
+    /// The limit of operations at once is reached.
     #[error("{at_once} of {operation:?} run at once, which is the limit; try again")]
     Full {
         /// What was to be done.

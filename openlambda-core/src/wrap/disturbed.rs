@@ -7,21 +7,21 @@ use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::time::SystemClock;
 
-/// A registry or a sandbox factory with something in the way. Its kind and its capabilities are those
-/// of what is wrapped.
+/// A registry or a sandbox factory whose operations are disturbed. Its kind and its capabilities are those
+/// of the wrapped one.
 #[derive(Debug)]
 pub struct Disturbed<T: ?Sized> {
     pub(super) inner: Arc<T>,
     pub(super) by: Arc<By>,
 }
 
-/// A [`Registry`] with something in the way.
+/// A disturbed [`Registry`].
 pub type DisturbedRegistry = Disturbed<dyn Registry>;
 
-/// A [`SandboxFactory`] with something in the way.
+/// A disturbed [`SandboxFactory`].
 pub type DisturbedFactory = Disturbed<dyn SandboxFactory>;
 
-/// What is in the way, and of what.
+/// A disturbance, and the operations that it applies to.
 #[derive(Clone, Debug)]
 pub(super) struct By {
     disturbance: Arc<dyn Disturbance>,
@@ -39,15 +39,14 @@ impl By {
 }
 
 impl<T: ?Sized> Disturbed<T> {
-    /// `inner`, with `disturbance` in the way of all operations.
+    /// `inner`, with `disturbance` for all operations.
     pub fn new(inner: Arc<T>, disturbance: impl Disturbance) -> Self {
         let (disturbance, clock) = (Arc::new(disturbance), Arc::new(SystemClock::new()));
         let by = By { disturbance, only: None, clock };
         Disturbed { inner, by: Arc::new(by) }
     }
 
-    /// The same in the way of these operations alone. For sandboxes that were made before, nothing
-    /// changes.
+    /// The same for these operations alone. Sandboxes that were made before are not affected.
     pub fn only(mut self, operations: impl IntoIterator<Item = Operation>) -> Self {
         Arc::make_mut(&mut self.by).only = Some(operations.into_iter().collect());
         self

@@ -1,4 +1,4 @@
-//! Chance that follows from a seed, for each operation by itself.
+//! Seeded randomness, independent for each operation.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

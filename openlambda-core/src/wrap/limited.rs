@@ -1,4 +1,4 @@
-//! Operations of which only so many run at once.
+//! Operations of which only a limited number run at once.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::disturbance::{Disturbance, Operation, Permit, Trouble};
 
-/// Lets only so many operations run at once, of all kinds together.
+/// Lets at most a given number of operations run at once, of all kinds together.
 #[derive(Debug)]
 pub struct Limited {
     at_once: usize,

@@ -1,9 +1,8 @@
 //! Wrappers for experiments: a registry, or a kind of sandbox, that is slow, that fails, or that has
 //! a limit.
 //!
-//! [`Disturbed`] puts a [`Disturbance`] in the way of another [`Registry`](crate::registry::Registry)
-//! or [`SandboxFactory`](crate::sandbox::SandboxFactory), and
-//! is one itself, so wrappers can be wrapped:
+//! [`Disturbed`] applies a [`Disturbance`] to another [`Registry`](crate::registry::Registry) or
+//! [`SandboxFactory`](crate::sandbox::SandboxFactory), and is one itself, so wrappers can be wrapped:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -19,17 +18,17 @@
 //! let registry = registry.only([Operation::Fetch, Operation::Get]);
 //! ```
 //!
-//! What a wrapper draws follows from its kind, its seed, the operation, and how many of that operation
-//! came before: the tenth `fetch` has the same fate in every run, whatever else goes on beside it. What
-//! is slow has nothing to do with what fails, under one seed too; two wrappers of one kind want two seeds.
+//! A wrapper's draws depend on its kind, its seed, the operation, and how many of that operation came
+//! before: the tenth `fetch` is treated the same in every run, whatever runs beside it. Which operations
+//! are slow is independent of which fail, also under one seed; give two wrappers of one kind two seeds.
 //!
-//! | an operation | disturbed, it |
+//! | operation | what happens when it is disturbed |
 //! |---|---|
-//! | of a registry | fails with [`RegistryError::Unavailable`](crate::registry::RegistryError::Unavailable) before the registry hears of it |
+//! | of a registry | fails with [`RegistryError::Unavailable`](crate::registry::RegistryError::Unavailable) before the registry is called |
 //! | [`Create`](Operation::Create), [`Zygote`](Operation::Zygote) | fails with [`Resources`] before anything is made |
-//! | [`Invoke`](Operation::Invoke) | loses the instance before its handler hears of the call: it is destroyed and the call fails with [`Exited`]; where only a limit is in the way, [`Busy`] |
+//! | [`Invoke`](Operation::Invoke) | the instance is destroyed before its handler gets the call, which fails with [`Exited`]; where only a limit is exceeded, with [`Busy`] |
 //!
-//! What changes nothing and waits for nothing (`watch`, `exited`, `destroy` …) is not disturbed.
+//! Operations that change nothing and wait for nothing (`watch`, `exited`, `destroy` …) are not disturbed.
 //!
 //! [`Resources`]: crate::sandbox::SandboxErrorKind::Resources
 //! [`Exited`]: crate::sandbox::SandboxErrorKind::Exited

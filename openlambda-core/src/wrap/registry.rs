@@ -1,4 +1,4 @@
-//! A registry with something in the way.
+//! A disturbed registry.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Sandboxes with something in the way.
+//! Disturbed sandboxes.
 
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ pub struct Slow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Delay {
-    /// Always so long.
+    /// Always this time.
     Fixed(Duration),
     /// Anything from `least` to `most`.
     Uniform {

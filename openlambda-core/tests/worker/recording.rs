@@ -147,6 +147,33 @@ async fn a_recording_that_was_cut_off_is_played_as_far_as_it_goes() {
     assert!(error.contains("line 1 of the recording"), "{error}");
 }
 
+/// What releases wrote before recordings and records had a number, and what later ones may write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_of_an_earlier_release_is_played_and_one_of_a_later_release_refused() {
+    let mut rig = Rig::start(record_inputs).await;
+    rig.function("f", "", echo).await;
+    assert_eq!(rig.call("f", "1").await.status, 200);
+    rig.stop().await;
+    let path = rig.folder.path().join("inputs.jsonl");
+    let (written, lines) = (std::fs::read_to_string(&path).unwrap(), replayed(&rig).unwrap());
+    assert!(written.starts_with(r#"{"v":1,"worker":"#), "{written}");
+    assert!(lines.starts_with(r#"{"v":1,"request_id":"#), "{lines}");
+
+    std::fs::write(&path, written.replacen(r#""v":1,"#, "", 1)).unwrap();
+    assert_eq!(replayed(&rig).unwrap(), lines);
+    let record: InvocationRecord =
+        serde_json::from_str(&lines.replacen(r#""v":1,"#, "", 1)).unwrap();
+    assert_eq!(serde_json::to_string(&record).unwrap(), lines.trim_end());
+
+    let later = written.replacen(r#""v":1,"#, r#""v":2,"what":"more","#, 1);
+    std::fs::write(&path, &later).unwrap();
+    let error = replayed(&rig).unwrap_err().to_string();
+    assert!(error.contains("format 2") && error.contains("the release that wrote it"), "{error}");
+    let later = lines.replacen(r#""v":1,"#, r#""v":2,"what":"more","#, 1);
+    let error = serde_json::from_str::<InvocationRecord>(&later).unwrap_err().to_string();
+    assert!(error.contains("format 2, of a later release"), "{error}");
+}
+
 /// Calls that find an instance or not, as the keep-alive policy has it.
 async fn call_now_and_then(rig: &mut Rig) -> String {
     rig.function("f", "", echo).await;

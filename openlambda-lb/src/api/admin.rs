@@ -1,9 +1,9 @@
 //! Who may read and change the registry over HTTP: [`Admin`].
 //!
-//! In any case a browser may not on behalf of a page: not of another origin (cross-site request forgery),
-//! not one whose name was pointed to this machine after it was loaded (DNS rebinding), and not one that a
-//! function served from this very port. Browsers say that a page asks, in `Origin` or `Sec-Fetch-Site`,
-//! and by whose name, in `Host`.
+//! A page in a browser never may: neither a page of another origin (cross-site request forgery), nor one
+//! whose name was pointed to this machine after it was loaded (DNS rebinding), nor one that a function
+//! served from this very port. A browser says in `Origin` or `Sec-Fetch-Site` that a page makes the
+//! request, and in `Host` which name the page used.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,12 +21,12 @@ use serde::Deserialize;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Admin {
-    /// Nobody.
+    /// No client.
     Off,
-    /// Clients on this machine. One whose request has come through another proxy is not.
+    /// Clients on this machine, except those whose requests came through another proxy.
     #[default]
     Loopback,
-    /// Whoever reaches the balancer.
+    /// Every client that reaches the balancer.
     Any,
 }
 
@@ -85,8 +85,8 @@ impl Admin {
     }
 }
 
-/// Whether the client got here by an address: no name server had a say in who this is. One that does
-/// not say is no browser.
+/// Whether the client used an address, so that no name server had influence on where it connected. A
+/// client without `Host` is not a browser.
 fn by_address(uri: &Uri, headers: &HeaderMap) -> bool {
     let hosts = headers.get_all(HOST).iter();
     let hosts = hosts.map(|host| host.to_str().ok()?.parse::<Authority>().ok());

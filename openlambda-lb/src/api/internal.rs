@@ -1,13 +1,12 @@
-//! Between the project's own processes on one machine.
+//! Requests between the project's own processes on one machine.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `POST /internal/workers`, an announcement | `{}`; a worker repeats it with each heartbeat |
-//! | `POST /internal/refresh`, a function | what it means now, as calls see it from now on |
+//! | `POST /internal/refresh`, a function | its present version, which calls use from now on |
 //! | `GET /internal/cluster` | the workers, as the balancer sees them |
 //!
-//! For clients on other machines, for those that come through a proxy and for pages in a browser there is
-//! nothing here.
+//! Clients on other machines or behind a proxy get 404 here, and pages in a browser 403.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -70,7 +69,7 @@ impl Internal {
             let body = body.to_bytes();
             if path == wire::ANNOUNCE_PATH {
                 let announcement: Announcement = serde_json::from_slice(&body)
-                    .map_err(|error| bad(format!("this is no announcement: {error}")))?;
+                    .map_err(|error| bad(format!("this is not an announcement: {error}")))?;
                 self.announcements.take(announcement)?;
                 return Ok(wire::json_response(&json!({})));
             }

@@ -1,7 +1,7 @@
 //! The body of a call, which several attempts may send: [`CallBody`].
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,13 +10,14 @@ use http_body_util::BodyExt;
 use openlambda_core::failure::{Failure, FailureKind, Started, chain};
 use openlambda_core::invocation::{Body, BoxError};
 use openlambda_core::wire;
+use parking_lot::Mutex;
 
 use super::limits::{BODY_PATIENCE, KEPT_BODY};
 
 /// The body of a call, for one attempt after another.
 #[derive(Debug)]
 pub(crate) enum CallBody {
-    /// At hand: each attempt gets all of it.
+    /// In memory: each attempt gets all of it.
     Kept(Bytes),
     /// On its way: an attempt gets it only if no other one has taken any of it.
     Stream(StreamedBody),
@@ -83,7 +84,7 @@ impl CallBody {
     pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
             CallBody::Kept(_) => true,
-            CallBody::Stream(stream) => !stream.lock().begun,
+            CallBody::Stream(stream) => !stream.0.lock().begun,
         }
     }
 }
@@ -95,7 +96,7 @@ pub(crate) struct StreamedBody(Arc<Mutex<Stream>>);
 impl StreamedBody {
     /// The body for the next attempt.
     pub(crate) fn next(&self) -> Body {
-        let mut stream = self.lock();
+        let mut stream = self.0.lock();
         stream.attempt += 1;
         let size = stream.body.size_hint();
         Handle { attempt: stream.attempt, size, stream: self.clone() }.boxed_unsync()
@@ -103,17 +104,12 @@ impl StreamedBody {
 
     /// Whether the client is late with it.
     pub(crate) fn awaited(&self) -> bool {
-        self.lock().awaited
+        self.0.lock().awaited
     }
 
     /// What was wrong with the client's body, if that is why an attempt failed.
     pub(crate) fn failure(&self) -> Option<Failure> {
-        self.lock().failure.clone()
-    }
-
-    /// No code panics while it holds this lock, and nothing in it could be half done.
-    fn lock(&self) -> MutexGuard<'_, Stream> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().failure.clone()
     }
 }
 
@@ -126,7 +122,7 @@ pub(crate) struct BytesTaken {
 
 impl BytesTaken {
     pub(crate) fn get(&self) -> u64 {
-        self.stream.as_ref().map_or(self.known, |stream| stream.lock().taken)
+        self.stream.as_ref().map_or(self.known, |stream| stream.0.lock().taken)
     }
 }
 
@@ -149,7 +145,7 @@ impl http_body::Body for Handle {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut stream = self.stream.lock();
+        let mut stream = self.stream.0.lock();
         if stream.attempt != self.attempt {
             return Poll::Ready(Some(Err("another attempt has the body".into())));
         }
@@ -179,7 +175,7 @@ impl http_body::Body for Handle {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.lock().body.is_end_stream()
+        self.stream.0.lock().body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,12 +1,12 @@
-//! The way of a call through the balancer: [`Front::call`] is its door, and the function below it its
+//! A call's way through the balancer: [`Front::call`] is the entry, and the function below it makes the
 //! hops.
 //!
-//! Whether a call that failed at a worker goes to another one is the pure balancer's decision, whose
-//! rule stands in [`retry`](openlambda_core::balancing::retry). Here is what it is told of:
+//! The pure balancer decides whether a call that failed at a worker goes to another one; the rule is in
+//! [`retry`](openlambda_core::balancing::retry). This file finds out what the rule asks for:
 //!
 //! * the call has not started when the worker could not be reached, when the request was never written
-//!   to it, or when it answered so; and
-//! * the body can be sent again when it was small and is kept, or when not a byte of it was taken yet.
+//!   to it, or when the worker's answer says so; and
+//! * the body can be sent again when it is small and kept, or when none of it has been read yet.
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
@@ -134,7 +134,7 @@ impl Front {
     /// The answer to a call that was not heard, or not to its end.
     fn unheard(&self, caller: &Caller, failure: &Failure) -> Response<Body> {
         let mut answer = wire::failure_response(failure, None);
-        // It asks nobody: this may be the one call too many.
+        // Without a request to the registry: the balancer may be full.
         let function = caller.calls().and_then(|called| self.resolver.known(&called));
         if let Some(cors) = function.as_ref().and_then(|function| function.cors.as_ref()) {
             cors.allow(caller, answer.headers_mut());

@@ -1,8 +1,8 @@
 //! Calls from pages of other origins: the answers to their preflights, and the headers that let a
 //! page read a reply or a failure. <https://fetch.spec.whatwg.org/#http-cors-protocol>
 //!
-//! A function has such headers only if its manifest has `[cors]`. A failure that comes before the
-//! function is known, that there is none by this name, has none.
+//! A function's replies have such headers only if its manifest has `[cors]`. A failure before the
+//! function is known (404, say) has none.
 
 use http::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,

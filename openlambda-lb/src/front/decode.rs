@@ -1,4 +1,4 @@
-//! From a client's request to a [`Call`]: the first hop.
+//! Makes a [`Call`] from a client's request: the first hop.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

@@ -99,7 +99,7 @@ fn broken(worker: &Peer, cause: String) -> Failure {
     Failure::new(FailureKind::WorkerDied, message)
 }
 
-/// Takes apart a reply that says that the call has not started; all others pass as they are.
+/// Turns a reply that says that the call has not started into its failure; other replies pass unchanged.
 async fn refusal<B>(reply: Response<B>, worker: &Peer) -> Result<Response<Body>, Failure>
 where
     B: http_body::Body<Data = Bytes, Error = hyper::Error> + Send + 'static,

@@ -1,4 +1,4 @@
-//! The balancer's face to its clients: from a request to a reply.
+//! The side of the balancer that clients see: from a request to its reply.
 //!
 //! ```text
 //! client ─▶ server ─▶ call: decode ─▶ resolve ─▶ select ─▶ forward ─▶ outcome ─▶ client
@@ -6,8 +6,9 @@
 //!             └─▶ api, for what is no call         └─────────┘ again, only when it cannot have started
 //! ```
 //!
-//! Bodies stream both ways. The worker is chosen by a policy behind one short lock that is never held over
-//! an await; everything else is per call. Workers are known only as [`workers`](crate::workers) has them.
+//! Bodies stream both ways. A policy chooses the worker, behind one short lock that is never held over an
+//! await; all other state belongs to one call. This module reaches workers only through
+//! [`workers`](crate::workers).
 
 pub(crate) mod body;
 mod call;

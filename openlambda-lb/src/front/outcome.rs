@@ -1,4 +1,4 @@
-//! From a worker's reply, or a failure, to what the client gets: the last hop.
+//! Makes the client's response from a worker's reply or a failure: the last hop.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The balancer's HTTP server: who answers which path.
+//! The balancer's HTTP server: which part answers which path.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Answers who comes in, until `stop` resolves and the calls in flight have ended.
+    /// Answers clients until `stop` resolves and the calls in flight have ended.
     pub(crate) async fn serve(self: &Arc<Self>, http: HttpServer, stop: impl Future<Output = ()>) {
         let welcome = |client: &Patient<Stream>| {
             let (server, peer) = (Arc::clone(self), client.peer());

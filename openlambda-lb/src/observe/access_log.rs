@@ -1,11 +1,11 @@
 //! The access log: one line of JSON for each request; `line.rs` lists its fields.
 //!
-//! The checks (`/status`, `/stats`, `/livez`, `/readyz`, `/metrics`) and what the project's own
-//! processes say to each other have no lines.
+//! Checks (`/status`, `/stats`, `/livez`, `/readyz`, `/metrics`) and requests between the project's own
+//! processes have no lines.
 //!
-//! A thread of its own writes, so a call never waits: when the disk is full or the reader of a pipe is
-//! slow, lines are dropped and counted (`ol_access_log_dropped_total`). A file that has reached its
-//! bound becomes `FILE.1`, replacing an older one.
+//! A separate thread writes, so a call never waits: when the disk is full or the reader of a pipe is
+//! slow, lines are dropped and counted (`ol_access_log_dropped_total`). A full file is renamed to
+//! `FILE.1`, which replaces an older one.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,8 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, channel, sync_channel};
 use std::time::Duration;
 
+use openlambda_core::json_lines;
+use openlambda_core::serving::LogFile;
+
 use super::line::Line;
-use super::writer::{Appended, BACKLOG, COLLECT, Entry, Place, Writer};
+use super::writer::{BACKLOG, COLLECT, Entry, Writer};
 
 /// A file's bound, bytes. Two such files are kept.
 const MOST_BYTES: u64 = 64 << 20;
@@ -38,9 +41,9 @@ impl AccessLog {
     /// The file cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         if path == Path::new("-") {
-            return AccessLog::start(Place::Stream(Box::new(io::stdout())), MOST_BYTES);
+            return AccessLog::to(io::stdout());
         }
-        AccessLog::start(Place::File(Appended::open(path)?), MOST_BYTES)
+        AccessLog::to(LogFile::open(path, MOST_BYTES)?)
     }
 
     /// Writes to `stream`, which may be slow: then lines are dropped.
@@ -49,13 +52,9 @@ impl AccessLog {
     ///
     /// The system has no thread left.
     pub fn to(stream: impl Write + Send + 'static) -> io::Result<Self> {
-        AccessLog::start(Place::Stream(Box::new(stream)), MOST_BYTES)
-    }
-
-    fn start(place: Place, bound: u64) -> io::Result<Self> {
         let (entries, receiver) = sync_channel(BACKLOG);
         let dropped = Arc::new(AtomicU64::new(0));
-        let writer = Writer::new(place, bound, Arc::clone(&dropped));
+        let writer = Writer::new(stream, Arc::clone(&dropped));
         let thread = std::thread::Builder::new().name("access-log".to_owned());
         thread.spawn(move || writer.run(&receiver))?;
         Ok(AccessLog { entries, dropped })
@@ -67,9 +66,7 @@ impl AccessLog {
     }
 
     pub(crate) fn write(&self, line: &Line) {
-        let mut text = serde_json::to_vec(line).unwrap_or_default();
-        text.push(b'\n');
-        if self.entries.try_send(Entry::Line(text)).is_err() {
+        if self.entries.try_send(Entry::Line(json_lines::line(line))).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -140,8 +137,7 @@ mod tests {
             [(0, &["/0"][..]), (1, &["/0", "/1"]), (2, &["/2"]), (3, &["/2", "/3"])]
         {
             // Opened anew each time, as after a restart.
-            let place = Place::File(Appended::open(&file).unwrap());
-            let log = AccessLog::start(place, 2 * one).unwrap();
+            let log = AccessLog::to(LogFile::open(&file, 2 * one).unwrap()).unwrap();
             log.write(&line(&format!("/{n}")));
             log.flush();
             assert_eq!(paths(&file), expected);

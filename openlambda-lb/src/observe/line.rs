@@ -3,21 +3,21 @@
 //! | field | what it is |
 //! |---|---|
 //! | `time_ms` | when the request came, milliseconds since 1970 |
-//! | `request_id` | the reply's `x-openlambda-request-id`; `null` for one call too many that had none |
+//! | `request_id` | the reply's `x-openlambda-request-id`; `null` when the balancer was full and the request had none |
 //! | `trace_id` | the trace of the request's `traceparent` (W3C Trace Context); `null` without one |
 //! | `client` | the address at the other end of the connection |
 //! | `method`, `path` | of the request, without the query, which may hold secrets |
-//! | `function`, `version` | what ran or would have; `null` before it was found |
+//! | `function`, `version` | the function called; `null` when none was found |
 //! | `worker` | the worker that was tried last; `null` when none was |
-//! | `status` | of the reply; `null` when the client left before it |
+//! | `status` | of the reply; `null` when the client left before it came |
 //! | `outcome` | `ok`, the failure's code, `broken_off` or `cancelled`, as in the metrics |
 //! | `error` | the culprit, as in `x-openlambda-error`; `null` when nothing failed |
 //! | `start` | `cold`, `zygote` or `warm`; `null` when nothing ran |
-//! | `retries` | how many workers more were tried |
+//! | `retries` | how many more workers were tried |
 //! | `duration_ms` | from the request's head to the end of the reply |
 //! | `reply_ms` | from the request's head to the reply's; `null` when there was none |
 //! | `phases_ms` | the worker's `Server-Timing`: `queue`, `pull`, `create`, `init`, `run` |
-//! | `request_bytes`, `reply_bytes` | of the bodies, as far as they came |
+//! | `request_bytes`, `reply_bytes` | bytes of the bodies that arrived |
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! What is kept of requests when they are over: counts, and lines of the access log.
+//! What a finished request leaves: counts, and a line of the access log.
 
 mod access_log;
 mod line;

@@ -1,4 +1,4 @@
-//! What `/stats` tells of calls: [`Stats`].
+//! The counts of calls that `/stats` shows: [`Stats`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

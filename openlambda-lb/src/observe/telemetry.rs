@@ -1,7 +1,7 @@
 //! What a call leaves behind: a count in the metrics, and a line in the access log.
 //!
-//! A [`Record`] goes with the call from its first byte to the last of its reply, and is over when it
-//! is dropped, wherever that happens: nothing that a client gets goes uncounted.
+//! A [`Record`] accompanies the call from its first byte to the last byte of its reply. It is counted
+//! when it is dropped, wherever that happens, so every reply is counted.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -100,7 +100,7 @@ pub(crate) struct Record {
     began: Time,
     subject: Subject,
     function: Option<Arc<FunctionCalls>>,
-    /// Why the reply is none of the function's.
+    /// The failure, when the reply is not the function's.
     failure: Option<FailureKind>,
     start: Option<StartKind>,
     /// How it came out, as far as is known, when it is no failure.
@@ -117,7 +117,7 @@ impl Record {
         }
     }
 
-    /// The call is one too many, and nobody answers it.
+    /// The balancer has too many calls, and refuses this one.
     pub(crate) fn refused(mut self) {
         self.failure = Some(FailureKind::NoWorker);
         if let Some(line) = &mut self.line {

@@ -1,12 +1,9 @@
 //! The thread that writes the access log: [`Writer`].
 //!
-//! It takes what has come since it wrote last, writes it at once, and rests for a moment. A file that has
-//! reached its bound becomes `FILE.1`, replacing an older one. What could not be written is counted, and
-//! a line that broke off in the middle is ended before the next.
+//! It takes what has come since it wrote last, writes it at once, and rests for a moment. What
+//! could not be written is counted, and a line that broke off in the middle is ended before the next.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
@@ -27,32 +24,9 @@ pub(super) enum Entry {
     Flush(Sender<()>),
 }
 
-/// Where it writes.
-pub(super) enum Place {
-    File(Appended),
-    Stream(Box<dyn Write + Send>),
-}
-
-/// A file that grows at its end.
-pub(super) struct Appended {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-}
-
-impl Appended {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = File::options().create(true).append(true).open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Appended { path: path.to_owned(), file, bytes })
-    }
-}
-
 /// The thread that writes.
 pub(super) struct Writer {
-    place: Place,
-    /// A file's bound, bytes.
-    bound: u64,
+    place: Box<dyn Write + Send>,
     /// The last write failed, perhaps in the middle of a line.
     torn: bool,
     dropped: Arc<AtomicU64>,
@@ -60,11 +34,11 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Counts in `dropped` the lines that it could not write.
-    pub(super) fn new(place: Place, bound: u64, dropped: Arc<AtomicU64>) -> Self {
-        Writer { place, bound, torn: false, dropped }
+    pub(super) fn new(place: impl Write + Send + 'static, dropped: Arc<AtomicU64>) -> Self {
+        Writer { place: Box::new(place), torn: false, dropped }
     }
 
-    /// Writes until nobody is left who could send more.
+    /// Writes until every sender is gone.
     pub(super) fn run(mut self, entries: &Receiver<Entry>) {
         let mut batch = Vec::new();
         while let Ok(entry) = entries.recv() {
@@ -101,29 +75,11 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &[u8]) -> io::Result<()> {
-        let whole = if self.torn { &b"\n"[..] } else { b"" };
-        match &mut self.place {
-            Place::Stream(stream) => {
-                stream.write_all(whole)?;
-                stream.write_all(batch)?;
-                stream.flush()?;
-            }
-            Place::File(appended) => {
-                // Somebody may have moved it away: write to where readers look.
-                let gone = !appended.path.exists();
-                if gone || appended.bytes + batch.len() as u64 > self.bound {
-                    if !gone && appended.bytes > 0 {
-                        let mut older = appended.path.clone().into_os_string();
-                        older.push(".1");
-                        std::fs::rename(&appended.path, older)?;
-                    }
-                    *appended = Appended::open(&appended.path)?;
-                }
-                appended.file.write_all(whole)?;
-                appended.file.write_all(batch)?;
-                appended.bytes += batch.len() as u64;
-            }
+        if self.torn {
+            self.place.write_all(b"\n")?;
         }
+        self.place.write_all(batch)?;
+        self.place.flush()?;
         if self.torn {
             self.torn = false;
             tracing::info!("the access log can be written again");

@@ -1,4 +1,4 @@
-//! A function's own worker, unless that has more than its share: [`BoundedLoad`].
+//! The function's own worker, unless it has more than its share of the load: [`BoundedLoad`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
@@ -11,8 +11,8 @@ use super::parts::{Candidates, Ring, WorkerRing};
 /// Consistent hashing with bounded loads.
 ///
 /// A function belongs to a place on a [`Ring`]; a request goes to the first ready worker clockwise
-/// that has room under the cap. So requests of one function meet where its instances are warm, and
-/// no worker gets more than (1 + ε) times its fair share.
+/// that has room under the cap. So requests of one function go to the workers where its instances are
+/// warm, and no worker gets more than (1 + ε) times its fair share.
 ///
 /// Formula: with m requests in flight at the n ready workers, the cap is c = ⌈(1 + ε)(m + 1) / n⌉ and
 /// the choice is the first worker clockwise of h(f) with q + 1 ≤ c. With weights wᵢ, worker i has
@@ -20,10 +20,10 @@ use super::parts::{Candidates, Ring, WorkerRing};
 /// there always is one. For a retry, the workers that failed are left out of m, n and Σw: the bound
 /// holds among the others.
 ///
-/// Cost: one look-up on the ring and O(1/ε²) steps on average; no allocation. A function that is called
-/// much walks past all the workers that it has filled, about its share of the calls times n of them, so
-/// a step reads no more than the next point and the worker's number in one array. When a worker comes
-/// or goes, O(points) at the next decision.
+/// Cost: one look-up on the ring and O(1/ε²) steps on average; no allocation. A frequently called function
+/// passes all the workers that it has filled, about its share of the calls times n of them, so a step
+/// reads only the next point and the worker's number in one array. When a worker joins or leaves,
+/// O(points) at the next decision.
 ///
 /// Source: V. Mirrokni, M. Thorup, M. Zadimoghaddam, Consistent Hashing with Bounded Loads, SODA
 /// 2018. Their version also moves requests when the cap sinks; requests that run cannot be moved, so

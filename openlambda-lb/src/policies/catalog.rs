@@ -1,4 +1,4 @@
-//! From a policy's name and parameters to the policy: [`PolicyCatalog`].
+//! Makes a policy from its name and parameters: [`PolicyCatalog`].
 
 use std::ops::{Deref, DerefMut};
 
@@ -24,7 +24,7 @@ pub type PolicyMaker = Maker<dyn BalancingPolicy>;
 pub type BuildPolicy = Build<dyn BalancingPolicy>;
 
 impl PolicyCatalog {
-    /// The policy of a balancer that is told of none: the nearest to optimal that needs no tuning.
+    /// The default policy of a balancer: the nearest to optimal that needs no tuning.
     pub const DEFAULT: &'static str = "least-outstanding";
 
     /// No policies.

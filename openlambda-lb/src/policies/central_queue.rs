@@ -17,13 +17,13 @@ use super::parts::{Candidates, FewWorkers, FillOrder, FixedMap};
 /// largest part of its slots free; when none is free it is held, and when a slot becomes free the
 /// one that came first is bound to it. No slot is free while a request waits that may go there.
 ///
-/// A retry does not go to a worker that failed it while another one is ready; so one behind it may
-/// be served first, by that very worker. One that failed on more than eight workers is not held:
+/// A retry does not go to a worker that failed it while another one is ready; so a request behind it may
+/// be served first, by that very worker. A request that failed on more than eight workers is not held:
 /// it goes to the least full of the others.
 ///
 /// With Poisson arrivals and exponential service this is the M/M/c queue, whose waiting times are
-/// known: an oracle of the simulator. A request pays for it with one hop of the network between two
-/// requests of a slot.
+/// known, so it checks the simulator. Its price: a slot idles for one hop of the network between two
+/// requests.
 ///
 /// A request waits at most `wait`, and at most `most` requests wait; beyond, it is refused as
 /// overloaded. Warm instances are not considered.
@@ -127,9 +127,9 @@ pub(super) fn entry() -> PolicyEntry {
             .to_owned(),
         source: "the textbook; with exponential service an M/M/c queue".to_owned(),
         parameters: vec![
-            ParameterInfo::new("wait", 30.0, "seconds that a request waits at most")
+            ParameterInfo::new("wait", 30.0, "the most seconds that a request waits")
                 .within(0.001..=86_400.0),
-            ParameterInfo::new("most", 100_000, "requests that wait at most")
+            ParameterInfo::new("most", 100_000, "the most requests that wait")
                 .within(0..=100_000_000),
         ],
         build: Box::new(|given| {

@@ -1,4 +1,4 @@
-//! Popular functions spread from their home, others stay there: [`ChRlu`].
+//! Each function at its own worker; popular functions spread to the next ones: [`ChRlu`].
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use openlambda_core::time::Time;
 use super::catalog::{ParameterInfo, PolicyEntry};
 use super::parts::{Candidates, WorkerRing};
 
-/// How often it is decided anew which functions are popular.
+/// How often popular functions are determined again.
 const POPULARITY_EVERY: Duration = Duration::from_secs(1);
 
-/// A report that is older than this tells nothing.
+/// A report that is older than this is ignored.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// How much the latest interval counts in a function's mean.
@@ -25,9 +25,9 @@ const DEVIATION: f64 = 0.1;
 
 /// Consistent hashing with random load updates (CH-RLU).
 ///
-/// Unpopular functions go home whatever the load: a cold start costs them more than a wait. Popular
-/// ones go along a chain of workers and leave those that are loaded, or are about to be. The noise
-/// stands for requests that were sent since the worker's last report, and it keeps the requests of a
+/// Unpopular functions go to their home, whatever its load: a cold start costs them more than a wait.
+/// Popular functions go along a chain of workers and skip those that are loaded, or are about to be. The
+/// noise represents requests that were sent since the worker's last report, and keeps the requests of a
 /// burst from herding to the same next worker.
 ///
 /// Formula: popular are the given share of the functions with the shortest mean inter-arrival times.
@@ -41,13 +41,13 @@ const DEVIATION: f64 = 0.1;
 /// cold starts of one, which are cheap beside them, a burst waits longer at home than elsewhere.) An
 /// unpopular function goes home.
 ///
-/// λ̄ is taken for a load as it is, as in the authors' code: that fits calls that run for about a second.
-/// Where functions are called more often than `bound` · capacity times a second in the mean, the noise
-/// alone is over the bound, and popular functions stay at home too.
+/// λ̄ is used as a load without conversion, as in the authors' code: that fits calls that run for about a
+/// second. Where functions are called more often than `bound` · capacity times a second on average, the
+/// noise alone is over the bound, and popular functions stay at home too.
 ///
-/// A worker's load is what it has for each of its capacity: the cached load, which is that of its last
-/// report (running + queued, over all balancers) with the noise added since, or this balancer's own
-/// requests in flight when that is more, or when there was no report for 10 s.
+/// A worker's load is divided by its capacity. It is the cached load, which is that of its last report
+/// (running + queued, over all balancers) with the noise added since; or this balancer's own requests in
+/// flight, when those are more or when there was no report for 10 s.
 ///
 /// Cost: a look-up on the ring, and for popular functions up to `chain` draws, more when points of the
 /// same worker or of those that are not ready are between; no allocation. Once a second O(functions)
@@ -283,12 +283,20 @@ pub(super) fn entry() -> PolicyEntry {
             ParameterInfo::new(
                 "bound",
                 1.2,
-                "the load for each of its capacity that a worker may have, above 0, at most 1000",
+                "the most load per unit of a worker's capacity, above 0, at most 1000",
             ),
-            ParameterInfo::new("chain", 16, "how many workers a request goes past, 1 to 64")
-                .within(1..=ChRlu::MOST_CHAIN),
-            ParameterInfo::new("popular", 0.2, "the share of the functions that is, 0 to 1")
-                .within(0..=1),
+            ParameterInfo::new(
+                "chain",
+                16,
+                "how many overloaded workers a request passes, 1 to 64",
+            )
+            .within(1..=ChRlu::MOST_CHAIN),
+            ParameterInfo::new(
+                "popular",
+                0.2,
+                "the share of functions that count as popular, 0 to 1",
+            )
+            .within(0..=1),
             ParameterInfo::new(
                 "vnodes",
                 100,

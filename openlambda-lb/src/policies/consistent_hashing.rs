@@ -9,9 +9,9 @@ use super::parts::{Candidates, WorkerRing};
 
 /// Consistent hashing: the first ready worker clockwise of the function's place on a ring.
 ///
-/// All requests of a function meet where its instances are warm, whatever the load. When one of n
-/// workers comes or goes, about 1/n of the functions move, all of them to or from that worker; one
-/// that is not ready is passed over and gets its functions back afterwards.
+/// All requests of a function go to the worker where its instances are warm, whatever the load. When one
+/// of n workers joins or leaves, about 1/n of the functions move, all of them to or from that worker; a
+/// worker that is not ready is skipped and gets its functions back afterwards.
 ///
 /// Formula: with v points h(name, 1) … h(name, v) for each worker on a circle of 2⁶⁴, the choice is
 /// the owner of the first point ≥ h(f). A worker of weight w has v·w points. The largest share of

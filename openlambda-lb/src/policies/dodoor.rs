@@ -1,4 +1,4 @@
-//! Two samples from a load vector that is not always fresh: [`Dodoor`].
+//! The less loaded of two workers, by cached loads that are updated in batches: [`Dodoor`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
@@ -14,15 +14,15 @@ use super::parts::{BySlot, Candidates};
 /// worker's load at the last refresh: its requests in flight from this balancer, and from others as
 /// many as its last report had beyond those from here. (The whole report would be too old: a worker that
 /// was busy at that moment would look busy until the next one.) At a refresh, before the first decision
-/// and `b` decisions after the last refresh, the loads of all workers are taken over; in between,
-/// nothing changes, not even by this balancer's own requests, so that what is seen is what b − 1
-/// decisions of staleness do. With b = 1 it is the power of two choices. A worker that came since the
-/// last refresh has load 0.
+/// and `b` decisions after the last refresh, the loads of all workers are copied. In between the vector
+/// does not change, not even by this balancer's own requests, so a decision sees loads that are up to
+/// b − 1 decisions old. With b = 1 it is the power of two choices. A worker that joined since the last
+/// refresh has load 0.
 ///
-/// Unless it is given, b is half of the workers that are ready at the refresh, ⌊n / 2⌋ and at least 1.
-/// It has to follow n: while one batch is placed, the worker that looks the least loaded is taken each
-/// time that it is drawn, 2 · b / n times in the mean. With b = n / 2 that is once; with b ≫ n all of
-/// a batch goes to those that *were* idle, and the policy is no better than random, or worse.
+/// By default b is half of the workers that are ready at the refresh, ⌊n / 2⌋ and at least 1. It has to
+/// grow with n: while one batch is placed, the worker that looks the least loaded is taken each time that
+/// it is drawn, 2 · b / n times on average. With b = n / 2 that is once; with b ≫ n the whole batch goes to
+/// the workers that *were* idle, and the policy is no better than random, or worse.
 ///
 /// Cost: O(1) and two samples per decision, and O(n) at a refresh, which is O(1) per decision when b is
 /// a share of n; no allocation.
@@ -67,7 +67,7 @@ impl Dodoor {
     }
 }
 
-/// As a parameter, what `b` is when it is not given.
+/// The parameter's value for the default of `b`.
 const HALF: &str = "half";
 
 pub(super) fn entry() -> PolicyEntry {

@@ -1,4 +1,4 @@
-//! Another policy, kept from giving any worker too much: [`Guardrails`].
+//! A bound on how much work another policy gives to any one worker: [`Guardrails`].
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use openlambda_core::time::Time;
 use super::catalog::{ParameterInfo, PolicyEntry};
 use super::parts::Candidates;
 
-/// An inner policy's choices, restricted to workers that have not got too much work of the
-/// request's size.
+/// An inner policy's choices, restricted to workers that have not had too much work of the request's
+/// size.
 ///
-/// Formula: sizes are told apart by rank. With x the request's size, its rank r is the number with
+/// Formula: sizes are grouped by rank. With x the request's size, its rank r is the number with
 /// cʳ ≤ x < cʳ⁺¹ (microseconds; everything below one is rank 0, the next is 1, and so on). G(r, i) is
 /// the sum of the sizes of rank r that were sent to worker i, by weight: x / wᵢ. Worker i is safe for
 /// the request when
@@ -24,17 +24,17 @@ use super::parts::Candidates;
 /// ```
 ///
 /// so the sums of two workers never differ by more than g · cʳ⁺¹ / w, whatever the inner policy does.
-/// A worker whose last request is answered is empty: its sums sink to the least of each rank. A worker
-/// that comes, or comes back, enters there too, or at the largest when it still has requests.
+/// A worker whose last request is answered is empty: its sums are set to the least of each rank. A worker
+/// that joins, or comes back, starts there too, or at the largest when it still has requests.
 ///
 /// A request's size is its size estimate; failing that, the mean latency of its function (which
 /// includes the time in queues and moves by an eighth with each reply); failing that, `size`.
 ///
 /// The inner policy is asked first. As long as it chooses an unsafe worker, it is asked again with
-/// that one excluded, up to four times; then the worker with the least sum is taken, which is safe
-/// always. A retry whose safe workers are all excluded goes to the one with the least sum among the
-/// others, and its sum counts only up to the limit. So do requests that the inner policy holds and
-/// binds: they are counted, not guarded, and the catalogue refuses such a policy.
+/// that one excluded, up to four times; then the worker with the least sum is taken, which is always
+/// safe. A retry whose safe workers are all excluded goes to the one with the least sum among the
+/// others, and its sum counts only up to the limit. Requests that the inner policy holds and binds count
+/// in the same way, but are not guarded, so the catalogue refuses such a policy.
 ///
 /// Cost: that of the inner policy, once in most cases, and O(log n) per request; a worker that becomes
 /// empty costs O(ranks in use · log n). No allocation once a rank has been seen.
@@ -64,7 +64,7 @@ pub struct Guardrails {
     excluded: Vec<WorkerId>,
 }
 
-/// Below that a weight makes no difference to the sums, or one worker could switch the guard off.
+/// The least weight that counts in the sums; with a smaller one, one worker could switch off the guard.
 const LEAST_WEIGHT: f64 = 0.01;
 
 /// How often the inner policy is asked again.
@@ -226,7 +226,7 @@ const HOLDING: [&str; 2] = ["central-queue", "late-binding"];
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "guardrails".to_owned(),
-        about: "what another policy chooses, unless that worker got too much work of such a size"
+        about: "another policy's choice, unless that worker has had too much work of this size"
             .to_owned(),
         source: "Grosof, Scully, Harchol-Balter, Load Balancing Guardrails, SIGMETRICS 2019"
             .to_owned(),
@@ -237,13 +237,13 @@ pub(super) fn entry() -> PolicyEntry {
             ParameterInfo::new(
                 "g",
                 2.0,
-                "how many of a rank's largest requests sums may differ by",
+                "by how many of a rank's largest requests the sums may differ",
             )
             .within(1..=1000),
             ParameterInfo::new(
                 "size",
                 0.1,
-                "seconds that a request takes of which nothing is known",
+                "seconds that a request counts for when its size is not known",
             )
             .within(1e-6..=86_400.0),
         ],

@@ -1,4 +1,4 @@
-//! Pack while there is room, spread when there is none: [`Hermod`].
+//! Packs workers while slots are free, and balances load when none are: [`Hermod`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, Refusal,
@@ -12,11 +12,11 @@ use super::parts::{Candidates, FillOrder};
 ///
 /// Algorithm: while any worker has a free slot, a request goes to a worker that has a free slot and
 /// an idle instance of the function, the fullest of those; failing that, to the fullest worker with
-/// a free slot. So few workers are in use at low load, where warm instances are found again. When
+/// a free slot. So at low load few workers are in use, and requests find warm instances there. When
 /// all slots of all workers are taken, it goes to the least loaded worker by capacity (qᵢ / cᵢ), and
 /// among equals to one with an idle instance. How full a worker is counts in sixteenths of its
-/// capacity. The worker should share its processors among all that it has (queue policy and limits
-/// permitting): the paper combines the placement with processor sharing.
+/// capacity. A worker should share its processors among all its calls, as far as queue policy and limits
+/// allow: the paper combines the placement with processor sharing.
 ///
 /// Cost: O(1) and one look-up among the idle instances, of which the first 32 workers of the
 /// function are considered; no allocation. O(n) for a retry.

@@ -1,4 +1,4 @@
-//! Workers pull requests of functions that they have idle instances of: [`Hiku`].
+//! Workers with idle instances of a function pull its requests: [`Hiku`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, FunctionId, PolicyContext, PolicyEvent, RequestInfo,

@@ -10,7 +10,7 @@ use super::parts::{Candidates, WorkerQueue};
 /// A queue of idle workers; when it is empty, any worker.
 ///
 /// Algorithm: a worker whose last request is answered joins the queue's end. A request takes the
-/// worker at its head; when nobody is idle, it goes to a random one, where it waits.
+/// worker at its head; when no worker is idle, it goes to a random one, where it waits.
 ///
 /// A worker is idle while it has fewer than `below` requests of this balancer in flight. 1 is the
 /// paper's rule; its extension, to report earlier than at zero, is a higher number, and fits workers

@@ -13,13 +13,13 @@ use super::catalog::{ParameterInfo, PolicyEntry};
 use super::parts::{Candidates, FewWorkers, FixedMap};
 
 /// Sampled late binding: a request reserves a place in the queues of `d` random workers, and goes to
-/// the first that comes to it.
+/// the worker whose queue reaches the place first.
 ///
-/// Algorithm: `d` distinct ready workers are drawn and get a reservation each; the request stays
-/// here. A worker whose queue has come to a reservation offers its slot; the first offer gets the
-/// request, and the balancer cancels the other reservations. So a request never waits behind a long
-/// one while another of its workers is free, which a queue's length alone does not show. With fewer
-/// than two workers to choose from nothing is reserved.
+/// Algorithm: `d` distinct ready workers are drawn and get a reservation each; the request stays at the
+/// balancer. A worker whose queue reaches a reservation offers its slot; the first offer gets the
+/// request, and the balancer cancels the other reservations. So a request never waits behind a long one
+/// while another of its workers is free; the length of a queue alone would not show that. With fewer
+/// than two workers to choose from, nothing is reserved.
 ///
 /// When no offer has come for `patience` (lost, or the workers know no reservations), the request is
 /// bound to the one of its workers with the fewest requests in flight by weight, (qᵢ + 1) / wᵢ; if
@@ -60,7 +60,7 @@ impl LateBinding {
     pub fn new(d: usize, patience: Duration, wait: Duration) -> Self {
         LateBinding {
             d: d.clamp(1, Self::MOST),
-            // Without any, it would be woken without end while nobody is ready.
+            // Without any, it would be woken without end while no worker is ready.
             patience: patience.max(Duration::from_millis(1)),
             wait,
             held: FixedMap::default(),
@@ -112,7 +112,7 @@ fn cost(worker: WorkerId, view: &ClusterView<'_>) -> f64 {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "late-binding".to_owned(),
-        about: "the first of d random workers whose queue comes to the request".to_owned(),
+        about: "the first of d random workers whose queue reaches the request".to_owned(),
         source: "Ousterhout et al., Sparrow: Distributed, Low Latency Scheduling, SOSP 2013"
             .to_owned(),
         parameters: vec![
@@ -124,7 +124,7 @@ pub(super) fn entry() -> PolicyEntry {
                 "seconds without an offer, then it is bound anyway",
             )
             .within(0.001..=86_400.0),
-            ParameterInfo::new("wait", 30.0, "seconds that a request is held at most")
+            ParameterInfo::new("wait", 30.0, "the most seconds that a request is held")
                 .within(0.001..=86_400.0),
         ],
         build: Box::new(|given| {
@@ -199,7 +199,7 @@ impl BalancingPolicy for LateBinding {
             if let Some(worker) = Self::without_offer(&held, view, cx) {
                 cx.bind(ticket, worker, Why("no offer"));
             }
-            // If nobody is ready, it is tried again later; otherwise it is forgotten when the bind
+            // If no worker is ready, it is tried again later; otherwise it is forgotten when the bind
             // is observed.
             self.hold(ticket, held.reserved, held.failed, cx.now);
         }

@@ -10,7 +10,7 @@ use super::parts::{Candidates, LoadOrder};
 /// The ready worker with the fewest requests of this balancer in flight; among equals, any.
 ///
 /// Formula: argmin qᵢ, ties drawn uniformly. The counts are the balancer's own and change with each
-/// decision, so a burst spreads at once and does not herd to whoever was least loaded a moment ago.
+/// decision, so a burst spreads at once and does not herd to the worker that was least loaded a moment ago.
 /// With several balancers each sees only its own requests.
 ///
 /// Cost: O(1) per decision and per event ([`LoadOrder`]), O(n) for a retry. Weights are not

@@ -1,4 +1,4 @@
-//! A function's worker by one look-up in a table: [`Maglev`].
+//! The function's own worker, by one look-up in a table: [`Maglev`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,

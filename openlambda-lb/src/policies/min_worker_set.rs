@@ -1,4 +1,4 @@
-//! The fewest workers that are enough for the function: [`MinWorkerSet`].
+//! The smallest set of workers that covers the function's demand: [`MinWorkerSet`].
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const NEWEST: f64 = 0.2;
 /// covers its demand; a request goes to the least loaded of them.
 ///
 /// So a function is on few workers, where its instances stay warm, and on more as its demand grows;
-/// when the demand shrinks, the last ones get nothing more and let their instances go.
+/// when the demand shrinks, the last workers get no more requests, and their instances expire.
 ///
 /// Formula: demand = λ · d, the invocations that run at once by Little's law: λ is the rate of
 /// arrivals, counted with weights e^(−age / window), d the mean duration of invocations that were

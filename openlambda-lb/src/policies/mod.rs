@@ -8,26 +8,26 @@
 //! | `least-outstanding` | | the least loaded of all |
 //! | `bounded-load` | `epsilon`, `vnodes` | the function's own worker on a hash ring, unless that is over its share |
 //! | `central-queue` | `wait`, `most` | the first free slot, in order of arrival |
-//! | `ch-rlu` | `bound`, `chain`, `popular`, `vnodes` | the function's own worker; for popular functions, the next on the ring that is not loaded |
+//! | `ch-rlu` | `bound`, `chain`, `popular`, `vnodes` | the function's own worker; for popular functions, the next on the ring that is not overloaded |
 //! | `consistent-hashing` | `vnodes` | the function's own worker on a hash ring |
 //! | `dodoor` | `b` | the less loaded of two, by a load vector that is `b` decisions old at most, or half as many as there are workers |
-//! | `guardrails` | `inner`, `c`, `g`, `size` | what another policy chooses, unless that worker got too much work of such a size |
+//! | `guardrails` | `inner`, `c`, `g`, `size` | another policy's choice, unless that worker has had too much work of this size |
 //! | `hermod` | | the fullest worker with a free slot, warm first; all busy: the least loaded |
 //! | `hiku` | | the least loaded worker with an idle instance of the function |
 //! | `join-idle-queue` | `below` | the worker that has been idle longest, else any |
 //! | `late-binding` | `d`, `patience`, `wait` | the first of `d` random workers that has a slot free |
 //! | `maglev` | `size` | the function's own worker in an evenly filled table |
 //! | `min-worker-set` | `utilisation`, `vnodes`, `window` | the least loaded of the fewest workers that cover the function's demand |
-//! | `openwhisk` | | from the function's own worker in co-prime steps to one with a free slot |
+//! | `openwhisk` | | the first worker with a free slot, in co-prime steps from the function's own |
 //! | `package-aware` | `threshold`, `vnodes` | the less loaded of two workers that have the function's package |
 //! | `palette` | `assign`, `buckets` | the worker of the request's colour |
-//! | `peak-ewma` | `tau` | the one of two whose latency and queue promise the earlier reply |
-//! | `prequal` | `probes`, `pool`, `quantile`, … | the best of a pool of workers that were probed lately |
+//! | `peak-ewma` | `tau` | the one of two with the lower expected latency, by its latencies and calls in flight |
+//! | `prequal` | `probes`, `pool`, `quantile`, … | the best of a pool of recently probed workers |
 //! | `rendezvous` | | the worker with the highest random weight for the function |
 //!
-//! [`PolicyCatalog::standard`] knows these (`standard.rs` is the list);
-//! [`Catalog::register`](openlambda_core::catalog::Catalog::register) adds one of your own, for which
-//! [`parts`] has what most policies are made of.
+//! [`PolicyCatalog::standard`] has these (`standard.rs` is the list);
+//! [`Catalog::register`](openlambda_core::catalog::Catalog::register) adds your own; [`parts`]
+//! has what most policies are built from.
 
 mod bounded_load;
 mod catalog;

@@ -22,9 +22,9 @@ const STEP_SALT: u64 = 0x7374_6570;
 /// uniformly.
 ///
 /// A slot is one of the invocations that the worker can run at once ([`capacity`]); OpenWhisk counts
-/// its memory instead. Unequal workers say so by their capacity; weights are not respected. A worker
-/// that is not ready keeps its place, but when one comes or goes for good, n changes and nearly all
-/// functions move: that is the algorithm's.
+/// its memory instead. Capacities express unequal workers; weights are ignored. A worker that is not
+/// ready keeps its place, but when one joins or leaves for good, n changes and nearly all functions move,
+/// as the algorithm has it.
 ///
 /// Cost: a step for each full worker on the way, at most n, which the algorithm demands; O(1) when all
 /// are full. No allocation. When a worker comes or goes, O(n log log n) at the next decision.
@@ -127,7 +127,7 @@ impl BalancingPolicy for OpenWhisk {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry::new(
         "openwhisk",
-        "from the function's home in co-prime steps until a worker has a free slot",
+        "the first worker with a free slot, in co-prime steps from the function's own",
         "Apache OpenWhisk, ShardingContainerPoolBalancer, 2018",
         || Box::new(OpenWhisk::new()),
     )

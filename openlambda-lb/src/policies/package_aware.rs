@@ -12,8 +12,8 @@ use super::parts::{Candidates, LoadOrder, WorkerRing};
 /// Turns a package's key into that of its second place on the ring.
 const SECOND_SALT: u64 = 0x7365_636f_6e64;
 
-/// Package-aware scheduling (PASch): functions with the same package meet at two workers, which have
-/// it cached, unless both are overloaded.
+/// Package-aware scheduling (PASch): functions with the same package go to the same two workers, which
+/// have it cached, unless both are overloaded.
 ///
 /// Formula: with p the function's largest package, c₁ is the first ready worker clockwise of h(p) on
 /// a ring and c₂ the first other one clockwise of h(p, salt). The choice is the less loaded of both by

@@ -34,7 +34,7 @@ pub struct Palette {
 /// How colours become workers; see [`Palette`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assignment {
-    /// By a hash into at least so many buckets, which workers own in even shares.
+    /// By a hash into at least this many buckets, which workers own in even shares.
     BucketHash {
         /// How many buckets at least, 101 to 16,777,216; there are 100 for each worker at least.
         buckets: u32,

@@ -1,4 +1,4 @@
-//! The worker that promises the earlier reply: [`PeakEwma`].
+//! The one of two workers with the lower expected latency: [`PeakEwma`].
 
 use openlambda_core::balancing::{
     BalancingPolicy, ClusterView, Decision, PolicyContext, PolicyEvent, Refusal, RequestInfo, Why,
@@ -83,7 +83,8 @@ impl PeakEwma {
 pub(super) fn entry() -> PolicyEntry {
     PolicyEntry {
         name: "peak-ewma".to_owned(),
-        about: "the one of two random workers with the lower latency × queue".to_owned(),
+        about: "the one of two random workers with the lower latency × requests in flight"
+            .to_owned(),
         source: "Finagle's PeakEwma; tower's balance".to_owned(),
         parameters: vec![
             ParameterInfo::new("tau", 10.0, "seconds in which an estimate fades")

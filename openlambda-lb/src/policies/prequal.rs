@@ -1,4 +1,4 @@
-//! The best of a pool of workers that were probed lately: [`Prequal`].
+//! The best of a pool of recently probed workers: [`Prequal`].
 
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use super::parts::Candidates;
 ///
 /// Algorithm: each request sends `probes` probes to random workers and does not wait for them. An
 /// answer says how many requests the worker has in flight, for all balancers (running and queued:
-/// its RIF), and how long one would take that came now, which the worker knows from its last calls that
-/// found about as many ([`LatencyByLoad`]). It goes into a pool of at most `pool` answers, one per
-/// worker; the oldest makes room. A request takes its worker from the pool:
+/// its RIF), and how long a request that came now would take, which the worker estimates from recent calls
+/// that found about as many ([`LatencyByLoad`]). The answer goes into a pool of at most `pool` answers,
+/// one per worker; the oldest is dropped for it. A request takes its worker from the pool:
 ///
 /// * an answer is *hot* when its RIF is above the quantile `quantile` of the last 128 answers';
 /// * among the cold ones the one with the least latency is taken, of equals the one with the least
@@ -36,11 +36,11 @@ use super::parts::Candidates;
 /// latency), and those older than `age`. When the denominator is not positive, which is so with few
 /// workers, b is 16; and the pool holds answers of at most half of the workers, but two.
 ///
-/// The latency must be that of the RIF now. A mean over the replies that the balancer saw lags behind
-/// the worker's queue: the worker that looks fastest gets all requests of a queue's length of time
-/// before the first late reply says otherwise, and the hot ones do not limit that, because the quantile
-/// rises with the queues. (With 50 workers and exponential times of 10 ms that took 140, 663 and
-/// 1,459 ms at load 0.5, 0.7 and 0.9, where `random` takes 20, 34 and 101; it is 15, 16 and 21 now.)
+/// The latency must be that at the present RIF. A mean over the replies that the balancer saw lags behind
+/// the worker's queue: the worker that looks fastest gets all requests until the first late reply, as long
+/// as its queue has become, and the hot-cold rule does not limit that, because the quantile rises with the
+/// queues. (With 50 workers and exponential times of 10 ms that took 140, 663 and 1,459 ms at load 0.5, 0.7
+/// and 0.9, where `random` takes 20, 34 and 101; it is 15, 16 and 21 now.)
 ///
 /// Departures from the paper: probes are sent only with requests, not when there have been none for
 /// `age`: the first request after such a pause goes to a random worker, and the next one finds the

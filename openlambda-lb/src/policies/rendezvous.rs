@@ -83,7 +83,7 @@ impl Rendezvous {
         self.members.clear();
         self.members.extend(view.ready().iter().filter_map(|worker| {
             let known = view.worker(*worker)?;
-            // A weight that is none would win always, or make comparisons meaningless.
+            // A weight of NaN would always win, or make comparisons meaningless.
             let weight = if known.weight() > 0.0 { known.weight() } else { f64::MIN_POSITIVE };
             Some(Member { weight, name_hash: known.name_hash(), worker: *worker })
         }));

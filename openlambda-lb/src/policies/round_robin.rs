@@ -11,7 +11,7 @@ use super::parts::Candidates;
 /// Each ready worker in turn, in order of their slots.
 ///
 /// Formula: `ready[i mod n]`, then `i + 1`. When workers come and go, the turn goes on behind the
-/// worker that was served last, so nobody is passed over or served twice.
+/// worker that was served last, so no worker is skipped or served twice.
 ///
 /// Cost: O(1) per decision, O(log n) when a worker comes or goes. Weights are not respected.
 ///

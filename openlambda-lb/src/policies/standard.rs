@@ -1,4 +1,4 @@
-//! The policies of this crate, each of which is told of in its own file.
+//! The list of this crate's policies; each has its entry in its own file.
 
 use super::catalog::{PolicyCatalog, PolicyEntry};
 

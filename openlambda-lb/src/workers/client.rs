@@ -1,5 +1,5 @@
-//! How workers are reached: the client for all but calls whose body is at hand, and what it has in common
-//! with the connections of those.
+//! How workers are reached: the client for every request but a call whose body is in memory, and what it
+//! shares with the connections for those calls.
 
 use std::time::Duration;
 

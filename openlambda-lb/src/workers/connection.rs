@@ -1,4 +1,4 @@
-//! One connection to a worker, polled by whoever uses it: [`Connection`].
+//! One connection to a worker, polled by the call that uses it: [`Connection`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -36,7 +36,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Begins to speak HTTP with who is at the other end of `stream`.
+    /// Begins to speak HTTP with the other end of `stream`.
     pub(super) async fn over(stream: Stream) -> Result<Self, SendError> {
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, driver) = handshake.map_err(|error| SendError::Unsent(error.into()))?;

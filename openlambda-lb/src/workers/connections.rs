@@ -1,16 +1,15 @@
-//! The connections to one worker, for calls whose body is at hand.
+//! The connections to one worker, for calls whose body is in memory.
 //!
-//! A connection of hyper's has to be polled by somebody. In hyper-util's pool that is a task of its
-//! own, which each call wakes and is woken by. Here the call polls the connection that it has: a
-//! connection belongs to a call, then to the body of its reply, and when that is at its end it
-//! waits in [`Connections`] for the next call, polled by nobody.
+//! Something has to poll a hyper connection. In hyper-util's pool that is a separate task, which each call
+//! wakes and is woken by. Here the call polls its connection itself: a connection belongs to a call, then
+//! to the body of its reply, and after that it waits unpolled in [`Connections`] for the next call.
 //!
-//! So a client that does not read its reply holds up what is still to be sent of its request. Calls
-//! that stream their body, who may come to that, go by hyper-util's client.
+//! So a client that does not read its reply would hold up the rest of its own request. That can happen
+//! only to calls that stream their body, so those use hyper-util's client.
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -23,6 +22,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::HttpConnector;
 use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tower::ServiceExt;
 
@@ -128,7 +128,7 @@ impl Connections {
     /// One that is open, as far as is known.
     fn take(&self) -> Option<Connection> {
         loop {
-            let mut last = self.lock().pop()?;
+            let mut last = self.idle.lock().pop()?;
             if self.is_fresh(&last) && last.connection.is_open() {
                 return Some(last.connection);
             }
@@ -139,32 +139,27 @@ impl Connections {
     fn give_back(&self, connection: Connection) {
         if !connection.has_ended() {
             let since = self.clock.now();
-            self.lock().push(Idle { connection, since });
+            self.idle.lock().push(Idle { connection, since });
         }
     }
 
-    /// Closes those that were idle for too long: somebody has to call it from time to time.
+    /// Closes connections that were idle for too long. It has to be called from time to time.
     pub(crate) fn sweep(&self) {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let old = idle.iter().take_while(|idle| !self.is_fresh(idle)).count();
         let old: Vec<Idle> = idle.drain(..old).collect();
         drop(idle);
         drop(old);
     }
 
-    /// Closes all that are idle: nobody may be at the other end any more.
+    /// Closes all idle connections: the worker may be gone.
     pub(crate) fn close_idle(&self) {
-        let idle = std::mem::take(&mut *self.lock());
+        let idle = std::mem::take(&mut *self.idle.lock());
         drop(idle);
     }
 
     fn is_fresh(&self, idle: &Idle) -> bool {
         self.clock.now().since(idle.since) < MOST_IDLE
-    }
-
-    /// No code panics while it holds this lock.
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

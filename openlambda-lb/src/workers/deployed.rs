@@ -1,4 +1,4 @@
-//! A version of a function, as the cluster runs it: [`Deployed`].
+//! A resolved version of a function, as the cluster runs it: [`Deployed`].
 
 use std::sync::OnceLock;
 

@@ -1,4 +1,4 @@
-//! The balancer as a follower of membership: [`SelectorFollower`].
+//! Passes membership's events to the pure balancer: [`SelectorFollower`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The live cluster: which workers there are, the way to each of them, and who picks one for a call.
+//! The live cluster: which workers there are, how each is reached, and how one is chosen for a call.
 //!
 //! ```text
 //!  membership ── ClusterEvent ──▶ follow ──▶ selector ◀── select, failed, completed ── route
@@ -8,8 +8,8 @@
 //!                                          peer ─── connections, client ──▶ the worker's HTTP
 //! ```
 //!
-//! Nothing here knows of clients: not what they ask for, nor what they are answered. Functions come in
-//! as the versions that they are already, calls as requests that are ready to be sent.
+//! This module does not know clients, neither their requests nor their replies. It gets functions as
+//! resolved versions, and calls as requests that are ready to be sent.
 
 mod client;
 mod connection;

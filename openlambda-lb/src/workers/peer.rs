@@ -1,4 +1,4 @@
-//! One worker, and all that is said to it: [`Peer`].
+//! One worker, and every request that the balancer makes to it: [`Peer`].
 
 use std::error::Error;
 use std::sync::Arc;

@@ -1,13 +1,12 @@
-//! The pure balancer in a live process: one short lock, a timer, and what it has to say to workers.
+//! The pure balancer in a live process: one short lock, a timer, and its messages to workers.
 //!
-//! What is said to workers about probes and reservations is said by tasks of their own. Nobody waits
-//! for reservations: one that does not get through is not there, and the policy binds without it; a
-//! cancellation that does not get through costs the worker one offer that is cancelled again, or
-//! times out; one that comes first is repeated.
+//! Separate tasks send probes and reservations to workers, and no call waits for a reservation. If one
+//! is lost, the policy binds without it. If a cancellation is lost, the worker makes one offer more,
+//! which is cancelled again or times out. A cancellation that overtakes its reservation is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::HeaderValue;
@@ -15,6 +14,7 @@ use openlambda_core::balancing::retry::RetryConfig;
 use openlambda_core::balancing::{BalancingPolicy, Decision, Member, Refusal, Ticket, WorkerId};
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{Reservation, ReservationKey};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::client::HttpClient;
@@ -58,7 +58,7 @@ pub(super) struct State {
 #[derive(Debug)]
 struct Place {
     peer: Arc<Peer>,
-    /// Who told of it, and has not taken it back.
+    /// The sources that reported it and have not reported that it left.
     sources: BTreeSet<SourceId>,
 }
 
@@ -119,9 +119,9 @@ impl Selector {
     /// Changes the state under the lock, then passes on what the policy decided meanwhile.
     pub(super) fn with<R>(self: &Arc<Self>, change: impl FnOnce(&mut State, Time) -> R) -> R {
         let mut messages = Vec::new();
-        // A panic in a policy of somebody's own must not end every later call. The balancer's counts
+        // A panic in a policy from outside must not end every later call. The balancer's counts
         // may be off by the one call then.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let now = self.clock.now();
         let result = change(&mut state, now);
         while let Some(output) = state.balancer.poll_output() {
@@ -263,7 +263,7 @@ impl State {
         self.places[slot] = Some(Place { peer, sources });
     }
 
-    /// The worker is gone. Returns who told of it.
+    /// The worker is gone. Returns the sources that reported it.
     pub(super) fn leave(&mut self, now: Time, worker: WorkerId) -> BTreeSet<SourceId> {
         self.balancer.leave(now, worker);
         let place = self.places.get_mut(worker.index());

@@ -1,4 +1,4 @@
-//! What status reports and metrics ask of the cluster.
+//! The state of the cluster, for status reports and metrics.
 
 use std::sync::Arc;
 

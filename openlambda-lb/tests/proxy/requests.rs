@@ -182,11 +182,14 @@ async fn old_and_unusual_clients_are_served() {
     lb.nothing_left().await;
 }
 
+/// The fake worker closes after each reply, and says so: no call is to go over a closed connection.
+const EMPTY: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
 /// Where two readings of a request are possible, the worker reads it as the balancer did.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_hides_in_another_one() {
     let lb = Lb::start().await;
-    let a = lb.fake("a", Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+    let a = lb.fake("a", Act::Answer(EMPTY)).await;
     let hidden = "5\r\nabcde\r\n0\r\n\r\n";
     for lengths in [
         "Content-Length: 3\r\nTransfer-Encoding: chunked",

@@ -1,6 +1,7 @@
-//! The registry at the other end of gRPC.
+//! The client: a registry that asks a server over gRPC.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use openlambda_core::backoff::Backoff;
 use openlambda_core::bundle::{self, PIECE};
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
     Revision, VersionInfo,
@@ -24,16 +27,14 @@ use v1::registry_client::RegistryClient;
 /// How long a request may take that carries no bundle.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long to wait before watching again after the connection broke.
-const WATCH_AGAIN: Duration = Duration::from_millis(200);
+/// The pauses before watching again after the connection broke.
+const WATCH_AGAIN: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_millis(400);
 
-/// How long a registry that is just starting again is waited for.
-const RESTART: [Duration; 4] = [
-    Duration::from_millis(50),
-    Duration::from_millis(150),
-    Duration::from_millis(400),
-    Duration::from_millis(1000),
-];
+/// How long a registry that is just starting again is waited for, and the pauses between the
+/// questions.
+const RESTART: Duration = Duration::from_millis(1600);
+const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(800);
 
 /// `ol-registry`, from afar. Clones share two connections, one of them for bundles on their way in: who
 /// sends those slowly, and fills what is on its way, holds up nobody who looks up names. They are made
@@ -56,7 +57,7 @@ impl RemoteRegistry {
         let valid = url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty());
         let endpoint = Endpoint::from_shared(url.to_owned()).ok().filter(|_| valid);
         let endpoint = endpoint.ok_or_else(|| {
-            let message = format!("\"{url}\" is no registry's address; write http://host:port");
+            let message = format!("\"{url}\" is not a registry's address; write http://host:port");
             RegistryError::Unsupported(message)
         })?;
         let endpoint = endpoint
@@ -84,7 +85,7 @@ impl RemoteRegistry {
         &self,
         mut ask: impl FnMut(RegistryClient<Channel>) -> F,
     ) -> Result<T, RegistryError> {
-        let mut waits = RESTART.iter();
+        let (mut backoff, mut waited) = (Backoff::new(ASK_AGAIN, fresh_seed()), Duration::ZERO);
         loop {
             let error = match tokio::time::timeout(PATIENCE, ask(self.client())).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
@@ -94,15 +95,17 @@ impl RemoteRegistry {
                     return Err(RegistryError::Unavailable(message.into()));
                 }
             };
-            match (&error, waits.next()) {
-                (RegistryError::Unavailable(_), Some(wait)) => tokio::time::sleep(*wait).await,
-                _ => return Err(error),
+            if !matches!(error, RegistryError::Unavailable(_)) || waited >= RESTART {
+                return Err(error);
             }
+            let pause = backoff.pause();
+            waited += pause;
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// Sends a chunk of a bundle in messages that gRPC takes: whoever reads a whole file into one chunk
+/// Sends a chunk of a bundle in messages that gRPC takes: a caller that reads a whole file into one chunk
 /// need not know how large a message may be.
 async fn send_pieces(
     parts: &mpsc::Sender<v1::PublishPart>,
@@ -174,7 +177,13 @@ impl Registry for RemoteRegistry {
                 async move { client.resolve(reference).await }
             })
             .await?;
-        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(strange)?;
+        let manifest = serde_json::from_str(&resolved.manifest_json).map_err(|error| {
+            let message = format!(
+                "the registry sent a manifest of another release ({error}); run the same release on \
+                 both sides"
+            );
+            RegistryError::Unavailable(message.into())
+        })?;
         let (name, digest) = (parse(&resolved.function)?, parse(&resolved.digest)?);
         let mut known = Resolved::new(name, Version(resolved.version), digest, manifest);
         known.born = resolved.born.map(Version);
@@ -249,9 +258,10 @@ impl Registry for RemoteRegistry {
 
     fn watch(&self, from: Revision) -> BoxStream<'static, RegistryEvent> {
         let cursor = (from != Revision::NOW).then_some(from.0);
-        let start = Watching { registry: self.clone(), cursor, events: None };
+        let backoff = Backoff::new(WATCH_AGAIN, fresh_seed());
+        let start = Watching { registry: self.clone(), cursor, events: None, backoff };
         let next = |mut watching: Watching| async move {
-            let Watching { registry, cursor, events } = &mut watching;
+            let Watching { registry, cursor, events, backoff } = &mut watching;
             let mut client = registry.client();
             loop {
                 let stream = match events {
@@ -259,7 +269,7 @@ impl Registry for RemoteRegistry {
                     None => match client.watch(v1::WatchRequest { from: *cursor }).await {
                         Ok(stream) => events.insert(stream.into_inner()),
                         Err(_) => {
-                            tokio::time::sleep(WATCH_AGAIN).await;
+                            tokio::time::sleep(backoff.pause()).await;
                             continue;
                         }
                     },
@@ -269,10 +279,11 @@ impl Registry for RemoteRegistry {
                     Ok(None) | Err(_) => {
                         // From where it was: what happens meanwhile is told afterwards.
                         *events = None;
-                        tokio::time::sleep(WATCH_AGAIN).await;
+                        tokio::time::sleep(backoff.pause()).await;
                         continue;
                     }
                 };
+                backoff.reset();
                 // An event of a later release: something happened that is not understood.
                 let revision = Revision(cursor.map_or(0, |cursor| cursor + 1));
                 let event = event.unwrap_or(RegistryEvent::Lagged { revision });
@@ -294,6 +305,7 @@ struct Watching {
     /// The revision of the last change that was told.
     cursor: Option<u64>,
     events: Option<tonic::Streaming<v1::Event>>,
+    backoff: Backoff,
 }
 
 fn parse<T: std::str::FromStr<Err = openlambda_core::function::NameError>>(

@@ -1,4 +1,4 @@
-//! The generated types, and how errors go over the wire.
+//! The protocol's generated types, and the encoding of errors.
 
 use openlambda_core::function::Version;
 use openlambda_core::registry::RegistryError;
@@ -9,6 +9,11 @@ use tonic::{Code, Status};
 pub(super) mod v1 {
     tonic::include_proto!("openlambda.registry.v1");
 }
+
+/// What is wrong with a registry that does not know a request. The protocol's version is the last part
+/// of its package's name, and so of each request's path.
+const OTHER_PROTOCOL: &str = "the registry at the other end does not know this request of the protocol \
+    openlambda.registry.v1, so it is of another release; run the same release on both sides";
 
 /// A conflict's details.
 #[derive(Serialize, Deserialize)]
@@ -43,6 +48,10 @@ pub(super) fn from_status(status: Status) -> RegistryError {
             Ok(Conflict { alias, at }) => RegistryError::Conflict { alias, at },
             Err(_) => RegistryError::Unavailable(status.into()),
         },
+        // Whoever knows the request and refuses it says why.
+        Code::Unimplemented if status.message().is_empty() => {
+            RegistryError::Unsupported(OTHER_PROTOCOL.to_owned())
+        }
         Code::Unimplemented => RegistryError::Unsupported(message()),
         Code::Internal => RegistryError::Storage(message().into()),
         // The transport's own words are on the cause below it.

@@ -1,4 +1,4 @@
-//! The registry over a store in this program.
+//! A registry over a store in the same program.
 
 use std::io;
 use std::path::Path;

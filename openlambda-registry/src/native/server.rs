@@ -1,4 +1,4 @@
-//! gRPC for a [`NativeRegistry`].
+//! The server: a [`NativeRegistry`] over gRPC.
 
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision
 use openlambda_core::serving::{Door, Patience, Patient, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,7 +40,8 @@ pub async fn serve(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
-    let (stopping, stopped) = tokio::sync::watch::channel(false);
+    let stopped = CancellationToken::new();
+    let stopping = stopped.clone().drop_guard();
     let service = Service { registry, stopped };
     let service = v1::registry_server::RegistryServer::new(service);
     let door = Door::new(listener, Patience::default());
@@ -47,7 +49,7 @@ pub async fn serve(
     let incoming = incoming.map(|connection| Ok::<_, std::io::Error>(Caller(connection)));
     let stop = async move {
         stop.await;
-        stopping.send_replace(true);
+        drop(stopping);
     };
     tonic::transport::Server::builder()
         // Who does not answer is gone, or pretends to speak the protocol.
@@ -113,7 +115,7 @@ impl AsyncWrite for Caller {
 #[derive(Debug)]
 struct Service {
     registry: std::sync::Arc<NativeRegistry>,
-    stopped: tokio::sync::watch::Receiver<bool>,
+    stopped: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -239,10 +241,7 @@ impl v1::registry_server::Registry for Service {
                 (Some(RegistryEvent::Lagged { revision }), revision)
             }
         };
-        let mut stopped = self.stopped.clone();
-        let over = async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
+        let over = self.stopped.clone().cancelled_owned();
         let events = stream::iter(first).chain(self.registry.watch(from));
         let events = events.take_until(Box::pin(over)).map(|event| {
             let json = serde_json::to_string(&event);

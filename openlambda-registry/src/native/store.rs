@@ -1,9 +1,10 @@
 //! Functions, versions and bundles in one folder.
 //!
 //! ```text
-//! <dir>/meta.redb          names, versions, aliases, the last changes: one transaction a change
+//! <dir>/FORMAT             the format of all this, and the release that brought it into that
+//!       meta.redb          names, versions, aliases, the last changes: one transaction a change
 //!       blobs/<hex>.tar    canonical bundles, by digest
-//!       tmp/               what is on its way in; emptied when the store opens
+//!       tmp/               incoming bundles; emptied when the store opens
 //! ```
 //!
 //! # Why what was acknowledged survives
@@ -12,15 +13,25 @@
 //! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle that
 //! nobody names, which the next [`Store::open`] removes. A deletion commits first and removes bundles
 //! afterwards, so no version ever names a bundle that is not there.
+//!
+//! # Releases
+//!
+//! [`STORE_FORMAT`] says what this release reads and writes; a later format is refused before anything
+//! is touched. The tables say in which format *they* are as well (the fact `format`), which a
+//! transaction can change together with them. A release that changes the format marks the folder
+//! first: after a crash in between, the folder says the new number and the tables the old one, so
+//! that earlier releases are refused and the next opening goes on. A new key of a row or of a manifest
+//! is a new format too, unless it is left out of rows that do not use it: an earlier release refuses a
+//! manifest with a key that it does not know, and would drop one of a function's row.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openlambda_core::bundle::{self, Packed};
+use openlambda_core::format::{Format, FormatError};
 use openlambda_core::function::{
     Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
 };
@@ -29,6 +40,7 @@ use openlambda_core::registry::{
     Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
 };
 use openlambda_core::time::{Clock, SystemClock};
+use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -42,18 +54,23 @@ const VERSIONS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("
 const BUNDLES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("bundles");
 /// A revision to its [`RegistryEvent`], as JSON; the last [`EVENTS`] ones.
 const EVENT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+/// The file that has all tables.
+const TABLES: &str = "meta.redb";
 /// What is true of the store as a whole.
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
-/// The fact that says in which form the tables are.
-const FORMAT: (&str, u64) = ("format", 1);
+/// The format of a store's folder.
+pub const STORE_FORMAT: Format = Format { kind: "registry store", number: 1 };
+
+/// The fact that says in which format the tables are.
+const FORMAT: &str = "format";
 /// The fact that holds the revision of the last change.
 const REVISION: &str = "revision";
 
 /// Changes that a watcher may be behind.
 const EVENTS: usize = 4096;
 
-/// Keeps functions in a folder. Shared between threads; all methods block for the disk.
+/// Stores functions in a folder. Shared between threads; all methods block for the disk.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
@@ -100,13 +117,18 @@ pub enum StoreError {
         /// The folder.
         dir: PathBuf,
     },
-    /// A later release wrote it.
-    #[error("the store in {} has format {found}, this release reads {}; use a newer release", dir.display(), FORMAT.1)]
-    Format {
+    /// It is no store of this release or an earlier one.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// It has no tables any more.
+    #[error(
+        "the store in {} has lost its {TABLES}, without which nobody knows whose its bundles are; put \
+         that file back, or use another folder",
+        dir.display()
+    )]
+    NoTables {
         /// The folder.
         dir: PathBuf,
-        /// Its format.
-        found: u64,
     },
     /// The folder cannot be used.
     #[error("cannot use {}", path.display())]
@@ -128,13 +150,19 @@ pub enum StoreError {
 
 impl Store {
     /// Opens the store in the folder `dir`, which is made if it is missing, and removes what a crash
-    /// has left in it.
+    /// has left in it. What a later release wrote is left as it is.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
         let root = dir.to_owned();
+        let tables = root.join(TABLES);
+        // A store says its format only after it has tables. Without them every bundle is one that nobody
+        // names, and would go.
+        if STORE_FORMAT.check(&root)?.is_some() && !tables.exists() {
+            return Err(StoreError::NoTables { dir: root });
+        }
         let io_error = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
@@ -142,7 +170,7 @@ impl Store {
         for folder in [root.clone(), root.join("blobs"), root.join("tmp")] {
             fs::create_dir_all(&folder).map_err(io_error(&folder))?;
         }
-        let database = Database::create(root.join("meta.redb")).map_err(|error| match error {
+        let database = Database::create(tables).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: root.clone() },
             other => StoreError::Database { dir: root.clone(), source: Box::new(other.into()) },
         })?;
@@ -159,10 +187,14 @@ impl Store {
             dir: store.root.clone(),
             source: Box::new(source),
         };
-        let format = store.prepare().map_err(broken)?;
-        if format != FORMAT.1 {
-            return Err(StoreError::Format { dir: store.root.clone(), found: format });
+        let said = store.format().map_err(broken)?;
+        if let Some(said) = said.filter(|said| *said > u64::from(STORE_FORMAT.number)) {
+            let said = u32::try_from(said).unwrap_or(u32::MAX);
+            return Err(STORE_FORMAT.later(store.root.clone(), said, None).into());
         }
+        // Again: another release may have opened it since the first look.
+        STORE_FORMAT.mark(&store.root)?;
+        store.prepare().map_err(broken)?;
         let (events, last) = store.read_events().map_err(broken)?;
         store.remove_leftovers()?;
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
@@ -211,7 +243,7 @@ impl Store {
             bytes: Some(packed.bytes),
             published_ms: Some(self.clock.unix_millis()),
         };
-        let writing = self.lock();
+        let writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let (version, event) = {
             let mut function = read_function(&transaction, name)?.unwrap_or_default();
@@ -363,7 +395,7 @@ impl Store {
     ///
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let _writing = self.lock();
+        let _writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let mut unused = Vec::new();
         let event = {
@@ -415,7 +447,7 @@ impl Store {
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
         check_alias(alias).map_err(|error| RegistryError::Unsupported(error.to_string()))?;
-        let _writing = self.lock();
+        let _writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let event = {
             let missing = |what: String| RegistryError::NotFound { what };
@@ -450,10 +482,6 @@ impl Store {
         &self.events
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn blob(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(format!("{}.tar", digest.hex()))
     }
@@ -463,23 +491,26 @@ impl Store {
         Temporary { path: self.root.join("tmp").join(n.to_string()) }
     }
 
-    /// Makes the tables. Returns the format that the store has.
-    fn prepare(&self) -> Result<u64, redb::Error> {
+    /// The format that the tables say they have; `None` when there are none yet.
+    fn format(&self) -> Result<Option<u64>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        match transaction.open_table(FACTS) {
+            Ok(facts) => Ok(facts.get(FORMAT)?.map(|format| format.value())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes the tables that are missing.
+    fn prepare(&self) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
-        let format = {
-            transaction.open_table(FUNCTIONS)?;
-            transaction.open_table(VERSIONS)?;
-            transaction.open_table(BUNDLES)?;
-            transaction.open_table(EVENT_LOG)?;
-            let mut facts = transaction.open_table(FACTS)?;
-            let known = facts.get(FORMAT.0)?.map(|format| format.value());
-            if known.is_none() {
-                facts.insert(FORMAT.0, FORMAT.1)?;
-            }
-            known.unwrap_or(FORMAT.1)
-        };
+        transaction.open_table(FUNCTIONS)?;
+        transaction.open_table(VERSIONS)?;
+        transaction.open_table(BUNDLES)?;
+        transaction.open_table(EVENT_LOG)?;
+        transaction.open_table(FACTS)?.insert(FORMAT, u64::from(STORE_FORMAT.number))?;
         transaction.commit()?;
-        Ok(format)
+        Ok(())
     }
 
     fn read_events(&self) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
@@ -636,4 +667,40 @@ fn parse<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, RegistryError>
 
 fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
     RegistryError::Storage(error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Earlier releases of the same format could not read rows that hold more, or would drop it. A change
+    /// of these texts needs another number in [`STORE_FORMAT`]; a key that is left out where it says
+    /// nothing changes none of them.
+    #[test]
+    fn what_rows_hold_is_pinned() {
+        let function = FunctionRow {
+            last: 3,
+            newest: Some(3),
+            aliases: BTreeMap::from([("live".to_owned(), Version(2))]),
+            born: Some(1),
+        };
+        let version = VersionRow {
+            digest: Digest::from_bytes([7; 32]),
+            manifest: Manifest::default(),
+            bytes: Some(2048),
+            published_ms: Some(1),
+        };
+        let text = |row: Vec<u8>| String::from_utf8(row).unwrap();
+        assert_eq!(text(json(&function).unwrap()), FUNCTION_ROW);
+        assert_eq!(text(json(&version).unwrap()), VERSION_ROW);
+    }
+
+    const FUNCTION_ROW: &str = r#"{"last":3,"newest":3,"aliases":{"live":2},"born":1}"#;
+    const VERSION_ROW: &str = concat!(
+        r#"{"digest":"sha256:0707070707070707070707070707070707070707070707070707070707070707","manifest":{"#,
+        r#""runtime":null,"handler":null,"style":null,"event":"body","timeout_seconds":30.0,"memory_mb":128,"#,
+        r#""processes":64,"cpus":1.0,"tmp_mb":64,"concurrency":1,"max_instances":16,"queue":1024,"#,
+        r#""network":"none","reuse":true,"methods":null,"packages":[],"colour":"","environment":{},"#,
+        r#""volumes":[],"cors":null},"bytes":2048,"published_ms":1}"#,
+    );
 }

@@ -1,10 +1,10 @@
-//! An instance as a container of the engine, from its program's start to its removal.
+//! One instance's container, from its start to its removal.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use bollard::models::ContainerUpdateBody;
 use bollard::query_parameters::StatsOptions;
 use futures_util::StreamExt;
 use openlambda_core::sandbox::{Exit, SandboxError, Usage};
+use parking_lot::Mutex;
 use rustix::process::pidfd_send_signal;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
@@ -68,10 +69,6 @@ impl Container {
         }))
     }
 
-    fn removal(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.removal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Resolves when its first process has ended; never where that cannot be seen.
     async fn process_ended(&self) {
         let Some(process) = &self.process else { return std::future::pending().await };
@@ -94,7 +91,7 @@ impl Vessel for Container {
     }
 
     fn kill(&self) {
-        let mut removal = self.removal();
+        let mut removal = self.removal.lock();
         if removal.is_none() {
             *removal = self.remove();
         }
@@ -102,11 +99,11 @@ impl Vessel for Container {
 
     async fn clean(&self) {
         self.kill();
-        let removal = self.removal().take();
+        let removal = self.removal.lock().take();
         if let Some(removal) = removal {
             let _ = removal.await;
         }
-        drop(self.folder.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.folder.lock().take());
     }
 
     fn output(&self) -> Option<&FunctionOutput> {

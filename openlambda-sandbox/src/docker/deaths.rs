@@ -1,7 +1,7 @@
 //! How containers end: from the engine's stream of events, one stream for a whole factory.
 //!
 //! ```text
-//!        ┌──▶ list: what ended, or is gone, while nobody listened
+//!        ┌──▶ list: what ended, or is gone, while the stream was down
 //!        │      │
 //!        │      ▼
 //!        │    events since then ──▶ die ─▶ status and cause of the one that died
@@ -10,7 +10,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::models::{ContainerSummaryStateEnum, EventMessage};
@@ -18,8 +18,9 @@ use bollard::query_parameters::EventsOptions;
 use futures_util::StreamExt;
 use openlambda_core::sandbox::Exit;
 use openlambda_core::time::Clock;
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::engine::{Engine, worker_label};
 
@@ -30,13 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Deaths {
     shared: Arc<Shared>,
-    listener: AbortHandle,
-}
-
-impl Drop for Deaths {
-    fn drop(&mut self) {
-        self.listener.abort();
-    }
+    _listener: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
@@ -60,7 +55,7 @@ pub(super) struct Death {
 
 impl Drop for Death {
     fn drop(&mut self) {
-        self.shared.living().remove(&self.id);
+        self.shared.living.lock().remove(&self.id);
     }
 }
 
@@ -74,25 +69,25 @@ impl Deaths {
             living: Mutex::default(),
             leftovers: Mutex::default(),
         });
-        let listener = tokio::spawn(listen(Arc::clone(&shared))).abort_handle();
-        Arc::new(Deaths { shared, listener })
+        let listener = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&shared))));
+        Arc::new(Deaths { shared, _listener: listener })
     }
 
     /// From now on its end is noticed. To be called before it is started.
     pub(super) fn of(&self, id: &str) -> Death {
         let (sender, exit) = watch::channel(None);
-        self.shared.living().insert(id.to_owned(), sender);
+        self.shared.living.lock().insert(id.to_owned(), sender);
         Death { id: id.to_owned(), exit, shared: Arc::clone(&self.shared) }
     }
 
-    /// Somebody else knows how it ended. The first word on it stands.
+    /// Other code knows how it ended. The first report counts.
     pub(super) fn tell(&self, id: &str, exit: Exit) {
         self.shared.tell(id, exit);
     }
 
     /// The engine is away: it is removed when the engine is back.
     pub(super) fn remove_later(&self, id: &str) {
-        self.shared.leftovers().insert(id.to_owned());
+        self.shared.leftovers.lock().insert(id.to_owned());
     }
 }
 
@@ -102,22 +97,14 @@ impl Death {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(exit) => exit.clone().unwrap_or(Exit::Destroyed),
-            Err(_) => Exit::Lost("nobody listens to the engine any more".to_owned()),
+            Err(_) => Exit::Lost("no task listens to the engine any more".to_owned()),
         }
     }
 }
 
 impl Shared {
-    fn living(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<Option<Exit>>>> {
-        self.living.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn leftovers(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.leftovers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn tell(&self, id: &str, exit: Exit) {
-        if let Some(sender) = self.living().get(id) {
+        if let Some(sender) = self.living.lock().get(id) {
             sender.send_if_modified(|told| {
                 let first = told.is_none();
                 if first {
@@ -129,7 +116,7 @@ impl Shared {
     }
 
     fn is_living(&self, id: &str) -> bool {
-        self.living().get(id).is_some_and(|sender| sender.borrow().is_none())
+        self.living.lock().get(id).is_some_and(|sender| sender.borrow().is_none())
     }
 }
 
@@ -165,9 +152,9 @@ async fn listen(shared: Arc<Shared>) {
     }
 }
 
-/// What happened while nobody listened. Whether the engine answers.
+/// Catches up on what happened while the stream was down. Returns whether the engine answers.
 async fn catch_up(shared: &Arc<Shared>) -> bool {
-    let known: Vec<String> = shared.living().keys().cloned().collect();
+    let known: Vec<String> = shared.living.lock().keys().cloned().collect();
     let Ok(listed) = shared.engine.list(&worker_label(&shared.worker)).await else { return false };
     let mut there = BTreeMap::new();
     for container in listed {
@@ -185,7 +172,7 @@ async fn catch_up(shared: &Arc<Shared>) -> bool {
             Some(_) => {}
         }
     }
-    let leftovers = std::mem::take(&mut *shared.leftovers());
+    let leftovers = std::mem::take(&mut *shared.leftovers.lock());
     for id in leftovers.into_iter().filter(|id| there.contains_key(id)) {
         if let Err(error) = shared.engine.remove(&id).await {
             tracing::warn!(%error, container = id, "cannot remove what is left of a sandbox");

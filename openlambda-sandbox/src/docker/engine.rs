@@ -1,4 +1,4 @@
-//! The engine, as far as sandboxes need it, with errors that say what to do next.
+//! The engine's API as far as sandboxes need it, with errors that say what to do next.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -162,7 +162,7 @@ impl Engine {
 }
 
 /// Removes the containers of factories whose marks are `mark` or begin with `mark/`, and ends what is
-/// in them: for whoever cleans up after workers that are gone. Blocks. Without an engine there is
+/// in them, to clean up after workers that are gone. Blocks. Without an engine there is
 /// nothing to do.
 pub fn remove_containers(mark: &str) -> Report {
     let Ok(socket) = engine_socket() else { return Report::default() };

@@ -1,5 +1,5 @@
-//! How a container's beginning meets the worker: descriptors exchanged with `ol-init`, or a listener
-//! opened in the container's network from outside.
+//! Connects a new container to the worker: exchanges descriptors with `ol-init`, or opens a listener in
+//! the container's network from outside.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Read};
@@ -48,7 +48,7 @@ impl Handshake {
         Ok(Handshake { listener: listen_in(folder, "init.sock")?, path: folder.join("init.sock") })
     }
 
-    /// Gives the first that comes its standard output and error. Nobody but `ol-init` can be first:
+    /// Gives the first that comes its standard output and error. Only `ol-init` can be first:
     /// the function's own code does not run before.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ pub(super) fn why_failed(mut failed: &std::os::unix::net::UnixStream) -> Option<
     (!why.is_empty()).then_some(why)
 }
 
-/// A socket that whoever sees the folder may connect to: only its container does.
+/// A socket that every process that sees the folder may connect to: only its container sees it.
 pub(super) fn listen_in(folder: &Path, name: &str) -> io::Result<UnixListener> {
     // A socket's address has little room: bind through a descriptor of the folder.
     let opened = File::open(folder)?;

@@ -1,4 +1,4 @@
-//! An image made of this machine's own files, for where none can be pulled.
+//! Makes an image from this machine's own files, for machines that cannot pull one.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -263,7 +263,10 @@ impl Packer {
             if metadata.is_symlink() {
                 links += 1;
                 if links > 40 {
-                    return Err(io::Error::other(format!("{} is a circle", path.display())));
+                    return Err(io::Error::other(format!(
+                        "{} is a circle of links",
+                        path.display()
+                    )));
                 }
                 let target = fs::read_link(&next)?;
                 if self.seen.insert(next.clone()) {

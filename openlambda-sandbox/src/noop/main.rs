@@ -1,5 +1,5 @@
-//! The function that does nothing: a `bootstrap` that answers each event with `null`, as small and as
-//! quick to start as one can be. Start-up is measured with it.
+//! The function that does nothing: a `bootstrap` that answers each event with `null`, as small and quick
+//! to start as possible. `ol bench` measures starts with it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

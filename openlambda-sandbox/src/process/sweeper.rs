@@ -2,8 +2,7 @@
 //!
 //! A pass reads all of `/proc`, so instances that end while one is under way share the next.
 
-use std::sync::{Mutex, PoisonError};
-
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::sys::kill_all_marked;
@@ -18,11 +17,11 @@ impl Sweeper {
     /// Resolves when no process carries `mark` any more.
     pub(super) async fn kill(&self, mark: String) {
         let (done, killed) = oneshot::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((mark, done));
+        self.waiting.lock().push((mark, done));
         {
             let _turn = self.turn.lock().await;
             let batch = {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut waiting = self.waiting.lock();
                 std::mem::take(&mut *waiting)
             };
             // Empty when whoever had the turn before took ours along.

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use openlambda_core::serving::{Door, HttpConfig, HttpServer, Patience, Patient, Stream};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::answer::read_error;
 use super::conversation::{RuntimeApi, Shared};
@@ -35,7 +35,8 @@ impl RuntimeApi {
             Listener::Unix(listener) => Door::within(listener, patience),
             Listener::Tcp(listener) => Door::new(listener, patience),
         };
-        Serving(tokio::spawn(serve(Arc::clone(&self.shared), door)))
+        let serves = tokio::spawn(serve(Arc::clone(&self.shared), door));
+        Serving(AbortOnDropHandle::new(serves))
     }
 }
 
@@ -50,19 +51,13 @@ pub enum Listener {
 
 /// Serves until dropped; then its connections are closed.
 #[derive(Debug)]
-pub struct Serving(JoinHandle<()>);
+pub struct Serving(AbortOnDropHandle<()>);
 
 impl Serving {
     /// Ends it, and waits until nothing is accepted any more.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.0.abort();
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.abort();
+        let _ = self.0.await;
     }
 }
 

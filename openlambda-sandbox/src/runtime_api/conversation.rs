@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use openlambda_core::invocation::{Body, Completion, Invocation, Reply, RequestId
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, collect_body};
 use openlambda_core::time::{Clock, Time};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::headers::{arn, next_headers};
@@ -217,9 +218,9 @@ impl RuntimeApi {
     ///
     /// # Errors
     ///
-    /// [`SandboxErrorKind::Busy`] when a slot is busy; that the code is gone.
+    /// [`SandboxErrorKind::Busy`] when a slot is busy; the code is gone.
     pub fn pause(&self) -> Result<(), SandboxError> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         self.shared.alive()?;
         if state.busy > 0 {
             let message = "the instance is busy; pause it when its invocations are over";
@@ -233,18 +234,18 @@ impl RuntimeApi {
     ///
     /// # Errors
     ///
-    /// That the code is gone.
+    /// The code is gone.
     pub fn resume(&self) -> Result<(), SandboxError> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         self.shared.alive()?;
         state.paused = false;
         Ok(())
     }
 
-    /// The instance is to end: asks the code to end by itself. Returns whether it will, if it is given
-    /// a moment; not when it has not said [`raw::FAREWELL`], or is busy.
+    /// The instance is to end: asks the code to end by itself. Returns whether the code will do so in a
+    /// moment; it will not when it is busy or has not sent [`raw::FAREWELL`].
     pub fn farewell(&self) -> bool {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let will = self.shared.says_farewell.load(Ordering::SeqCst)
             && state.busy == 0
             && self.shared.alive().is_ok();
@@ -259,7 +260,7 @@ impl RuntimeApi {
     pub fn close(&self, exit: &Exit) {
         let now = self.shared.config.clock.now();
         let calls = {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             self.shared.stage.send_if_modified(|stage| {
                 // A failed initialisation says more than the exit that follows it.
                 let says_more = matches!(stage, Stage::InitFailed(_));
@@ -294,10 +295,6 @@ impl RuntimeApi {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn alive(&self) -> Result<(), SandboxError> {
         match &*self.stage.borrow() {
             Stage::Closed(exit) => Err(ended(exit, Started::No)),
@@ -310,7 +307,7 @@ impl Shared {
     }
 
     fn reserve(self: &Arc<Self>) -> Result<Slot, SandboxError> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.alive()?;
         if state.ending {
             return Err(ended(&Exit::Destroyed, Started::No));
@@ -357,7 +354,7 @@ impl Shared {
 
     pub(super) async fn next(self: &Arc<Self>, peer: &Peer) -> Result<Event, Refusal> {
         let receiver = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.ending {
                 return Err(Refusal::Ending);
             }
@@ -383,7 +380,7 @@ impl Shared {
         };
         let mut poll = NextPoll { shared: Arc::clone(self), receiver };
         let Ok(event) = (&mut poll.receiver).await else {
-            return Err(match self.lock().ending {
+            return Err(match self.state.lock().ending {
                 true => Refusal::Ending,
                 false => Refusal::InvalidState("the instance is ending"),
             });
@@ -399,7 +396,7 @@ impl Shared {
 
     /// The call's client has left in the middle of the reply.
     pub(super) fn depart(&self, wire_id: &str) {
-        self.lock().departed.push_back(wire_id.to_owned());
+        self.state.lock().departed.push_back(wire_id.to_owned());
         self.departures.notify_one();
     }
 
@@ -407,7 +404,7 @@ impl Shared {
     pub(super) async fn departed(&self) -> String {
         loop {
             let news = self.departures.notified();
-            if let Some(id) = self.lock().departed.pop_front() {
+            if let Some(id) = self.state.lock().departed.pop_front() {
                 return id;
             }
             news.await;
@@ -416,7 +413,7 @@ impl Shared {
 
     /// Queues an event again that no code has seen.
     fn take_back(&self, event: Event) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(call) = state.calls.get_mut(&event.wire_id) else { return };
         self.config.running.remove(&call.id);
         if call.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
@@ -434,7 +431,7 @@ impl Shared {
     /// The call is the caller's to answer, if it can be answered now.
     pub(super) fn claim(self: &Arc<Self>, wire_id: &str) -> Result<Claim, Refusal> {
         const AGAIN: Refusal = Refusal::InvalidState("the invocation is answered already");
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let again = state.over.iter().any(|over| over == wire_id);
         match state.calls.get_mut(wire_id).map(|call| &mut call.stage) {
             Some(stage @ CallStage::Delivered) => *stage = CallStage::Answering,
@@ -446,7 +443,7 @@ impl Shared {
     }
 
     pub(super) fn init_failed(&self, error: FunctionError) -> Result<(), Refusal> {
-        let _state = self.lock();
+        let _state = self.state.lock();
         let mut failed = false;
         self.stage.send_if_modified(|stage| {
             failed = matches!(stage, Stage::Init);
@@ -458,8 +455,8 @@ impl Shared {
         if failed { Ok(()) } else { Err(Refusal::InvalidState("the initialisation is over")) }
     }
 
-    /// Ends the call and frees its slot; then tells whoever waits. Nothing happens when it has
-    /// ended already.
+    /// Ends the call and frees its slot, then answers the caller. Does nothing when the call has ended
+    /// already.
     fn end(
         &self,
         wire_id: &str,
@@ -472,7 +469,7 @@ impl Shared {
             output.settle();
         }
         let call = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             let Some(call) = state.calls.remove(wire_id) else { return };
             state.busy = state.busy.saturating_sub(1);
             state.departed.retain(|departed| departed != wire_id);
@@ -509,7 +506,7 @@ impl Slot {
         self.handed_over = true;
         let shared = Arc::clone(&self.shared);
         let ((reply, head), (done, completion)) = (oneshot::channel(), oneshot::channel());
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         // Clients choose request ids, so two calls at once may have the same.
         let mut wire_id = id.to_string();
         let mut copy = 1;
@@ -538,7 +535,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if !self.handed_over {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             state.busy = state.busy.saturating_sub(1);
         }
     }
@@ -556,7 +553,7 @@ impl Drop for Waiting {
         if self.answered {
             return;
         }
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let call = state.calls.get(&self.wire_id);
         if call.is_some_and(|call| matches!(call.stage, CallStage::Queued(_))) {
             state.calls.remove(&self.wire_id);
@@ -590,9 +587,9 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Who waits for the head of the reply, if nobody has answered yet.
+    /// The caller that waits for the head of the reply, if there was no answer yet.
     pub(super) fn take_reply(&self) -> Option<oneshot::Sender<Result<Head, SandboxError>>> {
-        self.shared.lock().calls.get_mut(&self.wire_id)?.reply.take()
+        self.shared.state.lock().calls.get_mut(&self.wire_id)?.reply.take()
     }
 
     pub(super) fn end(
@@ -626,7 +623,7 @@ pub(super) fn describe(error: &FunctionError) -> String {
     }
 }
 
-/// What an invocation gets from an instance that ended so.
+/// The error of an invocation whose instance ended with `exit`.
 fn ended(exit: &Exit, started: Started) -> SandboxError {
     let kind = match exit {
         Exit::OutOfMemory => SandboxErrorKind::OutOfMemory,

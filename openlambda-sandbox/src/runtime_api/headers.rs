@@ -1,4 +1,4 @@
-//! What the two ends tell each other in headers.
+//! The headers between the two ends of the conversation.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use openlambda_core::function::{FunctionName, Version};

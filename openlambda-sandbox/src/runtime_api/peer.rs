@@ -1,4 +1,4 @@
-//! Whether the code is still there.
+//! Whether the code at the other end is still connected.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

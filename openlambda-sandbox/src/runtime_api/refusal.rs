@@ -1,4 +1,4 @@
-//! What the code is told of its requests when it gets no event: that they are taken, or why not.
+//! Answers to the code's posts: accepted, or the reason why not.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};

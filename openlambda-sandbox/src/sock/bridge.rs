@@ -1,4 +1,4 @@
-//! Networks of sandboxes that reach the world: `network = "bridge"`.
+//! Networks for sandboxes that may reach other machines: `network = "bridge"`.
 //!
 //! ```text
 //! sandbox: eth0 ── a pair of devices ── ol<block>-<n> : machine ── masquerade ──▶ world
@@ -7,14 +7,14 @@
 //!                                             ✗ other sandboxes, containers, 169.254/16
 //! ```
 //!
-//! Each sandbox has a /31 of its own with the machine, which routes. What may pass is said in one table
-//! of nftables, which bears the worker's mark as its name and is made and removed in one transaction
-//! each. Nothing else stays on the machine when a worker is killed: the devices go with the sandboxes'
-//! namespaces, the claim of a block of addresses with the worker's socket, and the table with
-//! [`remove_rules`], at the next start.
+//! Each sandbox shares a /31 with the machine, which routes. One table of nftables says what may pass. It
+//! bears the worker's mark as its name, and is made and removed in one transaction each. Nothing else
+//! stays on the machine when a worker is killed: the devices go with the sandboxes' namespaces, the claim
+//! of a block of addresses with the worker's socket, and the table with [`remove_rules`], at the next
+//! start.
 //!
-//! A network is used by one sandbox only, and its addresses come again after all others of the block:
-//! what the world still sends to the last tenant finds nobody.
+//! A network is used by one sandbox only, and its addresses are used again after all others of the block,
+//! so packets that are still sent to the last sandbox reach no other.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -25,9 +25,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use openlambda_core::sandbox::{Report, SandboxError, SandboxErrorKind};
+use parking_lot::Mutex;
 
 use crate::sys::nursery::Link;
 
@@ -113,7 +114,7 @@ impl Bridge {
 
     /// A pair of addresses that has not been used for as long as may be. `None`: all are in use.
     pub(super) fn lease(self: &Arc<Self>) -> Option<Lease> {
-        let mut pairs = self.pairs();
+        let mut pairs = self.pairs.lock();
         for _ in 0..PAIRS {
             let pair = pairs.next;
             pairs.next = (pair + 1) % PAIRS;
@@ -122,10 +123,6 @@ impl Bridge {
             }
         }
         None
-    }
-
-    fn pairs(&self) -> MutexGuard<'_, Pairs> {
-        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -161,7 +158,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.bridge.pairs().used.remove(&self.pair);
+        self.bridge.pairs.lock().used.remove(&self.pair);
     }
 }
 

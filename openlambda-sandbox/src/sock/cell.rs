@@ -1,15 +1,16 @@
-//! The pool of what is dear to make: network namespaces and cgroups.
+//! The pool of what is expensive to make: network namespaces and cgroups.
 //!
-//! Both are made ahead, used by one sandbox after another, and cleaned in between; the module's
-//! documentation above lists what could be carried over.
+//! Both are made ahead, used by one sandbox after another, and cleaned in between; `sock.rs` lists what
+//! could be carried over.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::bridge::{Bridge, Lease};
@@ -127,7 +128,7 @@ impl Cells {
         nursery: &Arc<Nursery>,
     ) -> Result<Network, NurseryError> {
         let (ready, left) = {
-            let mut ready = self.lock();
+            let mut ready = self.ready.lock();
             ready.networks.retain(|network| network.nursery == nursery.id());
             let network = ready.networks.pop_front();
             (network, ready.networks.len())
@@ -143,9 +144,9 @@ impl Cells {
     }
 
     async fn fill(&self, nursery: &Nursery) {
-        while !self.closed.load(Ordering::SeqCst) && self.lock().networks.len() < self.ahead {
+        while !self.closed.load(Ordering::SeqCst) && self.ready.lock().networks.len() < self.ahead {
             match make(nursery).await {
-                Ok(network) => self.lock().networks.push_back(network),
+                Ok(network) => self.ready.lock().networks.push_back(network),
                 Err(error) => {
                     tracing::warn!(error = openlambda_core::failure::chain(&error), "no network");
                     break;
@@ -164,7 +165,7 @@ impl Cells {
     ) -> Result<Network, NurseryError> {
         let ahead = self.ahead / 4;
         let (ready, left) = {
-            let mut ready = self.lock();
+            let mut ready = self.ready.lock();
             ready.bridged.retain(|network| network.nursery == nursery.id());
             (ready.bridged.pop_front(), ready.bridged.len())
         };
@@ -172,9 +173,11 @@ impl Cells {
             let (cells, nursery, bridge) =
                 (Arc::clone(self), Arc::clone(nursery), Arc::clone(bridge));
             tokio::spawn(async move {
-                while !cells.closed.load(Ordering::SeqCst) && cells.lock().bridged.len() < ahead {
+                while !cells.closed.load(Ordering::SeqCst)
+                    && cells.ready.lock().bridged.len() < ahead
+                {
                     match make_bridged(&nursery, &bridge).await {
-                        Ok(network) => cells.lock().bridged.push_back(network),
+                        Ok(network) => cells.ready.lock().bridged.push_back(network),
                         Err(error) => {
                             let error = openlambda_core::failure::chain(&error);
                             tracing::warn!(error, "no bridged network");
@@ -196,7 +199,7 @@ impl Cells {
         if network.lease.is_some() || !network.clean() || self.closed.load(Ordering::SeqCst) {
             return;
         }
-        let mut ready = self.lock();
+        let mut ready = self.ready.lock();
         if ready.networks.len() < MOST_KEPT {
             ready.networks.push_back(network);
         }
@@ -205,7 +208,7 @@ impl Cells {
     /// A cgroup without processes.
     pub(super) fn cgroup(&self, cgroups: &Cgroups, limits: Limits) -> io::Result<Cgroup> {
         loop {
-            let Some(known) = self.lock().cgroups.pop() else { break };
+            let Some(known) = self.ready.lock().cgroups.pop() else { break };
             // It refuses a limit below what the last tenant's files in memory still take of it.
             match known.set_limits(limits) {
                 Ok(()) => return Ok(known),
@@ -231,7 +234,7 @@ impl Cells {
         let charged = cgroup.usage().is_ok_and(|(bytes, _)| bytes >= MOST_CHARGED);
         let clean = cgroup.is_empty() && !charged;
         let keep = {
-            let mut ready = self.lock();
+            let mut ready = self.ready.lock();
             let room = ready.cgroups.len() < MOST_KEPT;
             match clean && room && !self.closed.load(Ordering::SeqCst) {
                 true => {
@@ -262,7 +265,7 @@ impl Cells {
 
     pub(super) fn clear_networks(&self) {
         let (networks, bridged) = {
-            let mut ready = self.lock();
+            let mut ready = self.ready.lock();
             (std::mem::take(&mut ready.networks), std::mem::take(&mut ready.bridged))
         };
         drop((networks, bridged));
@@ -270,11 +273,7 @@ impl Cells {
 
     /// Removes everything that is ready. Blocks.
     pub(super) fn clear(&self) {
-        let ready = std::mem::take(&mut *self.lock());
+        let ready = std::mem::take(&mut *self.ready.lock());
         drop(ready);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Ready> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Control groups: limits, pausing, and the certainty that nothing of a sandbox is left.
+//! Control groups: they limit a sandbox, pause it, and make sure that none of its processes is left.
 //!
 //! | what | version 1 | version 2 |
 //! |---|---|---|
@@ -10,23 +10,22 @@
 //! | pause | `freezer.state` | `cgroup.freeze` |
 //! | out of memory seen | `memory.oom_control` | `memory.events` |
 //!
-//! Where a machine has both (a hybrid), the one that has the memory controller is used. Groups are
-//! made below the worker's own, so whatever bounds the worker bounds them too. In version 2 a group
-//! with processes cannot have groups with controllers below it; there the worker moves itself into a
-//! group `openlambda.worker` of its own first, which a delegated unit of systemd allows, and at the
-//! very root that is not needed. Whatever it starts later begins in there, other workers too: they make
-//! their groups beside it, where the first one did.
+//! Where a machine has both versions (a hybrid), the one with the memory controller is used. Groups are
+//! made below the worker's own, so limits of the worker apply to them too. In version 2 a group with
+//! processes cannot have groups with controllers below it. So the worker first moves itself into a new
+//! group `openlambda.worker`, which a delegated unit of systemd allows; in the root group that is not
+//! needed. Processes that it starts later begin in that group, also other workers: these make their
+//! groups beside it, where the first one did.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use openlambda_core::sandbox::Report;
+use parking_lot::Mutex;
 
 /// The controllers of version 1 that are used.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "freezer"];
@@ -330,7 +329,7 @@ impl Cgroup {
 
     /// Bounds what runs in it.
     pub(super) fn set_limits(&self, limits: Limits) -> io::Result<()> {
-        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set.lock();
         if *set == Some(limits) {
             return Ok(());
         }
@@ -355,7 +354,7 @@ impl Cgroup {
 
     pub(super) fn set_memory(&self, bytes: u64) -> io::Result<()> {
         // Written anew for the next sandbox, whatever becomes of this.
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.set.lock() = None;
         self.write_memory(bytes)
     }
 
@@ -415,7 +414,7 @@ impl Cgroup {
         }
     }
 
-    /// How often the kernel has killed in it for want of memory, ever.
+    /// How often the kernel has killed processes in it for lack of memory, since it was made.
     pub(super) fn oom_kills(&self) -> u64 {
         let text = match self.cgroups {
             Cgroups::V1(_) => self.read("memory", "memory.oom_control"),

@@ -1,13 +1,14 @@
-//! A sandbox as the worker holds it: a newborn of the nursery, its cell, and what it prints.
+//! One sandbox as the worker holds it: the process that the nursery made, its cell, and its output.
 
 use std::fs;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use openlambda_core::sandbox::{Exit, SandboxError, SandboxErrorKind, Usage};
+use parking_lot::Mutex;
 
 use super::cell::{Cells, Network};
 use super::cgroup::Cgroup;
@@ -47,7 +48,7 @@ pub(super) struct Cell {
 
 impl Container {
     fn cgroup(&self) -> Option<Arc<Cgroup>> {
-        self.cell.lock().unwrap_or_else(PoisonError::into_inner).cgroup.clone()
+        self.cell.lock().cgroup.clone()
     }
 
     fn with_cgroup<T>(&self, use_it: impl FnOnce(&Cgroup) -> T) -> Option<T> {
@@ -142,7 +143,7 @@ impl Vessel for Container {
 
     async fn clean(&self) {
         let cell = {
-            let mut cell = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut cell = self.cell.lock();
             Cell {
                 cgroup: cell.cgroup.take(),
                 network: cell.network.take(),
@@ -172,7 +173,7 @@ impl Vessel for Container {
     }
 
     fn explain_failed_start(&self) -> Option<SandboxError> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut failed = self.failed.lock().take()?;
         let mut why = String::new();
         failed.read_to_string(&mut why).ok()?;
         if why.is_empty() {

@@ -1,5 +1,5 @@
-//! What starts of this kind are measured beside: a program that makes the same system calls and does
-//! nothing else (`sys/minimal/main.rs` says what and why).
+//! The program that starts of this kind are compared with: it makes the same system calls and does
+//! nothing else (`sys/minimal/main.rs` says which and why).
 
 use std::fs;
 use std::io;

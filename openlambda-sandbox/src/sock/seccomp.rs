@@ -1,21 +1,21 @@
 //! The system calls that a sandbox may make.
 //!
-//! An allow list, compiled once for all sandboxes of a factory. Everything else fails with `ENOSYS`,
-//! as on a kernel that does not have it: C libraries and runtimes then fall back to what they did
-//! before it existed (`clone3` → `clone`), where `EPERM` would make them give up.
+//! The filter is an allow list, compiled once for all sandboxes of a factory. Every other call fails with
+//! `ENOSYS`, as on a kernel that does not have it: C libraries and runtimes then fall back to an older
+//! call (`clone3` → `clone`), where `EPERM` would make them give up.
 //!
-//! Left out, because a namespace does not keep them inside: mounting and changing roots (`mount`,
+//! Left out, because namespaces do not contain them: mounting and changing roots (`mount`,
 //! `fsopen`, `pivot_root`, `chroot` …), new namespaces (`unshare`, `setns`, and `clone` with their
 //! flags), other processes' memory and descriptors (`ptrace`, `process_vm_*`, `pidfd_getfd`, `kcmp`),
-//! the kernel's keys (`keyctl` …), programs for it (`bpf`, modules, `kexec_*`), large and young parts
-//! of it that few need (`io_uring_*`, `userfaultfd`, `perf_event_open`, `fanotify_init`), file handles
-//! that go around paths (`open_by_handle_at`), clocks, swap, quotas, reboot.
+//! the kernel's keys (`keyctl` …), code for the kernel (`bpf`, modules, `kexec_*`), large and recent parts
+//! of it that few programs need (`io_uring_*`, `userfaultfd`, `perf_event_open`, `fanotify_init`), file
+//! handles that bypass paths (`open_by_handle_at`), clocks, swap, quotas, reboot.
 //!
 //! # Why the program is our own
 //!
-//! The kernel compiles a filter for each process that installs it, and asks it about every call there
-//! is, to remember those that it always allows. A list that is searched from the front, as libraries
-//! make it, costs 460 calls × half of its length at each start; this one is a binary search.
+//! The kernel compiles a filter for each process that installs it, and runs it once for every system call,
+//! to remember those that it always allows. A list that is searched from the front, as libraries generate
+//! it, costs 460 calls × half of its length at each start; this program is a binary search.
 
 use std::collections::BTreeMap;
 

@@ -1,20 +1,20 @@
-//! Memory's bound where no cgroup can be made: somebody who looks again and again.
+//! Bounds memory where no cgroup can be made: a watchdog measures it periodically.
 //!
-//! A look adds up what the sandbox's processes have in memory, and the files of its `/tmp` and its
-//! files without names (memfd), which are memory too. What several processes share counts once: the
-//! sum that counts it for each is quick to have, and only when that one is over the limit the exact one
-//! is made (`Pss` in `/proc/<pid>/smaps`, proc_pid_smaps(5)). What is over is killed, and the failure
+//! A measurement adds up the memory of the sandbox's processes, the files of its `/tmp`, and its files
+//! without names (memfd), which are memory too. Memory that several processes share counts once. A sum
+//! that counts it for each process is cheap; only when that sum is over the limit, the exact one is made
+//! (`Pss` in `/proc/<pid>/smaps`, proc_pid_smaps(5)). A sandbox over its limit is killed, and the failure
 //! says out of memory.
 //!
 //! # How exact it is
 //!
-//! The less room is left, the sooner comes the next look: after the time in which 2 GiB a second would
-//! fill it, 2 to 50 ms. So what grows more slowly than that is killed within one look of the limit;
-//! what is faster, or a machine that lets us wait, goes over by as much as it writes meanwhile. Measured
-//! with a limit of 64 MiB, a Python loop that keeps 1 MiB more each time, and two cores on which five
-//! others waited for their turn: ended when it had kept 57 to 96 MiB, eight tries. Not seen
-//! is what the kernel holds for the sandbox in buffers of pipes and sockets, which its own limits bound,
-//! and a file without a name that is in flight between two processes.
+//! The less room is left, the sooner comes the next measurement: after the time in which 2 GiB a second
+//! would fill it, 2 to 50 ms. So a sandbox that grows more slowly is killed within one measurement of
+//! the limit. One that grows faster, or a machine that delays the watchdog, exceeds the limit by what
+//! is written meanwhile. Measured with a limit of 64 MiB, a Python loop that keeps 1 MiB more each time,
+//! and two cores on which five other processes waited for their turn: in eight tries it was ended when it
+//! had kept 57 to 96 MiB. The watchdog does not see buffers of pipes and sockets, which have limits of
+//! their own, or a file without a name that is in flight between two processes.
 
 use std::collections::BTreeMap;
 use std::fs;

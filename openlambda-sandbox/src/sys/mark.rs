@@ -1,7 +1,7 @@
 //! Finding processes by a mark in their environment.
 //!
-//! Parent-death signals reach children, not grandchildren, and a process group loses whoever makes
-//! a session of its own. The environment is inherited by all of them.
+//! Parent-death signals reach children, not grandchildren, and a process that makes a new session leaves
+//! its process group. But every descendant inherits the environment.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

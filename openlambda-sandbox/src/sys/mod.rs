@@ -1,9 +1,9 @@
-//! Processes as the platform needs them: children that never outlive us, and descendants that can
-//! always be found.
+//! Processes as the platform needs them: children that never outlive their parent, and descendants that
+//! can always be found.
 //!
-//! [`Spawner`] starts children, [`Child`] waits for them and signals them, and [`kill_marked`]
-//! finds what escaped: a descendant that made a session of its own still carries the
-//! [`MARK`] variable in its environment.
+//! [`Spawner`] starts children, [`Child`] waits for them and signals them, and [`kill_marked`] finds
+//! those that escaped: a descendant that made a new session still carries the [`MARK`] variable in its
+//! environment.
 //!
 //! ```text
 //! Spawner::start() ──one thread──▶ fork ─▶ setsid, death signal, limits ─▶ exec
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A parent-death signal fires when the *thread* that forked ends, and an async runtime's threads
-//! come and go, hence the one thread. It lives as long as the spawner or one of its children.
+//! come and go. So one thread forks all children, and lives as long as the spawner or one of them.
 //!
 //! All unsafe code of the project is in this module.
 
@@ -31,7 +31,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
 
 pub use rustix::process::{Pid, Resource, Signal};
 use rustix::process::{
@@ -76,7 +78,7 @@ pub struct CommandSpec {
     pub inherit_env: bool,
     /// Its working folder; ours when absent.
     pub cwd: Option<PathBuf>,
-    /// What it gets when we die. KILL unless changed; `None`: it survives.
+    /// The signal that it gets when this process dies. KILL unless changed; `None`: it survives.
     pub parent_death: Option<Signal>,
     /// Its standard output.
     pub stdout: Output,
@@ -96,7 +98,7 @@ pub enum Output {
     Null,
     /// Into a pipe: [`Child::take_stdout`], [`Child::take_stderr`].
     Pipe,
-    /// Where ours goes.
+    /// To the same place as this process's output.
     Inherit,
     /// Into an open file.
     File(File),
@@ -143,7 +145,7 @@ pub struct SpawnError {
 }
 
 impl SpawnError {
-    /// The kernel's word on it.
+    /// The kernel's error.
     pub fn io(&self) -> &io::Error {
         &self.source
     }
@@ -225,10 +227,10 @@ struct Shared {
 impl Child {
     /// Its process id, which is its process group's and session's too. Stale once it has ended.
     pub fn pid(&self) -> Pid {
-        self.shared.lock().pid
+        self.shared.spawned.lock().pid
     }
 
-    /// Waits until it has ended. Any number of tasks may wait, now or later.
+    /// Waits until the process has ended. Any number of tasks may wait, now or later.
     pub async fn wait(&self) -> ExitStatus {
         let mut status = self.shared.status.clone();
         match status.wait_for(Option::is_some).await {
@@ -243,9 +245,9 @@ impl Child {
         *self.shared.status.borrow()
     }
 
-    /// Signals it alone. Nothing happens when it has ended.
+    /// Signals the process alone. Does nothing when it has ended.
     pub fn signal(&self, signal: Signal) {
-        let spawned = self.shared.lock();
+        let spawned = self.shared.spawned.lock();
         if !spawned.reaped {
             let _ = pidfd_send_signal(&spawned.pidfd, signal);
         }
@@ -254,7 +256,7 @@ impl Child {
     /// Signals its process group. Nothing happens when it has ended: the rest of a group is killed
     /// with its leader.
     pub fn signal_group(&self, signal: Signal) {
-        self.shared.lock().signal_group(signal);
+        self.shared.spawned.lock().signal_group(signal);
     }
 
     /// Kills its process group.
@@ -262,11 +264,11 @@ impl Child {
         self.signal_group(Signal::KILL);
     }
 
-    /// Lets it go: from now on neither Drop nor our own end kills it, if it was spawned without a
-    /// parent-death signal.
+    /// Detaches it: from now on neither Drop nor the end of this process kills it, if it was spawned
+    /// without a parent-death signal.
     pub fn release(self) {
         // Nobody may reap or signal it any more; the system's init reaps what we leave behind.
-        self.shared.lock().reaped = true;
+        self.shared.spawned.lock().reaped = true;
     }
 
     /// The reading end of its standard output, once, when it was spawned with [`Output::Pipe`].
@@ -286,12 +288,6 @@ impl Drop for Child {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Spawned> {
-        self.spawned.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Waits for the end of a child and reaps it.
 async fn reap(
     shared: Arc<Shared>,
@@ -300,12 +296,12 @@ async fn reap(
 ) {
     loop {
         let Ok(mut ready) = notifier.readable().await else { return };
-        if shared.lock().has_ended() {
+        if shared.spawned.lock().has_ended() {
             break;
         }
         ready.clear_ready();
     }
-    let status = shared.lock().finish();
+    let status = shared.spawned.lock().finish();
     ended.send_replace(Some(status));
 }
 

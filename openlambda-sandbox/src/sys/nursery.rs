@@ -1,9 +1,9 @@
-//! The worker's end of the nursery: the small process that sandboxes are born in.
+//! The worker's end of the nursery, the small process that makes sandboxes.
 //!
-//! [`Nursery::launch`] starts the program (`nursery/main.rs`, which says why it is one) from memory;
-//! [`Nursery::start`] makes a newborn in it, and [`Nursery::network`] a network namespace with its
-//! listeners. When the worker ends, kill −9 included, the nursery does, and with it all that was born
-//! there.
+//! [`Nursery::launch`] starts the program from memory (`nursery/main.rs` says why it is a program of its
+//! own); [`Nursery::start`] makes a sandbox's first process, and [`Nursery::network`] a network namespace
+//! with its listeners. When the worker ends, also by kill −9, the nursery ends, and every process that it
+//! made.
 
 #[allow(dead_code, reason = "each of the two programs writes what the other reads")]
 mod message;
@@ -16,9 +16,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -262,7 +263,7 @@ impl Nursery {
 
     /// Whether it lives.
     pub fn is_alive(&self) -> bool {
-        !self.shared.lock().gone
+        !self.shared.state.lock().gone
     }
 
     /// Makes a newborn. Dropping the future kills it.
@@ -308,14 +309,14 @@ impl Nursery {
         descriptors.extend(&belongings.cgroups);
         let (sender, born) = oneshot::channel();
         {
-            let mut state = self.shared.lock();
+            let mut state = self.shared.state.lock();
             if state.gone {
                 return Err(gone(io::ErrorKind::BrokenPipe));
             }
             state.starting.insert(id, sender);
         }
         if let Err(error) = send(&self.shared.socket, &message, &descriptors).await {
-            self.shared.lock().starting.remove(&id);
+            self.shared.state.lock().starting.remove(&id);
             return Err(match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => too_long(),
                 _ => gone(error),
@@ -355,7 +356,7 @@ impl Newborn {
     }
 
     /// Waits until it and all in its process namespace have ended. `None`: the nursery is gone, so it
-    /// is being killed, and nobody can tell how it ends; wait for [`gone`](Self::gone).
+    /// is being killed, and its exit status is not known; wait for [`gone`](Self::gone).
     pub async fn wait(&self) -> Option<ExitStatus> {
         let mut ended = self.ended.clone();
         let status = ended.wait_for(Option::is_some).await;
@@ -441,12 +442,6 @@ impl Drop for Newborn {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Passes on what the nursery tells, until it is gone.
 async fn listen(shared: Arc<Shared>) {
     loop {
@@ -457,7 +452,7 @@ async fn listen(shared: Arc<Shared>) {
                 break;
             }
         };
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         match answer {
             Answer::Started { id, failed: Some(failed), .. } => {
                 if let Some(waiting) = state.starting.remove(&id) {
@@ -481,7 +476,7 @@ async fn listen(shared: Arc<Shared>) {
             Answer::Ready(_) | Answer::Network(_) => {}
         }
     }
-    let mut state = shared.lock();
+    let mut state = shared.state.lock();
     state.gone = true;
     state.starting.clear();
     state.living.clear();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openlambda_core::sandbox::{Sandbox, SandboxError, SandboxFactory, SandboxSpec};
@@ -153,6 +153,13 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Copies a program that is to be run, by a process of its own: a child that another test starts
+/// meanwhile would hold our descriptor, and what is open for writing cannot be executed (ETXTBSY).
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(copied.success(), "cp {} {}", from.display(), to.display());
+}
+
 /// Runs all tests of this binary again as an ordinary user, but for the one that asks for it.
 pub fn again_as_an_ordinary_user(but: &str) {
     if !is_root() {
@@ -161,7 +168,7 @@ pub fn again_as_an_ordinary_user(but: &str) {
     let place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let (program, tmp) = (place.path().join("test"), place.path().join("tmp"));
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &program);
     fs::create_dir(&tmp).unwrap();
     std::os::unix::fs::chown(&tmp, Some(65534), Some(65534)).unwrap();
     let output = std::process::Command::new("setpriv")

@@ -1,4 +1,4 @@
-//! The catalogue's kinds of sandboxes, as the laboratory takes them.
+//! Hands the catalogue's kinds of sandboxes to the laboratory.
 
 use std::sync::Arc;
 

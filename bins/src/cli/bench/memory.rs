@@ -1,4 +1,4 @@
-//! `ol bench memory`: what one more idle instance takes of the machine's memory.
+//! `ol bench memory`: how much of the machine's memory one more idle instance takes.
 
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ pub(super) struct MemoryArgs {
     /// How many idle instances
     #[arg(short, long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     instances: u32,
-    /// What is idle: noop (a static program) or python (f.py that returns its event)
+    /// The function of the idle instances: noop (a static program) or python (f.py that returns its event)
     #[arg(long, default_value = "noop", value_parser = ["noop", "python"])]
     function: String,
     /// Rounds in which the kinds take turns

@@ -1,5 +1,5 @@
-//! `ol bench`: what sandboxes cost on this machine, as the laboratory measures it
-//! ([`openlambda_lab::live`]). Here are the arguments and the tables.
+//! `ol bench`: what sandboxes cost on this machine. The laboratory measures it
+//! ([`openlambda_lab::live`]); this folder has the arguments and the tables.
 
 mod kinds;
 mod memory;
@@ -27,11 +27,11 @@ pub(super) struct BenchArgs {
 enum Bench {
     /// Create a sandbox, get its first answer, destroy it
     Start(start::StartArgs),
-    /// Memory that one more idle instance takes, the kernel's included
+    /// Measure the memory that one more idle instance takes, the kernel's included
     Memory(memory::MemoryArgs),
     /// Resume a paused instance and get its answer
     Resume(resume::ResumeArgs),
-    /// Start and destroy thousands, and look for what is left
+    /// Start and destroy thousands of instances, and look for what they leave behind
     Soak(soak::SoakArgs),
     /// Take turns for a bench that asks over standard input
     #[command(hide = true)]

@@ -1,5 +1,5 @@
-//! `ol bench resume`: resume of a paused instance and its next answer, beside a call of one that was not
-//! paused.
+//! `ol bench resume`: the time to resume a paused instance and get its answer, beside a call of one that
+//! was not paused.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! `ol bench soak`: thousands of starts, some idle instances beside them; what is left, and whether the
-//! last ones are slower than the first ones.
+//! `ol bench soak`: thousands of starts beside some idle instances: what they leave behind, and whether
+//! the last ones are slower than the first ones.
 
 use std::process::ExitCode;
 
@@ -15,13 +15,13 @@ pub(super) struct SoakArgs {
     /// The kind of sandbox
     #[arg(long, value_name = "NAME", default_value = "auto")]
     sandbox: String,
-    /// How often one is created, called and destroyed
+    /// How many instances are created, called and destroyed
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..))]
     rounds: u32,
-    /// Idle instances beside them
+    /// How many idle instances live beside them
     #[arg(long, default_value_t = 32)]
     idle: usize,
-    /// How many create at once
+    /// How many instances are created at once
     #[arg(short, long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
     concurrency: u32,
     /// What starts: noop (a static program) or python (f.py that returns its event)

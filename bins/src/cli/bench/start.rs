@@ -1,4 +1,4 @@
-//! `ol bench start`: create → first answer of a function that does nothing → destroy, of several kinds
+//! `ol bench start`: create → first answer of a function that does nothing → destroy, for several kinds
 //! side by side.
 
 use std::process::ExitCode;
@@ -21,10 +21,10 @@ pub(super) struct StartArgs {
     /// May be given more than once
     #[arg(long, value_name = "NAME")]
     against: Vec<String>,
-    /// Compare with the same kind while so many paused instances are alive
+    /// Compare with the same kind while this many paused instances are alive
     #[arg(long, value_name = "N")]
     paused: Option<usize>,
-    /// How many at once
+    /// How many instances start at once; may be several, separated by commas
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', default_value = "1,10")]
     concurrency: Vec<usize>,
     /// What starts: noop (a static program) or python (f.py that returns its event)

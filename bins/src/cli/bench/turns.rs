@@ -1,4 +1,4 @@
-//! `ol bench turns`: an ordinary user's turns, for `ol bench start --against rootless`.
+//! `ol bench turns`: the turns of an ordinary user, for `ol bench start --against rootless`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What of the kernel's a sandbox of each kind is made of.
+//! Checks of the kernel features that each kind of sandbox needs.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) fn namespaces() -> Check {
         true => Ok(names(there)),
         false => Err(format!("this kernel has none of these: {}", names(missing))),
     };
-    let why = "they keep sandboxes of the kinds sock and docker apart";
+    let why = "they isolate sandboxes of the kinds sock and docker";
     let next = "run a kernel with CONFIG_NAMESPACES and all that is below it, as distributions' have; or use \
                 --sandbox process for code that you trust";
     check("namespaces", false, why, result, next)
@@ -40,7 +40,7 @@ pub(super) fn user_namespaces() -> Check {
         ("not allowed without root", "sysctl kernel.unprivileged_userns_clone=1")
     } else if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
         (
-            "AppArmor leaves them without power",
+            "AppArmor takes their privileges away",
             "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run workers as root",
         )
     } else {
@@ -121,7 +121,7 @@ pub(super) fn overlay() -> Check {
         (false, Some(())) => Ok("a module, which is loaded when it is needed".to_owned()),
         (false, None) => Err("the kernel has no overlay file system".to_owned()),
     };
-    let why = "Docker keeps containers' files in it; sock does without";
+    let why = "Docker keeps containers' files in it; sock does not need it";
     check(
         "overlay",
         false,

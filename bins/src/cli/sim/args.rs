@@ -1,4 +1,4 @@
-//! What is asked of `ol sim`.
+//! The arguments of `ol sim`.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub(in crate::cli) struct SimArgs {
     /// A policy, with parameters after commas; may be given more than once [default: all]
     #[arg(long = "policy", value_name = "NAME[,KEY=VALUE]")]
     pub(super) policies: Vec<PolicyConfig>,
-    /// How many balancers, each with a view of its own; a call comes to one of them by chance
+    /// How many balancers, each with its own view; each call goes to a random one
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     balancers: u32,
     /// How many workers
@@ -30,7 +30,7 @@ pub(in crate::cli) struct SimArgs {
     /// How many functions
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     functions: u32,
-    /// Exponent of Zipf's law for the functions' popularity; 0 makes all alike
+    /// Exponent of Zipf's law for the functions' popularity; 0 makes all equally popular
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     zipf: f64,
     /// Calls a second, over all functions
@@ -39,9 +39,9 @@ pub(in crate::cli) struct SimArgs {
     /// How many calls
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     invocations: u64,
-    /// How functions differ: in popularity alone, or as those of a large provider in popularity,
+    /// How functions differ: in popularity alone, or, as a large provider's functions, in popularity,
     /// triggers, memory, times of handlers and of cold starts; then --zipf, --mean-ms and --cold-ms
-    /// say nothing
+    /// have no effect
     #[arg(long, value_enum, default_value_t = Mix::Alike)]
     mix: Mix,
     /// How the handlers' times are distributed
@@ -64,7 +64,7 @@ pub(in crate::cli) struct SimArgs {
     #[arg(long, value_enum, default_value_t = Placing::AsDrawn)]
     spacing: Placing,
     /// A closed loop: so many users, each of whom waits for an answer before the next call; then
-    /// --rate, --burst and --spacing say nothing
+    /// --rate, --burst and --spacing have no effect
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     users: Option<u32>,
     /// How long a user thinks between an answer and the next call, milliseconds in the mean

@@ -1,4 +1,4 @@
-//! What `ol sim` prints.
+//! The output of `ol sim`.
 
 use std::collections::BTreeMap;
 

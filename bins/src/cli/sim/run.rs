@@ -1,10 +1,11 @@
-//! The simulations.
+//! Runs the simulations of `ol sim`, one for each policy and seed.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use openlambda_core::json_lines;
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, simulate_with};
@@ -72,9 +73,7 @@ fn run(
             watch.over();
         }
         if let (Some(file), Ok(())) = (&mut file, &written) {
-            written = serde_json::to_writer(&mut *file, &call.record())
-                .map_err(std::io::Error::from)
-                .and_then(|()| file.write_all(b"\n"));
+            written = json_lines::write(file, &call.record());
         }
     })
     .context(|| "cannot simulate".to_owned())?;

@@ -1,4 +1,4 @@
-//! What is known of references, without asking anybody: [`Cache`].
+//! The known meanings of references, without a request to the registry: [`Cache`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ struct Entry {
     /// When the request that brought it began, by `Cache::clock` and by the time.
     began: u64,
     at: Time,
-    /// The registry told of a change since.
+    /// The registry has reported a change since.
     stale: bool,
     used: u64,
 }

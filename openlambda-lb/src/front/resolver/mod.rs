@@ -1,4 +1,4 @@
-//! From a reference to what it means now: the second hop, with a cache.
+//! Resolves a reference to the version that it means now: the second hop, with a cache.
 //!
 //! # What the cache promises
 //!
@@ -11,23 +11,27 @@
 //!   known is used, however old.
 //!
 //! A version or a digest never changes its meaning and is kept. A name alone or an alias is kept as
-//! long as [`Registry::cache_for`] says, and until [`Registry::watch`] tells of a change. That there
-//! is no such function is never kept.
+//! long as [`Registry::cache_for`] says, and until [`Registry::watch`] reports a change. The answer
+//! that there is no such function is never kept.
 
 mod cache;
 mod resolution;
 
+use std::ops::RangeInclusive;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::FutureExt;
+use openlambda_core::backoff::Backoff;
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::function::{FunctionRef, Qualifier};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::{Registry, RegistryEvent, Revision};
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire;
+use parking_lot::Mutex;
 
 use self::cache::{Answer, Cache, Flight};
 pub(crate) use self::resolution::Resolution;
@@ -36,8 +40,8 @@ use crate::observe::Telemetry;
 /// How long the calls of a name that is known wait for a request to the registry, from its beginning.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long to wait before following a registry again that ended its stream of changes.
-const FOLLOW_AGAIN: Duration = Duration::from_millis(500);
+/// The pauses before following a registry again that ended its stream of changes.
+const FOLLOW_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(1);
 
 /// Resolves references. See the module's documentation.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ impl Resolver {
         let mut called = 0;
         loop {
             let flight = {
-                let mut cache = lock(&self.cache);
+                let mut cache = self.cache.lock();
                 cache.clock += 1;
                 if called == 0 {
                     called = cache.clock;
@@ -105,7 +109,7 @@ impl Resolver {
             if !will_do(&answer) {
                 continue;
             }
-            let cache = lock(&self.cache);
+            let cache = self.cache.lock();
             return match answer {
                 Ok(resolution) => Ok(cache.raised(reference, resolution)),
                 Err(failure) if failure.kind == FailureKind::RegistryUnavailable => {
@@ -119,28 +123,30 @@ impl Resolver {
     /// What the reference means by a request that begins now; the calls that start after this see
     /// it, or something newer.
     pub(crate) async fn refresh(&self, reference: &FunctionRef) -> Answer {
-        let flight = self.depart(&mut lock(&self.cache), reference);
+        let flight = self.depart(&mut self.cache.lock(), reference);
         flight.answer.await
     }
 
     /// What is known of the reference without asking anybody, however old.
     pub(crate) fn known(&self, reference: &FunctionRef) -> Option<Arc<Resolution>> {
-        lock(&self.cache).known(reference)
+        self.cache.lock().known(reference)
     }
 
     /// Follows the registry's changes for as long as it is polled.
     pub(crate) async fn follow(&self) {
+        let mut backoff = Backoff::new(FOLLOW_AGAIN, fresh_seed());
         loop {
             let mut events = self.registry.watch(Revision::NOW);
             // What changed before the watch began was not announced to us.
-            lock(&self.cache).all_stale();
+            self.cache.lock().all_stale();
             while let Some(event) = events.next().await {
-                lock(&self.cache).apply(&event);
+                backoff.reset();
+                self.cache.lock().apply(&event);
                 if let RegistryEvent::Deleted { name, .. } = &event {
                     self.telemetry.calls.forget(name);
                 }
             }
-            tokio::time::sleep(FOLLOW_AGAIN).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     }
 
@@ -158,7 +164,7 @@ impl Resolver {
             let asked = AssertUnwindSafe(async { registry.resolve(&wanted).await });
             // A panic must not leave its flight behind for all later calls to wait for.
             let answer = asked.catch_unwind().await;
-            let mut cache = lock(&shared);
+            let mut cache = shared.lock();
             if cache.flights.get(&wanted).is_some_and(|flight| flight.began == began) {
                 cache.flights.remove(&wanted);
             }
@@ -195,9 +201,4 @@ impl Resolver {
         cache.flights.insert(reference.clone(), flight.clone());
         flight
     }
-}
-
-/// No code panics while it holds this lock.
-fn lock(cache: &Mutex<Cache>) -> MutexGuard<'_, Cache> {
-    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }

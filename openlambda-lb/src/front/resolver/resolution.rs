@@ -1,4 +1,4 @@
-//! What a reference to a function means: [`Resolution`].
+//! The version that a reference means: [`Resolution`].
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a policy remembers of each worker: [`BySlot`].
+//! A policy's state for each worker: [`BySlot`].
 
 use openlambda_core::balancing::WorkerId;
 

@@ -30,7 +30,7 @@ use openlambda_core::random::Rng;
 #[derive(Clone, Copy, Debug)]
 pub struct Candidates<'a> {
     ready: &'a [WorkerId],
-    /// Empty when nobody is to be left out.
+    /// Empty when no worker is excluded.
     excluded: &'a [WorkerId],
     len: usize,
 }

@@ -1,4 +1,4 @@
-//! What a policy that holds requests remembers of them: [`FewWorkers`].
+//! A policy's state for each held request: a few workers, without allocation: [`FewWorkers`].
 
 use openlambda_core::balancing::{ClusterView, WorkerId};
 

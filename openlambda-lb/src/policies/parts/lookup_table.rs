@@ -88,7 +88,7 @@ impl LookupTable {
 
     /// Adds a worker. Takes effect with [`settle`](Self::settle).
     pub fn insert(&mut self, worker: WorkerId, name_hash: u64, weight: f64) {
-        // A weight that is none or mad must not leave the others without entries, or time.
+        // A weight that is NaN or absurd must not leave the others without entries, or time.
         let weight = if weight >= 1e-3 { weight.min(1e3) } else { 1e-3 };
         self.members.push(Member { name_hash, worker, weight, next: 0, skip: 0, turns: 0.0 });
         self.outdated = true;
@@ -218,7 +218,7 @@ impl LookupTable {
     }
 }
 
-/// The number of entries for so many workers.
+/// The number of entries for a number of workers.
 fn entries_for(size: u32, workers: usize) -> u32 {
     let wanted = (workers as u64 * 100).min(1 << 30);
     let mut size = u64::from(size);

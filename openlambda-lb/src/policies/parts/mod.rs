@@ -1,11 +1,11 @@
-//! What balancing policies are made of: data structures that follow the cluster's events, and decide
-//! without allocation and without an order that comes from a random seed.
+//! The building blocks of balancing policies: data structures that follow the cluster's events. A decision
+//! allocates nothing and depends on no randomly seeded order.
 //!
 //! | part | what it is | per decision | source |
 //! |---|---|---|---|
 //! | [`Candidates`] | the workers that a request may go to | O(1); a retry O(k² log n) | |
 //! | [`WorkerRing`] | a consistent-hash ring that follows the workers | O(1) on average | Karger et al., STOC 1997 |
-//! | [`Ring`] | the same without events: points of one's own | O(1) on average | Karger et al., STOC 1997 |
+//! | [`Ring`] | the same without events: you add the points | O(1) on average | Karger et al., STOC 1997 |
 //! | [`LookupTable`] | a table from keys to workers, in even shares | O(1) | Eisenbud et al., Maglev, NSDI 2016 |
 //! | [`LoadOrder`] | workers in order of a small whole number | O(1) | Batagelj and Zaveršnik, 2003 |
 //! | [`FillOrder`] | workers in order of how full they are | O(1) | as `LoadOrder` |
@@ -15,8 +15,8 @@
 //! | [`FewWorkers`] | up to eight workers, kept with a request | O(8) | |
 //! | [`FixedMap`] | from 64-bit keys to values | O(1) on average | Knuth, TAOCP 3, 6.4L and R |
 //!
-//! What has a method `observe` is told every event that the policy is told. A whole policy of two
-//! parts, the function's home on a ring while that has a free slot, else the least loaded worker:
+//! A part with a method `observe` needs every event that the policy observes. A whole policy of two
+//! parts, the function's own worker on a ring while that has a free slot, else the least loaded worker:
 //!
 //! ```
 //! use openlambda_core::balancing::{

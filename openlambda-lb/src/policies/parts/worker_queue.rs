@@ -1,4 +1,4 @@
-//! Workers that queue up: [`WorkerQueue`].
+//! Workers in order of arrival, removed from anywhere: [`WorkerQueue`].
 
 use openlambda_core::balancing::WorkerId;
 

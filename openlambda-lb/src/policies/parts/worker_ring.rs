@@ -1,4 +1,4 @@
-//! A ring that follows the workers' coming and going: [`WorkerRing`].
+//! A hash ring that follows workers as they join and leave: [`WorkerRing`].
 
 use openlambda_core::balancing::{ClusterView, PolicyEvent, WorkerId};
 use openlambda_core::hash::mix;

@@ -19,15 +19,15 @@ use super::watch::{Watched, Watcher, address_of};
 /// Announcements that wait to be looked at. One too many is lost, and comes again with the next heartbeat.
 const BACKLOG: usize = 4096;
 
-/// Where announcements go in.
+/// The sending end, for announcements.
 #[derive(Clone, Debug)]
 pub(crate) struct Announcements(mpsc::Sender<Arc<Member>>);
 
-/// A source that is told of workers by themselves, again and again while they live.
+/// A source of workers that announce themselves, periodically while they live.
 ///
 /// A restart (another incarnation under the same name) replaces the worker at once. Two live workers under
-/// one name replace each other again and again; the log says so. A worker that is configured as well is
-/// left to that source.
+/// one name replace each other again and again; the log says so. A worker that the configuration lists
+/// too is left to the configuration's source.
 #[derive(Debug)]
 pub(crate) struct Announced {
     announcements: mpsc::Receiver<Arc<Member>>,
@@ -44,8 +44,7 @@ impl Announcements {
     ///
     /// # Errors
     ///
-    /// What is wrong with the announcement; that there are too many at once, or that the source runs no
-    /// more.
+    /// The announcement is not valid, there are too many at once, or the source does not run any more.
     pub(crate) fn take(&self, worker: Announcement) -> Result<(), Failure> {
         let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
         let address = address_of(&worker.url)?;

@@ -1,4 +1,4 @@
-//! Workers that are there for good: [`Configured`].
+//! Workers that the configuration lists, which never leave: [`Configured`].
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use super::watch::{Watched, Watcher, address_of};
 /// What is assumed of a worker whose events do not tell how much it can take.
 const CAPACITY: u32 = 64;
 
-/// A source that has a list of addresses. Whoever listens there is followed by the name that it says it
-/// has, and is never given up.
+/// A source that has a list of addresses. It follows the worker at each address, by the name that the
+/// worker reports, and never gives one up.
 #[derive(Debug)]
 pub(crate) struct Configured {
     workers: Vec<Arc<Watched>>,
@@ -20,7 +20,7 @@ pub(crate) struct Configured {
 }
 
 impl Configured {
-    /// Workers at these URLs, `http://host:port`. What is none is left out, and the log says so.
+    /// Workers at these URLs, `http://host:port`. Other texts are left out, and the log says so.
     pub(crate) fn new(urls: &[String], watcher: Watcher) -> Self {
         let mut workers: Vec<Arc<Watched>> = Vec::new();
         for url in urls {

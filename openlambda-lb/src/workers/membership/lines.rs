@@ -1,43 +1,31 @@
 //! A body as lines of JSON: [`Lines`].
 
-use bytes::BytesMut;
+use std::io;
+use std::pin::Pin;
+
+use futures_util::{StreamExt, TryStreamExt};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use openlambda_core::invocation::BoxError;
 use openlambda_core::wire::WorkerEvent;
+use tokio::io::AsyncRead;
+use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::io::StreamReader;
 
-/// The longest line of events.
+/// The longest line of events, bytes.
 const LONGEST_LINE: usize = 16 << 20;
 
-pub(super) struct Lines {
-    body: Incoming,
-    buffer: BytesMut,
-    /// So much of the buffer holds no end of a line.
-    searched: usize,
-}
+pub(super) struct Lines(FramedRead<Pin<Box<dyn AsyncRead + Send>>, LinesCodec>);
 
 impl Lines {
     pub(super) fn of(body: Incoming) -> Self {
-        Lines { body, buffer: BytesMut::new(), searched: 0 }
+        let body = StreamReader::new(body.into_data_stream().map_err(io::Error::other));
+        Lines(FramedRead::new(Box::pin(body), LinesCodec::new_with_max_length(LONGEST_LINE)))
     }
 
     /// The next event. Cancel-safe: what was read is kept.
     pub(super) async fn next(&mut self) -> Result<WorkerEvent, BoxError> {
-        loop {
-            let end = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');
-            if let Some(end) = end {
-                let line = self.buffer.split_to(self.searched + end + 1);
-                self.searched = 0;
-                return Ok(serde_json::from_slice(&line)?);
-            }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > LONGEST_LINE {
-                return Err("a line of events has no end".into());
-            }
-            let frame = self.body.frame().await.ok_or("the stream ended")??;
-            if let Some(data) = frame.data_ref() {
-                self.buffer.extend_from_slice(data);
-            }
-        }
+        let line = self.0.next().await.ok_or("the stream ended")??;
+        Ok(serde_json::from_str(&line)?)
     }
 }

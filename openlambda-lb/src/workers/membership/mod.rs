@@ -1,4 +1,4 @@
-//! Who the workers are: sources, each of which tells a follower of the workers that it knows.
+//! Which workers there are: sources, each of which reports the workers that it knows to a follower.
 //!
 //! ```text
 //!  configured (a list) ──┐ watch: one worker's               ┌─▶ the balancer's selector
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! [`Source`] and [`Follower`] are the two sides, and [`ClusterEvent`] is all that passes between them.
-//! The sources here learn where a worker is in their own ways, and of everything else from the worker's
-//! own stream of events, as `watch` draws it.
+//! Each source here has its own way to learn where a worker is; it learns everything else from the
+//! worker's stream of events, as `watch` draws it.
 //!
 //! [`ClusterEvent`]: openlambda_core::balancing::ClusterEvent
 

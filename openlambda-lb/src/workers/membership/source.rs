@@ -1,4 +1,4 @@
-//! The two sides of membership: who knows of workers, and who wants to know.
+//! The two sides of membership: [`Source`] knows workers, [`Follower`] is told of them.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use openlambda_core::balancing::ClusterEvent;
 
-/// Knows of workers, and tells a [`Follower`].
+/// Knows workers, and reports them to a [`Follower`].
 ///
-/// What a source owes to whom it tells stands with [`ClusterEvent`]. A source that only knows addresses
-/// leaves it at [`Joined`](openlambda_core::balancing::Change::Joined) and
-/// [`Left`](openlambda_core::balancing::Change::Left): its workers are taken for healthy then, and calls
-/// find out. Two sources may name the same worker: it is there until both have told that it has left. Where
-/// they tell of different starts of it, the one that tells last is right.
+/// [`ClusterEvent`] says what a source must do. A source that knows addresses only may report just
+/// [`Joined`](openlambda_core::balancing::Change::Joined) and
+/// [`Left`](openlambda_core::balancing::Change::Left): its workers then count as healthy until a call
+/// fails. Two sources may name the same worker: it stays until both have reported that it has left. If they
+/// report different starts of it, the last report counts.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -37,19 +37,19 @@ use openlambda_core::balancing::ClusterEvent;
 /// ```
 #[async_trait]
 pub trait Source: Send + Debug {
-    /// Tells `follower` of the workers. May return when nothing more will come; what was told stands.
+    /// Reports workers to `follower`. May return when there is nothing more to report; its workers stay.
     ///
-    /// **Cancellation**: dropped when the follower has no use for it any more. A source may tell that
-    /// its workers have left then, and needs not.
+    /// **Cancellation**: dropped when the follower does not need it any more. A source may then report
+    /// that its workers have left, but need not.
     async fn run(self: Box<Self>, follower: Arc<dyn Follower>);
 }
 
-/// Is told of workers by [`Source`]s.
+/// Gets the reports of [`Source`]s.
 ///
-/// Each source has a follower of its own, which knows by that who tells.
+/// Each source has its own follower, so a follower knows which source reports.
 ///
-/// **Concurrency**: sources tell at once and from any thread; what one source tells of one worker comes
-/// in order. `apply` must not block: the source waits for it.
+/// **Concurrency**: sources report at the same time and from any thread; the reports of one source about
+/// one worker come in order. `apply` must not block: the source waits for it.
 pub trait Follower: Send + Sync + Debug {
     /// Something happened to a worker.
     fn apply(&self, event: ClusterEvent);

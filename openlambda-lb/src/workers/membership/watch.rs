@@ -1,4 +1,4 @@
-//! What a worker's own stream of events says, as [`ClusterEvent`]s.
+//! Turns a worker's stream of events into [`ClusterEvent`]s.
 //!
 //! ```text
 //!  announced ─▶ connecting ─ first snapshot ─▶ joined, healthy ◀──── snapshot ────┐
@@ -13,17 +13,21 @@
 //! a worker hangs.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::HeaderValue;
 use http::uri::Authority;
 use http::{Request, StatusCode, Uri};
+use openlambda_core::backoff::Backoff;
 use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::invocation::{BoxError, empty_body};
+use openlambda_core::random::fresh_seed;
 use openlambda_core::time::{Clock, SystemClock, Time};
 use openlambda_core::wire::{self, WorkerEvent};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::lines::Lines;
@@ -31,15 +35,15 @@ use super::source::Follower;
 use crate::workers::client::HttpClient;
 
 /// The pauses between attempts to reach a worker whose stream broke.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 
 /// How long a worker may take to begin its stream.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A stream that is silent for so long is given up and made anew: the machine may be gone.
+/// A stream that is silent for this time is given up and opened again: the machine may be gone.
 const DEAD_STREAM: Duration = Duration::from_secs(10);
 
-/// A worker that was not reached for so long has left for good.
+/// A worker that was not reached for this time has left for good.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Watches workers. Clones watch by the same name.
@@ -49,7 +53,7 @@ pub(crate) struct Watcher {
     clock: Arc<SystemClock>,
     /// The name of the balancer whose streams they are.
     balancer: String,
-    /// A worker that has said nothing for so long is unhealthy.
+    /// A worker is unhealthy when it has sent nothing for this time.
     silence: Duration,
 }
 
@@ -68,7 +72,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// A worker that is to be at this address, whoever it is.
+    /// The worker at this address, whatever its name is.
     pub(super) fn at(address: Authority, weight: f64, capacity: u32) -> Self {
         let (member, nudge) = (Mutex::default(), Notify::new());
         Watched { name: None, address, weight, capacity, member, nudge }
@@ -88,7 +92,7 @@ impl Watched {
 
     /// Which start of a worker this is, where that is known.
     pub(super) fn member(&self) -> Option<Arc<Member>> {
-        self.lock().clone()
+        self.member.lock().clone()
     }
 
     /// Tries to reach it now, if it is not reached.
@@ -103,7 +107,7 @@ impl Watched {
 
     /// The worker by the identity that a snapshot tells.
     fn identify(&self, name: &str, incarnation: u64) -> Result<Arc<Member>, BoxError> {
-        let mut known = self.lock();
+        let mut known = self.member.lock();
         if let Some(member) = &*known
             && member.name() == name
             && member.incarnation == incarnation
@@ -123,11 +127,6 @@ impl Watched {
         *known = Some(Arc::clone(&member));
         Ok(member)
     }
-
-    /// No code panics while it holds this lock.
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Member>>> {
-        self.member.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Watcher {
@@ -144,7 +143,8 @@ impl Watcher {
     /// One stream after another, until the worker has left for good. Dropped, it has left as well.
     pub(super) async fn watch(&self, worker: &Watched, follower: &Arc<dyn Follower>) {
         let mut joined = None;
-        let mut signs = Signs { pause: BACKOFF.0, alive: self.clock.now() };
+        let backoff = Backoff::new(BACKOFF, fresh_seed());
+        let mut signs = Signs { backoff, alive: self.clock.now() };
         loop {
             let Err(error) = self.stream(worker, follower, &mut joined, &mut signs).await;
             if let Some(joined) = &joined {
@@ -157,10 +157,9 @@ impl Watcher {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(signs.pause) => {}
+                () = tokio::time::sleep(signs.backoff.pause()) => {}
                 () = worker.nudge.notified() => {}
             }
-            signs.pause = (signs.pause * 2).min(BACKOFF.1);
         }
     }
 
@@ -178,7 +177,8 @@ impl Watcher {
             return Err("the stream does not begin with a snapshot".into());
         }
         loop {
-            *signs = Signs { pause: BACKOFF.0, alive: self.clock.now() };
+            signs.backoff.reset();
+            signs.alive = self.clock.now();
             tell(worker, follower, joined, event)?;
             event = match tokio::time::timeout(self.silence, lines.next()).await {
                 Ok(event) => event?,
@@ -240,9 +240,9 @@ fn tell(
     Ok(())
 }
 
-/// When a worker was heard of last, and how long to wait before the next attempt to reach it.
+/// When the worker last sent something, and how long to wait before the next attempt to reach it.
 struct Signs {
-    pause: Duration,
+    backoff: Backoff,
     alive: Time,
 }
 
@@ -277,7 +277,7 @@ pub(super) fn address_of(url: &str) -> Result<Authority, Failure> {
         uri.scheme_str() == Some("http") && uri.port().is_some() && uri.path() == "/"
     });
     valid.and_then(|uri| uri.authority().cloned()).ok_or_else(|| {
-        let message = format!("{url:?} is no worker's address; write http://host:port");
+        let message = format!("{url:?} is not a worker's address; write http://host:port");
         Failure::new(FailureKind::BadRequest, message)
     })
 }

@@ -83,12 +83,12 @@ impl Setup {
     }
 
     fn busy(&self) -> u32 {
-        self.api.shared.lock().busy
+        self.api.shared.state.lock().busy
     }
 
     async fn polls_wait(&self, count: usize) {
         eventually("the polls wait", || {
-            let state = self.api.shared.lock();
+            let state = self.api.shared.state.lock();
             state.polls.iter().filter(|poll| !poll.is_closed()).count() == count
         })
         .await;
@@ -399,7 +399,7 @@ async fn what_breaks_the_order_is_refused_and_harms_nobody() {
     assert_eq!(client.respond("nothing", "1").await.refusal(), unknown);
 
     let invoked = setup.invoke("r1", "1");
-    eventually("it is queued", || !setup.api.shared.lock().queued.is_empty()).await;
+    eventually("it is queued", || !setup.api.shared.state.lock().queued.is_empty()).await;
     // A good guess does not make it known.
     assert_eq!(client.respond("r1", "1").await.refusal(), unknown);
     assert_eq!(client.next().await.id(), "r1");
@@ -411,7 +411,7 @@ async fn what_breaks_the_order_is_refused_and_harms_nobody() {
     client.head("POST", "invocation/r1/response", "Content-Length: 5\r\n").await;
     client.write("\"a").await.unwrap();
     eventually("the answer is claimed", || {
-        let state = setup.api.shared.lock();
+        let state = setup.api.shared.state.lock();
         state.calls.values().any(|call| matches!(call.stage, CallStage::Answering))
     })
     .await;
@@ -571,7 +571,7 @@ async fn a_dropped_call_is_taken_back_before_delivery_and_keeps_its_slot_after()
     let setup = Setup::new(Over::Unix, 1).await;
     let mut client = setup.client().await;
     let invoked = setup.invoke("before", "1");
-    eventually("it is queued", || !setup.api.shared.lock().queued.is_empty()).await;
+    eventually("it is queued", || !setup.api.shared.state.lock().queued.is_empty()).await;
     invoked.abort();
     eventually("the slot is free", || setup.busy() == 0).await;
 

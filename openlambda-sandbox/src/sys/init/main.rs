@@ -1,6 +1,6 @@
-//! `ol-init`: what a container starts with, until it becomes the function's program.
+//! `ol-init`: the program that a container starts with, until it becomes the function's program.
 //!
-//! A container's program must not ask for its first event before somebody listens, and what it prints
+//! A container's program must not ask for its first event before the Runtime API listens, and its output
 //! should reach the worker without a detour through the engine. So this program runs first:
 //!
 //! ```text
@@ -12,7 +12,7 @@
 //!
 //! The first two speak with the worker over a Unix socket that is mounted in: a byte and the listener
 //! go out, a byte and two pipes come in, and when PROGRAM cannot be run, the reason goes out. The others
-//! are for containers with a kernel of their own, through which no descriptor passes.
+//! are for containers with their own kernel (gVisor), into which no descriptor can pass.
 //!
 //! It uses nothing but std and the C library.
 

@@ -1,10 +1,10 @@
-//! The least that a start can be: what starts of `sock` sandboxes are measured beside.
+//! The minimal start of a container, with which starts of `sock` sandboxes are compared.
 //!
 //! It makes the system calls of one container, in the usual order and written straight down: one clone
-//! into new namespaces, a cgroup and a network that were made before, a root of its own, no power, a
+//! into new namespaces, a cgroup and a network that were made before, a root of its own, no privileges, a
 //! filter of system calls, the same static program; and waits for its end. There is no worker, no
-//! protocol, no log, no conversation, and nothing is shared between two starts but what it is started
-//! with. It takes nothing of the nursery's ways, so that what those cost is seen.
+//! protocol, no log, no conversation, and two starts share nothing but the arguments. It shares no code
+//! with the nursery, so that the comparison shows what the nursery costs.
 //!
 //! ```text
 //! bench ── a byte ──▶ minimal: clone ─▶ newborn ─▶ exec ─▶ end ── 0, or what failed ──▶ bench

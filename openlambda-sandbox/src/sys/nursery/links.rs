@@ -1,11 +1,11 @@
-//! Pairs of virtual network devices, asked of the kernel over rtnetlink (rtnetlink(7)).
+//! Pairs of virtual network devices, made over rtnetlink (rtnetlink(7)).
 //!
 //! ```text
 //! machine's namespace                      sandbox's namespace
 //!   <name>  10.213.0.0/31  ◀── a pair ──▶  eth0  10.213.0.1/31, default route via 10.213.0.0
 //! ```
 //!
-//! One end goes with the other, and both with the sandbox's namespace.
+//! Each end disappears with the other, and both with the sandbox's namespace.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

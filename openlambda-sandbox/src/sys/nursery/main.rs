@@ -1,8 +1,8 @@
-//! The nursery: the small process that a worker's sandboxes are born in.
+//! The nursery: the small process that makes a worker's sandboxes.
 //!
-//! It is a program of its own, and not a part of the worker, because a worker has many threads and a
-//! large memory: a process with threads cannot enter a user namespace, and forking a large one is
-//! slow. It speaks [`message`] over two sockets, whose descriptors are its arguments:
+//! It is a program of its own, and not a part of the worker, because a worker has many threads and much
+//! memory: a process with threads cannot enter a user namespace, and forking a large one is slow. It
+//! speaks [`message`] over two sockets, whose descriptors are its arguments:
 //!
 //! ```text
 //! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step ─▶ exec
@@ -11,9 +11,9 @@
 //!                                       2 listeners, a pair of devices if it is for a bridged one
 //! ```
 //!
-//! A start is *one* clone. Everything that is the same for many is made before it: the mount
-//! namespace that it copies holds a finished root (see [`skeleton`]), the network namespace and the
-//! cgroup come from the worker's pool. What is left are the steps of [`newborn`], each a function
+//! A start is *one* clone. Everything that is the same for many starts is made before it: the mount
+//! namespace that it copies holds a finished root (see [`skeleton`]); the network namespace and the
+//! cgroup come from the worker's pool. The remaining steps are those of [`newborn`], each a function
 //! that says what it takes away.
 //!
 //! It uses nothing but std and the C library, which it declares itself.
@@ -350,7 +350,7 @@ fn own_user_namespace() -> Result<(), Failed> {
     Ok(())
 }
 
-// What all sandboxes share: a root that nobody can write.
+// What all sandboxes share: a read-only root.
 
 /// Makes a mount namespace whose root holds the machine's programs and nothing else of it.
 ///
@@ -608,7 +608,7 @@ fn own_cgroup_root() -> Result<(), Failed> {
     c::unshare(c::CLONE_NEWCGROUP).map_err(|e| ("unshare cgroup namespace", e))
 }
 
-/// A network of its own, with nobody in it but itself and the Runtime API's listeners.
+/// A network of its own, which has only a loopback and the Runtime API's listeners.
 fn own_network(plan: &Plan<'_>) -> Result<(), Failed> {
     let Some(network) = &plan.network else { return Ok(()) };
     c::setns(network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("enter network", e))
