@@ -1,10 +1,10 @@
-//! Folders and files that are one user's own, as `ssh` wants its keys to be.
+//! Folders and files that belong to one user alone, as `ssh` requires of its keys.
 //!
-//! A cluster's folder holds what its daemons do as the user that starts them: programs to run, files to
-//! append to, trees to give away. Whoever may write there, or may put another folder in its place, is
-//! that user. So nobody else may: not in the folder, and not in any folder on the way to it, links
-//! included. What is inside of it is opened without following links, in case somebody could at an
-//! earlier time.
+//! A cluster's folder decides what its daemons do as the user that starts them: programs to run, files to
+//! append to, trees whose owner to change. A user who can write there, or put another folder in its place,
+//! can act as that user. So no other user may write: neither in the folder, nor in any folder on the way to
+//! it, links included. Its content is opened without following links, in case another user could write
+//! there at an earlier time.
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions, Permissions};

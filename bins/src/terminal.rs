@@ -1,9 +1,9 @@
-//! What a terminal is sent: no control characters of strangers.
+//! Keeps control characters of strangers from a terminal.
 //!
-//! Functions print what they like, and so do names, messages and replies that come from them. A
-//! terminal obeys some of it: colours and titles, but also its clipboard, answers that land on the
-//! command line, and text that looks other than it is. So on a terminal control characters are shown
-//! (`\x1b`), not sent. Files and pipes get every byte as it is: what reads them decides.
+//! Functions print any bytes, and names, messages and replies may hold any bytes too. A terminal obeys some
+//! of them: they set colours and titles, but also change its clipboard, send answers to the command line,
+//! and make text look different. So on a terminal control characters are shown (`\x1b`), not sent. Files
+//! and pipes get every byte unchanged: the program that reads them decides.
 
 use std::borrow::Cow;
 use std::fmt::Write;

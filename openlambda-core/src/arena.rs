@@ -1,8 +1,9 @@
 //! Tables that reuse their slots. An id is an index with a generation, which tells apart the values
 //! that a slot has held; so values that come and go all the time allocate nothing.
 //!
-//! [`Slots`] (and [`Owned`], for values that own something) takes ids that somebody else gives out,
-//! [`Arena`] (and [`OwnedArena`]) gives them out itself, and [`Lists`] threads lists through the slots of either. All of it is O(1).
+//! [`Slots`] (and [`Owned`], for values that own memory) takes ids that its user gives out, [`Arena`]
+//! (and [`OwnedArena`]) gives them out itself, and [`Lists`] links the slots of either into lists. Every
+//! operation is O(1).
 
 mod list;
 mod owned;

@@ -1,4 +1,4 @@
-//! How long to wait before something that failed is tried again: [`Backoff`].
+//! How long to wait before a failed attempt is repeated: [`Backoff`].
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -1,20 +1,20 @@
-//! The formats of what is kept, so that a release knows what another one wrote.
+//! The format numbers of data on disk, by which a release knows what another release wrote.
 //!
-//! A folder that outlives the release that made it says in its file [`FILE`] in which format it is:
+//! A folder that outlives the release that made it names its format in the file [`FILE`]:
 //!
 //! ```text
 //! {"kind":"registry store","format":1,"release":"0.1.0"}
 //! ```
 //!
-//! A release reads the formats up to its own. It refuses a later one before it has changed anything,
-//! and says which release wrote it. A folder without that file has format 1: so were the folders of
-//! releases that did not write the file yet. Lines of JSON carry a number instead, [`FormatNumber`].
+//! A release reads all formats up to its own. It refuses a later one before it changes anything, and says
+//! which release wrote it. A folder without that file has format 1, since early releases did not write
+//! the file. Lines of JSON carry a number instead, [`FormatNumber`].
 //!
 //! # To change a format
 //!
-//! Under the folder's lock: [`check`](Format::check) what there is, [`mark`](Format::mark) the folder
-//! with the new number, and only then change it, so that whoever comes after a crash in between is
-//! either refused or knows that there is something left to change.
+//! Under the folder's lock: [`check`](Format::check) the present format, [`mark`](Format::mark) the folder
+//! with the new number, and only then change it. So after a crash in between, a release is either refused
+//! or knows that the change is not complete.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,5 +1,4 @@
-//! JSON lines: a value is one line of JSON, and so are its bytes wherever the project writes records,
-//! events, logs and replies.
+//! JSON lines: writes a value as one line of JSON, for records, events, logs and replies.
 
 use std::io::{self, Write};
 

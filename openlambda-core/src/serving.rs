@@ -47,7 +47,7 @@ pub use self::stream::Stream;
 #[derive(Debug)]
 pub struct Serving<T = ()> {
     url: String,
-    /// Dropped, it is the word to stop.
+    /// Dropped, it tells the server to stop.
     stop: DropGuard,
     task: JoinHandle<T>,
 }

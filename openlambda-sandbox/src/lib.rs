@@ -5,9 +5,9 @@
 //! * [`docker`]: a container per instance, made by Docker's engine.
 //! * [`sock`]: lean Linux containers, with root and without.
 //! * [`runtime_api`]: the Lambda Runtime API, which every kind of sandbox speaks with the code
-//!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests as they
-//!   came, for web applications.
-//! * [`sys`]: processes that never outlive us; also for a supervisor's daemons;
+//!   inside it; [`event`]: what a handler gets and what its reply means; [`raw`]: requests without an
+//!   envelope, for web applications.
+//! * [`sys`]: processes that never outlive their parent; also for a supervisor's daemons;
 //!   [`trees`]: folders that functions have written.
 //!
 //! A new kind builds on the [`kit`], brings a [`Vessel`](kit::Vessel) for its instances, and passes the

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event;
 
-/// With a `next`: requests as they came, please.
+/// With a `next`: the code asks for requests without an envelope.
 pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 
 /// With a `next`: this code has something to do before its end.

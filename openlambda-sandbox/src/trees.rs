@@ -1,9 +1,9 @@
-//! Folders that functions have written: removed and given away, however deep they are.
+//! Removes folders that functions have written, or changes their owner, however deep they are.
 //!
-//! A function can make folders deeper than any path is long, deeper than a stack, and than there may
-//! be open descriptors; and it may still be moving them about. So these walks neither recurse nor build
-//! paths: they hold one folder at a time, go down by name without following links, and up by `..`, which
-//! counts only if it is the folder that they came from.
+//! A function can nest folders deeper than a path may be long, than a stack allows, and than there may be
+//! open descriptors; and it may still be moving them. So these walks neither recurse nor build paths: they
+//! hold one folder at a time, go down by name without following links, and up by `..`, which counts only
+//! if it is the folder that they came from.
 
 use std::ffi::{CStr, CString};
 use std::io;

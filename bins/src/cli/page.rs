@@ -14,7 +14,7 @@ use openlambda_core::bundle::PAGE_CONFIG;
 use crate::error::{CliError, Result};
 
 /// How a `config.js` of ours begins.
-const SCRIPT_HEAD: &str = "// Written by `ol deploy`: the URL of this page's function.\n";
+const SCRIPT_HEAD: &str = "// Written by `ol deploy`: where the function of this page is.\n";
 
 /// A function's page.
 #[derive(Debug)]

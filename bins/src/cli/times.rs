@@ -17,8 +17,9 @@ pub(super) fn utc(unix_ms: u64) -> String {
 /// How to write one.
 pub(super) fn moment(text: &str, now_ms: u64) -> Result<u64, String> {
     let ago = ago(text).map(|ago| now_ms.saturating_sub(ago));
-    ago.or_else(|| date(text))
-        .ok_or_else(|| format!("\"{text}\" is no time; write 10m, 2h, 1d or 2026-01-31T12:00:00Z"))
+    ago.or_else(|| date(text)).ok_or_else(|| {
+        format!("\"{text}\" is not a time; write 10m, 2h, 1d or 2026-01-31T12:00:00Z")
+    })
 }
 
 fn ago(text: &str) -> Option<u64> {

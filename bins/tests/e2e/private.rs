@@ -1,5 +1,5 @@
-//! Whose folder a cluster is in: whoever starts one in a folder that another user may write does what
-//! that user likes.
+//! A cluster's folder must belong to its user: in a folder that another user may write, the daemons would
+//! do what that user wants.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

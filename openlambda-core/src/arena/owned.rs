@@ -1,5 +1,5 @@
-//! [`Owned`] and [`OwnedArena`]: what [`Slots`](super::Slots) and [`Arena`](super::Arena) are to small
-//! values, for those that own something.
+//! [`Owned`] and [`OwnedArena`]: [`Slots`](super::Slots) and [`Arena`](super::Arena) for values that own
+//! memory.
 
 use super::{generation_of, id_of, slot_of};
 

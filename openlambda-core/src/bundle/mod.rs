@@ -8,15 +8,15 @@
 //!   owner 0, group 0, time 0, no user names;
 //! * GNU headers, with the GNU extension for paths over 100 bytes.
 //!
-//! [`pack_dir`] makes one from a folder, [`canonicalise`] from any tar, plain or gzipped, and
-//! [`unpack`] turns one into a folder again. All three refuse what could do harm outside of the
-//! folder that it is unpacked into: absolute paths, `..`, links that lead out, devices, two entries
-//! of one path, and more than [`Limits`] allow; and what some worker could not store: paths over 2,048
-//! bytes, names over 255, over 128 folders in each other. A refusal says which entry and why.
+//! [`pack_dir`] makes a bundle from a folder, [`canonicalise`] from any tar, plain or gzipped, and
+//! [`unpack`] turns one into a folder again. All three refuse entries that could do harm outside of
+//! that folder: absolute paths, `..`, links that lead out, devices, two entries with one path, and more
+//! than [`Limits`] allow. They also refuse what some worker could not store: paths over 2,048 bytes,
+//! names over 255, over 128 nested folders. A refusal names the entry and the reason.
 //!
-//! An archive comes from anybody. So nothing is read into memory, and nothing is walked, whose size or
-//! depth is not bounded before: what describes an entry (1 MiB), all names together (16 MiB), a
-//! manifest ([`MANIFEST_LIMIT`](crate::manifest::MANIFEST_LIMIT)).
+//! An archive may come from anybody. So its parts are bounded in size and depth before they are read
+//! into memory or walked: descriptions of an entry (1 MiB), all names together (16 MiB), a manifest
+//! ([`MANIFEST_LIMIT`](crate::manifest::MANIFEST_LIMIT)).
 //!
 //! # Why a link cannot lead out
 //!

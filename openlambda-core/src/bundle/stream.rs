@@ -1,4 +1,4 @@
-//! Streams of bytes and threads that read and write: whoever sends slowly keeps no thread waiting.
+//! Connects streams of bytes with threads that read and write: a slow sender keeps no thread waiting.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -1,4 +1,4 @@
-//! What manifests' files are called, and how large they may be.
+//! The file names of manifests, and how large they may be.
 
 /// The manifest's file name within a function's folder.
 pub const MANIFEST_FILE: &str = "ol.toml";

@@ -1,4 +1,4 @@
-//! A file of lines that cannot fill the disk: [`LogFile`].
+//! A log file of bounded size, so that it cannot fill the disk: [`LogFile`].
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,9 +1,9 @@
-//! Which life of a function a version is of: [`Lives`].
+//! Which life of a function a version belongs to: [`Lives`].
 //!
-//! Who deletes a function and publishes another one under its name begins a new life, and what the old
-//! one kept is none of its business. A call names a function, a version and a digest, and a digest does
-//! not tell: both may have the same code. So before an instance with volumes is made, the registry is
-//! asked; a version's life never changes, so it is asked once.
+//! When a function is deleted and another one is published under its name, the name begins a new *life*,
+//! which must not get the volumes of the old one. A call names a function, a version and a digest; the
+//! digest cannot tell the lives apart, because both may have the same code. So the worker asks the registry
+//! before it makes an instance with volumes; once for each version, since a version's life never changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -13,7 +13,7 @@
 //! | `operate.rs`, `balancers.rs` | what operators and balancers ask beside calls |
 //! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
 //! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
-//! | `metrics.rs` | counts what is over, and tells it |
+//! | `metrics.rs` | counts finished calls and starts, and writes the metrics |
 //! | `lives.rs` | tells a deleted function's volumes from those of the next one of its name |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
 //! | `deletions.rs` | removes what was deleted in the registry |

@@ -148,10 +148,8 @@ pub enum ReplayError {
         /// Its format.
         found: u32,
     },
-    /// A line is none of a recording.
-    #[error(
-        "line {number} of the recording is not of one; is it a file that a worker wrote as inputs?"
-    )]
+    /// A line is not one of a recording.
+    #[error("line {number} is not of a recording; name a file that `ol-worker --inputs` wrote")]
     Line {
         /// Which, from 1.
         number: u64,

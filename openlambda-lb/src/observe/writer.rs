@@ -1,7 +1,8 @@
 //! The thread that writes the access log: [`Writer`].
 //!
-//! It takes what has come since it wrote last, writes it at once, and rests for a moment. What
-//! could not be written is counted, and a line that broke off in the middle is ended before the next.
+//! It takes the lines that have come since its last write, writes them together, and rests for a moment.
+//! Lines that could not be written are counted, and a line that broke off in the middle is ended before
+//! the next.
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -10,19 +10,19 @@
 //! # Why what was acknowledged survives
 //!
 //! A bundle is written to `tmp/`, synced, renamed into `blobs/`, and the folder synced, *before* the
-//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle that
-//! nobody names, which the next [`Store::open`] removes. A deletion commits first and removes bundles
-//! afterwards, so no version ever names a bundle that is not there.
+//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle without
+//! a name, which the next [`Store::open`] removes. A deletion commits first and removes bundles
+//! afterwards, so no version ever names a missing bundle.
 //!
 //! # Releases
 //!
-//! [`STORE_FORMAT`] says what this release reads and writes; a later format is refused before anything
-//! is touched. The tables say in which format *they* are as well (the fact `format`), which a
-//! transaction can change together with them. A release that changes the format marks the folder
-//! first: after a crash in between, the folder says the new number and the tables the old one, so
-//! that earlier releases are refused and the next opening goes on. A new key of a row or of a manifest
-//! is a new format too, unless it is left out of rows that do not use it: an earlier release refuses a
-//! manifest with a key that it does not know, and would drop one of a function's row.
+//! [`STORE_FORMAT`] is the format that this release reads and writes; a later format is refused before
+//! anything is touched. The tables name *their* format as well (the fact `format`), so that one
+//! transaction can change both. A release that changes the format marks the folder first: after a crash
+//! in between, the folder has the new number and the tables have the old one, so that earlier releases
+//! refuse the folder and the next opening completes the change. A new key of a row or of a manifest is a
+//! new format too, unless rows that do not use it leave it out: an earlier release refuses a manifest
+//! with an unknown key, and would drop an unknown key of a function's row.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! The functions that the contract's suite asks every kind of sandbox for.
+//! The functions that the contract's suite runs in every kind of sandbox.
 #![allow(unreachable_pub, reason = "it is a module of several binaries")]
 
 use std::time::Duration;

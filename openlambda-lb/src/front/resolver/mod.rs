@@ -6,9 +6,9 @@
 //!   by an older one: the newest version that was ever seen of a name is the floor for its calls. The
 //!   exception is a rollback: an alias that is set back, or a deletion.
 //! * Many calls that miss at once make one request to the registry.
-//! * What was deleted is not found again, even while older answers are still on their way.
-//! * While the registry cannot be reached, or has not answered for [half a second](PATIENCE), what is
-//!   known is used, however old.
+//! * A deleted function is not found again, even if older answers are still on their way.
+//! * While the registry cannot be reached, or has not answered for [half a second](PATIENCE), cached
+//!   meanings are used, however old.
 //!
 //! A version or a digest never changes its meaning and is kept. A name alone or an alias is kept as
 //! long as [`Registry::cache_for`] says, and until [`Registry::watch`] reports a change. The answer
