@@ -94,7 +94,12 @@ impl Format {
             Said { kind: self.kind.to_owned(), format: self.number, release: RELEASE.to_owned() };
         let (path, temporary) = (folder.join(FILE), folder.join(format!("{FILE}.new")));
         let write = || {
-            let mut file = File::create(&temporary)?;
+            // What a crash has left, or somebody has put there, is not written through.
+            match fs::remove_file(&temporary) {
+                Err(error) if !is_missing(&error) => return Err(error),
+                _ => {}
+            }
+            let mut file = File::options().write(true).create_new(true).open(&temporary)?;
             serde_json::to_writer(&mut file, &said)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
@@ -241,6 +246,13 @@ mod tests {
             assert!(!folder.path().join("FORMAT.new").exists());
             fs::remove_file(folder.path().join(FILE)).unwrap();
         }
+        // Nor does a link in its place lead anywhere.
+        let outside = folder.path().join("outside");
+        fs::write(&outside, "kept").unwrap();
+        std::os::unix::fs::symlink(&outside, folder.path().join("FORMAT.new")).unwrap();
+        CUPBOARD.mark(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(&outside).unwrap(), "kept");
+        assert_eq!(CUPBOARD.check(folder.path()).unwrap(), Some(2));
     }
 
     #[test]

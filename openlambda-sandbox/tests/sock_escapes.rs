@@ -15,6 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use openlambda_core::manifest::{Manifest, Volume};
 use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory};
 use serde_json::{Value, json};
@@ -760,6 +761,29 @@ async fn with_the_machines_network_the_rest_holds() {
     assert_eq!(result(&*sandbox, seen).await, json!([1]));
     // By name: it has what it needs to ask for one.
     assert_eq!(result(&*sandbox, "result = socket.gethostbyname('localhost')").await, "127.0.0.1");
+    containers.factory.shutdown().await;
+}
+
+/// Each of them needs a root that no other has, and two of them the same; more than are kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn roots_for_many_at_once_are_made_beside_each_other() {
+    let containers = containers();
+    let starts = (0..140).map(|n| {
+        let path = format!("/data{}{}", n / 2, "/a".repeat(15));
+        let manifest = format!("[[volumes]]\nname = \"v\"\npath = \"{path}\"");
+        let spec =
+            containers.spec_named(&format!("f{}", n / 2), &[("f.py", TRY), ("ol.toml", &manifest)]);
+        let containers = &containers;
+        async move {
+            let sandbox = containers.try_create(spec).await.unwrap();
+            let wrote = format!("write('{path}/{n}', 'x'); result = read('{path}/{n}')");
+            assert_eq!(result(&*sandbox, &wrote).await, "x");
+            let roots = "result = [name for name in os.listdir('/') if name.startswith('data')]";
+            assert_eq!(result(&*sandbox, roots).await, json!([format!("data{}", n / 2)]));
+            sandbox.destroy().await;
+        }
+    });
+    futures_util::stream::iter(starts).for_each_concurrent(16, |start| start).await;
     containers.factory.shutdown().await;
 }
 

@@ -133,7 +133,7 @@ impl Minimal {
         }
         // SAFETY: the kernel has just opened it for us.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        while c::wait_for_either(pidfd.as_raw_fd(), pidfd.as_raw_fd()) == Err(c::EINTR) {}
+        while c::wait_for_any(&[pidfd.as_raw_fd()]) == Err(c::EINTR) {}
         match c::reap() {
             Some((_, 0)) => Ok(()),
             _ => Err(("the program failed; what it said is above", c::EIO)),

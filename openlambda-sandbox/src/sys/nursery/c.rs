@@ -542,14 +542,14 @@ pub(crate) fn receive(fd: RawFd, data: &mut [u8]) -> Result<(usize, Vec<OwnedFd>
     Ok((length, descriptors))
 }
 
-/// Waits until one of two can be read. Which of them can.
-pub(crate) fn wait_for_either(first: RawFd, second: RawFd) -> Result<(bool, bool), i32> {
+/// Waits until one of some can be read. Which of them can.
+pub(crate) fn wait_for_any(fds: &[RawFd]) -> Result<Vec<bool>, i32> {
     const POLLIN: i16 = 1;
-    let entry = |fd| PollFd { fd, events: POLLIN, revents: 0 };
-    let mut fds = [entry(first), entry(second)];
+    let entry = |fd: &RawFd| PollFd { fd: *fd, events: POLLIN, revents: 0 };
+    let mut fds: Vec<PollFd> = fds.iter().map(entry).collect();
     // SAFETY: the list is valid for its length.
-    check(unsafe { poll(fds.as_mut_ptr(), 2, -1) })?;
-    Ok((fds[0].revents != 0, fds[1].revents != 0))
+    check(unsafe { poll(fds.as_mut_ptr(), fds.len() as _, -1) })?;
+    Ok(fds.iter().map(|fd| fd.revents != 0).collect())
 }
 
 /// From now on the end of a child makes the descriptor readable.

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step ─▶ exec
+//!                              │    └─ fork: a root with folders that no start has asked for before
 //!                              └─ fork: the network maker: a NetworkRequest each ──▶ namespace,
 //!                                       2 listeners, a pair of devices if it is for a bridged one
 //! ```
@@ -31,6 +32,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::ptr;
 
@@ -88,6 +90,8 @@ struct Home {
     machine: OwnedFd,
     /// Finished roots, by the folders that they have beside the usual ones.
     skeletons: BTreeMap<Vec<String>, OwnedFd>,
+    /// Those that are being made.
+    builders: Vec<Builder>,
     /// Tells when a child has ended.
     signals: OwnedFd,
     /// Tells a newborn that this process has ended.
@@ -96,6 +100,15 @@ struct Home {
     hidden: Vec<(CString, &'static CStr)>,
     /// How early the kernel kills a sandbox when the machine runs out of memory.
     oom_score: Vec<u8>,
+}
+
+/// A process that makes a root.
+struct Builder {
+    /// Where it says that it is done, with the root beside the message, or what failed.
+    answers: UnixStream,
+    folders: Vec<String>,
+    /// Starts that wait for it.
+    waiting: Vec<(Start, Vec<OwnedFd>)>,
 }
 
 /// What `/proc` tells of the machine or its users beside what programs need.
@@ -130,33 +143,47 @@ impl Home {
             filter,
             machine,
             skeletons: BTreeMap::new(),
+            builders: Vec::new(),
             signals,
             own: c::own_pidfd().map_err(|e| ("open own process", e))?,
             hidden,
             // Before the worker and whatever else the machine is for, which may be spared itself.
             oom_score: score.trim().parse().unwrap_or(0).max(500).to_string().into_bytes(),
         };
-        home.skeleton(&[])?;
+        // Whether it can be done at all.
+        let first = skeleton(&home.setup, &[]);
+        c::setns(home.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
+        home.keep(Vec::new(), first?);
         Ok(home)
     }
 
     /// Starts what the worker asks for and tells what has ended, until the worker is gone.
     fn serve(&mut self, buffer: &mut [u8]) {
         loop {
-            match c::wait_for_either(self.worker, self.signals.as_raw_fd()) {
-                Ok((request, ended)) => {
-                    if ended {
-                        c::drain_signals(self.signals.as_raw_fd());
-                        while let Some((pid, status)) = c::reap() {
-                            let _ = c::send(self.worker, &Answer::Ended { pid, status }.write(), &[]);
-                        }
-                    }
-                    if !request {
-                        continue;
-                    }
-                }
+            let mut from = vec![self.worker, self.signals.as_raw_fd()];
+            from.extend(self.builders.iter().map(|builder| builder.answers.as_raw_fd()));
+            let ready = match c::wait_for_any(&from) {
+                Ok(ready) => ready,
                 Err(c::EINTR) => continue,
                 Err(_) => return,
+            };
+            if ready[1] {
+                c::drain_signals(self.signals.as_raw_fd());
+                while let Some((pid, status)) = c::reap() {
+                    let _ = c::send(self.worker, &Answer::Ended { pid, status }.write(), &[]);
+                }
+            }
+            // From the last to the first, so that those before keep their places.
+            for n in (0..self.builders.len()).rev() {
+                if ready[2 + n] {
+                    let builder = self.builders.swap_remove(n);
+                    if self.built(builder).is_err() {
+                        return;
+                    }
+                }
+            }
+            if !ready[0] {
+                continue;
             }
             let (length, descriptors) = match c::receive(self.worker, buffer) {
                 // The worker is gone: so are we, and with us, all that was born here.
@@ -164,31 +191,125 @@ impl Home {
                 Ok(received) => received,
             };
             let Ok(start) = Start::read(&buffer[..length]) else { return };
-            let answer = match self.start(&start, descriptors) {
-                Ok((pid, pidfd)) => {
-                    let answer = Answer::Started { id: start.id, pid, failed: None };
-                    c::send(self.worker, &answer.write(), &[pidfd.as_raw_fd()])
-                }
-                Err((step, errno)) => {
-                    let failed = Some((step.to_owned(), errno));
-                    let answer = Answer::Started { id: start.id, pid: 0, failed };
-                    c::send(self.worker, &answer.write(), &[])
-                }
-            };
-            if answer.is_err() {
+            if self.begin(start, descriptors).is_err() {
                 return;
             }
         }
     }
 
+    /// Starts it, if its root is there, or else when it is.
+    ///
+    /// # Errors
+    ///
+    /// The worker is gone.
+    fn begin(&mut self, start: Start, descriptors: Vec<OwnedFd>) -> Result<(), i32> {
+        if let Some(root) = self.skeletons.get(&start.folders).map(AsRawFd::as_raw_fd) {
+            let started = self.start(&start, root, descriptors);
+            let started = started.map_err(|(step, errno)| (step.to_owned(), errno));
+            return self.answer(start.id, started);
+        }
+        let folders = &start.folders;
+        if let Some(builder) = self.builders.iter_mut().find(|known| known.folders == *folders) {
+            builder.waiting.push((start, descriptors));
+            return Ok(());
+        }
+        match self.build(start.folders.clone()) {
+            Ok(answers) => {
+                let (folders, waiting) = (start.folders.clone(), vec![(start, descriptors)]);
+                self.builders.push(Builder { answers, folders, waiting });
+                Ok(())
+            }
+            Err((step, errno)) => self.answer(start.id, Err((step.to_owned(), errno))),
+        }
+    }
+
+    /// Tells the worker what became of a start.
+    fn answer(&self, id: u64, started: Result<(i32, OwnedFd), (String, i32)>) -> Result<(), i32> {
+        match started {
+            Ok((pid, pidfd)) => {
+                let answer = Answer::Started { id, pid, failed: None };
+                c::send(self.worker, &answer.write(), &[pidfd.as_raw_fd()])
+            }
+            Err(failed) => {
+                let answer = Answer::Started { id, pid: 0, failed: Some(failed) };
+                c::send(self.worker, &answer.write(), &[])
+            }
+        }
+    }
+
+    /// Has a root with these folders made, in a process of its own: it takes a few milliseconds, and
+    /// who starts something else does not wait for it.
+    fn build(&self, folders: Vec<String>) -> Result<UnixStream, Failed> {
+        let (answers, theirs) = UnixStream::pair()
+            .map_err(|e| ("make a socket", e.raw_os_error().unwrap_or(c::EIO)))?;
+        // SAFETY: there is one thread, so the child may do whatever a process may.
+        match unsafe { c::fork() } {
+            0 => {
+                c::die_with_parent();
+                let _ = match skeleton(&self.setup, &folders) {
+                    Ok(made) => c::send(theirs.as_raw_fd(), &[0], &[made.as_raw_fd()]),
+                    Err((step, errno)) => {
+                        let said = [&errno.to_le_bytes(), step.as_bytes()].concat();
+                        c::send(theirs.as_raw_fd(), &said, &[])
+                    }
+                };
+                c::exit(0)
+            }
+            -1 => Err(("fork", c::errno())),
+            _ => Ok(answers),
+        }
+    }
+
+    /// A root is made, or is not: on with those who wait for it.
+    fn built(&mut self, builder: Builder) -> Result<(), i32> {
+        let Builder { answers, folders, waiting } = builder;
+        let mut said = [0; 256];
+        let made = match c::receive(answers.as_raw_fd(), &mut said) {
+            Ok((_, mut descriptors)) if !descriptors.is_empty() => Ok(descriptors.remove(0)),
+            Ok((length, _)) => match said[..length].split_first_chunk() {
+                Some((errno, step)) => {
+                    let step = String::from_utf8_lossy(step).into_owned();
+                    Err((step, i32::from_le_bytes(*errno)))
+                }
+                None => Err(("make a root".to_owned(), c::EIO)),
+            },
+            Err(errno) => Err(("make a root".to_owned(), errno)),
+        };
+        match made {
+            Ok(made) => {
+                self.keep(folders, made);
+                for (start, descriptors) in waiting {
+                    self.begin(start, descriptors)?;
+                }
+            }
+            Err(failed) => {
+                for (start, _) in waiting {
+                    self.answer(start.id, Err(failed.clone()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, folders: Vec<String>, made: OwnedFd) {
+        if self.skeletons.len() >= 64 {
+            self.skeletons.pop_last();
+        }
+        self.skeletons.insert(folders, made);
+    }
+
     /// One start: opens what it mounts, enters its root, and clones.
-    fn start(&mut self, start: &Start, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), Failed> {
+    fn start(
+        &self,
+        start: &Start,
+        root: RawFd,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(i32, OwnedFd), Failed> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or(("descriptors", c::EBADF));
         let (stdout, stderr, errors) = (next()?, next()?, next()?);
         let network = if start.has_network { Some(next()?) } else { None };
         let cgroups: Vec<OwnedFd> = descriptors.collect();
-        let skeleton = self.skeleton(&start.folders)?;
         let mut mounts = Vec::new();
         for (source, target, writes) in &start.mounts {
             mounts.push((open_mount(source, *writes)?, cstring(target)?));
@@ -208,27 +329,11 @@ impl Home {
             filter: &self.filter,
             home: self,
         };
-        c::setns(skeleton, c::CLONE_NEWNS).map_err(|e| ("enter root", e))?;
+        c::setns(root, c::CLONE_NEWNS).map_err(|e| ("enter root", e))?;
         let born = clone(&plan, &cgroups);
         // Back to where sources are opened, whatever came of it.
         c::setns(self.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
         born
-    }
-
-    /// The mount namespace with a root that has these folders; made when it is asked for first.
-    fn skeleton(&mut self, folders: &[String]) -> Result<RawFd, Failed> {
-        if let Some(known) = self.skeletons.get(folders) {
-            return Ok(known.as_raw_fd());
-        }
-        if self.skeletons.len() >= 64 {
-            self.skeletons.pop_last();
-        }
-        let made = skeleton(&self.setup, folders);
-        c::setns(self.machine.as_raw_fd(), c::CLONE_NEWNS).map_err(|e| ("leave root", e))?;
-        let made = made?;
-        let fd = made.as_raw_fd();
-        self.skeletons.insert(folders.to_vec(), made);
-        Ok(fd)
     }
 }
 
