@@ -1,7 +1,7 @@
 //! The parts that a binary offers, by name.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openlambda_core::config::nearest;
@@ -89,6 +89,12 @@ pub struct SandboxOptions {
     pub bridge_range: Option<String>,
     /// How many cells `sock` makes ahead.
     pub ready_cells: Option<usize>,
+    /// The Python of `sock` and `process`.
+    pub python: Option<PathBuf>,
+    /// The Node.js of `sock` and `process`.
+    pub node: Option<PathBuf>,
+    /// The socket of the engine of `docker`: a path, or `unix://PATH`.
+    pub docker_socket: Option<String>,
     /// The image of `docker`.
     pub docker_image: Option<String>,
     /// The OCI runtime of `docker`, by the engine's name for it.
@@ -166,6 +172,10 @@ impl Catalog {
                         context.clock,
                     );
                     config.volumes_dir = context.volumes_dir;
+                    if let Some(python) = context.options.python {
+                        config.python = python;
+                    }
+                    config.node = context.options.node.or(config.node);
                     Ok(Arc::new(ProcessFactory::new(config)?))
                 }),
             })
@@ -303,7 +313,31 @@ fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<Sock
     if let Some(cells) = options.ready_cells {
         config.ready_cells = cells;
     }
+    if let Some(python) = &options.python {
+        config.python = python_in_usr(python)?;
+    }
+    if let Some(node) = &options.node {
+        // A sandbox sees its folder, and not what a link there leads to.
+        config.node = Some(std::fs::canonicalize(node)?);
+    }
     Ok(config)
+}
+
+/// Python as a lean container sees it, which has the machine's `/usr` and nothing else that Python needs.
+fn python_in_usr(python: &Path) -> Result<String, BoxError> {
+    let folder = python.parent().map(std::fs::canonicalize).transpose()?.unwrap_or_default();
+    let seen = folder.join(python.file_name().unwrap_or_default());
+    match seen.to_str() {
+        Some(text) if [&seen, &std::fs::canonicalize(&seen)?].iter().all(|it| it.starts_with("/usr")) => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!(
+            "it runs Python from below /usr only, and python = \"{}\" is not there; name one that is, or \
+             use --sandbox process for code that you trust",
+            python.display()
+        )
+        .into()),
+    }
 }
 
 /// Asks the engine whether it is there and has the image.
@@ -318,14 +352,13 @@ fn check_docker(options: &SandboxOptions) -> Result<Vec<String>, BoxError> {
     })
 }
 
-/// What was set of containers of Docker's engine; which engine, `DOCKER_HOST` says, as it says it to
-/// all programs.
+/// What was set of containers of Docker's engine.
 fn docker_options(
     mut config: DockerConfig,
     options: &SandboxOptions,
 ) -> Result<DockerConfig, BoxError> {
     let set = |option: &Option<String>| option.clone().filter(|value| !value.is_empty());
-    config.socket = engine_socket()?;
+    config.socket = engine_socket(options.docker_socket.as_deref())?;
     if let Some(image) = set(&options.docker_image) {
         config.image = image;
     }

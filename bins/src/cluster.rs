@@ -139,6 +139,18 @@ impl DataDir {
         Ok(path)
     }
 
+    /// The socket of the engine that this cluster's workers were told of.
+    fn docker_socket(&self) -> Option<String> {
+        let mut text = String::new();
+        let path = self.join("daemons.toml");
+        private::open_file(&path, File::options().read(true))
+            .ok()?
+            .read_to_string(&mut text)
+            .ok()?;
+        let settings: toml::Table = text.parse().ok()?;
+        Some(settings.get("worker")?.get("docker_socket")?.as_str()?.to_owned())
+    }
+
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {
         self.root.join("workers").join(id)
     }
@@ -245,7 +257,8 @@ impl DataDir {
     pub(crate) fn clean(&self) -> Report {
         let mut report = remove_cgroups(&self.mark());
         report.processes += kill_marked(&self.mark());
-        for more in [remove_network_rules(&self.mark()), remove_containers(&self.mark())] {
+        let containers = remove_containers(&self.mark(), self.docker_socket().as_deref());
+        for more in [remove_network_rules(&self.mark()), containers] {
             report.removed.extend(more.removed);
             report.failed.extend(more.failed);
         }

@@ -149,7 +149,7 @@ impl Supervisor {
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
-        for n in 1..=config.cluster.workers {
+        for n in 1..=config.cluster.workers.get() {
             let id = format!("worker-{n}");
             let state_dir = self.shared.dir.worker_dir(&id);
             private::make_folder(&state_dir)?;
@@ -163,7 +163,7 @@ impl Supervisor {
             });
             self.start_daemon(&id, &args, config.worker.listen, false).await?;
         }
-        self.wait_for_workers(&balancer, config.cluster.workers).await?;
+        self.wait_for_workers(&balancer, config.cluster.workers.get()).await?;
         self.shared.update(|state| state.ready = true);
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Supervisor {
     }
 
     /// Waits until the balancer has all workers in its rotation.
-    async fn wait_for_workers(&self, balancer: &str, workers: u32) -> Result<()> {
+    async fn wait_for_workers(&self, balancer: &str, workers: u64) -> Result<()> {
         let url = format!("{balancer}{}", openlambda_core::wire::CLUSTER_PATH);
         for _ in 0..600 {
             let request = http::Request::get(&url).body(bytes::Bytes::new());

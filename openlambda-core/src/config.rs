@@ -82,8 +82,28 @@ pub fn parse_yaml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, Co
     })
 }
 
-/// serde says "unknown field `x`, expected one of `a`, `b`": name the nearest instead of all.
-fn explain(message: &str) -> String {
+/// What serde says of a value, in words for a person: an unknown key or word has the nearest known one
+/// beside it instead of all, and a type of Rust is told as what to write.
+pub fn explain(message: &str) -> String {
+    if message.starts_with("invalid ")
+        && let Some((found, expected)) = message.rsplit_once(", expected ")
+    {
+        let write = match expected {
+            "f64" | "f32" => "a number",
+            "u8" => "a whole number from 0 to 255",
+            "u16" => "a whole number from 0 to 65535",
+            "u32" => "a whole number from 0 to 4294967295",
+            "u64" | "u128" | "usize" => "a whole number, 0 or more",
+            "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+            "a boolean" => "true or false",
+            "a string" | "path string" => "a text in quotes",
+            "a sequence" => "a list in brackets",
+            "a map" => "a table",
+            "socket address" => "an address and a port, such as \"127.0.0.1:8080\"",
+            as_it_is => as_it_is,
+        };
+        return format!("{found}, expected {write}");
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
         return message.to_owned();

@@ -31,10 +31,10 @@ pub(super) struct DoctorArgs {
 pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let options =
-        Settings::of_cluster(dir.config_file().as_deref())?.config()?.worker.sandbox_options();
+        Settings::of_cluster(dir.config_file().as_deref())?.config()?.worker.sandbox_options()?;
     let mut checks = vec![
-        python(),
-        node(),
+        python(options.python.as_deref()),
+        node(options.node.as_deref()),
         curl(),
         loopback(),
         port(&dir)?,
@@ -89,8 +89,9 @@ fn sandbox(entry: &SandboxEntry, options: &SandboxOptions) -> Check {
     check("sandbox", false, purpose, result, "`ol up` takes the first kind that works")
 }
 
-fn python() -> Check {
-    let version = Command::new("python3")
+fn python(set: Option<&Path>) -> Check {
+    let program = set.unwrap_or(Path::new("python3"));
+    let version = Command::new(program)
         .args(["-c", "import sys, sqlite3; print('%d.%d.%d' % sys.version_info[:3])"])
         .output();
     let result = match version {
@@ -99,18 +100,18 @@ fn python() -> Check {
         }
         Ok(output) => {
             let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            Err(err.lines().last().unwrap_or("python3 fails").to_owned())
+            Err(err.lines().last().unwrap_or("it fails").to_owned())
         }
-        Err(error) => Err(format!("python3 does not run: {error}")),
+        Err(error) => Err(format!("{} does not run: {error}", program.display())),
     };
     let why = "it runs functions in Python; the demo's chat room keeps its messages in sqlite3";
     check("python", true, why, result, "apt-get install python3")
 }
 
-fn node() -> Check {
+fn node(set: Option<&Path>) -> Check {
     const OLDEST: u32 = 18;
     let asked = || {
-        let path = find_node().ok_or("there is no Node.js")?;
+        let path = set.map(Path::to_owned).or_else(find_node).ok_or("there is no Node.js")?;
         let output = Command::new(&path).arg("--version").output();
         let output = output.map_err(|error| format!("{} does not run: {error}", path.display()))?;
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();

@@ -20,6 +20,9 @@ pub(super) struct BuildArgs {
     /// The image's name; sandboxes use the one that OPENLAMBDA_DOCKER_IMAGE names
     #[arg(long, default_value = BASE_IMAGE, env = "OPENLAMBDA_DOCKER_IMAGE")]
     name: String,
+    /// Socket of Docker's engine, a path or unix://PATH [default: /var/run/docker.sock]
+    #[arg(long, value_name = "SOCKET", env = "DOCKER_HOST")]
+    docker_socket: Option<String>,
     /// One more program with its libraries, or a folder, that functions need; may be given more than
     /// once
     #[arg(long = "with", value_name = "PATH")]
@@ -32,7 +35,8 @@ pub(super) struct BuildArgs {
 pub(super) fn image(command: &ImageCommand) -> Result<ExitCode> {
     let ImageCommand::Build(args) = command;
     let size = block_on(async {
-        let socket = engine_socket().context(|| "cannot find the engine".to_owned())?;
+        let socket = engine_socket(args.docker_socket.as_deref());
+        let socket = socket.context(|| "cannot find the engine".to_owned())?;
         let built = build_base_image(&socket, &args.name, &args.more).await;
         built.context(|| format!("cannot make the image {}", args.name))
     })?;

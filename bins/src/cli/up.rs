@@ -18,7 +18,7 @@ use crate::cluster::{ClusterState, DataDir};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::private;
-use crate::settings::{Config, Given, Settings, Up, WORKERS, check_limits};
+use crate::settings::{Config, Given, Settings, Up, check_limits};
 use crate::supervisor::{ClusterSpec, Supervisor};
 use crate::terminal::say;
 use crate::version::VERSION;
@@ -34,15 +34,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// The cluster that is meant, with all that can be wrong with it said before anything starts.
 fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
-    // A flag was checked when it was read, a file was not.
-    let workers = config.cluster.workers;
-    if !WORKERS.contains(&i64::from(workers)) {
-        return Err(CliError::new(format!(
-            "workers = {workers} is out of range; use {} to {}",
-            WORKERS.start(),
-            WORKERS.end()
-        )));
-    }
+    let workers = config.cluster.workers.get();
     check_limits(&config)?;
     catalog.policies().build(&config.balancer.policy)?;
     config.worker.config("worker", Path::new(""), catalog)?;
@@ -73,7 +65,8 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
     if let Some(store) = &mut config.registry.store {
         *store = absolute(store)?;
     }
-    let options = config.worker.sandbox_options();
+    let options = config.worker.sandbox_options()?;
+    (config.worker.python, config.worker.node) = (options.python.clone(), options.node.clone());
     config.worker.sandbox =
         catalog.sandbox_entry(&config.worker.sandbox, &options)?.name.to_owned();
     Ok(ClusterSpec { config })

@@ -29,7 +29,8 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
     let registry = catalog.open_registry(&registry)?;
-    let entry = catalog.sandbox_entry(&settings.sandbox, &settings.sandbox_options())?;
+    let options = settings.sandbox_options()?;
+    let entry = catalog.sandbox_entry(&settings.sandbox, &options)?;
     std::fs::create_dir_all(&state_dir)
         .context(|| format!("cannot use {}; pass another --state-dir", state_dir.display()))?;
     FORMAT.mark(&state_dir)?;
@@ -41,7 +42,7 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
         state_dir,
         spawner,
         clock: clock.clone(),
-        options: settings.sandbox_options(),
+        options,
     })
     .context(|| format!("the sandbox \"{}\" does not work here", entry.name))?;
     if factory.capabilities().isolation == Isolation::None {

@@ -8,8 +8,10 @@ use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::{Admin, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
+use super::count::Count;
 use super::seconds::Seconds;
 use super::section::Section;
+use super::share::Share;
 
 /// `[balancer]`
 #[derive(Args, Clone, Debug, Deserialize, Serialize)]
@@ -42,10 +44,10 @@ pub(crate) struct BalancerSettings {
     pub(crate) seed: Option<u64>,
     /// Connections at once; one more waits until another ends
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) most_connections: usize,
+    pub(crate) most_connections: Count,
     /// Calls that are answered at once; one more gets 503
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) most_calls: usize,
+    pub(crate) most_calls: Count,
     /// How long a client may take for the head of a request, or be silent between two
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) head_seconds: Seconds,
@@ -54,19 +56,19 @@ pub(crate) struct BalancerSettings {
     pub(crate) write_seconds: Seconds,
     /// The largest head of a request, KiB; a larger one gets 431
     #[arg(long, value_name = "KIB", hide_short_help = true)]
-    pub(crate) head_limit_kb: u32,
+    pub(crate) head_limit_kb: Count,
     /// The largest body of a request, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
-    pub(crate) body_limit_mb: u32,
+    pub(crate) body_limit_mb: Count,
     /// The largest bundle that is taken over HTTP, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
-    pub(crate) bundle_limit_mb: u32,
+    pub(crate) bundle_limit_mb: Count,
     /// How many more workers a call is tried on when it cannot have started
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) retries: u32,
     /// How much of a retry each call adds to the retry budget: 0.2 is one retry for every fifth call
     #[arg(long, value_name = "SHARE", hide_short_help = true)]
-    pub(crate) retry_share: f64,
+    pub(crate) retry_share: Share,
     /// How many retries the budget begins with, and the most that it saves up
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) retry_reserve: u32,
@@ -92,9 +94,10 @@ impl Section for BalancerSettings {
 impl Default for BalancerSettings {
     fn default() -> Self {
         let config = ProxyConfig::default();
-        // What the library holds is a time that can be.
+        // What the library holds is a time and a share that can be.
         let seconds =
             |seconds: f64| Seconds::try_from(seconds).unwrap_or_else(|why| panic!("{why}"));
+        let share = |share: f64| Share::try_from(share).unwrap_or_else(|why| panic!("{why}"));
         BalancerSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             registry: None,
@@ -103,15 +106,15 @@ impl Default for BalancerSettings {
             admin: config.admin,
             access_log: None,
             seed: config.seed,
-            most_connections: config.most_connections,
-            most_calls: config.most_calls,
+            most_connections: Count::of(config.most_connections as u64),
+            most_calls: Count::of(config.most_calls as u64),
             head_seconds: seconds(config.header_seconds),
             write_seconds: seconds(config.write_seconds),
-            head_limit_kb: (config.header_limit >> 10) as u32,
-            body_limit_mb: (config.body_limit >> 20) as u32,
-            bundle_limit_mb: (config.bundle_limit >> 20) as u32,
+            head_limit_kb: Count::of(config.header_limit as u64 >> 10),
+            body_limit_mb: Count::of(config.body_limit >> 20),
+            bundle_limit_mb: Count::of(config.bundle_limit >> 20),
             retries: config.retries,
-            retry_share: config.retry_share,
+            retry_share: share(config.retry_share),
             retry_reserve: config.retry_reserve,
             timeout_grace_seconds: seconds(config.timeout_grace_seconds),
             start_allowance_seconds: seconds(config.start_allowance_seconds),
@@ -128,15 +131,15 @@ impl BalancerSettings {
             workers: self.workers.clone(),
             admin: self.admin,
             seed: self.seed,
-            most_connections: self.most_connections,
-            most_calls: self.most_calls,
+            most_connections: self.most_connections.get() as usize,
+            most_calls: self.most_calls.get() as usize,
             header_seconds: self.head_seconds.get(),
             write_seconds: self.write_seconds.get(),
-            header_limit: (self.head_limit_kb as usize) << 10,
-            body_limit: u64::from(self.body_limit_mb) << 20,
-            bundle_limit: u64::from(self.bundle_limit_mb) << 20,
+            header_limit: (self.head_limit_kb.get() as usize) << 10,
+            body_limit: self.body_limit_mb.get() << 20,
+            bundle_limit: self.bundle_limit_mb.get() << 20,
             retries: self.retries,
-            retry_share: self.retry_share,
+            retry_share: self.retry_share.get(),
             retry_reserve: self.retry_reserve,
             timeout_grace_seconds: self.timeout_grace_seconds.get(),
             start_allowance_seconds: self.start_allowance_seconds.get(),

@@ -1,24 +1,21 @@
 //! The settings of a cluster on one machine, beside those of its daemons.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::count::Count;
 use super::seconds::Seconds;
 use super::section::Section;
-
-/// How many workers one machine may have.
-pub(crate) const WORKERS: RangeInclusive<i64> = 1..=1000;
 
 /// `[cluster]`
 #[derive(Args, Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ClusterSettings {
-    /// How many workers
-    #[arg(long, env = "OPENLAMBDA_WORKERS", value_parser = clap::value_parser!(u32).range(WORKERS))]
-    pub(crate) workers: u32,
+    /// How many workers, 1000 at most
+    #[arg(long, env = "OPENLAMBDA_WORKERS")]
+    pub(crate) workers: Count<1000>,
     /// native (a store of its own), dir (a folder of function folders), or NAME=PLACE of one that
     /// runs already
     #[arg(long, value_name = "NAME[=PLACE]", env = "OPENLAMBDA_REGISTRY")]
@@ -38,7 +35,7 @@ impl Section for ClusterSettings {
 impl Default for ClusterSettings {
     fn default() -> Self {
         ClusterSettings {
-            workers: 2,
+            workers: Count::of(2),
             registry: "native".to_owned(),
             start_limit_seconds: Duration::from_secs(30).into(),
             stop_grace_seconds: Duration::from_secs(40).into(),

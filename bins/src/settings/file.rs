@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::program::{Program, everything};
 use super::section::Known;
 use super::setting::{Origin, Setting};
-use crate::error::{CliError, Context, Result};
+use crate::error::{CliError, Result};
 
 /// What the file says, for whatever program.
 ///
@@ -22,7 +22,11 @@ use crate::error::{CliError, Context, Result};
 /// program is checked as well.
 pub(super) fn read<P: Program>(path: &Path) -> Result<Vec<Setting>> {
     let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {origin}"))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let message =
+            format!("cannot read {origin}: {error}; name a file of settings with --config");
+        CliError::new(message)
+    })?;
     let mut file = File { origin, text: &text, own: P::OWN, known: everything(), told: Vec::new() };
     file.read()?;
     // A daemon reads its own values; `ol up` decides them, so a file that has them means another.

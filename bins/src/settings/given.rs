@@ -104,10 +104,14 @@ impl<P: Program> FromArgMatches for Given<P> {
                 _ => continue,
             };
             let texts = matches.get_raw(id).into_iter().flatten();
-            let value = known.read(texts.map(|text| text.to_string_lossy().into_owned()).collect());
+            let texts: Vec<_> = texts.map(|text| text.to_string_lossy().into_owned()).collect();
+            let value = known.read(texts.clone());
             known.takes(&value).map_err(|why| {
-                let message = format!("{place} {value}: {why}\n");
+                let sign = if origin == Origin::Flag { ' ' } else { '=' };
+                let message = format!("{place}{sign}{}: {why}", texts.join(","));
+                // Formatted here, it tells the usage of this program and not of all commands.
                 clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
+                    .format(&mut Self::command())
             })?;
             settings.push(known.setting(Some(value), origin, Some(place)));
         }

@@ -97,13 +97,6 @@ pub(crate) fn check_balancer(balancer: &BalancerSettings) -> Result<()> {
         let message = "balancer.head_seconds = 0 leaves no time; use more than 0";
         return Err(CliError::new(message));
     }
-    if !(0.0..=1e6).contains(&balancer.retry_share) {
-        let message = format!(
-            "balancer.retry_share = {} is not a share; use 0 or more",
-            balancer.retry_share
-        );
-        return Err(CliError::new(message));
-    }
     Ok(())
 }
 
@@ -111,6 +104,7 @@ pub(crate) fn check_balancer(balancer: &BalancerSettings) -> Result<()> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::count::Count;
     use super::*;
 
     #[test]
@@ -152,7 +146,7 @@ mod tests {
                 "worker.head_seconds = 5",
                 "use 6 or more",
             ),
-            (|c| c.balancer.body_limit_mb = 9, "balancer.body_limit_mb = 9", "set both"),
+            (|c| c.balancer.body_limit_mb = Count::of(9), "balancer.body_limit_mb = 9", "set both"),
         ];
         for (spoil, what, next) in cases {
             let mut config = Config::default();

@@ -17,6 +17,7 @@
 mod balancer;
 mod cluster;
 mod config;
+mod count;
 mod file;
 mod given;
 mod limits;
@@ -25,9 +26,9 @@ mod registry;
 mod seconds;
 mod section;
 mod setting;
+mod share;
 mod worker;
 
-pub(crate) use self::cluster::WORKERS;
 pub(crate) use self::config::{Config, Settings};
 pub(crate) use self::given::Given;
 pub(crate) use self::limits::{check as check_limits, check_balancer, check_worker};
@@ -111,7 +112,7 @@ mod tests {
         let config =
             up("workers = 3\npolicy = \"random\"\nttl_seconds = 5\n[worker]\nweight = 2\n");
         let config = config.unwrap();
-        assert_eq!((config.cluster.workers, &*config.balancer.policy.name), (3, "random"));
+        assert_eq!((config.cluster.workers.get(), &*config.balancer.policy.name), (3, "random"));
         assert_eq!((config.worker.ttl_seconds.get(), config.worker.weight), (5.0, 2.0));
         // As a text it is whose registry it is; as a table, what its daemon is told.
         let text = "registry = \"dir\"\n[balancer]\nregistry = \"dir=/f\"\n";
@@ -132,7 +133,13 @@ mod tests {
                 "line 3: unknown key \"memory\" in [worker]; did you mean \"memory_mb\"?",
             ),
             ("[x]\na = 1\n", "line 1: unknown key \"x\"; `ol config show` lists the keys"),
-            ("[worker]\nweight = \"a\"\n", "line 2: weight: invalid type: string \"a\""),
+            (
+                "[worker]\nweight = \"a\"\n",
+                "line 2: weight: invalid type: string \"a\", expected a number",
+            ),
+            ("weight = 0\n", "line 1: weight: 0 is not a share; use more than 0"),
+            ("retry_share = inf\n", "line 1: retry_share: inf is not a share; use 0 to 1000000"),
+            ("ttl_seconds = nan\n", "line 1: ttl_seconds: NaN is not a time; use seconds from 0"),
             ("ttl_seconds = -1\n", "line 1: ttl_seconds: -1 is not a time; use seconds from 0"),
             (
                 "policy = \"random\"\n[balancer]\npolicy = \"random\"\n",
@@ -144,5 +151,94 @@ mod tests {
             let error = up(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_count_of_nothing_is_refused_wherever_it_is_said() {
+        let counts = [
+            "cluster.workers",
+            "balancer.most_connections",
+            "balancer.most_calls",
+            "balancer.head_limit_kb",
+            "balancer.body_limit_mb",
+            "balancer.bundle_limit_mb",
+            "worker.memory_mb",
+            "worker.max_starting",
+            "worker.body_limit_mb",
+            "worker.most_connections",
+        ];
+        for known in Up::known() {
+            let full = format!("{}.{}", known.section, known.name);
+            if !counts.contains(&&*full) {
+                continue;
+            }
+            let flag = format!("--{}", known.argument.get_long().unwrap());
+            let most = if known.name == "workers" { 1000 } else { 1_000_000_000 };
+            for value in ["0", "-1", "nan", "1.5", "99999999999", "\"\"", "true"] {
+                let text = format!("[{}]\n{} = {value}\n", known.section, known.name);
+                let error = up(&text).unwrap_err().to_string();
+                let line = format!("c.toml, line 2: {}: {value} is ", known.name);
+                assert!(error.contains(&line), "{text}: {error}");
+                assert!(error.ends_with(&format!("; use 1 to {most}")), "{text}: {error}");
+
+                let value = value.trim_matches('"');
+                let error = told::<Up>(&[&flag, value]);
+                assert!(error.starts_with(&format!("error: {flag} {value}: ")), "{error}");
+                let next = format!("; use 1 to {most}\n\nUsage: ol up [OPTIONS]\n");
+                assert!(error.contains(&next), "{flag} {value}: {error}");
+            }
+            assert!(up(&format!("[{}]\n{} = 1", known.section, known.name)).is_ok());
+            assert_eq!(told::<Up>(&[&flag, "1"]), "");
+        }
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_is_told_by_its_flag_and_what_to_write() {
+        for (flags, expected) in [
+            (["--ttl-seconds", "-1"], "--ttl-seconds -1: -1 is not a time; use seconds from 0 to"),
+            (["--ttl-seconds", "nan"], "--ttl-seconds nan: NaN is not a time; use seconds"),
+            (["--weight", "0"], "--weight 0: 0 is not a share; use more than 0"),
+            (["--weight", "inf"], "--weight inf: inf is not a share; use more than 0"),
+            (["--retry-share", "-0.5"], "--retry-share -0.5: -0.5 is not a share; use 0 to"),
+            (["--retries", "-1"], "expected a whole number from 0 to 4294967295"),
+            (["--retries", "many"], "invalid type: string \"many\", expected a whole number from"),
+            (["--listen", "5"], "--listen 5: invalid socket address syntax"),
+            (["--pick", "best"], "unknown value \"best\"; known are most_recent, newest"),
+        ] {
+            let error = told::<Up>(&flags);
+            assert!(error.contains(expected), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_running_limit_of_a_number_needs_no_quotes() {
+        assert_eq!(up("running_limit = 8\n").unwrap().worker.running_limit, "8");
+        assert_eq!(up("running_limit = \"load=1.5\"\n").unwrap().worker.running_limit, "load=1.5");
+        for limit in ["0", "-2", "0.5", "true", "\"\"", "\"many\"", "[1]"] {
+            let error = up(&format!("running_limit = {limit}\n")).unwrap_err().to_string();
+            assert!(error.contains("line 1: running_limit: "), "{limit}: {error}");
+            assert!(error.contains("write none, a number of calls (8)"), "{limit}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_of_settings_is_told_with_the_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let latin = folder.path().join("latin.toml");
+        std::fs::write(&latin, b"# \xe9\n").unwrap();
+        for path in [folder.path(), &folder.path().join("missing.toml"), &latin] {
+            let given = Given::<Up>::by_flags(&[]);
+            let error = Settings::complete(given, Some(path)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot read {}: ", path.display())), "{error}");
+            assert!(error.ends_with("; name a file of settings with --config"), "{error}");
+        }
+    }
+
+    /// What a program says of flags that are wrong.
+    fn told<P: Program>(flags: &[&str]) -> String {
+        let command = <Given<P> as clap::Args>::augment_args(clap::Command::new(P::NAME));
+        let matches = command.no_binary_name(true).try_get_matches_from(flags).unwrap();
+        let given = <Given<P> as clap::FromArgMatches>::from_arg_matches(&matches);
+        given.err().map(|error| error.to_string().trim().to_owned()).unwrap_or_default()
     }
 }

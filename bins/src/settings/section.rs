@@ -1,7 +1,10 @@
 //! The name, flag, help and default of each setting, read from the struct of its section.
 
+use std::ffi::OsString;
+
 use clap::builder::StyledStr;
-use clap::{Arg, ArgAction, Args, Command};
+use clap::{Arg, ArgAction, Args, Command, value_parser};
+use openlambda_core::config::explain;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -47,12 +50,17 @@ impl Known {
                 argument: argument
                     .clone()
                     .required(false)
-                    .help(help_with(argument, default.as_ref())),
+                    .help(help_with(argument, default.as_ref()))
+                    // What a shell completes follows from the type that the parser had.
+                    .value_hint(argument.get_value_hint())
+                    // `takes` says what is wrong with a value, the same for a flag, a variable and a file.
+                    .value_parser(value_parser!(OsString))
+                    .allow_negative_numbers(true),
                 default,
                 name,
                 takes: |table| match table.try_into::<S>() {
                     Ok(_) => Ok(()),
-                    Err(error) => Err(error.message().to_owned()),
+                    Err(error) => Err(explain(error.message())),
                 },
             }
         });
@@ -78,7 +86,8 @@ impl Known {
         (self.takes)(Table::from_iter([(self.name.clone(), value.clone())]))
     }
 
-    /// What texts on a command line mean: whatever of a number, a list and a text it takes.
+    /// What texts on a command line mean: whatever of a number, a list and a text it takes. If it takes
+    /// none, what its default is like.
     pub(crate) fn read(&self, texts: Vec<String>) -> Value {
         let text = texts.join(",");
         let number = text.parse().map(Value::Integer).or_else(|_| text.parse().map(Value::Float));
@@ -86,8 +95,12 @@ impl Known {
             ArgAction::Append => Some(Value::Array(texts.into_iter().map(Value::String).collect())),
             _ => None,
         };
-        let mut candidates = number.into_iter().chain(list);
-        candidates.find(|value| self.takes(value).is_ok()).unwrap_or(Value::String(text))
+        let mut candidates = number.clone().into_iter().chain(list);
+        let taken = candidates.find(|value| self.takes(value).is_ok());
+        let is_number = self.default.as_ref().is_some_and(|it| it.is_integer() || it.is_float());
+        let meant =
+            || number.ok().filter(|_| is_number && self.takes(&text.clone().into()).is_err());
+        taken.or_else(meant).unwrap_or(Value::String(text))
     }
 
     pub(crate) fn setting(

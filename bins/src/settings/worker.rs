@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZero;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +12,11 @@ use openlambda_core::keep_alive::{self, DEFAULT_TTL};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
 use openlambda_core::worker::WorkerConfig;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Value;
 
+use super::count::Count;
 use super::seconds::Seconds;
 use super::section::Section;
 use crate::Catalog;
@@ -49,7 +53,7 @@ pub(crate) struct WorkerSettings {
     pub(crate) sandbox: String,
     /// Each worker's memory pool for instances, MiB
     #[arg(long, value_name = "MIB")]
-    pub(crate) memory_mb: u64,
+    pub(crate) memory_mb: Count,
     /// Keep-alive policy, with parameters after commas; `ol policies` lists them
     #[arg(long, value_name = "NAME[,KEY=VALUE]")]
     pub(crate) keep_alive: Choice,
@@ -62,6 +66,7 @@ pub(crate) struct WorkerSettings {
     /// How many calls run at once on a worker: none, a number, a multiple of the processors (2x), or
     /// load to follow it (load=1.5 for 1.5 threads per processor)
     #[arg(long, value_name = "LIMIT")]
+    #[serde(deserialize_with = "running_limit")]
     pub(crate) running_limit: String,
     /// Pause an instance after this time without use [default: never]
     #[arg(long, value_name = "SECONDS")]
@@ -71,10 +76,11 @@ pub(crate) struct WorkerSettings {
     pub(crate) max_wait_seconds: Seconds,
     /// Share of the load relative to other workers
     #[arg(long, value_name = "SHARE")]
+    #[serde(deserialize_with = "weight")]
     pub(crate) weight: f64,
     /// How many instances may be starting at once
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) max_starting: u32,
+    pub(crate) max_starting: Count,
     /// Which instance with a free slot gets a call: most_recent or newest
     #[arg(long, value_name = "WHICH", value_parser = word::<InstanceChoice>, hide_short_help = true)]
     pub(crate) pick: InstanceChoice,
@@ -90,10 +96,10 @@ pub(crate) struct WorkerSettings {
     pub(crate) code_mb: u32,
     /// The largest body of a request, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
-    pub(crate) body_limit_mb: u32,
+    pub(crate) body_limit_mb: Count,
     /// Connections at once; one more waits until another ends
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) most_connections: usize,
+    pub(crate) most_connections: Count,
     /// How long a client may take for the head of a request, or be silent between two
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) head_seconds: Seconds,
@@ -122,6 +128,17 @@ pub(crate) struct WorkerSettings {
     /// How many sandboxes of kind sock are made ahead [default: 16]
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) ready_cells: Option<usize>,
+    /// Python of sandboxes of kinds sock and process, by path or by its name in PATH; sock runs one from
+    /// below /usr [default: /usr/bin/python3; for process else python3 in PATH]
+    #[arg(long, value_name = "PROGRAM", env = "OPENLAMBDA_PYTHON", hide_short_help = true)]
+    pub(crate) python: Option<PathBuf>,
+    /// Node.js of sandboxes of kinds sock and process, by path or by its name in PATH [default: node in
+    /// /usr/bin, /usr/local/bin or PATH]
+    #[arg(long, value_name = "PROGRAM", env = "OPENLAMBDA_NODE", hide_short_help = true)]
+    pub(crate) node: Option<PathBuf>,
+    /// Socket of the engine of kind docker, a path or unix://PATH [default: /var/run/docker.sock]
+    #[arg(long, value_name = "SOCKET", env = "DOCKER_HOST", hide_short_help = true)]
+    pub(crate) docker_socket: Option<String>,
     /// The image of sandboxes of kind docker [default: what `ol image build` makes]
     #[arg(long, value_name = "IMAGE", env = "OPENLAMBDA_DOCKER_IMAGE", hide_short_help = true)]
     pub(crate) docker_image: Option<String>,
@@ -149,7 +166,7 @@ impl Default for WorkerSettings {
             balancers: config.balancers,
             registry: None,
             sandbox: "auto".to_owned(),
-            memory_mb: config.scheduler.memory >> 20,
+            memory_mb: Count::of(config.scheduler.memory >> 20),
             keep_alive: Choice::named(keep_alive::DEFAULT),
             ttl_seconds: DEFAULT_TTL.into(),
             queue_policy: Choice::named(queue::DEFAULT),
@@ -157,13 +174,13 @@ impl Default for WorkerSettings {
             pause_after_seconds: config.scheduler.pause_after.map(Seconds::from),
             max_wait_seconds: config.max_wait.into(),
             weight: config.weight,
-            max_starting: config.scheduler.max_starting,
+            max_starting: Count::of(config.scheduler.max_starting.into()),
             pick: config.scheduler.pick,
             fairness_seconds: config.scheduler.fairness.into(),
             offer_seconds: config.scheduler.offer_timeout.into(),
             code_mb: (config.code_budget >> 20) as u32,
-            body_limit_mb: (config.body_limit >> 20) as u32,
-            most_connections: config.patience.most_connections,
+            body_limit_mb: Count::of(config.body_limit >> 20),
+            most_connections: Count::of(config.patience.most_connections as u64),
             head_seconds: config.patience.head.into(),
             write_seconds: config.patience.write.into(),
             heartbeat_seconds: config.heartbeat.into(),
@@ -173,6 +190,9 @@ impl Default for WorkerSettings {
             inputs: config.inputs,
             bridge_range: None,
             ready_cells: None,
+            python: None,
+            node: None,
+            docker_socket: None,
             docker_image: None,
             docker_runtime: None,
         }
@@ -196,12 +216,9 @@ impl WorkerSettings {
         config.advertise.clone_from(&self.advertise);
         config.records = self.records.as_deref().map(|file| named(file, name));
         config.inputs = self.inputs.as_deref().map(|file| named(file, name));
-        if !(self.weight > 0.0 && self.weight.is_finite()) {
-            return Err(refuse(format!("weight {} is not a share; use more than 0", self.weight)));
-        }
         config.weight = self.weight;
-        config.scheduler.memory = self.memory_mb.saturating_mul(1 << 20);
-        config.scheduler.max_starting = self.max_starting;
+        config.scheduler.memory = self.memory_mb.get() << 20;
+        config.scheduler.max_starting = self.max_starting.get() as u32;
         config.scheduler.pick = self.pick;
         config.scheduler.pause_after = self.pause_after_seconds.map(Duration::from);
         config.scheduler.fairness = self.fairness_seconds.into();
@@ -214,8 +231,8 @@ impl WorkerSettings {
         config.queue = catalog.queue_policies().maker(&self.queue_policy)?;
         config.max_wait = self.max_wait_seconds.into();
         config.code_budget = u64::from(self.code_mb) << 20;
-        config.body_limit = u64::from(self.body_limit_mb) << 20;
-        config.patience.most_connections = self.most_connections;
+        config.body_limit = self.body_limit_mb.get() << 20;
+        config.patience.most_connections = self.most_connections.get() as usize;
         config.patience.head = self.head_seconds.into();
         config.patience.write = self.write_seconds.into();
         config.heartbeat = self.heartbeat_seconds.into();
@@ -230,13 +247,20 @@ impl WorkerSettings {
     }
 
     /// What kinds of sandboxes are told.
-    pub(crate) fn sandbox_options(&self) -> SandboxOptions {
-        SandboxOptions {
+    ///
+    /// # Errors
+    ///
+    /// An interpreter that is not there.
+    pub(crate) fn sandbox_options(&self) -> Result<SandboxOptions> {
+        Ok(SandboxOptions {
             bridge_range: self.bridge_range.clone(),
             ready_cells: self.ready_cells,
+            python: program("python", self.python.as_deref())?,
+            node: program("node", self.node.as_deref())?,
+            docker_socket: self.docker_socket.clone(),
             docker_image: self.docker_image.clone(),
             docker_runtime: self.docker_runtime.clone(),
-        }
+        })
     }
 }
 
@@ -248,13 +272,54 @@ fn named(file: &Path, name: &str) -> PathBuf {
     }
 }
 
+/// The absolute path of the program that a setting names, by its path or by its name in `PATH`; `None` if
+/// it names nothing.
+fn program(setting: &str, named: Option<&Path>) -> Result<Option<PathBuf>> {
+    let Some(named) = named else { return Ok(None) };
+    let runs = |path: &PathBuf| {
+        path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
+    let found = match named.components().count() {
+        0 => return Ok(None),
+        1 if !named.has_root() => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).map(|folder| folder.join(named)).find(runs)
+        }
+        _ => std::path::absolute(named).ok().filter(runs),
+    };
+    let refused = || {
+        let named = named.display();
+        refuse(format!("{setting} = \"{named}\" is not a program here; name one by its path"))
+    };
+    found.ok_or_else(refused).map(Some)
+}
+
 fn refuse(message: String) -> CliError {
     CliError::new(message)
 }
 
+/// What the worker counts for beside others, who would get nothing beside one without end.
+fn weight<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    let weight = f64::deserialize(from)?;
+    match weight > 0.0 && weight.is_finite() {
+        true => Ok(weight),
+        false => Err(D::Error::custom(format!("{weight} is not a share; use more than 0"))),
+    }
+}
+
+/// A number may stand without quotes.
+fn running_limit<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let limit = match Value::deserialize(from)? {
+        Value::String(limit) => limit,
+        other => other.to_string(),
+    };
+    // How many processors there are does not decide whether it is one.
+    RunningLimit::parse(&limit, 1).map(|_| limit).map_err(D::Error::custom)
+}
+
 /// What a file writes as a word.
 fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    toml::Value::String(text.to_owned())
+    Value::String(text.to_owned())
         .try_into()
         .map_err(|error: toml::de::Error| error.message().to_owned())
 }

@@ -599,12 +599,16 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
         (&["--drain-seconds", "41"], "set that to more than 41"),
         (&["--worker-drain-seconds", "36"], "set that to more than 41"),
         (&["--keep-alive", "lrv"], "did you mean \"lru\"?"),
-        (&["--running-limit", "many"], "write none, a number of calls (8)"),
         (&["--max-wait-seconds", "60"], "set that to more than 60"),
     ] {
         let message = place.fails(&[&["up"], flags].concat());
         assert!(message.contains(expected), "{flags:?}: {message}");
     }
+
+    let wrong = place.run(&["up", "--running-limit", "many"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let message = texts(&wrong).1;
+    assert!(message.contains("write none, a number of calls (8)"), "{message}");
 
     // And refuses what it does not know, with the line.
     fs::write(&file, "seed = 1\nworker = 3\n").unwrap();
@@ -614,7 +618,7 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
         assert!(message.contains(expected), "{message}");
     }
     fs::write(&file, "workers = 0\n").unwrap();
-    assert!(place.fails(&["up"]).contains("workers = 0 is out of range; use 1 to 1000"));
+    assert!(place.fails(&["up"]).contains("workers: 0 is out of range; use 1 to 1000"));
     fs::remove_file(&file).unwrap();
     assert!(place.fails(&["up", "--config", "/nonexistent.toml"]).contains("cannot read /nonexis"));
 }

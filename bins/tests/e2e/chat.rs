@@ -1,8 +1,9 @@
 //! The chat, in every kind of sandbox.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Cluster, Place, client, post};
+use crate::common::{Cluster, Place, client, kill, post};
 use crate::engine::Engine;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,6 +28,23 @@ async fn pychat_s_second_call_waits_for_the_third_in_docker_s() {
     let containers = || engine.client(&["ps", "--all", "--quiet"]);
     assert!(!containers().is_empty(), "no container of this engine is used");
     drop(cluster);
+    assert_eq!(containers(), [""; 0], "containers are left");
+}
+
+/// The engine is named by a flag, which the commands that clean up are not given.
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_killed_cluster_are_removed_from_the_engine_that_it_was_told_of() {
+    let engine = Engine::with_image().await;
+    let socket = engine.socket().display().to_string();
+    let args = ["--workers", "1", "--sandbox", "docker", "--docker-socket", &socket];
+    let cluster = Cluster::start(&args);
+    post(&client(), &cluster.deploy_example("echo"), "1").await;
+    let containers = || engine.client(&["ps", "--all", "--quiet"]);
+    assert!(!containers().is_empty(), "no container of this engine is used");
+    let (status, worker) = (cluster.status(), cluster.worker_pid("worker-1").unwrap());
+    kill(status["pid"].as_i64().unwrap() as i32, Signal::KILL);
+    kill(worker, Signal::KILL);
+    cluster.place.ol(&["down"]);
     assert_eq!(containers(), [""; 0], "containers are left");
 }
 

@@ -110,6 +110,58 @@ fn without_a_cluster_each_command_says_how_to_start_one() {
 }
 
 #[test]
+fn interpreters_are_settings() {
+    let place = Place::new();
+    let bin = tempfile::tempdir().unwrap();
+    let python = bin.path().join("own-python");
+    symlink("/usr/bin/python3", &python).unwrap();
+    let python = python.to_str().unwrap();
+    let elsewhere =
+        format!("runs Python from below /usr only, and python = \"{python}\" is not there");
+    for (args, expected) in [
+        (
+            &["up", "--python", "/nonexistent"][..],
+            "python = \"/nonexistent\" is not a program here",
+        ),
+        (&["up", "--python", "/etc/passwd"], "python = \"/etc/passwd\" is not a program here"),
+        (&["up", "--node", "no-such-node"], "node = \"no-such-node\" is not a program here"),
+        (&["up", "--sandbox", "sock", "--python", python], &elsewhere),
+    ] {
+        let message = place.fails(args);
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+    place.assert_nothing_left();
+    // A link is taken as it is; a folder that is a link is followed, since a sandbox has `/usr` only.
+    for (sandbox, named, expected) in [
+        ("process", python, format!("\"{python}\"")),
+        ("sock", "/bin/python3", "\"/usr/bin/python3\"".to_owned()),
+    ] {
+        let cluster = Cluster::start(&["--workers", "1", "--sandbox", sandbox, "--python", named]);
+        let code = "import sys\ndef f(event): return sys.executable\n";
+        cluster.deploy("f", &[("f.py", code)]);
+        assert_eq!(cluster.place.ol(&["invoke", "f"]), expected);
+    }
+}
+
+#[test]
+fn the_engine_s_socket_is_a_setting() {
+    let place = Place::new().with("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    let shown = place.ol(&["config", "show", "--origin"]);
+    let line = shown.lines().find(|line| line.starts_with("docker_socket")).unwrap();
+    assert!(line.contains("= \"unix:///nowhere/docker.sock\""), "{line}");
+    assert!(line.ends_with("# environment DOCKER_HOST"), "{line}");
+    for (flags, expected) in [
+        (&[][..], "no engine answers at /nowhere/docker.sock"),
+        (&["--docker-socket", "/also/nowhere"], "no engine answers at /also/nowhere"),
+        (&["--docker-socket", "tcp://10.0.0.1:2375"], "with --docker-socket or DOCKER_HOST"),
+    ] {
+        let message = place.fails(&[&["up", "--sandbox", "docker"], flags].concat());
+        assert!(message.contains(expected), "{flags:?}: {message}");
+    }
+    place.assert_nothing_left();
+}
+
+#[test]
 fn a_daemon_s_file_is_strict() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("worker.toml");

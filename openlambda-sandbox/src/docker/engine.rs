@@ -27,22 +27,25 @@ pub(super) const MARK_LABEL: &str = "openlambda.mark";
 /// The mark of the worker that made it. The engine finds labels by their whole value only.
 pub(super) const WORKER_LABEL: &str = "openlambda.worker";
 
-/// The engine's socket as `DOCKER_HOST` names it, or the usual one.
+/// The engine's socket: what `named` says, a path or `unix://PATH`; without it or where it is empty, what
+/// `DOCKER_HOST` says; else the usual one.
 ///
 /// # Errors
 ///
-/// It names something else than a Unix socket: bundles and sockets of this machine are mounted into
+/// Something else than a Unix socket is named: bundles and sockets of this machine are mounted into
 /// containers, so the engine must run on it.
-pub fn engine_socket() -> Result<PathBuf, SandboxError> {
-    match std::env::var("DOCKER_HOST") {
-        Err(_) => Ok(USUAL_SOCKET.into()),
-        Ok(host) if host.is_empty() => Ok(USUAL_SOCKET.into()),
-        Ok(host) => match host.strip_prefix("unix://") {
+pub fn engine_socket(named: Option<&str>) -> Result<PathBuf, SandboxError> {
+    let variable = || std::env::var("DOCKER_HOST").ok();
+    let host = named.map(str::to_owned).filter(|host| !host.is_empty()).or_else(variable);
+    match host.filter(|host| !host.is_empty()) {
+        None => Ok(USUAL_SOCKET.into()),
+        Some(host) => match host.strip_prefix("unix://") {
             Some(path) => Ok(path.into()),
             None if host.starts_with('/') => Ok(host.into()),
             None => Err(unsupported(format!(
-                "DOCKER_HOST is {host}, but docker sandboxes need an engine on this machine; set \
-                 DOCKER_HOST=unix://{USUAL_SOCKET}"
+                "the engine's socket is said to be {host}, but docker sandboxes need an engine on this \
+                 machine; name its Unix socket with --docker-socket or DOCKER_HOST, as in \
+                 unix://{USUAL_SOCKET}"
             ))),
         },
     }
@@ -162,10 +165,10 @@ impl Engine {
 }
 
 /// Removes the containers of factories whose marks are `mark` or begin with `mark/`, and ends what is
-/// in them, to clean up after workers that are gone. Blocks. Without an engine there is
-/// nothing to do.
-pub fn remove_containers(mark: &str) -> Report {
-    let Ok(socket) = engine_socket() else { return Report::default() };
+/// in them, to clean up after workers that are gone. `named` is the engine's socket, as for
+/// [`engine_socket`]. Blocks. Without an engine there is nothing to do.
+pub fn remove_containers(mark: &str, named: Option<&str>) -> Report {
+    let Ok(socket) = engine_socket(named) else { return Report::default() };
     if !socket.exists() {
         return Report::default();
     }
@@ -237,7 +240,7 @@ fn engine_error(socket: &Path, what: &str, error: Error) -> SandboxError {
         ),
         error if is_away(error) => format!(
             "{what}: no engine answers at {place}; start it (systemctl start docker, or dockerd), \
-             name its socket with DOCKER_HOST, or use --sandbox sock"
+             name its socket with --docker-socket or DOCKER_HOST, or use --sandbox sock"
         ),
         _ => format!("{what}: the engine's answer is not understood; look at its log"),
     };

@@ -19,7 +19,7 @@ pub(super) struct CatalogKinds<'a> {
 
 impl CatalogKinds<'_> {
     pub(super) fn of(catalog: &Catalog) -> Result<CatalogKinds<'_>> {
-        let options = Settings::of_cluster(None)?.config()?.worker.sandbox_options();
+        let options = Settings::of_cluster(None)?.config()?.worker.sandbox_options()?;
         Ok(CatalogKinds { catalog, options })
     }
 }
