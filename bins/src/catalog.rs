@@ -16,7 +16,7 @@ use openlambda_registry::dir::DirRegistry;
 use openlambda_registry::native::RemoteRegistry;
 use openlambda_sandbox::docker::{DockerConfig, DockerFactory, engine_socket};
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
-use openlambda_sandbox::sock::{SockConfig, SockFactory};
+use openlambda_sandbox::sock::{self, SockConfig, SockFactory};
 use openlambda_sandbox::sys::Spawner;
 
 use crate::error::{CliError, Context, Result};
@@ -259,6 +259,9 @@ impl Catalog {
             for entry in &self.sandboxes {
                 match (entry.check)(options) {
                     Ok(_) => return Ok(entry),
+                    Err(error) if error.is::<WrongOption>() => {
+                        return Err(CliError::new(error.to_string()));
+                    }
                     Err(error) => {
                         let why = openlambda_core::failure::chain(&*error);
                         eprintln!("sandbox {} does not work here: {why}", entry.name);
@@ -285,6 +288,19 @@ impl Catalog {
     }
 }
 
+/// A kind of sandbox cannot be what was set. `auto` passes over kinds that do not work here, but not over
+/// this: it would take one that isolates less because of a slip of the pen.
+#[derive(Debug)]
+struct WrongOption(String);
+
+impl fmt::Display for WrongOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongOption {}
+
 /// Makes a factory in a temporary folder and lets it try.
 fn check_sock(options: &SandboxOptions) -> Result<Vec<String>, BoxError> {
     on_a_thread(async || {
@@ -302,13 +318,9 @@ fn check_sock(options: &SandboxOptions) -> Result<Vec<String>, BoxError> {
 
 /// What was set of lean containers.
 fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<SockConfig, BoxError> {
-    if let Some(range) = &options.bridge_range {
-        let parsed = range
-            .split_once('/')
-            .and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
-        config.bridge_range = parsed.ok_or_else(|| {
-            format!("bridge_range \"{range}\" is not a network; write 10.213.0.0/16")
-        })?;
+    if let Some(range) = options.bridge_range.as_ref().filter(|range| !range.is_empty()) {
+        let range = sock::bridge_range(range);
+        config.bridge_range = range.map_err(|error| WrongOption(error.to_string()))?;
     }
     if let Some(cells) = options.ready_cells {
         config.ready_cells = cells;
@@ -331,11 +343,11 @@ fn python_in_usr(python: &Path) -> Result<String, BoxError> {
         Some(text) if [&seen, &std::fs::canonicalize(&seen)?].iter().all(|it| it.starts_with("/usr")) => {
             Ok(text.to_owned())
         }
-        _ => Err(format!(
-            "it runs Python from below /usr only, and python = \"{}\" is not there; name one that is, or \
+        _ => Err(WrongOption(format!(
+            "the sandbox sock runs Python from below /usr only, and python = \"{}\" is not there; name one that is, or \
              use --sandbox process for code that you trust",
             python.display()
-        )
+        ))
         .into()),
     }
 }

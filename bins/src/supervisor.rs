@@ -271,6 +271,7 @@ impl Shared {
             line = tokio::time::timeout(self.limits.0, lines.next_line()) => line,
             () = stopped.cancelled() => Ok(Ok(None)),
         };
+        let late = line.is_err();
         let ready = match line {
             Ok(Ok(Some(line))) => serde_json::from_str::<ReadyLine>(&line).ok(),
             _ => None,
@@ -281,10 +282,15 @@ impl Shared {
         }
         child.kill_group();
         child.wait().await;
-        Err(CliError::new(
-            last_words(&log, begin)
-                .unwrap_or_else(|| format!("{} did not start; see {}", spec.name, log.display())),
-        ))
+        let (name, log_name) = (&spec.name, log.display());
+        let silent = match late {
+            true => format!(
+                "{name} does not serve after {} s, which start_limit_seconds can raise; see {log_name}",
+                self.limits.0.as_secs_f64()
+            ),
+            false => format!("{name} did not start; see {log_name}"),
+        };
+        Err(CliError::new(last_words(&log, begin).unwrap_or(silent)))
     }
 
     /// Writes down a daemon's process and address.

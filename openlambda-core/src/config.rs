@@ -8,14 +8,23 @@ use thiserror::Error;
 
 /// A configuration text that is not valid: says which file, which line and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{origin}{}: {message}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+#[error("{}{message}", place(origin, *line))]
 pub struct ConfigError {
-    /// Where the text came from, as the person calls it: a path, a flag.
+    /// Where the text came from, as the person calls it: a path, a flag. Empty: whoever reports the error
+    /// knows.
     pub origin: String,
     /// 1-based line, when the fault has a place.
     pub line: Option<usize>,
     /// What is wrong and what to do about it.
     pub message: String,
+}
+
+fn place(origin: &str, line: Option<usize>) -> String {
+    match line {
+        Some(line) => format!("{origin}, line {line}: "),
+        None if origin.is_empty() => String::new(),
+        None => format!("{origin}: "),
+    }
 }
 
 impl ConfigError {
@@ -103,6 +112,16 @@ pub fn explain(message: &str) -> String {
             as_it_is => as_it_is,
         };
         return format!("{found}, expected {write}");
+    }
+    match message {
+        "invalid socket address syntax" => {
+            return "it is not an IP address with a port; write one such as 127.0.0.1:8080"
+                .to_owned();
+        }
+        "u64 value was too large" => {
+            return format!("the number is too large; use one up to {}", i64::MAX);
+        }
+        _ => {}
     }
     let mut quoted = message.split('`').skip(1).step_by(2);
     if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {

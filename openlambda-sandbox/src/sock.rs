@@ -226,13 +226,7 @@ impl SockFactory {
     pub fn new(mut config: SockConfig) -> io::Result<Self> {
         check_mark(&config.worker_mark)?;
         let (network, prefix) = config.bridge_range;
-        if !(8..=20).contains(&prefix) || network.to_bits() << prefix != 0 {
-            let message = format!(
-                "{network}/{prefix} is not a range for bridged networks; name a network with a prefix \
-                 of 8 to 20 bits, like 10.213.0.0/16"
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        bridge_range(&format!("{network}/{prefix}"))?;
         config.state_dir = std::path::absolute(&config.state_dir)?;
         config.volumes_dir = std::path::absolute(&config.volumes_dir)?;
         fs::DirBuilder::new()
@@ -289,6 +283,27 @@ impl SockFactory {
         }
         withheld
     }
+}
+
+/// What [`SockConfig::bridge_range`] is in a text such as `10.213.0.0/16`.
+///
+/// # Errors
+///
+/// The text is no network, or its prefix has fewer than 8 or more than 20 bits.
+pub fn bridge_range(text: &str) -> io::Result<(Ipv4Addr, u8)> {
+    let parts = text.split_once('/');
+    let parsed =
+        parts.and_then(|(network, prefix)| Some((network.parse().ok()?, prefix.parse().ok()?)));
+    let fits = |&(network, prefix): &(Ipv4Addr, u8)| {
+        (8..=20).contains(&prefix) && network.to_bits() << prefix == 0
+    };
+    parsed.filter(fits).ok_or_else(|| {
+        let message = format!(
+            "{text} is not a range for bridged networks; name a network with a prefix of 8 to 20 bits, \
+             like 10.213.0.0/16"
+        );
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    })
 }
 
 /// Removes the rules for bridged networks of factories whose marks are `mark` or begin with `mark/`, to

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use openlambda_core::config::{ConfigError, nearest};
+use openlambda_core::config::{ConfigError, explain, nearest};
 use toml::de::DeTable;
 use toml::{Table, Value};
 
@@ -55,8 +55,14 @@ struct File<'a> {
 impl File<'_> {
     fn read(&mut self) -> Result<(), ConfigError> {
         let broken = |error: toml::de::Error| {
-            let line = error.span().map_or(1, |span| self.line(span.start));
-            self.refuse(line, error.message())
+            let span = error.span().unwrap_or_default();
+            let message = match (error.message(), self.text.get(span.clone())) {
+                ("duplicate key", Some(key)) => {
+                    format!("{} is there already; put both together, or leave one out", key.trim())
+                }
+                (message, _) => explain(message),
+            };
+            self.refuse(self.line(span.start), message)
         };
         let values: Table = toml::from_str(self.text).map_err(broken)?;
         let places = DeTable::parse(self.text).map_err(broken)?;
@@ -93,7 +99,7 @@ impl File<'_> {
         let mut found = here().filter(|known| known.name == name);
         let own = found.clone().find(|known| known.section == self.own);
         let Some(known) = own.or_else(|| found.next()) else {
-            return Err(self.refuse(line, self.unknown(section, name)));
+            return Err(self.refuse(line, self.unknown(section, name, value)));
         };
         if let Err(why) = known.takes(value) {
             return Err(self.refuse(line, format!("{name}: {why}")));
@@ -110,7 +116,17 @@ impl File<'_> {
         Ok(())
     }
 
-    fn unknown(&self, section: Option<&str>, name: &str) -> String {
+    fn unknown(&self, section: Option<&str>, name: &str, value: &Value) -> String {
+        if section.is_none() && self.is_section(name) && value.is_array() {
+            return format!("there is one [{name}] for all; write [{name}] in place of [[{name}]]");
+        }
+        let sections = self.known.iter().map(|known| known.section);
+        if section.is_none()
+            && value.is_table()
+            && let Some(near) = nearest(&name.to_lowercase(), sections)
+        {
+            return format!("unknown table [{name}]; did you mean [{near}]?");
+        }
         let near = |own: bool| {
             let within = |known: &&Known| match section {
                 Some(section) => section == known.section,

@@ -105,6 +105,10 @@ impl<P: Program> FromArgMatches for Given<P> {
             };
             let texts = matches.get_raw(id).into_iter().flatten();
             let texts: Vec<_> = texts.map(|text| text.to_string_lossy().into_owned()).collect();
+            // As scripts unset a variable.
+            if origin == Origin::Environment && texts.iter().all(String::is_empty) {
+                continue;
+            }
             let value = known.read(texts.clone());
             known.takes(&value).map_err(|why| {
                 let sign = if origin == Origin::Flag { ' ' } else { '=' };

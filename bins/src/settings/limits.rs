@@ -25,6 +25,10 @@ const HEAD_OF_WORKER: f64 = 6.0;
 pub(crate) fn check(config: &Config) -> Result<()> {
     check_worker(&config.worker)?;
     check_balancer(&config.balancer)?;
+    if config.cluster.start_limit_seconds.get() <= 0.0 {
+        let message = "cluster.start_limit_seconds = 0 leaves no time to start; use more than 0";
+        return Err(CliError::new(message));
+    }
     let (cluster, balancer, worker) = (&config.cluster, &config.balancer, &config.worker);
     let grace = cluster.stop_grace_seconds;
     let stops = [
@@ -75,6 +79,11 @@ pub(crate) fn check_worker(worker: &WorkerSettings) -> Result<()> {
             "worker.head_seconds = {} is too short; use {HEAD_OF_WORKER} or more",
             worker.head_seconds
         );
+        return Err(CliError::new(message));
+    }
+    if worker.max_wait_seconds.get() <= 0.0 {
+        let message =
+            "worker.max_wait_seconds = 0 leaves no time for a cold start; use more than 0";
         return Err(CliError::new(message));
     }
     if worker.heartbeat_seconds.get() < 0.01 {

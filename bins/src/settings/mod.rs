@@ -125,6 +125,20 @@ mod tests {
     }
 
     #[test]
+    fn each_form_of_a_key_says_the_same() {
+        for text in [
+            "worker.ttl_seconds = 3\n",
+            "worker = { ttl_seconds = 3 }\n",
+            "[worker]\nttl_seconds = 3.0",
+            "\u{feff}[worker]\r\nttl_seconds = 3\r\n",
+            "\"worker\".'ttl_seconds' = 3\n",
+            "ttl_seconds = 3\nworker.weight = 2\n",
+        ] {
+            assert_eq!(up(text).unwrap().worker.ttl_seconds.get(), 3.0, "{text}");
+        }
+    }
+
+    #[test]
     fn each_fault_of_a_file_is_told_with_its_line_and_what_to_do() {
         for (text, expected) in [
             ("seed = 1\nworker = 3\n", "line 2: unknown key \"worker\"; did you mean \"workers\"?"),
@@ -147,6 +161,37 @@ mod tests {
             ),
             ("[worker]\nname = \"w\"\n", "line 2: ol up decides worker.name for each of its d"),
             ("workers = \n", "line 1: "),
+            ("workers = 3\r\nworkers = 4\r\n", "line 2: workers is there already; put both"),
+            ("[worker]\nweight = 1\n[worker]\n", "line 3: worker is there already; put both"),
+            ("worker.weight = 1\n[worker]\n", "line 2: worker is there already; put both"),
+            ("[[worker]]\nweight = 1\n", "line 1: there is one [worker] for all; write [worker]"),
+            ("[WORKER]\nweight = 1\n", "line 1: unknown table [WORKER]; did you mean [worker]?"),
+            ("[balancr]\nseed = 1\n", "line 1: unknown table [balancr]; did you mean [balancer]?"),
+            (
+                "seed = 18446744073709551615\n",
+                "line 1: the number is too large; use one up to 9223",
+            ),
+            (
+                "listen = \"localhost:1\"\n",
+                "line 1: listen: it is not an IP address with a port; wr",
+            ),
+            ("policy = \"\"\n", "line 1: policy: it has no name; `ol policies` lists the names"),
+            (
+                "policy = { k = 3 }\n",
+                "line 1: policy: it has no name; write \"NAME\", \"NAME,KEY=V",
+            ),
+            ("records = \"\"\n", "line 1: records: it is empty; give it a value or leave it out"),
+            ("weight = 1e308\n", "is not a share; use more than 0, at most 1000000"),
+            ("ready_cells = -1\n", "line 1: ready_cells: -1 is out of range; use 0 to 1000"),
+            (
+                "worker.most_connections = 1\n",
+                "line 1: most_connections: 1 is out of range; use 16",
+            ),
+            ("bridge_range = \"10.0.0.0\"\n", "line 1: bridge_range: 10.0.0.0 is not a range for"),
+            (
+                "bridge_range = \"10.1.0.0/9\"\n",
+                "10.1.0.0/9 is not a range for bridged networks; n",
+            ),
         ] {
             let error = up(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
@@ -165,7 +210,6 @@ mod tests {
             "worker.memory_mb",
             "worker.max_starting",
             "worker.body_limit_mb",
-            "worker.most_connections",
         ];
         for known in Up::known() {
             let full = format!("{}.{}", known.section, known.name);
@@ -202,7 +246,7 @@ mod tests {
             (["--retry-share", "-0.5"], "--retry-share -0.5: -0.5 is not a share; use 0 to"),
             (["--retries", "-1"], "expected a whole number from 0 to 4294967295"),
             (["--retries", "many"], "invalid type: string \"many\", expected a whole number from"),
-            (["--listen", "5"], "--listen 5: invalid socket address syntax"),
+            (["--listen", "5"], "--listen 5: it is not an IP address with a port; write one"),
             (["--pick", "best"], "unknown value \"best\"; known are most_recent, newest"),
         ] {
             let error = told::<Up>(&flags);

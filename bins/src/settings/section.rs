@@ -83,6 +83,9 @@ impl Known {
 
     /// Whether the setting can have this value, and if not, why.
     pub(crate) fn takes(&self, value: &Value) -> Result<(), String> {
+        if self.default.is_none() && value.as_str() == Some("") {
+            return Err("it is empty; give it a value or leave it out".to_owned());
+        }
         (self.takes)(Table::from_iter([(self.name.clone(), value.clone())]))
     }
 

@@ -12,6 +12,7 @@ use openlambda_core::keep_alive::{self, DEFAULT_TTL};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
 use openlambda_core::worker::WorkerConfig;
+use openlambda_sandbox::sock;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Value;
@@ -97,9 +98,9 @@ pub(crate) struct WorkerSettings {
     /// The largest body of a request, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) body_limit_mb: Count,
-    /// Connections at once; one more waits until another ends
+    /// Connections at once; one more waits until another ends. A balancer keeps some of them open
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) most_connections: Count,
+    pub(crate) most_connections: Count<1_000_000_000, 16>,
     /// How long a client may take for the head of a request, or be silent between two
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) head_seconds: Seconds,
@@ -124,10 +125,11 @@ pub(crate) struct WorkerSettings {
     pub(crate) inputs: Option<PathBuf>,
     /// Addresses for sandboxes of kind sock with a bridged network [default: 10.213.0.0/16]
     #[arg(long, value_name = "NETWORK", env = "OPENLAMBDA_BRIDGE_RANGE", hide_short_help = true)]
+    #[serde(deserialize_with = "bridge_range")]
     pub(crate) bridge_range: Option<String>,
-    /// How many sandboxes of kind sock are made ahead [default: 16]
+    /// How many sandboxes of kind sock are made ahead, 1000 at most [default: 16]
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
-    pub(crate) ready_cells: Option<usize>,
+    pub(crate) ready_cells: Option<Count<1000, 0>>,
     /// Python of sandboxes of kinds sock and process, by path or by its name in PATH; sock runs one from
     /// below /usr [default: /usr/bin/python3; for process else python3 in PATH]
     #[arg(long, value_name = "PROGRAM", env = "OPENLAMBDA_PYTHON", hide_short_help = true)]
@@ -254,7 +256,7 @@ impl WorkerSettings {
     pub(crate) fn sandbox_options(&self) -> Result<SandboxOptions> {
         Ok(SandboxOptions {
             bridge_range: self.bridge_range.clone(),
-            ready_cells: self.ready_cells,
+            ready_cells: self.ready_cells.map(|cells| cells.get() as usize),
             python: program("python", self.python.as_deref())?,
             node: program("node", self.node.as_deref())?,
             docker_socket: self.docker_socket.clone(),
@@ -298,13 +300,23 @@ fn refuse(message: String) -> CliError {
     CliError::new(message)
 }
 
-/// What the worker counts for beside others, who would get nothing beside one without end.
+/// What balancers accept.
 fn weight<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     let weight = f64::deserialize(from)?;
-    match weight > 0.0 && weight.is_finite() {
+    match weight > 0.0 && weight <= 1e6 {
         true => Ok(weight),
-        false => Err(D::Error::custom(format!("{weight} is not a share; use more than 0"))),
+        false => Err(D::Error::custom(format!(
+            "{weight} is not a share; use more than 0, at most 1000000"
+        ))),
     }
+}
+
+/// Checked here, since a worker whose kind of sandbox is auto takes another kind when one does not work.
+fn bridge_range<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let range = Option::<String>::deserialize(from)?;
+    let wrong = range.as_deref().filter(|it| !it.is_empty()).map(sock::bridge_range);
+    wrong.transpose().map_err(D::Error::custom)?;
+    Ok(range)
 }
 
 /// A number may stand without quotes.

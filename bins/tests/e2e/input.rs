@@ -126,6 +126,8 @@ fn interpreters_are_settings() {
         (&["up", "--python", "/etc/passwd"], "python = \"/etc/passwd\" is not a program here"),
         (&["up", "--node", "no-such-node"], "node = \"no-such-node\" is not a program here"),
         (&["up", "--sandbox", "sock", "--python", python], &elsewhere),
+        // Nothing that isolates less is taken in its place.
+        (&["up", "--python", python], &elsewhere),
     ] {
         let message = place.fails(args);
         assert!(message.contains(expected), "{args:?}: {message}");
@@ -141,6 +143,34 @@ fn interpreters_are_settings() {
         cluster.deploy("f", &[("f.py", code)]);
         assert_eq!(cluster.place.ol(&["invoke", "f"]), expected);
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_told_by_its_name() {
+    let place = Place::new();
+    for (flags, expected) in [
+        (
+            ["--records", "/proc/no/{name}"],
+            "cannot write records of calls to /proc/no/worker-1; name",
+        ),
+        (
+            ["--inputs", "/proc/no/{name}"],
+            "cannot write the worker's inputs to /proc/no/worker-1; na",
+        ),
+        (["--access-log", "/proc/no/log"], "cannot write /proc/no/log; pass another --access-log"),
+    ] {
+        let message = place.fails(&[&["up", "--listen", "127.0.0.1:0"], &flags[..]].concat());
+        assert!(message.contains(expected), "{flags:?}: {message}");
+    }
+    let message = place.fails(&["up", "--start-limit-seconds", "0.0001"]);
+    let expected =
+        "registry does not serve after 0.0001 s, which start_limit_seconds can raise; see ";
+    assert!(message.contains(expected), "{message}");
+    assert!(place.fails(&["up", "--start-limit-seconds", "0"]).contains("use more than 0"));
+    place.assert_nothing_left();
+    // Who unsets a variable for one command leaves it empty.
+    let place = Place::new().with("OPENLAMBDA_ACCESS_LOG", "").with("OPENLAMBDA_POLICY", "");
+    assert!(place.ol(&["config", "show"]).contains("# access_log is not set"));
 }
 
 #[test]

@@ -94,20 +94,21 @@ impl TryFrom<Value> for Choice {
     type Error = ConfigError;
 
     fn try_from(value: Value) -> Result<Self, ConfigError> {
-        let wanted = "write \"round-robin\" or { name = \"bounded-load\", epsilon = 0.25 }";
+        let wanted = "write \"NAME\", \"NAME,KEY=VALUE\" or { name = \"NAME\", KEY = VALUE }; `ol policies` \
+                      lists the names";
         match value {
             Value::String(text) => text.parse(),
             Value::Table(mut parameters) => match parameters.remove("name") {
                 Some(Value::String(name)) => Ok(Choice { name, parameters }),
                 _ => Err(refuse(format!("it has no name; {wanted}"))),
             },
-            _ => Err(refuse(format!("it is no text and no table; {wanted}"))),
+            _ => Err(refuse(format!("it is not a name in quotes and not a table; {wanted}"))),
         }
     }
 }
 
 fn refuse(message: impl Into<String>) -> ConfigError {
-    ConfigError::new("choice", message)
+    ConfigError::new("", message)
 }
 
 /// The value that `text` begins with, and what follows the comma behind it.
@@ -185,7 +186,7 @@ mod tests {
             "bounded-load,epsilon=0.5"
         );
         assert_eq!(read("[policy]\nname = \"power-of-two\"\nd = 3").unwrap(), "power-of-two,d=3");
-        assert!(read("policy = 3").unwrap_err().to_string().contains("round-robin"));
+        assert!(read("policy = 3").unwrap_err().to_string().contains("lists the names"));
         assert!(read("policy = { epsilon = 3 }").unwrap_err().to_string().contains("no name"));
         let json: Choice = serde_json::from_str("\"power-of-two,d=3\"").unwrap();
         assert_eq!(serde_json::to_string(&json).unwrap(), "\"power-of-two,d=3\"");

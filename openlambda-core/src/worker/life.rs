@@ -51,7 +51,11 @@ impl Worker {
             |source| StartError::StateDir { path: config.state_dir.clone(), source };
         let code =
             CodeStore::open(&config.state_dir, registry.clone()).await.map_err(state_dir_error)?;
-        let log = LogWriter::start(&config.state_dir, config.records.as_deref(), clock.clone())
+        let records = config.records.as_ref().map(|path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.map_err(|source| StartError::Records { path: path.clone(), source })
+        });
+        let log = LogWriter::start(&config.state_dir, records.transpose()?, clock.clone())
             .map_err(state_dir_error)?;
         let left = factory.reclaim().await;
         if left.processes > 0 || !left.removed.is_empty() {
@@ -174,6 +178,14 @@ pub enum StartError {
     #[error("cannot use the worker's folder {}", path.display())]
     StateDir {
         /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file for its records cannot be written.
+    #[error("cannot write records of calls to {}; name a file in a folder that is there", path.display())]
+    Records {
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,

@@ -79,13 +79,11 @@ struct Line<'a> {
 impl LogWriter {
     pub(super) fn start(
         state_dir: &Path,
-        records: Option<&Path>,
+        records: Option<File>,
         clock: Arc<SystemClock>,
     ) -> io::Result<Arc<Self>> {
         let root = state_dir.join("logs");
         std::fs::create_dir_all(&root)?;
-        let open = |path| File::options().create(true).append(true).open(path);
-        let records = records.map(open).transpose()?;
         let (entries, receiver) = sync_channel(BACKLOG);
         let waiting = Arc::new(AtomicUsize::new(0));
         let dropped = Arc::new(AtomicU64::new(0));
