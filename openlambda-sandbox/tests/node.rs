@@ -313,7 +313,7 @@ async fn what_cannot_be_loaded_is_told_with_its_place() {
         (
             &[("index.js", GOOD), ("ol.toml", "handler = \"index.number\"")],
             "Runtime.HandlerNotFound",
-            "Handler 'number' is no function in index.js",
+            "Handler 'number' is not a function in index.js",
         ),
         (
             &[("index.js", GOOD), ("ol.toml", "runtime = \"node\"\nhandler = \"index\"")],
@@ -339,7 +339,11 @@ async fn what_cannot_be_loaded_is_told_with_its_place() {
             "Runtime.HandlerNotFound",
             "is not exported",
         ),
-        (&[("index.mjs", "await new Promise(() => {})")], "Runtime.InitError", "can never settle"),
+        (
+            &[("index.mjs", "await new Promise(() => {})")],
+            "Runtime.InitError",
+            "nothing is left that its top-level await could",
+        ),
         (
             &[("index.js", "process.exit(3)")],
             "Runtime.ExitError",

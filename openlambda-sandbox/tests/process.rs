@@ -552,7 +552,13 @@ async fn a_function_that_cannot_start_says_why() {
             "pass",
             "runtime = \"python\"\nhandler = \"no.such.f\"",
             "Runtime.ImportModuleError",
-            "Unable to import module 'no.such'",
+            "Unable to import module 'no.such': No module named 'no'; add no/such.py, or correct handler",
+        ),
+        (
+            "import nomp.array",
+            own,
+            "Runtime.ImportModuleError",
+            "No module named 'nomp'; if it is a package, install it with pip install --target in",
         ),
     ] {
         let error = setup

@@ -267,7 +267,7 @@ class Invocation {
             `Lambda-Runtime-Function-Error-Body: ${body}\r\n\r\n`,
         );
       } else {
-        console.error('after the end of the response stream:', error);
+        console.error('error after the end of the response stream:', error);
       }
       this.finish();
       return;
@@ -347,7 +347,7 @@ class ResponseStream extends Writable {
   }
 
   setContentType(type) {
-    if (this.begun) throw new Error('the reply has begun; set its content type before');
+    if (this.begun) throw new Error('the reply has begun already; call setContentType before the first write');
     this.contentType = String(type);
   }
 
@@ -466,7 +466,7 @@ async function load(name) {
   const dot = base.indexOf('.');
   const nested = base.slice(dot + 1);
   if (dot <= 0 || nested === '' || name.split('/').includes('..')) {
-    const message = `Handler '${name}' names no function in the code; write it as file.function`;
+    const message = `Handler '${name}' names no function in the code; write it as file.function, as in index.handler`;
     throw new Refusal('Runtime.MalformedHandlerName', new Error(message));
   }
   const module = name.slice(0, name.length - base.length + dot);
@@ -485,7 +485,7 @@ async function load(name) {
   let holder;
   for (const key of nested.split('.')) [holder, found] = [found, found?.[key]];
   if (typeof found !== 'function') {
-    const what = found === undefined ? 'is not exported' : 'is no function';
+    const what = found === undefined ? 'is not exported' : 'is not a function';
     const message = `Handler '${nested}' ${what} in ${file}; write exports.${nested} = async (event) => … there, or in an ES module: export const ${nested} = …`;
     throw new Refusal('Runtime.HandlerNotFound', new Error(message));
   }
@@ -576,7 +576,7 @@ async function serve(connection, { handler, streaming }) {
   let upcoming;
   for (;;) {
     const reply = upcoming || (await connection.request('GET', 'invocation/next'));
-    if (reply.status !== 200) throw new Error(`the worker refused next: ${reply.status} ${reply.body}`);
+    if (reply.status !== 200) throw new Error(`the worker gave no next event, but answered ${reply.status}: ${reply.body}`);
     const invocation = new Invocation(connection, reply);
     invocation.run(handler, streaming);
     const told = await invocation.over;
@@ -584,7 +584,7 @@ async function serve(connection, { handler, streaming }) {
   }
 }
 
-/** What nobody has caught ends the process, after it is told to whom it may concern. */
+/** An error that nobody has caught ends the process, after every call that runs has been told of it. */
 async function crash(error, kind) {
   if (leaving) return;
   leaving = true;
@@ -606,7 +606,7 @@ process.on('uncaughtException', (error, origin) => {
 
 process.on('beforeExit', () => {
   if (loading) {
-    const message = 'the module never ends loading: its top-level await can never settle';
+    const message = 'the module never finishes loading: nothing is left that its top-level await could wait for';
     crash(new Error(message), 'Runtime.InitError');
   }
   for (const invocation of [...active]) invocation.whenEmpty();

@@ -314,7 +314,7 @@ def load(name, style):
         message = f"Syntax error in module '{module_name}': {error}"
         return None, style, describe(error, "Runtime.UserCodeSyntaxError", message)
     except ImportError as error:
-        message = f"Unable to import module '{module_name}': {error}"
+        message = f"Unable to import module '{module_name}': {error}{hint(error, module_name, file)}"
         return None, style, describe(error, "Runtime.ImportModuleError", message)
     except SystemExit as error:
         message = f"{file} exited with {error.code!r} when it was imported"
@@ -330,6 +330,15 @@ def load(name, style):
     what = "is not callable" if function in vars(module) else "is missing"
     error = AttributeError(f"Handler '{function}' {what} in module '{module_name}'; define it in {file}")
     return None, style, describe(error, "Runtime.HandlerNotFound")
+
+
+def hint(error, module_name, file):
+    """What helps against a module that is not there."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    if module_name == error.name or module_name.startswith(error.name + "."):
+        return f"; add {file}, or correct handler in ol.toml"
+    return "; if it is a package, install it with pip install --target in the function's folder, and deploy again"
 
 
 def is_coroutine(handler):
@@ -355,7 +364,7 @@ def next_event(connection, headers="", told=None):
     """The headers and the body of the next event; `told` is the reply, if it was asked for before."""
     status, headers, body = told or connection.request("GET", "invocation/next", headers=headers)
     if status != 200:
-        raise RuntimeError(f"the worker refused next: {status} {bytes(body)!r}")
+        raise RuntimeError(f"the worker gave no next event, but answered {status}: {bytes(body)!r}")
     return headers, body
 
 
@@ -390,6 +399,8 @@ def serve(connection, handler, style):
                     reply = encode(result)
                 except (TypeError, ValueError, RecursionError, OverflowError) as error:
                     message = f"Unable to marshal response: {error}"
+                    if isinstance(error, TypeError):
+                        message += "; return dicts, lists, text, numbers, booleans or None"
                     failure = describe(error.with_traceback(None), "Runtime.MarshalError", message)
             del event, result
         except SystemExit as error:
@@ -430,7 +441,7 @@ def as_bytes(piece):
         return piece.encode()
     if isinstance(piece, (bytes, bytearray, memoryview)):
         return bytes(piece)
-    raise TypeError(f"a piece of the reply is {type(piece).__name__}; yield text or bytes")
+    raise TypeError(f"the handler yielded a piece of type {type(piece).__name__}; yield text or bytes")
 
 
 def exit_code(leave):

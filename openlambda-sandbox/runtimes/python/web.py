@@ -70,13 +70,16 @@ def head_of(status, headers):
 
 
 def checked(name, value):
-    """A header that cannot end before its end, or begin another."""
+    """The header, after a check that its text cannot end it early or begin another header."""
     if not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
         if not name or any(c <= " " or c >= "\x7f" or c in '"(),/:;<=>?@[\\]{}' for c in name):
-            raise ValueError(f"{name!r} is no name of a header")
+            raise ValueError(f"{name!r} cannot be the name of a header; use letters, digits and -")
     if not value.isprintable() and any((c < " " and c != "\t") or c == "\x7f" for c in value):
-        raise ValueError(f"the header {name} holds control characters: {value!r}")
-    value.encode("latin-1")
+        raise ValueError(f"the header {name} holds control characters: {value!r}; leave out line breaks and the like")
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"the header {name} holds characters beyond Latin-1: {value!r}; quote them, as urllib.parse.quote does") from None
     return [name, value]
 
 
@@ -159,7 +162,7 @@ def call_wsgi(application, environ, reply):
             if reply.without_body:
                 break
         if reply.head is None:
-            raise RuntimeError("the application returned without a call of start_response")
+            raise RuntimeError("the application returned without calling start_response")
     finally:
         if hasattr(result, "close"):
             result.close()
@@ -185,10 +188,10 @@ class WsgiReply:
             finally:
                 exc_info = None
         elif self.head is not None:
-            raise AssertionError("start_response is called a second time, without exc_info")
+            raise AssertionError("the application called start_response a second time, without exc_info")
         code = status.split(" ", 1)[0]
         if not (len(code) == 3 and code.isdecimal()):
-            raise ValueError(f"the status {status!r} begins with no number; write it as '200 OK'")
+            raise ValueError(f"the status {status!r} does not begin with a number of three digits; write it as '200 OK'")
         self.without_body = self.request.method == "HEAD" or int(code) in WITHOUT_BODY
         self.length = self.whole = None
         checked_headers = []
@@ -201,9 +204,9 @@ class WsgiReply:
 
     def write(self, data):
         if self.head is None:
-            raise AssertionError("there is data before a call of start_response")
+            raise AssertionError("the application sent data before it called start_response")
         if not isinstance(data, bytes):
-            raise TypeError(f"the application's data is {type(data).__name__}, not bytes")
+            raise TypeError(f"the application sent data of type {type(data).__name__}, not bytes; encode it")
         if not data or self.without_body:
             return
         if self.whole is None and not self.begun:
@@ -358,7 +361,7 @@ class Lifespan:
             self.known = True
             self.tell(None)
         elif message["type"] == "lifespan.startup.failed":
-            error = RuntimeError(message.get("message") or "the application said no more")
+            error = RuntimeError(message.get("message") or "the application did not start, and gave no reason")
             self.tell(bootstrap.describe(error, "Runtime.StartupFailed"))
 
     def tell(self, failure):
@@ -397,7 +400,7 @@ class Exchange:
         except BaseException as error:
             self.failure = bootstrap.describe(error)
             if self.complete:
-                # The client has its reply; the log is who can be told.
+                # The client has its reply, so only the log can be told.
                 import traceback
 
                 traceback.print_exc()
@@ -439,11 +442,11 @@ class Exchange:
         if kind == "http.response.start" and self.head is None:
             return self.start(message["status"], message.get("headers", ()))
         if kind != "http.response.body" or self.head is None:
-            raise RuntimeError(f"the application sends {kind} where it has no place")
+            raise RuntimeError(f"the application sent {kind} out of order; send http.response.start once, then http.response.body")
         data, more = bytes(message.get("body", b"")), message.get("more_body", False)
         if self.complete:
             if data and not self.without_body:
-                raise RuntimeError("the application sends data after the end of its reply")
+                raise RuntimeError("the application sent data after the end of its reply")
             return
         if self.without_body:
             data, more = b"", False
@@ -477,7 +480,7 @@ class Exchange:
         self.departed.set()
 
     def end(self, leave):
-        """What the application has left open."""
+        """Sends what the application has left open."""
         bootstrap.flush()
         if self.complete:
             return
@@ -513,7 +516,7 @@ class AsyncConnection:
         if status == 410:
             return None
         if status != 200:
-            raise RuntimeError(f"the worker refused next: {status} {body!r}")
+            raise RuntimeError(f"the worker gave no next event, but answered {status}: {body!r}")
         return headers, body
 
     def post(self, path, body, headers):

@@ -225,10 +225,10 @@ async fn what_goes_wrong_is_told_and_the_next_request_is_answered() {
             let stack = error.stack_trace.join("");
             assert!(stack.contains("app.py") && !stack.contains("web.py"), "{stack}");
             for (path, kind, message) in [
-                ("/no-start", "RuntimeError", "http.response.body where it has no place"),
+                ("/no-start", "RuntimeError", "http.response.body out of order; send"),
                 ("/returns-at-once", "RuntimeError", "before its reply was complete"),
                 ("/header", "ValueError", "the header x-a holds control characters"),
-                ("/websocket", "RuntimeError", "websocket.accept where it has no place"),
+                ("/websocket", "RuntimeError", "websocket.accept out of order; send"),
                 ("/cancels", "CancelledError", ""),
             ] {
                 let error = told(sandbox, get(path)).await;

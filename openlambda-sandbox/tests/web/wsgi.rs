@@ -253,12 +253,12 @@ async fn what_goes_wrong_is_told_and_the_next_request_is_answered() {
             assert!(stack.contains("app.py") && stack.contains("in app"), "{stack}");
             assert!(!stack.contains("web.py") && !stack.contains("bootstrap"), "{stack}");
             for (path, kind, message) in [
-                ("/no-start", "AssertionError", "before a call of start_response"),
-                ("/returns-at-once", "RuntimeError", "without a call of start_response"),
+                ("/no-start", "AssertionError", "before it called start_response"),
+                ("/returns-at-once", "RuntimeError", "without calling start_response"),
                 ("/twice", "AssertionError", "a second time"),
-                ("/text", "TypeError", "str, not bytes"),
+                ("/text", "TypeError", "str, not bytes; encode it"),
                 ("/header", "ValueError", "the header X-A holds control characters"),
-                ("/header-name", "ValueError", "'X A' is no name of a header"),
+                ("/header-name", "ValueError", "'X A' cannot be the name of a header"),
                 ("/status", "ValueError", "'200 OK'"),
                 ("/headers", "ValueError", "over 64 KiB"),
             ] {
