@@ -85,6 +85,10 @@ struct Deployed {
 }
 
 fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
+    if args.folder.is_file() {
+        let file = args.folder.display();
+        return Err(CliError::new(format!("{file} is a file; name the folder of the function")));
+    }
     let page = Page::of(&args.folder)?;
     let progress = Progress::start(format!("packing {}", args.folder.display()));
     let mut tar = Vec::new();

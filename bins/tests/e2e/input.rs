@@ -90,6 +90,11 @@ fn a_bad_function_is_refused_before_anything_is_written() {
     assert!(deploy(&bad_name).contains("pass --name"));
     let message = place.fails(&["deploy", "/nonexistent"]);
     assert!(message.contains("cannot read the folder /nonexistent"), "{message}");
+    let message = deploy(&nothing.join("readme.txt"));
+    assert!(
+        message.ends_with("readme.txt is a file; name the folder of the function\n"),
+        "{message}"
+    );
     assert_eq!(place.json(&["ls", "--json"])["functions"], serde_json::json!([]));
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use thiserror::Error;
 
+use crate::failure::chain;
 use crate::function::Digest;
 use crate::manifest::{MANIFEST_FILES, ManifestError};
 use crate::registry::RegistryError;
@@ -62,10 +63,10 @@ pub enum BundleError {
         found: Digest,
     },
     /// The archive, or the folder, cannot be read.
-    #[error("the bundle cannot be read: {0}")]
+    #[error("the bundle cannot be read")]
     Read(#[source] io::Error),
     /// The result cannot be written.
-    #[error("the bundle cannot be written: {0}")]
+    #[error("the bundle cannot be written")]
     Write(#[source] io::Error),
 }
 
@@ -75,7 +76,7 @@ impl From<BundleError> for RegistryError {
             BundleError::Write(_) | BundleError::Damaged { .. } => {
                 RegistryError::Storage(error.into())
             }
-            _ => RegistryError::BadBundle { reason: error.to_string() },
+            _ => RegistryError::BadBundle { reason: chain(&error) },
         }
     }
 }
