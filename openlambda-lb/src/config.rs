@@ -37,6 +37,9 @@ pub struct ProxyConfig {
     /// A worker is unhealthy when it has sent nothing for this time. Workers send every 0.5 s.
     #[serde(deserialize_with = "time")]
     pub silence_seconds: f64,
+    /// A worker that announced itself and was not reached for this time has left for good.
+    #[serde(deserialize_with = "time")]
+    pub forget_seconds: f64,
     /// How long calls in flight may take to end after a shutdown was asked for.
     #[serde(deserialize_with = "time")]
     pub drain_seconds: f64,
@@ -74,6 +77,7 @@ impl Default for ProxyConfig {
             timeout_grace_seconds: 5.0,
             start_allowance_seconds: 60.0,
             silence_seconds: 3.0,
+            forget_seconds: 60.0,
             drain_seconds: 30.0,
             header_seconds: 30.0,
             write_seconds: 60.0,
@@ -114,9 +118,9 @@ impl ProxyConfig {
         RetryConfig { most: self.retries, share, reserve }
     }
 
-    /// How long a worker may say nothing.
-    pub(crate) fn silence(&self) -> Duration {
-        seconds(self.silence_seconds)
+    /// How long a worker may say nothing: until it is unhealthy, and until it has left.
+    pub(crate) fn silence(&self) -> [Duration; 2] {
+        [seconds(self.silence_seconds), seconds(self.forget_seconds)]
     }
 }
 

@@ -705,6 +705,24 @@ async fn a_worker_that_is_silent_is_left_alone_until_it_speaks_again() {
     assert_eq!(a.calls(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_not_reached_again_has_left() {
+    let (silence_seconds, forget_seconds) = (0.2, 0.5);
+    let config = ProxyConfig { silence_seconds, forget_seconds, ..ProxyConfig::default() };
+    let lb = Lb::with(config).await;
+    let mut a = lb.fake("a", Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+    lb.state("a", "ready").await;
+    a.refuse_connections().await;
+    a.events.send_replace(Events::Broken);
+    let left = async {
+        while !lb.status().await.workers.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // By default it would take a minute.
+    tokio::time::timeout(Duration::from_secs(30), left).await.expect("it is still known");
+}
+
 /// Counts handlers, and holds them up until it is opened.
 #[derive(Clone)]
 struct Gate {

@@ -25,7 +25,7 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
     let policy = settings.policy.name.clone();
     let proxy = Proxy::new(settings.config(), policy, built, registry, clock);
     if let Some(place) = &settings.access_log {
-        let log = AccessLog::open(place)
+        let log = AccessLog::open(place, settings.access_log_mb.get() << 20)
             .context(|| format!("cannot write {}; pass another --access-log", place.display()))?;
         proxy.write_access_log(log);
     }

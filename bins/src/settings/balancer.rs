@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
-use openlambda_lb::proxy::{Admin, ProxyConfig};
+use openlambda_lb::proxy::{AccessLog, Admin, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::count::Count;
@@ -39,6 +39,9 @@ pub(crate) struct BalancerSettings {
     /// [default: no log]
     #[arg(long, value_name = "FILE|-", env = "OPENLAMBDA_ACCESS_LOG")]
     pub(crate) access_log: Option<PathBuf>,
+    /// The size of a file of that log, MiB; two such files are kept
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) access_log_mb: Count,
     /// Seed of the policy's choices [default: another one in each run]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -81,6 +84,9 @@ pub(crate) struct BalancerSettings {
     /// A worker is unhealthy when it has sent nothing for this time
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) silence_seconds: Seconds,
+    /// A worker that announced itself and was not reached for this time has left for good
+    #[arg(long, value_name = "SECONDS", hide_short_help = true)]
+    pub(crate) forget_seconds: Seconds,
     /// How long calls under way may take to end when the balancer is told to stop
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) drain_seconds: Seconds,
@@ -105,6 +111,7 @@ impl Default for BalancerSettings {
             workers: config.workers,
             admin: config.admin,
             access_log: None,
+            access_log_mb: Count::of(AccessLog::FILE_SIZE >> 20),
             seed: config.seed,
             most_connections: Count::of(config.most_connections as u64),
             most_calls: Count::of(config.most_calls as u64),
@@ -119,6 +126,7 @@ impl Default for BalancerSettings {
             timeout_grace_seconds: seconds(config.timeout_grace_seconds),
             start_allowance_seconds: seconds(config.start_allowance_seconds),
             silence_seconds: seconds(config.silence_seconds),
+            forget_seconds: seconds(config.forget_seconds),
             drain_seconds: seconds(config.drain_seconds),
         }
     }
@@ -144,6 +152,7 @@ impl BalancerSettings {
             timeout_grace_seconds: self.timeout_grace_seconds.get(),
             start_allowance_seconds: self.start_allowance_seconds.get(),
             silence_seconds: self.silence_seconds.get(),
+            forget_seconds: self.forget_seconds.get(),
             drain_seconds: self.drain_seconds.get(),
         }
     }

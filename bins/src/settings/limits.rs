@@ -5,6 +5,7 @@
 //!                  balancer.drain                <  cluster.stop_grace
 //!  a call waits:   worker.max_wait               <  balancer.start_allowance, then the balancer gives up
 //!  a worker lives: 2 × worker.heartbeat          <  balancer.silence, then it counts as unhealthy
+//!                  balancer.silence              <  balancer.forget, then it has left
 //!  a connection:   balancer keeps it without use 5 s  <  worker.head, then the worker closes it
 //! ```
 
@@ -106,6 +107,13 @@ pub(crate) fn check_balancer(balancer: &BalancerSettings) -> Result<()> {
         let message = "balancer.head_seconds = 0 leaves no time; use more than 0";
         return Err(CliError::new(message));
     }
+    let (silence, forget) = (balancer.silence_seconds, balancer.forget_seconds);
+    if silence >= forget {
+        return Err(CliError::new(format!(
+            "balancer.silence_seconds = {silence}, but a worker has left after \
+             balancer.forget_seconds = {forget}; set that to more than {silence}"
+        )));
+    }
     Ok(())
 }
 
@@ -124,7 +132,12 @@ mod tests {
     #[test]
     fn each_pair_that_does_not_fit_is_told_by_both_names() {
         type Spoil = fn(&mut Config);
-        let cases: [(Spoil, &str, &str); 7] = [
+        let cases: [(Spoil, &str, &str); 8] = [
+            (
+                |c| c.balancer.silence_seconds = Duration::from_secs(60).into(),
+                "balancer.silence_seconds = 60",
+                "balancer.forget_seconds = 60; set that to more than 60",
+            ),
             (
                 |c| c.worker.drain_seconds = Duration::from_secs(40).into(),
                 "worker.drain_seconds + reply_grace_seconds = 45",

@@ -207,8 +207,10 @@ mod tests {
             "balancer.head_limit_kb",
             "balancer.body_limit_mb",
             "balancer.bundle_limit_mb",
+            "balancer.access_log_mb",
             "worker.memory_mb",
             "worker.max_starting",
+            "worker.log_mb",
             "worker.body_limit_mb",
         ];
         for known in Up::known() {

@@ -116,6 +116,9 @@ pub(crate) struct WorkerSettings {
     /// How long clients may go on reading replies when the worker has drained
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) reply_grace_seconds: Seconds,
+    /// The size of a file of a function's output, MiB; two such files are kept of each function
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) log_mb: Count,
     /// Write a record of every call to this file, as JSON lines; {name} in it is the worker's name
     #[arg(long, value_name = "FILE")]
     pub(crate) records: Option<PathBuf>,
@@ -188,6 +191,7 @@ impl Default for WorkerSettings {
             heartbeat_seconds: config.heartbeat.into(),
             drain_seconds: config.drain_grace.into(),
             reply_grace_seconds: config.reply_grace.into(),
+            log_mb: Count::of(config.log_size >> 20),
             records: config.records,
             inputs: config.inputs,
             bridge_range: None,
@@ -232,6 +236,7 @@ impl WorkerSettings {
         config.keep_alive = catalog.keep_alive_policies().maker(&keep_alive)?;
         config.queue = catalog.queue_policies().maker(&self.queue_policy)?;
         config.max_wait = self.max_wait_seconds.into();
+        config.log_size = self.log_mb.get() << 20;
         config.code_budget = u64::from(self.code_mb) << 20;
         config.body_limit = self.body_limit_mb.get() << 20;
         config.patience.most_connections = self.most_connections.get() as usize;

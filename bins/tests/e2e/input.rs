@@ -179,6 +179,23 @@ fn a_file_that_cannot_be_written_is_told_by_its_name() {
 }
 
 #[test]
+fn logs_have_the_size_that_is_set() {
+    let place = Place::new();
+    let access = place.data_dir().join("access.jsonl");
+    let mut args = vec!["--workers", "1", "--log-mb", "1", "--access-log-mb", "1", "--access-log"];
+    args.push(access.to_str().unwrap());
+    let cluster = Cluster::start_in(place, &args);
+    let code = "def f(event):\n for _ in range(40): print('x' * 50000)\n";
+    cluster.deploy("f", &[("f.py", code)]);
+    cluster.place.ol(&["invoke", "f"]);
+    let log = cluster.place.data_dir().join("workers/worker-1/logs/default/f.jsonl.1");
+    let kept = crate::common::wait_for(|| log.metadata().ok()).expect("the log has a second file");
+    assert!((900_000..1 << 20).contains(&kept.len()), "{}", kept.len());
+    let told = std::fs::read_to_string(cluster.place.data_dir().join("daemons.toml")).unwrap();
+    assert!(told.contains("access_log_mb = 1\n"), "{told}");
+}
+
+#[test]
 fn the_engine_s_socket_is_a_setting() {
     let place = Place::new().with("DOCKER_HOST", "unix:///nowhere/docker.sock");
     let shown = place.ol(&["config", "show", "--origin"]);

@@ -45,6 +45,8 @@ pub struct WorkerConfig {
     /// How long clients may go on reading replies after the drain; then their connections are cut. The
     /// default is [`HttpConfig`]'s.
     pub reply_grace: Duration,
+    /// The size of a file of a function's output, in bytes; two such files are kept of each function.
+    pub log_size: u64,
     /// Write an [`InvocationRecord`](crate::invocation::InvocationRecord) of every call here.
     pub records: Option<PathBuf>,
     /// Write every input of the worker's [core](crate::worker_core) to this new file, so that the run can
@@ -71,6 +73,7 @@ impl WorkerConfig {
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),
             reply_grace: HttpConfig::default().drain,
+            log_size: 16 << 20,
             records: None,
             inputs: None,
         }

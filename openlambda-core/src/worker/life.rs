@@ -55,8 +55,13 @@ impl Worker {
             let file = File::options().create(true).append(true).open(path);
             file.map_err(|source| StartError::Records { path: path.clone(), source })
         });
-        let log = LogWriter::start(&config.state_dir, records.transpose()?, clock.clone())
-            .map_err(state_dir_error)?;
+        let log = LogWriter::start(
+            &config.state_dir,
+            config.log_size,
+            records.transpose()?,
+            clock.clone(),
+        )
+        .map_err(state_dir_error)?;
         let left = factory.reclaim().await;
         if left.processes > 0 || !left.removed.is_empty() {
             tracing::info!(processes = left.processes, removed = left.removed.len(), "reclaimed");

@@ -24,8 +24,6 @@ use crate::sandbox::{LogLine, LogSink, LogStream};
 use crate::serving::LogFile;
 use crate::time::{Clock, SystemClock};
 
-/// A log file's bound, bytes.
-const MOST_BYTES: u64 = 16 << 20;
 /// Open log files at once; above that the one written last alphabetically is closed and reopened.
 const MOST_FILES: usize = 64;
 /// Lines between the runtime and the writing thread.
@@ -79,6 +77,7 @@ struct Line<'a> {
 impl LogWriter {
     pub(super) fn start(
         state_dir: &Path,
+        bytes: u64,
         records: Option<File>,
         clock: Arc<SystemClock>,
     ) -> io::Result<Arc<Self>> {
@@ -95,7 +94,8 @@ impl LogWriter {
             clock,
             records: records.is_some(),
         };
-        let mut files = Files { root, open: BTreeMap::new(), records: records.map(BufWriter::new) };
+        let records = records.map(BufWriter::new);
+        let mut files = Files { root, bytes, open: BTreeMap::new(), records };
         std::thread::Builder::new()
             .name("function-log".to_owned())
             .spawn(move || files.write_all(&receiver, &waiting, &dropped))?;
@@ -159,6 +159,8 @@ impl LogSink for LogWriter {
 
 struct Files {
     root: PathBuf,
+    /// A log file's bound.
+    bytes: u64,
     open: BTreeMap<FunctionName, BufWriter<LogFile>>,
     records: Option<BufWriter<File>>,
 }
@@ -211,7 +213,7 @@ impl Files {
             let folder = self.root.join(function.namespace());
             std::fs::create_dir_all(&folder)?;
             let path = folder.join(format!("{}.jsonl", function.name()));
-            let log = BufWriter::new(LogFile::open(path, MOST_BYTES)?);
+            let log = BufWriter::new(LogFile::open(path, self.bytes)?);
             self.open.insert(function.clone(), log);
         }
         let Some(log) = self.open.get_mut(&function) else { return Ok(()) };
@@ -245,7 +247,8 @@ mod tests {
         let pipe = dir.path().join("logs/default/f.jsonl");
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let log = LogWriter::start(dir.path(), None, Arc::new(SystemClock::new())).unwrap();
+        let log =
+            LogWriter::start(dir.path(), 1 << 20, None, Arc::new(SystemClock::new())).unwrap();
         let function = "f".parse().unwrap();
         let print = |text: &str| log.line(LogLine::new(&function, None, LogStream::Stdout, text));
         // What JSON makes six bytes of each.

@@ -20,9 +20,6 @@ use openlambda_core::serving::LogFile;
 use super::line::Line;
 use super::writer::{BACKLOG, COLLECT, Entry, Writer};
 
-/// A file's bound, bytes. Two such files are kept.
-const MOST_BYTES: u64 = 64 << 20;
-
 /// How long the end of the balancer waits for the last lines.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -34,16 +31,20 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    /// Appends to the file at `path`, which is made if it is not there; `-` is standard output.
+    /// The usual size of a file, in bytes.
+    pub const FILE_SIZE: u64 = 64 << 20;
+
+    /// Appends to the file at `path`, which is made if it is not there; `-` is standard output. Up to
+    /// `bytes` go into a file; then it is kept, with `.1` behind its name, in place of the one kept before.
     ///
     /// # Errors
     ///
     /// The file cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, bytes: u64) -> io::Result<Self> {
         if path == Path::new("-") {
             return AccessLog::to(io::stdout());
         }
-        AccessLog::to(LogFile::open(path, MOST_BYTES)?)
+        AccessLog::to(LogFile::open(path, bytes)?)
     }
 
     /// Writes to `stream`, which may be slow: then lines are dropped.
@@ -143,13 +144,13 @@ mod tests {
             assert_eq!(paths(&file), expected);
             assert_eq!(log.dropped(), 0);
         }
-        let log = AccessLog::open(&file).unwrap();
+        let log = AccessLog::open(&file, AccessLog::FILE_SIZE).unwrap();
         std::fs::rename(&file, folder.path().join("moved")).unwrap();
         log.write(&line("/4"));
         log.flush();
         assert_eq!(paths(&file), ["/4"]);
         assert_eq!(paths(&folder.path().join("access.jsonl.1")), ["/0", "/1"]);
-        assert!(AccessLog::open(&folder.path().join("no/folder")).is_err());
+        assert!(AccessLog::open(&folder.path().join("no/folder"), 1).is_err());
     }
 
     /// A pipe whose reader does nothing until it is told to.
@@ -202,7 +203,7 @@ mod tests {
     #[test]
     fn a_full_disk_drops_whole_lines_and_is_got_over() {
         // Writing to it fails as on a full disk.
-        let log = AccessLog::open(Path::new("/dev/full")).unwrap();
+        let log = AccessLog::open(Path::new("/dev/full"), AccessLog::FILE_SIZE).unwrap();
         log.write(&line("/"));
         log.flush();
         assert_eq!(log.dropped(), 1);

@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_told_why_nobody_follows_it() {
-        let (clock, silence) = (Arc::new(SystemClock::new()), Duration::from_secs(3));
+        let (clock, silence) = (Arc::new(SystemClock::new()), [3, 60].map(Duration::from_secs));
         let watcher = Watcher::new(http_client(), clock, "balancer".to_owned(), silence);
         let configured = Configured::new(&[], watcher.clone());
         let (announcements, source) = Announced::new(&configured, watcher);

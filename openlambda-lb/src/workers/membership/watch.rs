@@ -43,9 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A stream that is silent for this time is given up and opened again: the machine may be gone.
 const DEAD_STREAM: Duration = Duration::from_secs(10);
 
-/// A worker that was not reached for this time has left for good.
-const GIVE_UP: Duration = Duration::from_secs(60);
-
 /// Watches workers. Clones watch by the same name.
 #[derive(Clone, Debug)]
 pub(crate) struct Watcher {
@@ -55,6 +52,8 @@ pub(crate) struct Watcher {
     balancer: String,
     /// A worker is unhealthy when it has sent nothing for this time.
     silence: Duration,
+    /// A worker that was not reached for this time has left for good.
+    forget: Duration,
 }
 
 /// A worker that is watched.
@@ -130,14 +129,15 @@ impl Watched {
 }
 
 impl Watcher {
-    /// For the balancer of this name, by which workers know whose stream it is.
+    /// For the balancer of this name, by which workers know whose stream it is. A worker that has sent
+    /// nothing is unhealthy after the first of the two times, and has left after the second.
     pub(crate) fn new(
         client: HttpClient,
         clock: Arc<SystemClock>,
         balancer: String,
-        silence: Duration,
+        [silence, forget]: [Duration; 2],
     ) -> Self {
-        Watcher { client, clock, balancer, silence }
+        Watcher { client, clock, balancer, silence, forget }
     }
 
     /// One stream after another, until the worker has left for good. Dropped, it has left as well.
@@ -150,7 +150,7 @@ impl Watcher {
             if let Some(joined) = &joined {
                 joined.tell(Change::Unhealthy);
             }
-            let gone = self.clock.now().since(signs.alive) > GIVE_UP;
+            let gone = self.clock.now().since(signs.alive) > self.forget;
             tracing::debug!(worker = worker.label(), error = chain(&*error), "no events");
             if gone && worker.name.is_some() {
                 tracing::info!(worker = worker.label(), "has left");
