@@ -21,7 +21,7 @@ use openlambda_core::failure::FunctionError;
 use openlambda_core::manifest::Network;
 use openlambda_core::sandbox::kit::{Call, Fault, Handler, Simple, try_once};
 use openlambda_core::sandbox::{
-    Capabilities, Exit, LogLine, LogStream, SandboxError, SandboxFactory, SandboxSpec,
+    Capabilities, Exit, LogStream, SandboxError, SandboxFactory, SandboxSpec,
 };
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::tempfile;
@@ -60,10 +60,7 @@ impl Handler for Instance {
         if !status.success() {
             return Err(Fault::Raised(raised(status, &errors)));
         }
-        for line in String::from_utf8_lossy(&errors).lines() {
-            let (function, id) = (&self.spec.function, Some(call.id.as_str()));
-            self.spec.log.line(LogLine::new(function, id, LogStream::Stderr, line));
-        }
+        self.spec.print(Some(&call.id), LogStream::Stderr, &errors);
         Ok(Response::new(answer.into()))
     }
 

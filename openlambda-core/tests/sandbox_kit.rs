@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +16,8 @@ use openlambda_core::invocation::{Invocation, RequestIds, full_body};
 use openlambda_core::manifest::{Manifest, Network};
 use openlambda_core::sandbox::kit::{Call, Fault, Handler, Simple};
 use openlambda_core::sandbox::{
-    Capabilities, NoLog, Sandbox, SandboxErrorKind, SandboxFactory, SandboxSpec,
+    Capabilities, LogLine, LogSink, LogStream, NoLog, Sandbox, SandboxErrorKind, SandboxFactory,
+    SandboxSpec,
 };
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::timeout;
@@ -69,6 +70,43 @@ async fn counting(calls: &Arc<AtomicUsize>) -> Arc<dyn Sandbox> {
         }
     });
     factory.create(spec()).await.unwrap().sandbox
+}
+
+/// What was printed, with the call's id.
+#[derive(Debug, Default)]
+struct Lines(Mutex<Vec<(Option<String>, LogStream, String)>>);
+
+impl LogSink for Lines {
+    fn line(&self, line: LogLine<'_>) {
+        let id = line.request_id.map(str::to_owned);
+        self.0.lock().unwrap().push((id, line.stream, line.text.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_handler_hands_what_was_printed_to_the_function_s_log() {
+    let factory = Simple::new("printing", capabilities(), |spec| async move {
+        spec.print(None, LogStream::Stdout, b"ready");
+        Ok(move |call: Call| {
+            spec.print(Some(&call.id), LogStream::Stderr, b"one\r\n\xfftwo\n");
+            async move { Ok::<_, Fault>(http::Response::new(call.body)) }
+        })
+    });
+    let lines = Arc::new(Lines::default());
+    let mut spec = spec();
+    spec.log = Arc::clone(&lines) as Arc<dyn LogSink>;
+    let sandbox = factory.create(spec).await.unwrap().sandbox;
+    let call = call("1");
+    let id = Some(call.id.as_str().to_owned());
+    let reply = sandbox.invoke(call).await.unwrap();
+    assert_eq!(reply.body.collect().await.unwrap().to_bytes(), "1");
+    let expected = [
+        (None, LogStream::Stdout, "ready".to_owned()),
+        (id.clone(), LogStream::Stderr, "one".to_owned()),
+        (id, LogStream::Stderr, "\u{fffd}two".to_owned()),
+    ];
+    assert_eq!(*lines.0.lock().unwrap(), expected);
+    factory.shutdown().await;
 }
 
 #[tokio::test]

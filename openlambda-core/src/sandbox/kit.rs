@@ -11,6 +11,8 @@
 //!   are closures, connections or scripts. It keeps most of a kind's contract.
 //! * [`Lives`] and [`Life`] are the parts of `Simple`, for a kind that needs its own `invoke`.
 //!
+//! [`SandboxSpec::print`] hands what a function printed to its log.
+//!
 //! [`try_once`] is the shortest way to see one work: an instance of a folder, one call, and the end.
 //!
 //! Kinds whose instances are processes that speak the Lambda Runtime API (containers, virtual

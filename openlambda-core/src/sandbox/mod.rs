@@ -34,7 +34,7 @@ use thiserror::Error;
 
 use crate::failure::{Culprit, Failure, FailureKind, FunctionError, Started};
 use crate::function::{Digest, FunctionName, Version};
-use crate::invocation::{Body, Invocation, Reply, StartKind};
+use crate::invocation::{Body, Invocation, Reply, RequestId, StartKind};
 use crate::manifest::{Manifest, Network};
 
 pub use log::{LogLine, LogSink, LogStream, NoLog};
@@ -224,6 +224,15 @@ impl SandboxSpec {
             init_timeout,
             log,
             zygote: None,
+        }
+    }
+
+    /// Hands what the function printed to its log, a line for each line of `printed`. `call` is the
+    /// invocation that was running, when there was exactly one.
+    pub fn print(&self, call: Option<&RequestId>, stream: LogStream, printed: &[u8]) {
+        for line in String::from_utf8_lossy(printed).lines() {
+            let call = call.map(RequestId::as_str);
+            self.log.line(LogLine::new(&self.function, call, stream, line));
         }
     }
 
