@@ -183,8 +183,15 @@ impl<T: ?Sized> Catalog<T> {
     pub fn build(&self, choice: &Choice) -> Result<Box<T>, ConfigError> {
         let entry = self.entries().find(|entry| entry.name == choice.name).ok_or_else(|| {
             let (origin, what) = self.words();
-            let known = self.entries().map(|entry| &*entry.name).collect();
-            ConfigError::new(origin, unknown(what, &choice.name, known))
+            let known: Vec<&str> = self.entries().map(|entry| &*entry.name).collect();
+            let message = match cut_name(&choice.name, &known) {
+                Some((name, rest)) => format!(
+                    "unknown {what} \"{}\"; parameters follow commas, as in {name},{rest}",
+                    choice.name
+                ),
+                None => unknown(what, &choice.name, known),
+            };
+            ConfigError::new(origin, message)
         })?;
         let given = Parameters { choice, entry, catalog: self };
         let known = |name: &String| entry.parameters.iter().any(|known| known.name == *name);
@@ -236,6 +243,14 @@ impl<T: ?Sized> fmt::Debug for Catalog<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Catalog").field("kind", &self.kind).field("entries", &self.entries).finish()
     }
+}
+
+/// A known name, and what else was written behind it, without a comma between the two.
+fn cut_name<'a>(written: &'a str, known: &[&str]) -> Option<(&'a str, &'a str)> {
+    let end = written.find(|c: char| !(c.is_alphanumeric() || matches!(c, '-' | '_')))?;
+    let (name, rest) =
+        (&written[..end], written[end..].trim_start_matches([':', ';', ' ', '=', '(']));
+    known.contains(&name).then_some((name, rest.trim_end_matches(')')))
 }
 
 fn unknown(what: &str, name: &str, known: Vec<&str>) -> String {
@@ -469,6 +484,14 @@ mod tests {
         let known = "flat twice: unknown parameter \"zzz\"; known are of";
         assert_eq!(error("twice,zzz=2"), known);
         assert_eq!(error("point,x=1"), "flat point: unknown parameter \"x\"; it takes none");
+        for text in
+            ["circle:corners=5", "circle corners=5", "circle;corners=5", "circle(corners=5)"]
+        {
+            let cut = format!(
+                "flat: unknown shape \"{text}\"; parameters follow commas, as in circle,corners=5"
+            );
+            assert_eq!(error(text), cut);
+        }
         // What is inside is looked for in the same catalogue.
         assert!(error("twice,of=circel").contains("did you mean \"circle\"?"));
         assert_eq!(error("twice,of=twice"), "flat twice: it is twice already");

@@ -81,7 +81,9 @@ fn read_data(data: Option<&str>) -> Result<Bytes> {
             Ok(body.into())
         }
         Some(text) => match text.strip_prefix('@') {
-            Some(file) => Ok(std::fs::read(file).context(|| format!("cannot read {file}"))?.into()),
+            Some(file) => Ok(std::fs::read(file)
+                .context(|| format!("cannot read {file}; name a file behind the @"))?
+                .into()),
             None => Ok(Bytes::copy_from_slice(text.as_bytes())),
         },
     }

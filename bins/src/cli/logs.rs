@@ -39,7 +39,7 @@ pub(super) struct LogsArgs {
     #[arg(short = 'n', long, value_name = "N")]
     lines: Option<usize>,
     /// Show what was printed since then: 90s, 10m, 2h or 1d ago, or 2026-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     since: Option<u64>,
     /// Show the lines of one call only
     #[arg(long, value_name = "ID")]

@@ -139,7 +139,7 @@ pub(super) struct AliasArgs {
     #[arg(index = 2)]
     alias: Option<String>,
     /// The version to point it at; without one, the alias is shown
-    #[arg(index = 3, value_parser = |text: &str| text.parse().map(Version))]
+    #[arg(index = 3, value_parser = version)]
     version: Option<Version>,
     /// Remove the alias
     #[arg(long, requires = "alias")]
@@ -153,6 +153,12 @@ pub(super) struct AliasArgs {
 
 #[derive(Clone, Copy, Debug)]
 struct Expected(Option<Version>);
+
+fn version(text: &str) -> std::result::Result<Version, String> {
+    text.parse()
+        .map(Version)
+        .map_err(|_| "write a version's number, as `ol versions` shows it".to_owned())
+}
 
 fn expected(text: &str) -> std::result::Result<Expected, String> {
     match text {

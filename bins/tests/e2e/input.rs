@@ -56,6 +56,13 @@ fn unknown_names_get_the_nearest_known_one() {
         let message = place.fails(args);
         assert!(message.contains(hint), "{args:?}: {message}");
     }
+    for (args, hint) in [
+        (&["alias", "f", "live", "abc"][..], "write a version's number, as `ol versions` shows it"),
+        (&["logs", "f", "--since", "-5m"], "\"-5m\" is not a time; write 10m"),
+    ] {
+        let (_, message) = texts(&place.run(args));
+        assert!(message.contains(hint), "{args:?}: {message}");
+    }
     // A wrong call is status 2.
     for args in [&["upp"][..], &["up", "--workers", "0"], &["invoke", "a b"], &["deploy"]] {
         assert_eq!(place.run(args).status.code(), Some(2), "{args:?}");
