@@ -6,6 +6,8 @@
 //!            config.toml    settings of `ol up`, written by people
 //!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
+//!            secret         by which daemons, `ol` and tools prove that they belong to the cluster
+//!            balancer.sock  the balancer, for this user's clients, which need no secret there
 //!            logs/          the daemons' own logs
 //!            registry/      the native registry's store
 //!            functions/     the dir registry's functions
@@ -23,6 +25,7 @@ use std::path::{Path, PathBuf};
 use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
+use openlambda_core::serving::Secret;
 use openlambda_sandbox::docker::remove_containers;
 use openlambda_sandbox::sock::{remove_cgroups, remove_network_rules};
 use openlambda_sandbox::sys::kill_marked;
@@ -55,6 +58,12 @@ pub(crate) struct ClusterState {
     /// How long the supervisor may take to end all of it, seconds.
     #[serde(default)]
     pub(crate) stops_within: f64,
+    /// The file with the cluster's secret; none in what releases wrote that had no secrets.
+    #[serde(default)]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// What is in it, if it can be read.
+    #[serde(skip)]
+    pub(crate) secret: Option<Secret>,
     /// The balancer's address.
     pub(crate) url: String,
     pub(crate) policy: String,
@@ -218,7 +227,29 @@ impl DataDir {
         let mut text = Vec::new();
         let path = self.join("cluster.json");
         private::open_file(&path, File::options().read(true)).ok()?.read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let mut state: ClusterState = serde_json::from_slice(&text).ok()?;
+        state.secret = state.secret_file.as_deref().and_then(|file| Secret::read(file).ok());
+        Some(state)
+    }
+
+    /// The file with the secret of a cluster that is to start: the one that is named, or the folder's own,
+    /// which is made if it is not there. The caller holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// There is no secret in it; others can read it; it cannot be made.
+    pub(crate) fn secret_file(&self, named: Option<&Path>) -> Result<PathBuf> {
+        let file = named.map_or_else(|| self.join("secret"), Path::to_owned);
+        if named.is_none() {
+            match private::make_secret(&file) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).context(|| format!("cannot write {}", file.display()));
+                }
+                _ => {}
+            }
+        }
+        Secret::read(&file)?;
+        Ok(file)
     }
 
     /// The cluster that runs.
@@ -236,7 +267,11 @@ impl DataDir {
         if !self.is_up()? {
             return Err(none());
         }
-        self.read_state().filter(|state| state.ready).ok_or_else(none)
+        let state = self.read_state().filter(|state| state.ready).ok_or_else(none)?;
+        if let (None, Some(file)) = (&state.secret, &state.secret_file) {
+            Secret::read(file)?;
+        }
+        Ok(state)
     }
 
     /// Removes what a cluster that is down has left: processes, cgroups, rules for bridged networks,
@@ -249,7 +284,8 @@ impl DataDir {
             report.removed.extend(more.removed);
             report.failed.extend(more.failed);
         }
-        let mut leftovers = vec![self.join("cluster.json"), self.join("cluster.json.new")];
+        let leftovers = ["cluster.json", "cluster.json.new", "balancer.sock"];
+        let mut leftovers: Vec<PathBuf> = leftovers.map(|name| self.join(name)).into();
         let workers = std::fs::read_dir(self.join("workers")).into_iter().flatten().flatten();
         for worker in workers {
             leftovers.push(worker.path().join("sandboxes"));

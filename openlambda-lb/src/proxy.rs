@@ -6,13 +6,14 @@
 //!
 //! # Beside calls
 //!
-//! `/status`, `/stats`, `/livez`, `/readyz` and `/metrics` are for operators; [`Admin`] says who may
+//! `/livez` and `/readyz` are for everybody, `/status`, `/stats` and `/metrics` for operators; [`Admin`] says who may
 //! read and change the registry below `/registry/`; an [`AccessLog`] has a line for each request.
 //!
 //! # Workers
 //!
-//! Workers announce themselves below `/internal/`, which is open to clients on this machine only, and not
-//! to requests that came through another proxy or from a page in a browser. Workers on other machines are
+//! Workers announce themselves below `/internal/`, which is open to those who know the cluster's
+//! [secret](ProxyConfig::secret). Where there is none, it is open to clients on this machine only, and not to
+//! requests that came through another proxy or from a page in a browser: workers on other machines are then
 //! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
 use std::net::SocketAddr;
@@ -24,10 +25,11 @@ use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
-use openlambda_core::serving::{Door, HttpServer};
+use openlambda_core::serving::identity::Host;
+use openlambda_core::serving::{Access, Door, HttpServer};
 use openlambda_core::time::SystemClock;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
 pub use crate::api::Admin;
@@ -37,7 +39,7 @@ use crate::front::{Front, Places, Resolver, Server};
 pub use crate::observe::AccessLog;
 use crate::observe::{Stats, Telemetry};
 use crate::workers::membership::{Announced, Configured, Follower, Source, Watcher};
-use crate::workers::{Selector, SelectorFollower, http_client};
+use crate::workers::{HttpClient, Selector, SelectorFollower};
 
 /// A balancer. See the module's documentation.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct Proxy {
     selector: Arc<Selector>,
     resolver: Arc<Resolver>,
     telemetry: Arc<Telemetry>,
+    /// By which clients of this machine come in, too.
+    socket: Mutex<Option<UnixListener>>,
     /// Those that do not run yet.
     sources: Mutex<Vec<Box<dyn Source>>>,
 }
@@ -62,7 +66,8 @@ impl Proxy {
         registry: Arc<dyn Registry>,
         clock: Arc<SystemClock>,
     ) -> Arc<Proxy> {
-        let client = http_client();
+        let client = HttpClient::new(config.secret.clone());
+        let access = Arc::new(Access::new(config.secret.clone(), config.hosts.clone()));
         // Ids differ between runs even when the policy's choices do not.
         let run = fresh_seed();
         let seed = config.seed.unwrap_or(run);
@@ -81,6 +86,7 @@ impl Proxy {
         let (resolver, ids) = (Arc::new(resolver), Arc::new(RequestIds::new(run)));
         let (policy, stats) = (Arc::<str>::from(policy_name.into()), Arc::<Stats>::default());
         let front = Front {
+            access: Arc::clone(&access),
             limits: config.limits(),
             places: Places::new(config.most_calls),
             ids: Arc::clone(&ids),
@@ -109,9 +115,9 @@ impl Proxy {
             announcements,
             resolver: Arc::clone(&resolver),
         };
-        let server = Arc::new(Server { front, operate, registry, internal });
-        let sources = Mutex::new(sources);
-        Arc::new(Proxy { config, server, selector, resolver, telemetry, sources })
+        let server = Arc::new(Server { access, front, operate, registry, internal });
+        let (socket, sources) = (Mutex::default(), Mutex::new(sources));
+        Arc::new(Proxy { config, server, selector, resolver, telemetry, socket, sources })
     }
 
     /// One call, from the client's request to the reply, whose body may still be on its way.
@@ -134,7 +140,12 @@ impl Proxy {
         let proxy = Arc::clone(&self);
         let mut background = JoinSet::new();
         background.spawn(async move { proxy.run().await });
+        let ports = self.config.hosts.iter().filter_map(Host::port);
         let door = Door::new(listener, self.config.patience());
+        let mut door = door.and_secret(self.config.secret.clone(), ports);
+        if let Some(socket) = self.socket.lock().take() {
+            door = door.and_socket(socket);
+        }
         let http = HttpServer::new(door, self.config.http());
         self.server.serve(http, shutdown).await;
         background.shutdown().await;
@@ -163,6 +174,12 @@ impl Proxy {
             tasks.spawn(async move { source.run(follower).await });
         }
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// Takes clients by this Unix socket as well, which has a file. Those that this process's user runs, or
+    /// root, belong to the cluster, and need not know its secret. Call it before the balancer serves.
+    pub fn listen_at(&self, socket: UnixListener) {
+        *self.socket.lock() = Some(socket);
     }
 
     /// Adds a source of workers. Call it before the balancer serves or runs.

@@ -74,7 +74,7 @@ impl Remote {
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            serve(registry, listener, stopped).await.unwrap();
+            serve(registry, listener, None, stopped).await.unwrap();
         });
         *self.server.lock().await = Some((stop, server));
         Arc::new(RemoteRegistry::connect(&url).unwrap())

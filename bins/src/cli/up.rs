@@ -47,7 +47,7 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
     catalog.policies().build(&config.balancer.policy)?;
     config.worker.config("worker", Path::new(""), catalog)?;
     if !matches!(config.cluster.registry.as_str(), "native" | "dir") {
-        catalog.open_registry(&config.cluster.registry)?;
+        catalog.open_registry(&config.cluster.registry, None)?;
     }
     if let Some(log) = &mut config.balancer.access_log {
         if log.as_os_str() == "-" {
@@ -70,8 +70,9 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
         }
         *file = absolute(file)?;
     }
-    if let Some(store) = &mut config.registry.store {
-        *store = absolute(store)?;
+    for file in [&mut config.registry.store, &mut config.cluster.secret_file].into_iter().flatten()
+    {
+        *file = absolute(file)?;
     }
     let options = config.worker.sandbox_options();
     config.worker.sandbox =
@@ -249,7 +250,7 @@ async fn look(dir: &DataDir) -> Result<Found> {
                 return Ok(Found::Lock(lock));
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
-                match tokio::time::timeout(ANSWER, balancer_status(&state.url)).await {
+                match tokio::time::timeout(ANSWER, balancer_status(&state)).await {
                     Ok(Ok(_)) => return Ok(Found::Cluster { state, answers: true }),
                     // It is started again, or stopped.
                     Ok(Err(_)) => {}
@@ -288,7 +289,7 @@ fn waits_for(dir: &DataDir) -> String {
 
 async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     if common.json {
-        let asked = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
+        let asked = tokio::time::timeout(ANSWER, balancer_status(&state)).await;
         let balancer = asked.ok().and_then(Result::ok);
         print_json(&status_json(state, balancer.as_ref()));
         return Ok(());
@@ -365,7 +366,7 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
 
 pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
-    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state.url)).await) };
+    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state)).await) };
     let asked = block_on(ask)?;
     let (slow, balancer) = (asked.is_err(), asked.ok().and_then(Result::ok));
     if args.json {
@@ -402,9 +403,11 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn balancer_status(url: &str) -> Result<BalancerStatus> {
+async fn balancer_status(state: &ClusterState) -> Result<BalancerStatus> {
+    let url = &state.url;
     let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
-    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    let request = request.context(|| format!("{url} is not an address"))?;
+    let answer = http_client::send(request, state.secret.as_ref()).await?;
     serde_json::from_slice(answer.body())
         .context(|| "the balancer's answer is not understood".to_owned())
 }

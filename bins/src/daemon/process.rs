@@ -2,11 +2,24 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 
+use openlambda_core::serving::Secret;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{CliError, Context, Result};
+
+/// The cluster's secret, without which no daemon serves.
+pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
+    let file = file.ok_or_else(|| {
+        CliError::new(
+            "--secret-file is missing; make one with `ol secret FILE`, and name it to every daemon of the \
+             cluster",
+        )
+    })?;
+    Ok(Secret::read(file)?)
+}
 
 /// Listens, and names the flag when that fails.
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use openlambda_registry::native::{NativeRegistry, Store, serve};
 
-use super::{listen, say_ready, stop_signal};
+use super::{listen, say_ready, secret_in, stop_signal};
 use crate::error::{CliError, Context, Result};
 use crate::settings::{Given, Registry, Settings};
 
@@ -13,6 +13,7 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
     let store = settings.store.ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
+    let secret = secret_in(settings.secret_file.as_deref())?;
     let stop = stop_signal()?;
     let listener = listen(settings.listen).await?;
     let place = store.display().to_string();
@@ -22,5 +23,5 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
         .context(|| format!("cannot open the store in {place}"))?;
     say_ready(&listener)?;
     let registry = Arc::new(NativeRegistry::new(store));
-    serve(registry, listener, stop).await.context(|| "the registry ended".to_owned())
+    serve(registry, listener, Some(secret), stop).await.context(|| "the registry ended".to_owned())
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use openlambda_core::serving::Secret;
+use openlambda_core::serving::identity::Host;
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
 use openlambda_lb::proxy::{Admin, ProxyConfig};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,16 @@ pub(crate) struct BalancerSettings {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
     pub(crate) listen: SocketAddr,
+    /// Name, beside localhost and addresses, by which the balancer is called; may be given more than once.
+    /// With a port, daemons may reach it by that one, too
+    #[arg(long = "host", value_name = "NAME[:PORT]")]
+    pub(crate) hosts: Vec<Host>,
+    /// Unix socket to listen on as well; by it, this user's own clients need not know the secret
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(crate) socket: Option<PathBuf>,
+    /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
     /// Registry to resolve names with: native=URL or dir=FOLDER
     #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
     pub(crate) registry: Option<String>,
@@ -86,7 +98,7 @@ pub(crate) struct BalancerSettings {
 
 impl Section for BalancerSettings {
     const NAME: &'static str = "balancer";
-    const OF_ONE: &'static [&'static str] = &["registry", "workers"];
+    const OF_ONE: &'static [&'static str] = &["registry", "workers", "secret_file", "socket"];
 }
 
 impl Default for BalancerSettings {
@@ -97,6 +109,9 @@ impl Default for BalancerSettings {
             |seconds: f64| Seconds::try_from(seconds).unwrap_or_else(|why| panic!("{why}"));
         BalancerSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            hosts: config.hosts,
+            socket: None,
+            secret_file: None,
             registry: None,
             policy: PolicyConfig::named(PolicyCatalog::DEFAULT),
             workers: config.workers,
@@ -123,8 +138,10 @@ impl Default for BalancerSettings {
 
 impl BalancerSettings {
     /// What the library is told.
-    pub(crate) fn config(&self) -> ProxyConfig {
+    pub(crate) fn config(&self, secret: Option<Secret>) -> ProxyConfig {
         ProxyConfig {
+            secret,
+            hosts: self.hosts.clone(),
             workers: self.workers.clone(),
             admin: self.admin,
             seed: self.seed,

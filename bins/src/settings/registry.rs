@@ -15,6 +15,9 @@ pub(crate) struct RegistrySettings {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_REGISTRY_LISTEN")]
     pub(crate) listen: SocketAddr,
+    /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
     /// Folder of the store; ol up keeps it in the cluster's folder unless this says otherwise
     #[arg(long, value_name = "DIR", env = "OPENLAMBDA_REGISTRY_DIR")]
     pub(crate) store: Option<PathBuf>,
@@ -22,10 +25,15 @@ pub(crate) struct RegistrySettings {
 
 impl Section for RegistrySettings {
     const NAME: &'static str = "registry";
+    const OF_ONE: &'static [&'static str] = &["secret_file"];
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        RegistrySettings { listen: SocketAddr::from(([127, 0, 0, 1], 9000)), store: None }
+        RegistrySettings {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
+            secret_file: None,
+            store: None,
+        }
     }
 }

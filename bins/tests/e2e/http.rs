@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Cluster, client, post, raw, send};
+use crate::common::{Cluster, client, inside, post, raw, send};
 
 /// Returns its event, or what the event's body says.
 const MIRROR: &str = r#"
@@ -201,6 +201,6 @@ async fn a_client_that_leaves_harms_nobody() {
     // What waited is gone from the queue; what ran kept its slot until it had answered.
     assert_eq!(post(&client, &url, "0").await.body, "0");
     let request = http::Request::get(format!("{}/stats", cluster.url)).body("").unwrap();
-    let stats = send(&client, request).await.unwrap().json();
+    let stats = send(&inside(), request).await.unwrap().json();
     assert_eq!((&stats["in_flight"], &stats["policy_defects"]), (&json!(0), &json!(0)));
 }

@@ -106,9 +106,28 @@ pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> 
     value.to_str().unwrap_or_default().parse().map(Some)
 }
 
-/// Whether a request has come through a proxy, which then stands for another client.
+/// Whether a request says that it has come through a proxy, which then stands for another client. Each
+/// kind of proxy has its own way to say so.
 pub fn is_relayed(headers: &HeaderMap) -> bool {
-    headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
+    let says = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded")
+            || matches!(
+                name,
+                "forwarded"
+                    | "via"
+                    | "x-real-ip"
+                    | "x-client-ip"
+                    | "x-cluster-client-ip"
+                    | "x-original-forwarded-for"
+                    | "x-original-host"
+                    | "x-envoy-external-address"
+                    | "true-client-ip"
+                    | "cf-connecting-ip"
+                    | "fastly-client-ip"
+            )
+    };
+    headers.keys().any(says)
 }
 
 /// Refuses requests that a browser makes on behalf of a page.

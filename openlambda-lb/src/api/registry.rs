@@ -12,7 +12,7 @@
 //! `/ns/<namespace>`. Failures are those of calls. What was uploaded is checked as every bundle is,
 //! takes effect at the next call, and leaves nothing behind when it is refused.
 //!
-//! Who may is [`Admin`]'s to say.
+//! Those may who know the cluster's secret, where there is one, as far as [`Admin`] lets them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
 use openlambda_core::invocation::{Body, BoxError, RequestIds};
 use openlambda_core::registry::{BundleStream, Registry};
+use openlambda_core::serving::Principal;
 use openlambda_core::wire::{self, RegistryPath};
 use serde_json::json;
 
@@ -55,13 +56,14 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        admitted: Result<Principal, Failure>,
     ) -> Response<Body> {
         let mut record = self.telemetry.begin(&request, peer, Subject::Other);
         let id = wire::request_id_of(request.headers()).ok().flatten();
         let id = id.unwrap_or_else(|| self.ids.next());
         record.named(&id);
         let (method, target) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = self.administer(path, request, peer).await;
+        let answer = self.administer(path, request, peer, admitted).await;
         if !matches!(method, Method::GET | Method::HEAD) {
             let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
             tracing::info!(%method, path = target, %peer, outcome, "registry request");
@@ -77,8 +79,9 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        admitted: Result<Principal, Failure>,
     ) -> Result<Response<Body>, Failure> {
-        self.admin.admit(peer.ip(), request.uri(), request.headers())?;
+        self.admin.admit(admitted?, peer.ip(), request.headers())?;
         let path = path?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.function, path.config) {

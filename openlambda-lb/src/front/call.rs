@@ -18,6 +18,7 @@ use http_body_util::BodyExt;
 use openlambda_core::balancing::retry::{FailedAttempt, Verdict};
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::serving::Access;
 use openlambda_core::wire;
 
 use super::cors::Caller;
@@ -33,6 +34,7 @@ use crate::workers::{Route, Selector};
 /// What calls need.
 #[derive(Debug)]
 pub(crate) struct Front {
+    pub(crate) access: Arc<Access>,
     pub(crate) limits: Limits,
     pub(crate) places: Places,
     pub(crate) ids: Arc<RequestIds>,
@@ -74,6 +76,8 @@ impl Front {
         caller: &Caller,
         mut record: Record,
     ) -> Response<Body> {
+        let mut request = request;
+        self.access.withhold(request.headers_mut());
         let (id, call) = decode(request, peer, &self.limits, &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);

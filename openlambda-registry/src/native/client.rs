@@ -17,6 +17,7 @@ use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
     Revision, VersionInfo,
 };
+use openlambda_core::serving::{Connector, Secret};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -26,6 +27,9 @@ use v1::registry_client::RegistryClient;
 
 /// How long a request may take that carries no bundle.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to connect, and to prove that both ends are of one cluster.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// The pauses before watching again after the connection broke.
 const WATCH_AGAIN: RangeInclusive<Duration> =
@@ -43,6 +47,7 @@ const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
     endpoint: Endpoint,
+    secret: Option<Secret>,
     client: Arc<OnceLock<RegistryClient<Channel>>>,
     uploads: Arc<OnceLock<RegistryClient<Channel>>>,
 }
@@ -61,12 +66,18 @@ impl RemoteRegistry {
             RegistryError::Unsupported(message)
         })?;
         let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(2))
-            .tcp_nodelay(true)
             // Finds a machine that is gone, also while only a watch is open.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(RemoteRegistry { endpoint, client: Arc::default(), uploads: Arc::default() })
+        let (client, uploads) = (Arc::default(), Arc::default());
+        Ok(RemoteRegistry { endpoint, secret: None, client, uploads })
+    }
+
+    /// The same, of the cluster that has this secret: it proves that it knows it, and asks no server that
+    /// does not.
+    pub fn with_secret(self, secret: Option<Secret>) -> Self {
+        let (client, uploads) = (Arc::default(), Arc::default());
+        RemoteRegistry { secret, client, uploads, ..self }
     }
 
     fn client(&self) -> RegistryClient<Channel> {
@@ -75,7 +86,10 @@ impl RemoteRegistry {
 
     fn connected(&self, client: &OnceLock<RegistryClient<Channel>>) -> RegistryClient<Channel> {
         // Connecting, lazily too, needs a runtime: here there is one.
-        let connect = || RegistryClient::new(self.endpoint.connect_lazy());
+        let connect = || {
+            let connector = Connector::new(self.secret.clone(), CONNECT_LIMIT);
+            RegistryClient::new(self.endpoint.connect_with_connector_lazy(connector))
+        };
         client.get_or_init(connect).clone()
     }
 

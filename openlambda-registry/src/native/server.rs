@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use http::Uri;
+use openlambda_core::failure::FailureKind;
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
-use openlambda_core::serving::{Door, Patience, Patient, Stream};
+use openlambda_core::serving::{
+    Access, Caller, Door, Identity, Patience, Principal, Resource, Secret,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +34,7 @@ const HEADER_LIMIT: u32 = 16 << 10;
 const MOST_REQUESTS: u32 = 4096;
 
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
-/// ends those that watch.
+/// ends those that watch. With `secret`, only those who know it are served.
 ///
 /// # Errors
 ///
@@ -38,15 +42,18 @@ const MOST_REQUESTS: u32 = 4096;
 pub async fn serve(
     registry: std::sync::Arc<NativeRegistry>,
     listener: TcpListener,
+    secret: Option<Secret>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
     let stopped = CancellationToken::new();
     let stopping = stopped.clone().drop_guard();
     let service = Service { registry, stopped };
-    let service = v1::registry_server::RegistryServer::new(service);
-    let door = Door::new(listener, Patience::default());
+    let access = Access::new(secret.clone(), Vec::new());
+    let admit = move |request| admit(&access, request);
+    let service = v1::registry_server::RegistryServer::with_interceptor(service, admit);
+    let door = Door::new(listener, Patience::default()).and_secret(secret, []);
     let incoming = door.into_connections();
-    let incoming = incoming.map(|connection| Ok::<_, std::io::Error>(Caller(connection)));
+    let incoming = incoming.map(|caller| Ok::<_, std::io::Error>(Connection(caller)));
     let stop = async move {
         stop.await;
         drop(stopping);
@@ -63,16 +70,35 @@ pub async fn serve(
     Ok(())
 }
 
-/// A client's connection.
-struct Caller(Patient<Stream>);
-
-impl Connected for Caller {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
+/// Lets a request in, or says why not.
+fn admit(access: &Access, request: Request<()>) -> Result<Request<()>, Status> {
+    let caller = request.extensions().get().map_or(Principal::Anyone, Identity::principal);
+    if caller == Principal::Cluster {
+        return Ok(request);
+    }
+    let headers = request.metadata().clone().into_headers();
+    let admitted = access.admit(caller, &Uri::from_static("/"), &headers, Resource::Control);
+    match admitted {
+        Ok(_) => Ok(request),
+        Err(failure) if failure.kind == FailureKind::Unauthorized => {
+            Err(Status::unauthenticated(failure.message))
+        }
+        Err(failure) => Err(Status::permission_denied(failure.message)),
+    }
 }
 
-impl AsyncRead for Caller {
+/// A client's connection.
+struct Connection(Caller);
+
+impl Connected for Connection {
+    type ConnectInfo = Identity;
+
+    fn connect_info(&self) -> Identity {
+        self.0.identity().clone()
+    }
+}
+
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -82,7 +108,7 @@ impl AsyncRead for Caller {
     }
 }
 
-impl AsyncWrite for Caller {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -150,12 +150,12 @@ mod tests {
     use openlambda_core::time::SystemClock;
 
     use super::*;
-    use crate::workers::http_client;
+    use crate::workers::HttpClient;
 
     #[test]
     fn a_worker_is_told_why_nobody_follows_it() {
         let (clock, silence) = (Arc::new(SystemClock::new()), Duration::from_secs(3));
-        let watcher = Watcher::new(http_client(), clock, "balancer".to_owned(), silence);
+        let watcher = Watcher::new(HttpClient::new(None), clock, "balancer".to_owned(), silence);
         let configured = Configured::new(&[], watcher.clone());
         let (announcements, source) = Announced::new(&configured, watcher);
         let announce = || {
