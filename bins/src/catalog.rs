@@ -73,6 +73,8 @@ pub struct RegistryContext<'a> {
     pub place: &'a str,
     /// The cluster's secret, where it has one.
     pub secret: Option<&'a Secret>,
+    /// Who opens it, for an audit log: a user and a program.
+    pub by: &'a str,
 }
 
 /// What a sandbox factory is made from.
@@ -189,8 +191,9 @@ impl Catalog {
             .registry(RegistryEntry {
                 name: "native",
                 about: "ol-registry over gRPC; a URL such as http://127.0.0.1:9000",
-                build: Box::new(|RegistryContext { place, secret }| {
-                    Ok(Arc::new(RemoteRegistry::connect(place)?.with_secret(secret.cloned())))
+                build: Box::new(|RegistryContext { place, secret, by }| {
+                    let registry = RemoteRegistry::connect(place)?;
+                    Ok(Arc::new(registry.with_secret(secret.cloned()).acting_as(by)))
                 }),
             })
     }
@@ -280,6 +283,7 @@ impl Catalog {
         &self,
         spec: &str,
         secret: Option<&Secret>,
+        by: &str,
     ) -> Result<Arc<dyn Registry>> {
         let Some((name, place)) = spec.split_once('=') else {
             let message = format!(
@@ -289,7 +293,7 @@ impl Catalog {
         };
         let entry = self.registries.iter().find(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
-        (entry.build)(RegistryContext { place, secret })
+        (entry.build)(RegistryContext { place, secret, by })
             .context(|| format!("cannot open the registry {spec}"))
     }
 }

@@ -8,7 +8,7 @@
 //!            cluster.json   what the supervisor runs; rewritten at every change
 //!            secret         by which daemons, `ol` and tools prove that they belong to the cluster
 //!            balancer.sock  the balancer, for this user's clients, which need no secret there
-//!            logs/          the daemons' own logs
+//!            logs/          the daemons' own logs, and who has changed what (audit-….jsonl)
 //!            registry/      the native registry's store
 //!            functions/     the dir registry's functions
 //!            volumes/       functions' volumes
@@ -21,9 +21,12 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use openlambda_core::audit::{Actor, AuditLog, Audited};
 use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
+use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::Report;
 use openlambda_core::serving::Secret;
 use openlambda_sandbox::docker::remove_containers;
@@ -32,6 +35,7 @@ use openlambda_sandbox::sys::kill_marked;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::Config;
@@ -64,6 +68,9 @@ pub(crate) struct ClusterState {
     /// What is in it, if it can be read.
     #[serde(skip)]
     pub(crate) secret: Option<Secret>,
+    /// The cluster's folder.
+    #[serde(skip)]
+    pub(crate) folder: PathBuf,
     /// The balancer's address.
     pub(crate) url: String,
     pub(crate) policy: String,
@@ -88,6 +95,28 @@ pub(crate) struct WorkerState {
     pub(crate) url: String,
     pub(crate) sandbox: String,
     pub(crate) pid: Option<u32>,
+}
+
+impl ClusterState {
+    /// The cluster's registry, for a command of `ol`. What it changes is written down: by the registry's
+    /// daemon, or here, where there is none.
+    pub(crate) fn open_registry(
+        &self,
+        catalog: &Catalog,
+        command: &str,
+    ) -> Result<Arc<dyn Registry>> {
+        let by = format!("uid {}, {command}", rustix::process::getuid().as_raw());
+        let registry = catalog.open_registry(&self.registry.spec, self.secret.as_ref(), &by)?;
+        if self.registry.kind == "native" {
+            return Ok(registry);
+        }
+        let path = self.folder.join("logs/audit-ol.jsonl");
+        let log = private::open_file(&path, File::options().create(true).append(true))
+            .and_then(|_| AuditLog::open(&path))
+            .context(|| format!("cannot write {}", path.display()))?;
+        let actor = Actor { by, from: "this machine".to_owned() };
+        Ok(Arc::new(Audited::new(registry, log, actor)))
+    }
 }
 
 impl DataDir {
@@ -228,6 +257,7 @@ impl DataDir {
         let path = self.join("cluster.json");
         private::open_file(&path, File::options().read(true)).ok()?.read_to_end(&mut text).ok()?;
         let mut state: ClusterState = serde_json::from_slice(&text).ok()?;
+        state.folder.clone_from(&self.root);
         state.secret = state.secret_file.as_deref().and_then(|file| Secret::read(file).ok());
         Some(state)
     }

@@ -130,11 +130,13 @@ impl Supervisor {
         let path = |below: &str| self.shared.dir.join(below).display().to_string();
         let (functions, volumes) = (path("functions"), path("volumes"));
         let socket = path("balancer.sock");
+        let audit = path("logs/audit-registry.jsonl");
+        let audit_of_balancer = path("logs/audit-balancer.jsonl");
         let registry = match config.cluster.registry.as_str() {
             "native" => {
                 let store = config.registry.store.as_ref().map(|path| path.display().to_string());
                 let store = store.unwrap_or_else(|| path("registry"));
-                let args = ["registry", "--store", &store];
+                let args = ["registry", "--store", &store, "--audit-log", &audit];
                 let url =
                     self.start_daemon("registry", &args, config.registry.listen, true).await?;
                 format!("native={url}")
@@ -151,7 +153,8 @@ impl Supervisor {
             let pid = state.registry.pid;
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
-        let args = ["lb", "--registry", &registry, "--socket", &socket];
+        let mut args = vec!["lb", "--registry", &registry, "--socket", &socket];
+        args.extend(["--audit-log", &audit_of_balancer]);
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));

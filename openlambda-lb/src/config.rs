@@ -9,7 +9,7 @@ use openlambda_core::wire::DEFAULT_BODY_LIMIT;
 use serde::{Deserialize, Deserializer};
 
 use crate::api::Admin;
-use crate::front::Limits;
+use crate::front::{Limits, Network};
 
 /// How a [`Proxy`](crate::proxy::Proxy) behaves. Every field has a default.
 ///
@@ -63,6 +63,9 @@ pub struct ProxyConfig {
     /// The names, beside `localhost` and addresses, by which the balancer is called. What is no call of a
     /// function is refused by any other: whoever controls it may have pointed it here.
     pub hosts: Vec<Host>,
+    /// Proxies in front of the balancer, whose word on where a request comes from is believed. What others
+    /// say of it in `X-Forwarded-For` and its kin, or in `Forwarded`, no function sees.
+    pub trusted_proxies: Vec<Network>,
     /// Who may read and change the registry over HTTP, of those who know the secret.
     pub admin: Admin,
     /// The largest bundle that is taken over HTTP, bytes as they come; then 413.
@@ -91,6 +94,7 @@ impl Default for ProxyConfig {
             most_calls: 50_000,
             secret: None,
             hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             admin: Admin::Loopback,
             bundle_limit: 512 << 20,
             seed: None,

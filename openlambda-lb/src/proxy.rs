@@ -17,10 +17,11 @@
 //! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{Request, Response};
+use openlambda_core::audit::AuditLog;
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::random::fresh_seed;
@@ -35,7 +36,8 @@ use tokio::task::JoinSet;
 pub use crate::api::Admin;
 use crate::api::{Internal, Operate, RegistryApi};
 pub use crate::config::ProxyConfig;
-use crate::front::{Front, Places, Resolver, Server};
+pub use crate::front::Network;
+use crate::front::{Front, Places, Resolver, Server, TrustedProxies};
 pub use crate::observe::AccessLog;
 use crate::observe::{Stats, Telemetry};
 use crate::workers::membership::{Announced, Configured, Follower, Source, Watcher};
@@ -49,6 +51,7 @@ pub struct Proxy {
     selector: Arc<Selector>,
     resolver: Arc<Resolver>,
     telemetry: Arc<Telemetry>,
+    audit: Arc<OnceLock<AuditLog>>,
     /// By which clients of this machine come in, too.
     socket: Mutex<Option<UnixListener>>,
     /// Those that do not run yet.
@@ -76,8 +79,9 @@ impl Proxy {
         let name = format!("{:016x}", fresh_seed());
 
         let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), config.silence());
+        let audit = Arc::<OnceLock<AuditLog>>::default();
         let configured = Configured::new(&config.workers, watcher.clone());
-        let (announcements, announced) = Announced::new(&configured, watcher);
+        let (announcements, announced) = Announced::new(&configured, watcher, Arc::clone(&audit));
         let sources: Vec<Box<dyn Source>> = vec![Box::new(configured), Box::new(announced)];
 
         let selector = Selector::new(policy, seed, config.retries(), name, client, clock.clone());
@@ -87,6 +91,7 @@ impl Proxy {
         let (policy, stats) = (Arc::<str>::from(policy_name.into()), Arc::<Stats>::default());
         let front = Front {
             access: Arc::clone(&access),
+            proxies: TrustedProxies::new(config.trusted_proxies.clone()),
             limits: config.limits(),
             places: Places::new(config.most_calls),
             ids: Arc::clone(&ids),
@@ -105,6 +110,7 @@ impl Proxy {
             admin: config.admin,
             bundle_limit: config.bundle_limit,
             registry,
+            audit: Arc::clone(&audit),
             resolver: Arc::clone(&resolver),
             ids,
             telemetry: Arc::clone(&telemetry),
@@ -117,7 +123,7 @@ impl Proxy {
         };
         let server = Arc::new(Server { access, front, operate, registry, internal });
         let (socket, sources) = (Mutex::default(), Mutex::new(sources));
-        Arc::new(Proxy { config, server, selector, resolver, telemetry, socket, sources })
+        Arc::new(Proxy { config, server, selector, resolver, telemetry, audit, socket, sources })
     }
 
     /// One call, from the client's request to the reply, whose body may still be on its way.
@@ -194,6 +200,12 @@ impl Proxy {
         while self.selector.counts().ready < workers {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Writes down in `log` from now on who changes the registry over HTTP, and which workers announce
+    /// themselves. The first log that is given stays.
+    pub fn write_audit_log(&self, log: AuditLog) {
+        let _ = self.audit.set(log);
     }
 
     /// Writes a line for each request to `log` from now on. The first log that is given stays.

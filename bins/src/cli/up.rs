@@ -47,7 +47,7 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
     catalog.policies().build(&config.balancer.policy)?;
     config.worker.config("worker", Path::new(""), catalog)?;
     if !matches!(config.cluster.registry.as_str(), "native" | "dir") {
-        catalog.open_registry(&config.cluster.registry, None)?;
+        catalog.open_registry(&config.cluster.registry, None, "ol up")?;
     }
     if let Some(log) = &mut config.balancer.access_log {
         if log.as_os_str() == "-" {
@@ -238,7 +238,7 @@ enum Found {
     /// No supervisor runs, and none can be started while this is held.
     Lock(File),
     /// A cluster that runs, and whether its balancer answers in time.
-    Cluster { state: ClusterState, answers: bool },
+    Cluster { state: Box<ClusterState>, answers: bool },
 }
 
 /// Takes the lock, or finds the cluster that runs. That the lock is held does not tell it: a supervisor that was
@@ -251,7 +251,9 @@ async fn look(dir: &DataDir) -> Result<Found> {
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
                 match tokio::time::timeout(ANSWER, balancer_status(&state)).await {
-                    Ok(Ok(_)) => return Ok(Found::Cluster { state, answers: true }),
+                    Ok(Ok(_)) => {
+                        return Ok(Found::Cluster { state: Box::new(state), answers: true });
+                    }
                     // It is started again, or stopped.
                     Ok(Err(_)) => {}
                     // It is there and does not speak, which is no reason to start another one: the
@@ -259,7 +261,7 @@ async fn look(dir: &DataDir) -> Result<Found> {
                     Err(_) => match dir.try_lock()? {
                         Some(lock) => return Ok(Found::Lock(lock)),
                         None if dir.read_state().as_ref() == Some(&state) => {
-                            return Ok(Found::Cluster { state, answers: false });
+                            return Ok(Found::Cluster { state: Box::new(state), answers: false });
                         }
                         None => {}
                     },
@@ -289,7 +291,7 @@ fn waits_for(dir: &DataDir) -> String {
 
 async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     if common.json {
-        let asked = tokio::time::timeout(ANSWER, balancer_status(&state)).await;
+        let asked = tokio::time::timeout(ANSWER, balancer_status(state)).await;
         let balancer = asked.ok().and_then(Result::ok);
         print_json(&status_json(state, balancer.as_ref()));
         return Ok(());

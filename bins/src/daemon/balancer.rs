@@ -5,7 +5,7 @@ use std::sync::Arc;
 use openlambda_core::time::SystemClock;
 use openlambda_lb::proxy::{AccessLog, Proxy};
 
-use super::{listen, say_ready, secret_in, stop_signal};
+use super::{audit_log, listen, say_ready, secret_in, stop_signal};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
@@ -20,7 +20,7 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
         .as_deref()
         .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
     let secret = secret_in(settings.secret_file.as_deref())?;
-    let registry = catalog.open_registry(registry, Some(&secret))?;
+    let registry = catalog.open_registry(registry, Some(&secret), "ol-lb")?;
     let built = catalog.policies().build(&settings.policy)?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());
@@ -30,6 +30,9 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
         let log = AccessLog::open(place)
             .context(|| format!("cannot write {}; pass another --access-log", place.display()))?;
         proxy.write_access_log(log);
+    }
+    if let Some(log) = audit_log(settings.audit_log.as_deref())? {
+        proxy.write_audit_log(log);
     }
     if let Some(socket) = &settings.socket {
         match private::listen(socket) {

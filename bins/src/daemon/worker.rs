@@ -30,7 +30,7 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     config.secret = Some(secret.clone());
     FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
-    let registry = catalog.open_registry(&registry, Some(&secret))?;
+    let registry = catalog.open_registry(&registry, Some(&secret), "ol-worker")?;
     let entry = catalog.sandbox_entry(&settings.sandbox, &settings.sandbox_options())?;
     std::fs::create_dir_all(&state_dir)
         .context(|| format!("cannot use {}; pass another --state-dir", state_dir.display()))?;

@@ -7,7 +7,7 @@ use clap::Args;
 use openlambda_core::serving::Secret;
 use openlambda_core::serving::identity::Host;
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
-use openlambda_lb::proxy::{Admin, ProxyConfig};
+use openlambda_lb::proxy::{Admin, Network, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::seconds::Seconds;
@@ -24,6 +24,10 @@ pub(crate) struct BalancerSettings {
     /// With a port, daemons may reach it by that one, too
     #[arg(long = "host", value_name = "NAME[:PORT]")]
     pub(crate) hosts: Vec<Host>,
+    /// Proxy in front of the balancer that is believed where requests come from; may be given more than
+    /// once
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS|NETWORK")]
+    pub(crate) trusted_proxies: Vec<Network>,
     /// Unix socket to listen on as well; by it, this user's own clients need not know the secret
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(crate) socket: Option<PathBuf>,
@@ -49,6 +53,9 @@ pub(crate) struct BalancerSettings {
     /// [default: no log]
     #[arg(long, value_name = "FILE|-", env = "OPENLAMBDA_ACCESS_LOG")]
     pub(crate) access_log: Option<PathBuf>,
+    /// Write who changes what to this file, as lines of JSON; at 16 MiB it becomes FILE.1
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Seed of the policy's choices [default: another one in each run]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -98,7 +105,8 @@ pub(crate) struct BalancerSettings {
 
 impl Section for BalancerSettings {
     const NAME: &'static str = "balancer";
-    const OF_ONE: &'static [&'static str] = &["registry", "workers", "secret_file", "socket"];
+    const OF_ONE: &'static [&'static str] =
+        &["registry", "workers", "secret_file", "socket", "audit_log"];
 }
 
 impl Default for BalancerSettings {
@@ -110,6 +118,7 @@ impl Default for BalancerSettings {
         BalancerSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             hosts: config.hosts,
+            trusted_proxies: config.trusted_proxies,
             socket: None,
             secret_file: None,
             registry: None,
@@ -117,6 +126,7 @@ impl Default for BalancerSettings {
             workers: config.workers,
             admin: config.admin,
             access_log: None,
+            audit_log: None,
             seed: config.seed,
             most_connections: config.most_connections,
             most_calls: config.most_calls,
@@ -142,6 +152,7 @@ impl BalancerSettings {
         ProxyConfig {
             secret,
             hosts: self.hosts.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
             workers: self.workers.clone(),
             admin: self.admin,
             seed: self.seed,

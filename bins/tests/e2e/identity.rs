@@ -542,3 +542,115 @@ fn three_daemons_in_three_networks_need_a_secret_file_alone() {
         assert!(out.lines().any(|said| said.contains(line)), "no {line} in\n{out}{err}{}", logs());
     }
 }
+
+/// The lines of an audit log, once there are that many.
+fn audited(cluster: &Cluster, name: &str, count: usize) -> Vec<Value> {
+    let path = cluster.place.data_dir().join("logs").join(name);
+    let lines = || -> Vec<Value> {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    wait_for(|| (lines().len() >= count).then_some(()));
+    assert_eq!(lines().len(), count, "{name}: {:#?}", lines());
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    lines()
+}
+
+/// Who changes what, from where, and what was there before.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_is_written_down() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let place = &cluster.place;
+    let deploy = |text: &str| {
+        let folder = place.function("hi", &[("f.py", &format!("def f(event): return {text:?}"))]);
+        place.json(&["deploy", folder.to_str().unwrap(), "--json"])["digest"].clone()
+    };
+    let (one, two) = (deploy("one"), deploy("two"));
+    deploy("two");
+    place.ol(&["alias", "hi", "live", "1"]);
+    place.ol(&["alias", "hi", "live", "2"]);
+    place.ol(&["rollback", "hi"]);
+    let tar = Command::new("tar")
+        .args(["cz", "-C", place.function("hi", &[]).to_str().unwrap(), "."])
+        .output()
+        .unwrap();
+    let inside = client_of(Some(secret().known()));
+    let upload = Request::post(format!("{}/registry/hi", cluster.url)).body(tar.stdout).unwrap();
+    let uploaded = send(&inside, upload).await.unwrap();
+    assert_eq!(uploaded.status, 201, "{uploaded:?}");
+    place.ol(&["rm", "hi"]);
+    // What is refused is no change.
+    let refused = Request::delete(format!("{}/registry/hi", cluster.url)).body("").unwrap();
+    assert_eq!(send(&inside, refused).await.unwrap().status, 404);
+
+    let lines = audited(&cluster, "audit-registry.jsonl", 7);
+    let user = format!("uid {}", rustix::process::getuid().as_raw());
+    let fields = |line: &Value| {
+        let keys = ["change", "function", "version", "digest", "old_version", "old_digest"];
+        keys.map(|key| line[key].clone())
+    };
+    let own = json!("hi");
+    let (none, publish) = (Value::Null, json!("publish"));
+    let publishes = |version: u64, digest: &Value, old: Value, old_digest: &Value| {
+        [publish.clone(), own.clone(), json!(version), digest.clone(), old, old_digest.clone()]
+    };
+    assert_eq!(fields(&lines[0]), publishes(1, &one, none.clone(), &none));
+    assert_eq!(fields(&lines[1]), publishes(2, &two, json!(1), &one));
+    let alias = |line: &Value| {
+        (
+            line["change"].clone(),
+            line["alias"].clone(),
+            line["version"].clone(),
+            line["old_version"].clone(),
+        )
+    };
+    assert_eq!(alias(&lines[2]), (json!("alias"), json!("live"), json!(1), none.clone()));
+    assert_eq!(alias(&lines[3]), (json!("alias"), json!("live"), json!(2), json!(1)));
+    assert_eq!((&lines[3]["digest"], &lines[3]["old_digest"]), (&two, &one));
+    assert_eq!(fields(&lines[4]), publishes(3, &one, json!(2), &two));
+    assert_eq!(fields(&lines[5]), publishes(4, &two, json!(3), &one));
+    assert_eq!(
+        fields(&lines[6]),
+        [json!("delete"), own.clone(), none.clone(), none.clone(), json!(4), two.clone()]
+    );
+    let by = |n: usize| lines[n]["by"].as_str().unwrap();
+    for (n, command) in [(0, "ol deploy"), (2, "ol alias"), (4, "ol rollback"), (6, "ol rm")] {
+        assert_eq!(by(n), format!("{user}, {command}"));
+    }
+    assert_eq!(by(5), "ol-lb");
+    for line in &lines {
+        assert!(line["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+        assert!(line["time_ms"].as_u64().unwrap() > 1_700_000_000_000, "{line}");
+    }
+
+    // The balancer knows who has asked it.
+    let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
+    let lines = audited(&cluster, "audit-balancer.jsonl", 2);
+    assert_eq!(lines[0]["change"], "announce");
+    assert_eq!(
+        (&lines[0]["worker"], &lines[0]["by"]),
+        (&json!("worker-1"), &json!("worker worker-1"))
+    );
+    assert_eq!(lines[0]["address"], address(&worker).to_string());
+    assert_eq!(fields(&lines[1]), publishes(4, &two, json!(3), &one));
+    assert_eq!(lines[1]["by"], "an HTTP client");
+    assert!(lines[1]["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{}", lines[1]);
+    // Another start of a worker is another announcement.
+    let pid = cluster.worker_pid("worker-1").unwrap();
+    crate::common::kill(pid, rustix::process::Signal::KILL);
+    let lines = audited(&cluster, "audit-balancer.jsonl", 3);
+    assert_eq!(lines[2]["change"], "announce");
+    assert_ne!(lines[2]["incarnation"], lines[0]["incarnation"]);
+}
+
+/// A folder as a registry has no daemon: `ol` itself writes down what it does.
+#[test]
+fn changes_of_a_folder_are_written_down_too() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process", "--registry", "dir"]);
+    cluster.deploy("hi", &[("f.py", "def f(event): return 1")]);
+    cluster.place.ol(&["rm", "hi"]);
+    let lines = audited(&cluster, "audit-ol.jsonl", 2);
+    let changes: Vec<_> = lines.iter().map(|line| line["change"].as_str().unwrap()).collect();
+    assert_eq!(changes, ["publish", "delete"]);
+    assert_eq!(lines[1]["old_digest"], lines[0]["digest"]);
+}

@@ -70,7 +70,7 @@ impl Internal {
             if path == wire::ANNOUNCE_PATH {
                 let announcement: Announcement = serde_json::from_slice(&body)
                     .map_err(|error| bad(format!("this is not an announcement: {error}")))?;
-                self.announcements.take(announcement)?;
+                self.announcements.take(announcement, peer)?;
                 return Ok(wire::json_response(&json!({})));
             }
             let text = std::str::from_utf8(&body).unwrap_or_default().trim();

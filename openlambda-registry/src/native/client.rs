@@ -20,9 +20,10 @@ use openlambda_core::registry::{
 use openlambda_core::serving::{Connector, Secret};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
-use super::protocol::{from_status, v1};
+use super::protocol::{BY, from_status, v1};
 use v1::registry_client::RegistryClient;
 
 /// How long a request may take that carries no bundle.
@@ -48,6 +49,8 @@ const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration
 pub struct RemoteRegistry {
     endpoint: Endpoint,
     secret: Option<Secret>,
+    /// Who it says that it is.
+    by: Option<MetadataValue<Ascii>>,
     client: Arc<OnceLock<RegistryClient<Channel>>>,
     uploads: Arc<OnceLock<RegistryClient<Channel>>>,
 }
@@ -70,7 +73,7 @@ impl RemoteRegistry {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
         let (client, uploads) = (Arc::default(), Arc::default());
-        Ok(RemoteRegistry { endpoint, secret: None, client, uploads })
+        Ok(RemoteRegistry { endpoint, secret: None, by: None, client, uploads })
     }
 
     /// The same, of the cluster that has this secret: it proves that it knows it, and asks no server that
@@ -78,6 +81,22 @@ impl RemoteRegistry {
     pub fn with_secret(self, secret: Option<Secret>) -> Self {
         let (client, uploads) = (Arc::default(), Arc::default());
         RemoteRegistry { secret, client, uploads, ..self }
+    }
+
+    /// The same, under a name for the registry's audit log: the user and program that make changes.
+    /// Characters that are not ASCII are left out.
+    pub fn acting_as(self, by: &str) -> Self {
+        let by: String = by.chars().filter(|letter| matches!(letter, ' '..='~')).collect();
+        RemoteRegistry { by: by.parse().ok(), ..self }
+    }
+
+    /// A request that changes something.
+    fn change<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(by) = &self.by {
+            request.metadata_mut().insert(BY, by.clone());
+        }
+        request
     }
 
     fn client(&self) -> RegistryClient<Channel> {
@@ -170,7 +189,7 @@ impl Registry for RemoteRegistry {
             None
         };
         let mut client = self.connected(&self.uploads);
-        let publish = client.publish(ReceiverStream::new(receiver));
+        let publish = client.publish(self.change(ReceiverStream::new(receiver)));
         let (broken, published) = tokio::join!(send, publish);
         if let Some(error) = broken {
             return Err(RegistryError::BadBundle { reason: format!("it broke off: {error}") });
@@ -249,7 +268,7 @@ impl Registry for RemoteRegistry {
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let function = v1::FunctionName { function: name.to_string() };
-        self.client().delete(function).await.map_err(from_status)?;
+        self.client().delete(self.change(function)).await.map_err(from_status)?;
         Ok(())
     }
 
@@ -266,7 +285,7 @@ impl Registry for RemoteRegistry {
             version: version.map(|version| version.0),
             expected: expected.map(|version| version.0),
         };
-        self.client().set_alias(change).await.map_err(from_status)?;
+        self.client().set_alias(self.change(change)).await.map_err(from_status)?;
         Ok(())
     }
 

@@ -535,8 +535,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_greeting_that_stops_is_given_up() {
-        let mut patience = Patience::default();
-        patience.head = Duration::from_secs(3);
+        let patience = Patience { head: Duration::from_secs(3), ..Patience::default() };
         let (door, port) = door(patience).await;
         let hello = format!("{MAGIC}{} {port}\n", "0".repeat(NONCE));
         for greeting in [&hello[..5], &hello[..20], &hello] {
