@@ -20,6 +20,17 @@ use tempfile::TempDir;
 /// The command-line program.
 pub const OL: &str = env!("CARGO_BIN_EXE_ol");
 
+/// Names a folder with copies of the programs, for tests that run as a user who cannot read the others.
+pub const COPIES: &str = "OPENLAMBDA_TEST_PROGRAMS";
+
+/// One of the programs, by its name.
+pub fn program(name: &str) -> PathBuf {
+    match std::env::var_os(COPIES) {
+        Some(folder) => Path::new(&folder).join(name),
+        None => Path::new(OL).with_file_name(name),
+    }
+}
+
 /// A folder for one cluster. Drop stops the cluster and looks for what is left.
 pub struct Place {
     dir: TempDir,
@@ -49,7 +60,7 @@ impl Place {
 
     /// `ol` with these arguments, about this cluster.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(OL);
+        let mut command = Command::new(program("ol"));
         command.args(args).env("OPENLAMBDA_DATA_DIR", self.data_dir()).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
@@ -193,7 +204,7 @@ pub fn secret() -> &'static TestSecret {
     SECRET.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
-        let made = Command::new(OL).arg("secret").arg(&path).output().unwrap();
+        let made = Command::new(program("ol")).arg("secret").arg(&path).output().unwrap();
         assert!(made.status.success(), "{:?}", texts(&made));
         TestSecret { secret: Secret::read(&path).unwrap(), folder }
     })

@@ -20,7 +20,7 @@ use openlambda_registry::native::RemoteRegistry;
 use serde_json::{Value, json};
 
 use crate::common::{
-    Cluster, OL, Place, client, client_of, post, raw, secret, send, texts, wait_for,
+    COPIES, Cluster, Place, client, client_of, post, program, raw, secret, send, texts, wait_for,
 };
 
 const COUNTS: &str = "
@@ -242,9 +242,9 @@ async fn another_user_of_the_machine_gets_nothing_but_calls() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let file = folder.path().join("secret");
-    let own = |program: &str| {
-        let copy = folder.path().join(program);
-        fs::copy(Path::new(OL).with_file_name(program), &copy).unwrap();
+    let own = |name: &str| {
+        let copy = folder.path().join(name);
+        copy_program(&program(name), &copy);
         let mut command = Command::new(copy);
         command.env("HOME", folder.path()).current_dir("/").stdin(Stdio::null());
         if as_root {
@@ -380,9 +380,8 @@ fn daemons_by_hand_are_told_where_the_secret_comes_from() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("secret");
     let name = file.to_str().unwrap();
-    let run = |program: &str, args: &[&str]| {
-        let program = Path::new(OL).with_file_name(program);
-        let output = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
+    let run = |name: &str, args: &[&str]| {
+        let output = Command::new(program(name)).args(args).stdin(Stdio::null()).output().unwrap();
         (output.status.code(), texts(&output).1)
     };
     let store = folder.path().join("store");
@@ -461,6 +460,39 @@ async fn a_balancer_goes_by_the_names_that_it_is_given() {
     assert!(said.contains("write NAME or NAME:PORT"), "{said}");
 }
 
+/// By a process of its own: a child that another test starts meanwhile would hold our descriptor, and what
+/// is open for writing cannot be executed.
+fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
+/// An ordinary user's cluster keeps strangers out as root's does.
+#[test]
+fn all_of_it_holds_for_an_ordinary_user() {
+    if !is_root() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for name in ["ol", "ol-lb", "ol-registry", "ol-worker"] {
+        copy_program(&program(name), &place.path().join(name));
+    }
+    let (test, tmp) = (place.path().join("test"), place.path().join("tmp"));
+    copy_program(&std::env::current_exe().unwrap(), &test);
+    fs::create_dir(&tmp).unwrap();
+    std::os::unix::fs::chown(&tmp, Some(65_534), Some(65_534)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .arg(&test)
+        .args(["identity::", "--skip", "all_of_it_holds_for_an_ordinary_user"])
+        .envs([("TMPDIR", tmp.as_path()), (COPIES, place.path()), ("HOME", tmp.as_path())])
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "as an ordinary user: {out}\n{err}");
+}
+
 /// Three machines: each daemon in a network of its own, with a file that has the secret. Then a call, from
 /// a fourth.
 const THREE: &str = r#"
@@ -516,7 +548,7 @@ fn three_daemons_in_three_networks_need_a_secret_file_alone() {
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"])
         .args(["--mount-proc", "sh", "-c", THREE, "three"])
-        .arg(Path::new(OL).parent().unwrap())
+        .arg(program("ol").parent().unwrap())
         .args([&functions, folder.path()])
         .stdin(Stdio::null())
         .output()
