@@ -6,10 +6,11 @@
 //! what it saw itself, so the list is read from its end, and the first address that is no such proxy's is
 //! the client's. Of everybody else they are replaced by what the connection says.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use bytes::Bytes;
 use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, header};
 use ipnet::IpNet;
@@ -83,22 +84,22 @@ impl TrustedProxies {
     /// `x-forwarded-for` always, with the others where the request had them.
     pub(crate) fn settle(&self, headers: &mut HeaderMap, peer: SocketAddr) {
         let peer = peer.ip().to_canonical();
-        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
-        let had = |name: &HeaderName| headers.contains_key(name);
-        let had = [had(&PROTO), had(&FORWARDED_HOST), had(&REAL_IP), had(&FORWARDED)];
-        // To look is cheaper than to remove what is not there.
-        let others: Vec<HeaderName> =
+        let said: Vec<HeaderName> =
             headers.keys().filter(|name| wire::tells_origin(name)).cloned().collect();
-        for name in others {
+        if said.is_empty() {
+            // As most requests come.
+            headers.insert(&FOR, value(&[peer]));
+            return;
+        }
+        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
+        let had = [&PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].map(|name| said.contains(name));
+        for name in said {
             headers.remove(name);
         }
         let client = told.chain.first().copied().unwrap_or(peer);
-        let mut chain = String::with_capacity(48);
-        for address in &told.chain {
-            chain.push_str(&format!("{address}, "));
-        }
-        chain.push_str(&peer.to_string());
-        headers.insert(&FOR, value(chain));
+        let mut chain = told.chain;
+        chain.push(peer);
+        headers.insert(&FOR, value(&chain));
         let [had_proto, had_host, had_real_ip, had_forwarded] = had;
         let proto = told.proto.unwrap_or("http");
         if had_proto || told.proto.is_some() {
@@ -106,14 +107,15 @@ impl TrustedProxies {
         }
         let host = told.host.or_else(|| headers.get(HOST).cloned());
         if had_real_ip {
-            headers.insert(&REAL_IP, value(client.to_string()));
+            headers.insert(&REAL_IP, value(&[client]));
         }
         if had_forwarded {
             let node = match client {
                 IpAddr::V4(address) => address.to_string(),
                 IpAddr::V6(address) => format!("\"[{address}]\""),
             };
-            headers.insert(header::FORWARDED, value(format!("for={node};proto={proto}")));
+            let told = HeaderValue::try_from(format!("for={node};proto={proto}"));
+            headers.insert(header::FORWARDED, told.expect("an address is text"));
         }
         if let Some(host) = host.filter(|_| had_host) {
             headers.insert(&FORWARDED_HOST, host);
@@ -207,8 +209,13 @@ fn address_of(node: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-fn value(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).expect("an address is text")
+fn value(addresses: &[IpAddr]) -> HeaderValue {
+    let mut text = String::with_capacity(48);
+    for (number, address) in addresses.iter().enumerate() {
+        text.push_str(if number > 0 { ", " } else { "" });
+        let _ = write!(text, "{address}");
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("an address is text")
 }
 
 #[cfg(test)]
