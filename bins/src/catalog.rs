@@ -10,6 +10,7 @@ use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::queue::{self, QueueCatalog, QueueEntry};
 use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::SandboxFactory;
+use openlambda_core::serving::Secret;
 use openlambda_core::time::SystemClock;
 use openlambda_lb::policies::{PolicyCatalog, PolicyEntry};
 use openlambda_registry::dir::DirRegistry;
@@ -61,7 +62,20 @@ pub type BuildSandbox =
     Box<dyn Fn(SandboxContext) -> Result<Arc<dyn SandboxFactory>, BoxError> + Send + Sync>;
 
 /// See [`RegistryEntry::build`].
-pub type BuildRegistry = Box<dyn Fn(&str) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>;
+pub type BuildRegistry =
+    Box<dyn Fn(RegistryContext<'_>) -> Result<Arc<dyn Registry>, BoxError> + Send + Sync>;
+
+/// What a registry is opened with.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RegistryContext<'a> {
+    /// Its place, as it stands after `NAME=`: a folder, a URL.
+    pub place: &'a str,
+    /// The cluster's secret, where it has one.
+    pub secret: Option<&'a Secret>,
+    /// Who opens it, for an audit log: a user and a program.
+    pub by: &'a str,
+}
 
 /// What a sandbox factory is made from.
 #[derive(Debug)]
@@ -182,12 +196,15 @@ impl Catalog {
             .registry(RegistryEntry {
                 name: "dir",
                 about: "a folder of function folders; a changed file takes effect on the next call",
-                build: Box::new(|place| Ok(Arc::new(DirRegistry::new(place)?))),
+                build: Box::new(|context| Ok(Arc::new(DirRegistry::new(context.place)?))),
             })
             .registry(RegistryEntry {
                 name: "native",
                 about: "ol-registry over gRPC; a URL such as http://127.0.0.1:9000",
-                build: Box::new(|place| Ok(Arc::new(RemoteRegistry::connect(place)?))),
+                build: Box::new(|RegistryContext { place, secret, by }| {
+                    let registry = RemoteRegistry::connect(place)?;
+                    Ok(Arc::new(registry.with_secret(secret.cloned()).acting_as(by)))
+                }),
             })
     }
 
@@ -274,8 +291,13 @@ impl Catalog {
         entry.ok_or_else(|| unknown("sandbox", name, &self.sandbox_names()))
     }
 
-    /// Opens the registry that `NAME=PLACE` means.
-    pub(crate) fn open_registry(&self, spec: &str) -> Result<Arc<dyn Registry>> {
+    /// Opens the registry that `NAME=PLACE` means, in a cluster with this secret.
+    pub(crate) fn open_registry(
+        &self,
+        spec: &str,
+        secret: Option<&Secret>,
+        by: &str,
+    ) -> Result<Arc<dyn Registry>> {
         let Some((name, place)) = spec.split_once('=') else {
             let message = format!(
                 "registry \"{spec}\" has no place; write NAME=PLACE, for example native=http://127.0.0.1:9000 or dir=./functions"
@@ -284,7 +306,8 @@ impl Catalog {
         };
         let entry = self.registries.iter().find(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
-        (entry.build)(place).context(|| format!("cannot open the registry {spec}"))
+        (entry.build)(RegistryContext { place, secret, by })
+            .context(|| format!("cannot open the registry {spec}"))
     }
 }
 

@@ -6,7 +6,9 @@
 //!            config.toml    settings of `ol up`, written by people
 //!            daemons.toml   the daemons' settings; ol up writes it
 //!            cluster.json   what the supervisor runs; rewritten at every change
-//!            logs/          the daemons' own logs
+//!            secret         by which daemons, `ol` and tools prove that they belong to the cluster
+//!            balancer.sock  the balancer, for this user's clients, which need no secret there
+//!            logs/          the daemons' own logs, and who has changed what (audit-….jsonl)
 //!            registry/      the native registry's store
 //!            functions/     the dir registry's functions
 //!            volumes/       functions' volumes
@@ -19,16 +21,21 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use openlambda_core::audit::{Actor, AuditLog, Audited};
 use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
+use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::Report;
+use openlambda_core::serving::Secret;
 use openlambda_sandbox::docker::remove_containers;
 use openlambda_sandbox::sock::{remove_cgroups, remove_network_rules};
 use openlambda_sandbox::sys::kill_marked;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::Config;
@@ -55,6 +62,15 @@ pub(crate) struct ClusterState {
     /// How long the supervisor may take to end all of it, seconds.
     #[serde(default)]
     pub(crate) stops_within: f64,
+    /// The file with the cluster's secret; none in what releases wrote that had no secrets.
+    #[serde(default)]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// What is in it, if it can be read.
+    #[serde(skip)]
+    pub(crate) secret: Option<Secret>,
+    /// The cluster's folder.
+    #[serde(skip)]
+    pub(crate) folder: PathBuf,
     /// The balancer's address.
     pub(crate) url: String,
     pub(crate) policy: String,
@@ -79,6 +95,28 @@ pub(crate) struct WorkerState {
     pub(crate) url: String,
     pub(crate) sandbox: String,
     pub(crate) pid: Option<u32>,
+}
+
+impl ClusterState {
+    /// The cluster's registry, for a command of `ol`. What it changes is written down: by the registry's
+    /// daemon, or here, where there is none.
+    pub(crate) fn open_registry(
+        &self,
+        catalog: &Catalog,
+        command: &str,
+    ) -> Result<Arc<dyn Registry>> {
+        let by = format!("uid {}, {command}", rustix::process::getuid().as_raw());
+        let registry = catalog.open_registry(&self.registry.spec, self.secret.as_ref(), &by)?;
+        if self.registry.kind == "native" {
+            return Ok(registry);
+        }
+        let path = self.folder.join("logs/audit-ol.jsonl");
+        let log = private::open_file(&path, File::options().create(true).append(true))
+            .and_then(|_| AuditLog::open(&path))
+            .context(|| format!("cannot write {}", path.display()))?;
+        let actor = Actor { by, from: "this machine".to_owned() };
+        Ok(Arc::new(Audited::new(registry, log, actor)))
+    }
 }
 
 impl DataDir {
@@ -230,7 +268,30 @@ impl DataDir {
         let mut text = Vec::new();
         let path = self.join("cluster.json");
         private::open_file(&path, File::options().read(true)).ok()?.read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        let mut state: ClusterState = serde_json::from_slice(&text).ok()?;
+        state.folder.clone_from(&self.root);
+        state.secret = state.secret_file.as_deref().and_then(|file| Secret::read(file).ok());
+        Some(state)
+    }
+
+    /// The file with the secret of a cluster that is to start: the one that is named, or the folder's own,
+    /// which is made if it is not there. The caller holds the lock.
+    ///
+    /// # Errors
+    ///
+    /// There is no secret in it; others can read it; it cannot be made.
+    pub(crate) fn secret_file(&self, named: Option<&Path>) -> Result<PathBuf> {
+        let file = named.map_or_else(|| self.join("secret"), Path::to_owned);
+        if named.is_none() {
+            match private::make_secret(&file) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).context(|| format!("cannot write {}", file.display()));
+                }
+                _ => {}
+            }
+        }
+        Secret::read(&file)?;
+        Ok(file)
     }
 
     /// The cluster that runs.
@@ -248,7 +309,11 @@ impl DataDir {
         if !self.is_up()? {
             return Err(none());
         }
-        self.read_state().filter(|state| state.ready).ok_or_else(none)
+        let state = self.read_state().filter(|state| state.ready).ok_or_else(none)?;
+        if let (None, Some(file)) = (&state.secret, &state.secret_file) {
+            Secret::read(file)?;
+        }
+        Ok(state)
     }
 
     /// Removes what a cluster that is down has left: processes, cgroups, rules for bridged networks,
@@ -262,7 +327,8 @@ impl DataDir {
             report.removed.extend(more.removed);
             report.failed.extend(more.failed);
         }
-        let mut leftovers = vec![self.join("cluster.json"), self.join("cluster.json.new")];
+        let leftovers = ["cluster.json", "cluster.json.new", "balancer.sock"];
+        let mut leftovers: Vec<PathBuf> = leftovers.map(|name| self.join(name)).into();
         let workers = std::fs::read_dir(self.join("workers")).into_iter().flatten().flatten();
         for worker in workers {
             leftovers.push(worker.path().join("sandboxes"));

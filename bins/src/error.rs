@@ -3,6 +3,7 @@
 use std::fmt;
 
 use openlambda_core::invocation::BoxError;
+use openlambda_core::serving::identity::SecretError;
 
 use crate::terminal::say;
 
@@ -40,6 +41,12 @@ impl std::error::Error for CliError {
 impl From<openlambda_core::config::ConfigError> for CliError {
     fn from(error: openlambda_core::config::ConfigError) -> Self {
         CliError::new(error.to_string())
+    }
+}
+
+impl From<SecretError> for CliError {
+    fn from(error: SecretError) -> Self {
+        CliError::new(openlambda_core::failure::chain(&error))
     }
 }
 

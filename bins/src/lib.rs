@@ -30,8 +30,8 @@ mod terminal;
 mod version;
 
 pub use catalog::{
-    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryEntry, SandboxContext,
-    SandboxEntry, SandboxOptions,
+    BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryContext, RegistryEntry,
+    SandboxContext, SandboxEntry, SandboxOptions,
 };
 pub use cli::main_with;
 pub use daemon::{Daemon, daemon_main};

@@ -8,11 +8,14 @@
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use openlambda_core::serving::Secret;
 use rustix::fs::OFlags;
+use tokio::net::UnixListener;
 
 use crate::error::{CliError, Context, Result};
 
@@ -126,6 +129,42 @@ fn open(path: &Path, options: &mut OpenOptions, is_folder: bool) -> io::Result<F
         return Err(io::Error::other(format!("it is no {what} of this user's alone; remove it")));
     }
     Ok(file)
+}
+
+/// Makes a file with a new secret, at one stroke: no other process sees half of it.
+///
+/// # Errors
+///
+/// It is there already ([`AlreadyExists`](io::ErrorKind::AlreadyExists)), or cannot be made.
+pub(crate) fn make_secret(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    writeln!(file, "{}", Secret::generate()?.text())?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Listens at a Unix socket that this user alone can connect to. What an earlier process has left in its
+/// place is removed. Must be called within a tokio runtime.
+///
+/// # Errors
+///
+/// The file system has no sockets, or something else is in its place.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        _ => {}
+    }
+    // A socket's address is short; a path through an open folder always is.
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    let listener = UnixListener::bind(&short)?;
+    std::fs::set_permissions(&short, Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Makes a folder and what is in it this user's alone, as earlier releases or other hands have left it:

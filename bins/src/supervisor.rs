@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use openlambda_core::backoff::Backoff;
 use openlambda_core::random::fresh_seed;
+use openlambda_core::serving::Secret;
 use openlambda_sandbox::sys::{Child, CommandSpec, MARK, Output, Spawner};
 use parking_lot::Mutex;
 use rustix::process::Signal;
@@ -97,16 +98,20 @@ impl Supervisor {
         let program = std::env::current_exe()
             .context(|| "cannot find the path of this program".to_owned())?;
         let spawner = Spawner::start().context(|| "cannot start a thread".to_owned())?;
+        let secret_file = dir.secret_file(spec.config.cluster.secret_file.as_deref())?;
+        let secret = Secret::read(&secret_file)?;
         let state = ClusterState {
             release: VERSION.to_owned(),
             pid: std::process::id(),
             policy: spec.config.balancer.policy.to_string(),
+            secret_file: Some(secret_file),
+            secret: Some(secret),
             // The registry is told when the others have ended.
             stops_within: 2.0 * spec.config.cluster.stop_grace_seconds.get(),
             ..ClusterState::default()
         };
-        let settings = dir.write_settings(&spec.config)?;
         let cluster = &spec.config.cluster;
+        let settings = dir.write_settings(&spec.config)?;
         let limits = (cluster.start_limit_seconds.into(), cluster.stop_grace_seconds.into());
         let state = Mutex::new(state);
         let shared = Arc::new(Shared { dir, spawner, program, settings, limits, state });
@@ -124,11 +129,14 @@ impl Supervisor {
         let config = &spec.config;
         let path = |below: &str| self.shared.dir.join(below).display().to_string();
         let (functions, volumes) = (path("functions"), path("volumes"));
+        let socket = path("balancer.sock");
+        let audit = path("logs/audit-registry.jsonl");
+        let audit_of_balancer = path("logs/audit-balancer.jsonl");
         let registry = match config.cluster.registry.as_str() {
             "native" => {
                 let store = config.registry.store.as_ref().map(|path| path.display().to_string());
                 let store = store.unwrap_or_else(|| path("registry"));
-                let args = ["registry", "--store", &store];
+                let args = ["registry", "--store", &store, "--audit-log", &audit];
                 let url =
                     self.start_daemon("registry", &args, config.registry.listen, true).await?;
                 format!("native={url}")
@@ -145,7 +153,8 @@ impl Supervisor {
             let pid = state.registry.pid;
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
-        let args = ["lb", "--registry", &registry];
+        let mut args = vec!["lb", "--registry", &registry, "--socket", &socket];
+        args.extend(["--audit-log", &audit_of_balancer]);
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
@@ -176,9 +185,13 @@ impl Supervisor {
         listen: SocketAddr,
         keeps_address: bool,
     ) -> Result<String> {
+        let secret_file = self.shared.state.lock().secret_file.clone();
+        let secret_file = secret_file
+            .into_iter()
+            .flat_map(|file| ["--secret-file".to_owned(), file.display().to_string()]);
         let spec = DaemonSpec {
             name: name.to_owned(),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            args: args.iter().map(|arg| (*arg).to_owned()).chain(secret_file).collect(),
             listen,
             keeps_address,
         };
@@ -196,7 +209,8 @@ impl Supervisor {
         for _ in 0..600 {
             let request = http::Request::get(&url).body(bytes::Bytes::new());
             let request = request.context(|| format!("{url} is not an address"))?;
-            if let Ok(answer) = crate::http_client::send(request).await
+            let secret = self.shared.state.lock().secret.clone();
+            if let Ok(answer) = crate::http_client::send(request, secret.as_ref()).await
                 && let Ok(status) =
                     serde_json::from_slice::<openlambda_core::wire::BalancerStatus>(answer.body())
                 && status.workers.iter().filter(|worker| worker.state == "ready").count()

@@ -46,6 +46,8 @@ pub enum Started {
 pub enum FailureKind {
     /// A bad name, bad JSON where JSON is needed, a bad header.
     BadRequest,
+    /// This is for those who know the cluster's secret.
+    Unauthorized,
     /// The client may not do this, whatever its identity.
     Forbidden,
     /// No such function, or no such version.
@@ -84,8 +86,9 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [FailureKind; 18] = [
+    pub const ALL: [FailureKind; 19] = [
         FailureKind::BadRequest,
+        FailureKind::Unauthorized,
         FailureKind::Forbidden,
         FailureKind::NotFound,
         FailureKind::MethodNotAllowed,
@@ -109,6 +112,7 @@ impl FailureKind {
     pub const fn code(self) -> &'static str {
         match self {
             FailureKind::BadRequest => "bad_request",
+            FailureKind::Unauthorized => "unauthorized",
             FailureKind::Forbidden => "forbidden",
             FailureKind::NotFound => "not_found",
             FailureKind::MethodNotAllowed => "method_not_allowed",
@@ -133,6 +137,7 @@ impl FailureKind {
     pub const fn usual_culprit(self) -> Culprit {
         match self {
             FailureKind::BadRequest
+            | FailureKind::Unauthorized
             | FailureKind::Forbidden
             | FailureKind::NotFound
             | FailureKind::MethodNotAllowed
@@ -253,13 +258,16 @@ impl Failure {
 }
 
 /// An error and its causes as one line: `outer: cause: cause`. For the edge, where a chain is
-/// logged once.
+/// logged once. What an error has said of its cause already is not said again.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
         cause = error.source();
     }
     text

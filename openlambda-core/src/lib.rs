@@ -19,6 +19,8 @@
 //! Without default features the crate has neither tokio nor hyper.
 
 mod arena;
+#[cfg(feature = "serving")]
+pub mod audit;
 pub mod backoff;
 pub mod balancing;
 #[cfg(feature = "bundle")]

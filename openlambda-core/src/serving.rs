@@ -1,5 +1,6 @@
 //! What servers share: [`Serving`] runs one in a task of this process; a [`Door`] bounds its connections
-//! and its patience with [each](Patient); [`HttpServer`] is the one loop that answers HTTP.
+//! and its patience with each, and learns [who](identity) comes; [`HttpServer`] is the one loop that answers
+//! HTTP. A [`Connector`] is the other end.
 //!
 //! Each server (worker, balancer, native registry) takes a listener, and a future that says when to
 //! stop. A program that embeds a cluster runs several of them beside each other, on free ports, and
@@ -15,8 +16,11 @@
 //! # }
 //! ```
 
+mod caller;
+mod connector;
 mod door;
 mod http;
+pub mod identity;
 pub mod local;
 mod log_file;
 mod patient;
@@ -33,10 +37,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::caller::Caller;
+pub use self::connector::Connector;
 pub use self::door::{Door, Patience};
 pub use self::http::{HttpConfig, HttpServer};
+pub use self::identity::{Access, Identity, Principal, Resource, Secret};
 pub use self::log_file::LogFile;
-pub use self::patient::Patient;
+use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};
 pub use self::stream::Stream;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use openlambda_core::balancing::retry::RetryConfig;
-use openlambda_core::serving::{HttpConfig, Patience};
+use openlambda_core::serving::identity::Host;
+use openlambda_core::serving::{HttpConfig, Patience, Secret};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
 use serde::{Deserialize, Deserializer};
 
 use crate::api::Admin;
-use crate::front::Limits;
+use crate::front::{Limits, Network};
 
 /// How a [`Proxy`](crate::proxy::Proxy) behaves. Every field has a default.
 ///
@@ -57,7 +58,18 @@ pub struct ProxyConfig {
     pub most_connections: usize,
     /// Calls that are answered at once; one more gets 503.
     pub most_calls: usize,
-    /// Who may read and change the registry over HTTP.
+    /// The cluster's secret: only those who know it announce workers, read the balancer's state, and use the
+    /// registry, and workers have to know it, too. Without one, [`admin`](Self::admin) and the client's
+    /// address decide.
+    #[serde(skip)]
+    pub secret: Option<Secret>,
+    /// The names, beside `localhost` and addresses, by which the balancer is called. What is no call of a
+    /// function is refused by any other: whoever controls it may have pointed it here.
+    pub hosts: Vec<Host>,
+    /// Proxies in front of the balancer, whose word on where a request comes from is believed. What others
+    /// say of it in `X-Forwarded-For` and its kin, or in `Forwarded`, no function sees.
+    pub trusted_proxies: Vec<Network>,
+    /// Who may read and change the registry over HTTP, of those who know the secret.
     pub admin: Admin,
     /// The largest bundle that is taken over HTTP, bytes as they come; then 413.
     pub bundle_limit: u64,
@@ -84,6 +96,9 @@ impl Default for ProxyConfig {
             header_limit: 64 << 10,
             most_connections: 10_000,
             most_calls: 50_000,
+            secret: None,
+            hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             admin: Admin::Loopback,
             bundle_limit: 512 << 20,
             seed: None,

@@ -6,38 +6,42 @@
 //!
 //! # Beside calls
 //!
-//! `/status`, `/stats`, `/livez`, `/readyz` and `/metrics` are for operators; [`Admin`] says who may
+//! `/livez` and `/readyz` are for everybody, `/status`, `/stats` and `/metrics` for operators; [`Admin`] says who may
 //! read and change the registry below `/registry/`; an [`AccessLog`] has a line for each request.
 //!
 //! # Workers
 //!
-//! Workers announce themselves below `/internal/`, which is open to clients on this machine only, and not
-//! to requests that came through another proxy or from a page in a browser. Workers on other machines are
+//! Workers announce themselves below `/internal/`, which is open to those who know the cluster's
+//! [secret](ProxyConfig::secret). Where there is none, it is open to clients on this machine only, and not to
+//! requests that came through another proxy or from a page in a browser: workers on other machines are then
 //! named in [`ProxyConfig::workers`], or come from a [`Source`] of your own.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{Request, Response};
+use openlambda_core::audit::AuditLog;
 use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
-use openlambda_core::serving::{Door, HttpServer};
+use openlambda_core::serving::identity::Host;
+use openlambda_core::serving::{Access, Door, HttpServer};
 use openlambda_core::time::SystemClock;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
 pub use crate::api::Admin;
 use crate::api::{Internal, Operate, RegistryApi};
 pub use crate::config::ProxyConfig;
-use crate::front::{Front, Places, Resolver, Server};
+pub use crate::front::Network;
+use crate::front::{Front, Places, Resolver, Server, TrustedProxies};
 pub use crate::observe::AccessLog;
 use crate::observe::{Stats, Telemetry};
 use crate::workers::membership::{Announced, Configured, Follower, Source, Watcher};
-use crate::workers::{Selector, SelectorFollower, http_client};
+use crate::workers::{HttpClient, Selector, SelectorFollower};
 
 /// A balancer. See the module's documentation.
 #[derive(Debug)]
@@ -47,6 +51,9 @@ pub struct Proxy {
     selector: Arc<Selector>,
     resolver: Arc<Resolver>,
     telemetry: Arc<Telemetry>,
+    audit: Arc<OnceLock<AuditLog>>,
+    /// By which clients of this machine come in, too.
+    socket: Mutex<Option<UnixListener>>,
     /// Those that do not run yet.
     sources: Mutex<Vec<Box<dyn Source>>>,
 }
@@ -62,7 +69,8 @@ impl Proxy {
         registry: Arc<dyn Registry>,
         clock: Arc<SystemClock>,
     ) -> Arc<Proxy> {
-        let client = http_client();
+        let client = HttpClient::new(config.secret.clone());
+        let access = Arc::new(Access::new(config.secret.clone(), config.hosts.clone()));
         // Ids differ between runs even when the policy's choices do not.
         let run = fresh_seed();
         let seed = config.seed.unwrap_or(run);
@@ -71,8 +79,9 @@ impl Proxy {
         let name = format!("{:016x}", fresh_seed());
 
         let watcher = Watcher::new(client.clone(), clock.clone(), name.clone(), config.silence());
+        let audit = Arc::<OnceLock<AuditLog>>::default();
         let configured = Configured::new(&config.workers, watcher.clone());
-        let (announcements, announced) = Announced::new(&configured, watcher);
+        let (announcements, announced) = Announced::new(&configured, watcher, Arc::clone(&audit));
         let sources: Vec<Box<dyn Source>> = vec![Box::new(configured), Box::new(announced)];
 
         let selector = Selector::new(policy, seed, config.retries(), name, client, clock.clone());
@@ -81,6 +90,8 @@ impl Proxy {
         let (resolver, ids) = (Arc::new(resolver), Arc::new(RequestIds::new(run)));
         let (policy, stats) = (Arc::<str>::from(policy_name.into()), Arc::<Stats>::default());
         let front = Front {
+            access: Arc::clone(&access),
+            proxies: TrustedProxies::new(config.trusted_proxies.clone()),
             limits: config.limits(),
             places: Places::new(config.most_calls),
             ids: Arc::clone(&ids),
@@ -99,6 +110,7 @@ impl Proxy {
             admin: config.admin,
             bundle_limit: config.bundle_limit,
             registry,
+            audit: Arc::clone(&audit),
             resolver: Arc::clone(&resolver),
             ids,
             telemetry: Arc::clone(&telemetry),
@@ -109,9 +121,9 @@ impl Proxy {
             announcements,
             resolver: Arc::clone(&resolver),
         };
-        let server = Arc::new(Server { front, operate, registry, internal });
-        let sources = Mutex::new(sources);
-        Arc::new(Proxy { config, server, selector, resolver, telemetry, sources })
+        let server = Arc::new(Server { access, front, operate, registry, internal });
+        let (socket, sources) = (Mutex::default(), Mutex::new(sources));
+        Arc::new(Proxy { config, server, selector, resolver, telemetry, audit, socket, sources })
     }
 
     /// One call, from the client's request to the reply, whose body may still be on its way.
@@ -134,7 +146,12 @@ impl Proxy {
         let proxy = Arc::clone(&self);
         let mut background = JoinSet::new();
         background.spawn(async move { proxy.run().await });
+        let ports = self.config.hosts.iter().filter_map(Host::port);
         let door = Door::new(listener, self.config.patience());
+        let mut door = door.and_secret(self.config.secret.clone(), ports);
+        if let Some(socket) = self.socket.lock().take() {
+            door = door.and_socket(socket);
+        }
         let http = HttpServer::new(door, self.config.http());
         self.server.serve(http, shutdown).await;
         background.shutdown().await;
@@ -165,6 +182,12 @@ impl Proxy {
         while tasks.join_next().await.is_some() {}
     }
 
+    /// Takes clients by this Unix socket as well, which has a file. Those that this process's user runs, or
+    /// root, belong to the cluster, and need not know its secret. Call it before the balancer serves.
+    pub fn listen_at(&self, socket: UnixListener) {
+        *self.socket.lock() = Some(socket);
+    }
+
     /// Adds a source of workers. Call it before the balancer serves or runs.
     pub fn follow(&self, source: impl Source + 'static) {
         self.sources.lock().push(Box::new(source));
@@ -177,6 +200,12 @@ impl Proxy {
         while self.selector.counts().ready < workers {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Writes down in `log` from now on who changes the registry over HTTP, and which workers announce
+    /// themselves. The first log that is given stays.
+    pub fn write_audit_log(&self, log: AuditLog) {
+        let _ = self.audit.set(log);
     }
 
     /// Writes a line for each request to `log` from now on. The first log that is given stays.

@@ -794,7 +794,7 @@ async fn policies_see_what_workers_hold() {
     // A version in its place: the old one's instances go.
     lb.publish("slow", "", "new").await;
     // Otherwise the registry's word of it may come after the call.
-    let refresh = b"POST /internal/refresh HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+    let refresh = b"POST /internal/refresh HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
                     Content-Length: 4\r\n\r\nslow";
     assert!(lb.raw(refresh).await.starts_with("HTTP/1.1 200"));
     let answer = lb.call("slow", "1").await;

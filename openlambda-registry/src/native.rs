@@ -14,7 +14,7 @@ mod store;
 
 pub use client::RemoteRegistry;
 pub use registry::NativeRegistry;
-pub use server::serve;
+pub use server::{ServeConfig, serve};
 pub use store::{STORE_FORMAT, Store, StoreError};
 
 /// For how long a name's meaning may be used without asking again by one who watches: a change is

@@ -13,7 +13,7 @@ use openlambda_core::bundle;
 use openlambda_core::conformance::registry::{Fixture, suite};
 use openlambda_core::registry::Registry;
 use openlambda_registry::dir::DirRegistry;
-use openlambda_registry::native::{NativeRegistry, RemoteRegistry, Store, serve};
+use openlambda_registry::native::{NativeRegistry, RemoteRegistry, ServeConfig, Store, serve};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -74,7 +74,7 @@ impl Remote {
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            serve(registry, listener, stopped).await.unwrap();
+            serve(registry, listener, ServeConfig::default(), stopped).await.unwrap();
         });
         *self.server.lock().await = Some((stop, server));
         Arc::new(RemoteRegistry::connect(&url).unwrap())

@@ -10,7 +10,7 @@ use super::bench;
 use super::common::Common;
 use super::{
     completions, config, deploy, doctor, functions, image, invoke, logs, new, policies, replay,
-    sim, up, versions,
+    secret, sim, up, versions,
 };
 use crate::Catalog;
 use crate::daemon::{self, DaemonCommand};
@@ -44,6 +44,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Bench(args) => bench::bench(args, &catalog),
         Command::Image(command) => image::image(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
+        Command::Secret(args) => secret::secret(&args),
         Command::Config(command) => config::config(&command),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => completions::man(&args, Cli::command()),
@@ -107,6 +108,8 @@ enum Command {
     /// Show the settings of ol up and of the daemons
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Make a secret for the daemons of a cluster that are started by hand
+    Secret(secret::SecretArgs),
     /// Make the image that docker sandboxes run in
     #[command(subcommand)]
     Image(image::ImageCommand),

@@ -49,7 +49,7 @@ pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
         request = request.header(name.trim(), value.trim());
     }
     let request = request.body(body).context(|| "this is not a valid request".to_owned())?;
-    let answer = block_on(http_client::send(request))?;
+    let answer = block_on(http_client::send(request, state.secret.as_ref()))?;
     let ok = !answer.status().is_client_error() && !answer.status().is_server_error();
     if args.common.json {
         print_json(&invoke_json(&answer));

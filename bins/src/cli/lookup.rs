@@ -22,7 +22,11 @@ pub(super) fn url_of(state: &ClusterState, function: &FunctionRef) -> String {
 pub(super) async fn refresh(state: &ClusterState, function: &FunctionRef) -> Result<()> {
     let url = format!("{}{}", state.url, wire::REFRESH_PATH);
     let request = http::Request::post(&url).body(Bytes::from(function.to_string()));
-    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    let answer = http_client::send(
+        request.context(|| format!("{url} is not an address"))?,
+        state.secret.as_ref(),
+    )
+    .await?;
     match answer.status() {
         // After `ol rm` it is not there any more, which is right.
         StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),

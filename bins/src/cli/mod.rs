@@ -20,6 +20,7 @@ mod policies;
 mod progress;
 mod replay;
 mod runtime;
+mod secret;
 mod sim;
 mod syntax;
 mod times;

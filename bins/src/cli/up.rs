@@ -39,7 +39,7 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
     catalog.policies().build(&config.balancer.policy)?;
     config.worker.config("worker", Path::new(""), catalog)?;
     if !matches!(config.cluster.registry.as_str(), "native" | "dir") {
-        catalog.open_registry(&config.cluster.registry)?;
+        catalog.open_registry(&config.cluster.registry, None, "ol up")?;
     }
     if let Some(log) = &mut config.balancer.access_log {
         if log.as_os_str() == "-" {
@@ -62,8 +62,9 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
         }
         *file = absolute(file)?;
     }
-    if let Some(store) = &mut config.registry.store {
-        *store = absolute(store)?;
+    for file in [&mut config.registry.store, &mut config.cluster.secret_file].into_iter().flatten()
+    {
+        *file = absolute(file)?;
     }
     let options = config.worker.sandbox_options()?;
     (config.worker.python, config.worker.node) = (options.python.clone(), options.node.clone());
@@ -230,7 +231,7 @@ enum Found {
     /// No supervisor runs, and none can be started while this is held.
     Lock(File),
     /// A cluster that runs, and whether its balancer answers in time.
-    Cluster { state: ClusterState, answers: bool },
+    Cluster { state: Box<ClusterState>, answers: bool },
 }
 
 /// Takes the lock, or finds the cluster that runs. That the lock is held does not tell it: a supervisor that was
@@ -242,8 +243,10 @@ async fn look(dir: &DataDir) -> Result<Found> {
                 return Ok(Found::Lock(lock));
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
-                match tokio::time::timeout(ANSWER, balancer_status(&state.url)).await {
-                    Ok(Ok(_)) => return Ok(Found::Cluster { state, answers: true }),
+                match tokio::time::timeout(ANSWER, balancer_status(&state)).await {
+                    Ok(Ok(_)) => {
+                        return Ok(Found::Cluster { state: Box::new(state), answers: true });
+                    }
                     // It is started again, or stopped.
                     Ok(Err(_)) => {}
                     // It is there and does not speak, which is no reason to start another one: the
@@ -251,7 +254,7 @@ async fn look(dir: &DataDir) -> Result<Found> {
                     Err(_) => match dir.try_lock()? {
                         Some(lock) => return Ok(Found::Lock(lock)),
                         None if dir.read_state().as_ref() == Some(&state) => {
-                            return Ok(Found::Cluster { state, answers: false });
+                            return Ok(Found::Cluster { state: Box::new(state), answers: false });
                         }
                         None => {}
                     },
@@ -281,7 +284,7 @@ fn waits_for(dir: &DataDir) -> String {
 
 async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
     if common.json {
-        let asked = tokio::time::timeout(ANSWER, balancer_status(&state.url)).await;
+        let asked = tokio::time::timeout(ANSWER, balancer_status(state)).await;
         let balancer = asked.ok().and_then(Result::ok);
         print_json(&status_json(state, balancer.as_ref()));
         return Ok(());
@@ -358,7 +361,7 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
 
 pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
-    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state.url)).await) };
+    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state)).await) };
     let asked = block_on(ask)?;
     let (slow, balancer) = (asked.is_err(), asked.ok().and_then(Result::ok));
     if args.json {
@@ -395,9 +398,11 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn balancer_status(url: &str) -> Result<BalancerStatus> {
+async fn balancer_status(state: &ClusterState) -> Result<BalancerStatus> {
+    let url = &state.url;
     let request = http::Request::get(format!("{url}{CLUSTER_PATH}")).body(Bytes::new());
-    let answer = http_client::send(request.context(|| format!("{url} is not an address"))?).await?;
+    let request = request.context(|| format!("{url} is not an address"))?;
+    let answer = http_client::send(request, state.secret.as_ref()).await?;
     serde_json::from_slice(answer.body())
         .context(|| "the balancer's answer is not understood".to_owned())
 }

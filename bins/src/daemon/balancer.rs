@@ -5,9 +5,10 @@ use std::sync::Arc;
 use openlambda_core::time::SystemClock;
 use openlambda_lb::proxy::{AccessLog, Proxy};
 
-use super::{listen, say_ready, stop_signal};
+use super::{audit_log, listen, say_ready, secret_in, stop_signal};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
+use crate::private;
 use crate::settings::{Balancer, Given, Settings, check_balancer};
 
 pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()> {
@@ -18,16 +19,27 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
         .registry
         .as_deref()
         .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
-    let registry = catalog.open_registry(registry)?;
+    let secret = secret_in(settings.secret_file.as_deref())?;
+    let registry = catalog.open_registry(registry, Some(&secret), "ol-lb")?;
     let built = catalog.policies().build(&settings.policy)?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());
     let policy = settings.policy.name.clone();
-    let proxy = Proxy::new(settings.config(), policy, built, registry, clock);
+    let proxy = Proxy::new(settings.config(Some(secret)), policy, built, registry, clock);
     if let Some(place) = &settings.access_log {
         let log = AccessLog::open(place, settings.access_log_mb.get() << 20)
             .context(|| format!("cannot write {}; pass another --access-log", place.display()))?;
         proxy.write_access_log(log);
+    }
+    if let Some(log) = audit_log(settings.audit_log.as_deref())? {
+        proxy.write_audit_log(log);
+    }
+    if let Some(socket) = &settings.socket {
+        match private::listen(socket) {
+            Ok(listener) => proxy.listen_at(listener),
+            // There are file systems without sockets; the port is as good.
+            Err(error) => tracing::warn!(%error, socket = %socket.display(), "no Unix socket"),
+        }
     }
     say_ready(&listener)?;
     proxy.serve(listener, stop).await;

@@ -12,5 +12,5 @@ pub(crate) mod worker;
 
 pub use command::{Daemon, daemon_main};
 pub(crate) use command::{DaemonCommand, commands, run};
-use process::{listen, say_ready};
+use process::{audit_log, listen, say_ready, secret_in};
 pub(crate) use process::{start_log, stop_signal};

@@ -1,12 +1,39 @@
 //! What every daemon needs from the system: an address, signals, a log.
 
+use std::fs::File;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 
+use openlambda_core::audit::AuditLog;
+use openlambda_core::serving::Secret;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{CliError, Context, Result};
+use crate::private;
+
+/// The cluster's secret, without which no daemon serves.
+pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
+    let file = file.ok_or_else(|| {
+        CliError::new(
+            "--secret-file is missing; make one with `ol secret FILE`, and name it to every daemon of the \
+             cluster",
+        )
+    })?;
+    Ok(Secret::read(file)?)
+}
+
+/// The log of changes in a file, if there is to be one.
+pub(super) fn audit_log(file: Option<&Path>) -> Result<Option<AuditLog>> {
+    let open = |file: &Path| {
+        // For its user alone, if it is new.
+        private::open_file(file, File::options().create(true).append(true))
+            .and_then(|_| AuditLog::open(file))
+            .context(|| format!("cannot write {}; pass another --audit-log", file.display()))
+    };
+    file.map(open).transpose()
+}
 
 /// Listens, and names the flag when that fails.
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use openlambda_registry::native::{NativeRegistry, Store, serve};
+use openlambda_registry::native::{NativeRegistry, ServeConfig, Store, serve};
 
-use super::{listen, say_ready, stop_signal};
+use super::{audit_log, listen, say_ready, secret_in, stop_signal};
 use crate::error::{CliError, Context, Result};
 use crate::settings::{Given, Registry, Settings};
 
@@ -13,6 +13,10 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
     let store = settings.store.ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
+    let secret = secret_in(settings.secret_file.as_deref())?;
+    let mut config = ServeConfig::default();
+    config.secret = Some(secret);
+    config.audit = audit_log(settings.audit_log.as_deref())?;
     let stop = stop_signal()?;
     let listener = listen(settings.listen).await?;
     let place = store.display().to_string();
@@ -22,5 +26,5 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
         .context(|| format!("cannot open the store in {place}"))?;
     say_ready(&listener)?;
     let registry = Arc::new(NativeRegistry::new(store));
-    serve(registry, listener, stop).await.context(|| "the registry ended".to_owned())
+    serve(registry, listener, config, stop).await.context(|| "the registry ended".to_owned())
 }

@@ -9,7 +9,7 @@ use openlambda_core::time::SystemClock;
 use openlambda_core::worker::Worker as CoreWorker;
 use openlambda_sandbox::sys::{MARK, Spawner};
 
-use super::{listen, say_ready, stop_signal};
+use super::{listen, say_ready, secret_in, stop_signal};
 use crate::Catalog;
 use crate::catalog::SandboxContext;
 use crate::error::{CliError, Context, Result};
@@ -25,10 +25,12 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     let name = required(settings.name.clone(), "name")?;
     let registry = required(settings.registry.clone(), "registry")?;
     let state_dir = required(settings.state_dir.clone(), "state-dir")?;
-    let config = settings.config(&name, &state_dir, catalog)?;
+    let secret = secret_in(settings.secret_file.as_deref())?;
+    let mut config = settings.config(&name, &state_dir, catalog)?;
+    config.secret = Some(secret.clone());
     FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
-    let registry = catalog.open_registry(&registry)?;
+    let registry = catalog.open_registry(&registry, Some(&secret), "ol-worker")?;
     let options = settings.sandbox_options()?;
     let entry = catalog.sandbox_entry(&settings.sandbox, &options)?;
     std::fs::create_dir_all(&state_dir)

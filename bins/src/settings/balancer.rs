@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use openlambda_core::serving::Secret;
+use openlambda_core::serving::identity::Host;
 use openlambda_lb::policies::{PolicyCatalog, PolicyConfig};
-use openlambda_lb::proxy::{AccessLog, Admin, ProxyConfig};
+use openlambda_lb::proxy::{AccessLog, Admin, Network, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::count::Count;
@@ -20,6 +22,20 @@ pub(crate) struct BalancerSettings {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_LISTEN")]
     pub(crate) listen: SocketAddr,
+    /// Name, beside localhost and addresses, by which the balancer is called; may be given more than once.
+    /// With a port, daemons may reach it by that one, too
+    #[arg(long = "host", value_name = "NAME[:PORT]")]
+    pub(crate) hosts: Vec<Host>,
+    /// Proxy in front of the balancer that is believed where requests come from; may be given more than
+    /// once
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS|NETWORK")]
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// Unix socket to listen on as well; by it, this user's own clients need not know the secret
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub(crate) socket: Option<PathBuf>,
+    /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
     /// Registry to resolve names with: native=URL or dir=FOLDER
     #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
     pub(crate) registry: Option<String>,
@@ -42,6 +58,9 @@ pub(crate) struct BalancerSettings {
     /// The size of a file of that log, MiB; two such files are kept
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) access_log_mb: Count,
+    /// Write who changes what to this file, as lines of JSON; at 16 MiB it becomes FILE.1
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Seed of the policy's choices [default: another one in each run]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -94,7 +113,8 @@ pub(crate) struct BalancerSettings {
 
 impl Section for BalancerSettings {
     const NAME: &'static str = "balancer";
-    const OF_ONE: &'static [&'static str] = &["registry", "workers"];
+    const OF_ONE: &'static [&'static str] =
+        &["registry", "workers", "secret_file", "socket", "audit_log"];
 }
 
 impl Default for BalancerSettings {
@@ -106,12 +126,17 @@ impl Default for BalancerSettings {
         let share = |share: f64| Share::try_from(share).unwrap_or_else(|why| panic!("{why}"));
         BalancerSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            hosts: config.hosts,
+            trusted_proxies: config.trusted_proxies,
+            socket: None,
+            secret_file: None,
             registry: None,
             policy: PolicyConfig::named(PolicyCatalog::DEFAULT),
             workers: config.workers,
             admin: config.admin,
             access_log: None,
             access_log_mb: Count::of(AccessLog::FILE_SIZE >> 20),
+            audit_log: None,
             seed: config.seed,
             most_connections: Count::of(config.most_connections as u64),
             most_calls: Count::of(config.most_calls as u64),
@@ -134,8 +159,11 @@ impl Default for BalancerSettings {
 
 impl BalancerSettings {
     /// What the library is told.
-    pub(crate) fn config(&self) -> ProxyConfig {
+    pub(crate) fn config(&self, secret: Option<Secret>) -> ProxyConfig {
         ProxyConfig {
+            secret,
+            hosts: self.hosts.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
             workers: self.workers.clone(),
             admin: self.admin,
             seed: self.seed,

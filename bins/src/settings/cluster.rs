@@ -1,5 +1,6 @@
 //! The settings of a cluster on one machine, beside those of its daemons.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -20,6 +21,10 @@ pub(crate) struct ClusterSettings {
     /// runs already
     #[arg(long, value_name = "NAME[=PLACE]", env = "OPENLAMBDA_REGISTRY")]
     pub(crate) registry: String,
+    /// File with the secret by which daemons know each other [default: secret in the cluster's folder,
+    /// which is made]
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
     /// How long a daemon may take until it serves
     #[arg(long, value_name = "SECONDS", hide_short_help = true)]
     pub(crate) start_limit_seconds: Seconds,
@@ -37,6 +42,7 @@ impl Default for ClusterSettings {
         ClusterSettings {
             workers: Count::of(2),
             registry: "native".to_owned(),
+            secret_file: None,
             start_limit_seconds: Duration::from_secs(30).into(),
             stop_grace_seconds: Duration::from_secs(40).into(),
         }

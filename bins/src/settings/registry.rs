@@ -15,6 +15,12 @@ pub(crate) struct RegistrySettings {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_REGISTRY_LISTEN")]
     pub(crate) listen: SocketAddr,
+    /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+    /// Write who changes what to this file, as lines of JSON; at 16 MiB it becomes FILE.1
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Folder of the store; ol up keeps it in the cluster's folder unless this says otherwise
     #[arg(long, value_name = "DIR", env = "OPENLAMBDA_REGISTRY_DIR")]
     pub(crate) store: Option<PathBuf>,
@@ -22,10 +28,16 @@ pub(crate) struct RegistrySettings {
 
 impl Section for RegistrySettings {
     const NAME: &'static str = "registry";
+    const OF_ONE: &'static [&'static str] = &["secret_file", "audit_log"];
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        RegistrySettings { listen: SocketAddr::from(([127, 0, 0, 1], 9000)), store: None }
+        RegistrySettings {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
+            secret_file: None,
+            audit_log: None,
+            store: None,
+        }
     }
 }

@@ -46,6 +46,9 @@ pub(crate) struct WorkerSettings {
     /// Balancer to announce itself to; may be given more than once
     #[arg(long = "balancer", value_name = "URL")]
     pub(crate) balancers: Vec<String>,
+    /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
+    #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
     /// Registry to pull from: native=URL or dir=FOLDER
     #[arg(long, value_name = "NAME=PLACE", env = "OPENLAMBDA_REGISTRY")]
     pub(crate) registry: Option<String>,
@@ -155,8 +158,16 @@ pub(crate) struct WorkerSettings {
 
 impl Section for WorkerSettings {
     const NAME: &'static str = "worker";
-    const OF_ONE: &'static [&'static str] =
-        &["name", "listen", "advertise", "state_dir", "volumes_dir", "balancers", "registry"];
+    const OF_ONE: &'static [&'static str] = &[
+        "name",
+        "listen",
+        "advertise",
+        "state_dir",
+        "volumes_dir",
+        "balancers",
+        "registry",
+        "secret_file",
+    ];
 }
 
 impl Default for WorkerSettings {
@@ -169,6 +180,7 @@ impl Default for WorkerSettings {
             state_dir: None,
             volumes_dir: None,
             balancers: config.balancers,
+            secret_file: None,
             registry: None,
             sandbox: "auto".to_owned(),
             memory_mb: Count::of(config.scheduler.memory >> 20),

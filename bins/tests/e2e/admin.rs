@@ -1,7 +1,6 @@
 //! What pages, operators and scripts do over HTTP beside plain calls.
 
 use std::io::Write;
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,7 +8,10 @@ use std::time::Duration;
 use http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::common::{Answer, Cluster, HttpClient, client, post, raw, send, texts, wait_for};
+use crate::common::{
+    Answer, Cluster, HttpClient, client, connect, inside, post, raw_inside, secret, send, texts,
+    wait_for,
+};
 
 const RAISES: &str = "def f(event):\n    raise ValueError('no')\n";
 
@@ -118,7 +120,7 @@ async fn registry(
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_are_listed_uploaded_and_deleted_over_http() {
     let cluster = Cluster::start(&["--workers", "1"]);
-    let (client, base) = (client(), format!("{}/registry/", cluster.url));
+    let (client, base) = (inside(), format!("{}/registry/", cluster.url));
     let says = |text: &str| {
         let code = format!("def f(event): return {text:?}");
         let manifest = "methods = [\"POST\"]";
@@ -188,7 +190,7 @@ async fn functions_are_listed_uploaded_and_deleted_over_http() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_is_refused_leaves_nothing() {
     let cluster = Cluster::start(&["--workers", "1"]);
-    let (client, base) = (client(), format!("{}/registry/", cluster.url));
+    let (client, base) = (inside(), format!("{}/registry/", cluster.url));
     let good = tar_gz(&cluster.place.function("good", &[("f.py", "def f(event): return 1")]));
     let manifest = ("ol.toml", "memory = 3");
     let odd = tar_gz(&cluster.place.function("odd", &[("f.py", ""), manifest]));
@@ -205,14 +207,14 @@ async fn an_upload_that_is_refused_leaves_nothing() {
         assert_eq!((answer.status, &answer.json()["error"]), (400, &json!("bad_request")), "{why}");
         assert!(answer.json()["message"].as_str().unwrap().contains(why), "{answer:?}");
     }
-    let answer = raw(
+    let answer = raw_inside(
         cluster.address(),
         b"POST /registry/large HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
           Content-Length: 9999999999\r\n\r\n",
     );
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("limit of"), "{answer}");
     // One that leaves in the middle.
-    let mut stream = TcpStream::connect(cluster.address()).unwrap();
+    let mut stream = connect(cluster.address());
     let head = "POST /registry/half HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&good).unwrap();
@@ -240,6 +242,8 @@ async fn a_browser_and_other_machines_cannot_deploy() {
     let good = tar_gz(&cluster.place.function("good", &[("f.py", "def f(event): return 1")]));
     let url = format!("{}/registry/good", cluster.url);
     let own = cluster.url.clone();
+    let bearer = secret().bearer();
+    // Each knows the secret, from wherever it may have it.
     for headers in [
         &[("origin", "https://evil.org")][..],
         &[("origin", "null")],
@@ -247,8 +251,8 @@ async fn a_browser_and_other_machines_cannot_deploy() {
         &[("sec-fetch-site", "cross-site")],
         &[("host", "evil.org")],
         &[("host", "evil.org"), ("origin", "http://evil.org")],
-        &[("x-forwarded-for", "10.0.0.1")],
     ] {
+        let headers = &[headers, &[("authorization", &*bearer)]].concat()[..];
         for method in [Method::POST, Method::DELETE, Method::GET] {
             let answer = registry(&client, method.clone(), &url, headers, &good).await;
             assert_eq!(answer.status, 403, "{method} {headers:?} {answer:?}");
@@ -257,21 +261,38 @@ async fn a_browser_and_other_machines_cannot_deploy() {
         let answer = registry(&client, Method::OPTIONS, &url, headers, b"").await;
         assert!(!answer.headers.contains_key("access-control-allow-origin"), "{answer:?}");
     }
+    // Those who do not know it, from wherever they say that they are.
+    for headers in [
+        &[][..],
+        &[("x-forwarded-for", "127.0.0.1")],
+        &[("x-real-ip", "127.0.0.1")],
+        &[("authorization", "Bearer 0123456789abcdef0123456789abcdef")],
+        &[("authorization", "Basic b2w6b2w=")],
+    ] {
+        for method in [Method::POST, Method::DELETE, Method::GET] {
+            let answer = registry(&client, method.clone(), &url, headers, &good).await;
+            assert_eq!(answer.status, 401, "{method} {headers:?} {answer:?}");
+            assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"openlambda\"");
+            let message = answer.json()["message"].as_str().unwrap().to_owned();
+            assert!(message.contains("authorization: Bearer"), "{message}");
+        }
+    }
     // Nor may a page name workers, to which calls would go then.
     let worker = json!({"name": "evil", "incarnation": 1, "url": "http://127.0.0.1:1",
         "weight": 1.0, "capacity": 1});
     let url = format!("{}/internal/workers", cluster.url);
-    let (page, body) = ([("origin", "https://evil.org")], worker.to_string());
+    let page = [("origin", "https://evil.org"), ("authorization", &*bearer)];
+    let body = worker.to_string();
     let announced = registry(&client, Method::POST, &url, &page, body.as_bytes()).await;
     assert_eq!(announced.status, 403);
     let list = format!("{}/registry/", cluster.url);
-    assert_eq!(registry(&client, Method::GET, &list, &[], b"").await.json(), json!([]));
+    assert_eq!(registry(&inside(), Method::GET, &list, &[], b"").await.json(), json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_registry_can_be_closed_to_http() {
     let cluster = Cluster::start(&["--workers", "1", "--admin", "off"]);
-    let client = client();
+    let client = inside();
     let good = tar_gz(&cluster.place.function("good", &[("f.py", "def f(event): return 1")]));
     let url = format!("{}/registry/good", cluster.url);
     for method in [Method::GET, Method::POST, Method::DELETE] {
@@ -293,7 +314,9 @@ async fn metrics(client: &HttpClient, server: &str, lines: &[&str]) -> String {
     let url = format!("{server}/metrics");
     let mut missing = None;
     for _ in 0..1200 {
-        let answer = registry(client, Method::GET, &url, &[], b"").await;
+        let bearer = secret().bearer();
+        let bearer = [("authorization", &*bearer)];
+        let answer = registry(client, Method::GET, &url, &bearer, b"").await;
         assert_eq!(answer.status, 200);
         assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
         let there = |line: &&&str| !answer.body.lines().any(|known| known == **line);
@@ -369,7 +392,7 @@ async fn metrics_say_what_happened_in_prometheus_words() {
 
     cluster.place.ol(&["rm", "echo"]);
     let gone = wait_for(|| {
-        let text = raw(cluster.address(), b"GET /metrics HTTP/1.0\r\n\r\n");
+        let text = raw_inside(cluster.address(), b"GET /metrics HTTP/1.0\r\n\r\n");
         (!text.contains("echo")).then_some(())
     });
     assert!(gone.is_some(), "a function that is removed still has series");
@@ -400,7 +423,7 @@ async fn the_access_log_has_a_line_for_each_request() {
     assert_eq!(post(&client, &raises, "1").await.status, 500);
     assert_eq!(post(&client, &format!("{}/run/nothing", cluster.url), "1").await.status, 404);
     let registry_url = format!("{}/registry/raises", cluster.url);
-    assert_eq!(registry(&client, Method::DELETE, &registry_url, &[], b"").await.status, 200);
+    assert_eq!(registry(&inside(), Method::DELETE, &registry_url, &[], b"").await.status, 200);
     // The checks are not of interest.
     metrics(&client, &cluster.url, &[]).await;
 

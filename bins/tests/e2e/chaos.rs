@@ -15,7 +15,9 @@ use openlambda_core::registry::Registry;
 use openlambda_registry::native::RemoteRegistry;
 use rustix::process::Signal;
 
-use crate::common::{Answer, Cluster, Place, client, example, kill, post, send, texts, wait_for};
+use crate::common::{
+    Answer, Cluster, Place, client, example, kill, post, secret, send, texts, wait_for,
+};
 use crate::table::wait_for_call;
 
 /// A thousand calls at once through two workers, one of which is killed and started again: only calls
@@ -272,6 +274,7 @@ async fn what_the_registry_acknowledged_survives_kill_9() {
     let cluster = Cluster::start(&["--workers", "1"]);
     let spec = cluster.status()["registry"]["spec"].as_str().unwrap().to_owned();
     let registry = RemoteRegistry::connect(spec.strip_prefix("native=").unwrap()).unwrap();
+    let registry = registry.with_secret(Some(secret().known()));
     let stop = Arc::new(AtomicBool::new(false));
     let publishers: Vec<_> = (0..4)
         .map(|n| {

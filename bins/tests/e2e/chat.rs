@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Cluster, Place, client, kill, post};
+use crate::common::{Cluster, Place, client, inside, kill, post};
 use crate::engine::Engine;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,10 +62,11 @@ async fn the_second_call_waits_for_the_third(cluster: &Cluster, kind: &str) {
             tokio::spawn(async move { post(&client, &url, body).await })
         })
         .collect();
+    let inside = inside();
     let all_wait = async {
         loop {
             let stats =
-                client.get(format!("{}/stats", cluster.url).parse().unwrap()).await.unwrap();
+                inside.get(format!("{}/stats", cluster.url).parse().unwrap()).await.unwrap();
             let stats = http_body_util::BodyExt::collect(stats.into_body()).await.unwrap();
             let stats: Value = serde_json::from_slice(&stats.to_bytes()).unwrap();
             if stats["in_flight"] == 8 {

@@ -5,18 +5,31 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use openlambda_core::serving::identity::prove;
+use openlambda_core::serving::{Connector, Secret};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// The command-line program.
 pub const OL: &str = env!("CARGO_BIN_EXE_ol");
+
+/// Names a folder with copies of the programs, for tests that run as a user who cannot read the others.
+pub const COPIES: &str = "OPENLAMBDA_TEST_PROGRAMS";
+
+/// One of the programs, by its name.
+pub fn program(name: &str) -> PathBuf {
+    match std::env::var_os(COPIES) {
+        Some(folder) => Path::new(&folder).join(name),
+        None => Path::new(OL).with_file_name(name),
+    }
+}
 
 /// A folder for one cluster. Drop stops the cluster and looks for what is left.
 pub struct Place {
@@ -25,13 +38,19 @@ pub struct Place {
 }
 
 impl Place {
+    /// For a cluster that has the [secret] of all tests.
     pub fn new() -> Self {
+        Place::with_its_own_secret().with("OPENLAMBDA_SECRET_FILE", secret().file())
+    }
+
+    /// For a cluster whose secret is known to itself alone.
+    pub fn with_its_own_secret() -> Self {
         Place { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
     }
 
     /// The same, with one more variable for each `ol`.
-    pub fn with(mut self, variable: &str, value: &str) -> Self {
-        self.environment.push((variable.to_owned(), value.to_owned()));
+    pub fn with(mut self, variable: &str, value: impl Into<String>) -> Self {
+        self.environment.push((variable.to_owned(), value.into()));
         self
     }
 
@@ -41,7 +60,7 @@ impl Place {
 
     /// `ol` with these arguments, about this cluster.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(OL);
+        let mut command = Command::new(program("ol"));
         command.args(args).env("OPENLAMBDA_DATA_DIR", self.data_dir()).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(variable, value)| (variable, value)));
         command
@@ -173,6 +192,39 @@ impl Drop for Place {
     }
 }
 
+/// The secret by which a test is a part of the clusters that it starts.
+pub struct TestSecret {
+    folder: TempDir,
+    secret: Secret,
+}
+
+/// The one of all tests.
+pub fn secret() -> &'static TestSecret {
+    static SECRET: OnceLock<TestSecret> = OnceLock::new();
+    SECRET.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let made = Command::new(program("ol")).arg("secret").arg(&path).output().unwrap();
+        assert!(made.status.success(), "{:?}", texts(&made));
+        TestSecret { secret: Secret::read(&path).unwrap(), folder }
+    })
+}
+
+impl TestSecret {
+    pub fn file(&self) -> String {
+        self.folder.path().join("secret").display().to_string()
+    }
+
+    pub fn known(&self) -> Secret {
+        self.secret.clone()
+    }
+
+    /// The header by which tools say that they know it.
+    pub fn bearer(&self) -> String {
+        format!("Bearer {}", self.secret.text())
+    }
+}
+
 /// One daemon alone. Drop ends it, and sees that it ends as it should.
 pub struct Daemon {
     child: Child,
@@ -183,7 +235,7 @@ impl Daemon {
     /// Runs `ol-lb`, `ol-worker` or `ol-registry`, by its path, on a free port.
     pub fn start(program: &str, args: &[&str]) -> Self {
         let mut child = Command::new(program)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--secret-file", &secret().file()])
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -310,11 +362,20 @@ impl Answer {
     }
 }
 
-pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+pub type HttpClient = Client<Connector, Full<Bytes>>;
 
+/// A client that calls functions.
 pub fn client() -> HttpClient {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
+    client_of(None)
+}
+
+/// A client that is a part of the tests' clusters.
+pub fn inside() -> HttpClient {
+    client_of(Some(secret().known()))
+}
+
+pub fn client_of(secret: Option<Secret>) -> HttpClient {
+    let connector = Connector::new(secret, Duration::from_secs(60));
     Client::builder(TokioExecutor::new()).build(connector)
 }
 
@@ -339,9 +400,34 @@ pub async fn post(client: &HttpClient, url: &str, body: &str) -> Answer {
     send(client, request).await.unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
+/// Connects as a process of the tests' clusters does.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let proves = async move || {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        prove(&mut stream, &secret().known(), address.port()).await?;
+        stream.into_std()
+    };
+    let runs = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(proves())
+    };
+    // A runtime of its own: the caller may be in one.
+    let stream = std::thread::spawn(runs).join().unwrap().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
 /// Sends bytes as they are and reads until the other end closes.
 pub fn raw(address: SocketAddr, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
+    exchange(TcpStream::connect(address).unwrap(), request)
+}
+
+/// The same, as a process of the tests' clusters.
+pub fn raw_inside(address: SocketAddr, request: &[u8]) -> String {
+    exchange(connect(address), request)
+}
+
+fn exchange(mut stream: TcpStream, request: &[u8]) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(request).unwrap();
     let mut answer = Vec::new();

@@ -12,7 +12,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Daemon, HttpClient, Place, client, kill, post, raw, wait_for};
+use crate::common::{
+    Cluster, Daemon, HttpClient, Place, client, kill, post, raw, raw_inside, wait_for,
+};
 
 const SLEEPS: &str = "import time\ndef f(event):\n    time.sleep(event)\n    return event\n";
 
@@ -31,7 +33,8 @@ def f(event):
 const GATE: &str = "max_instances = 1\n[[volumes]]\nname = \"gate\"\npath = \"/gate\"";
 
 fn stats(address: SocketAddr) -> Value {
-    let answer = raw(address, b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let answer =
+        raw_inside(address, b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
@@ -138,7 +141,7 @@ async fn a_balancer_that_is_stopped_answers_what_it_has_accepted() {
         .collect();
     // A connection that is kept, and one whose request is not whole yet.
     let mut idle = TcpStream::connect(balancer).unwrap();
-    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     idle.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     assert!(idle.read(&mut [0; 4096]).unwrap() > 0);
     wait_for(|| (stats(balancer)["in_flight"] == 12).then_some(())).unwrap();

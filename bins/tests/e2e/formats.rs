@@ -9,7 +9,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Place, texts, wait_for};
+use crate::common::{Cluster, Place, secret, texts, wait_for};
 
 /// Puts what the earlier release wrote where the place's data folder is.
 fn unpack(place: &Place) {
@@ -166,7 +166,7 @@ fn a_store_of_a_later_release_is_refused_and_left_as_it_is() {
     let other = data.to_str().unwrap();
     let registry = Path::new(crate::common::OL).with_file_name("ol-registry");
     let refused = Command::new(registry)
-        .args(["--listen", "127.0.0.1:0", "--store", other])
+        .args(["--listen", "127.0.0.1:0", "--secret-file", &secret().file(), "--store", other])
         .output()
         .unwrap();
     assert_eq!(refused.status.code(), Some(1));

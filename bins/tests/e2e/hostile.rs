@@ -7,7 +7,7 @@ use std::path::Path;
 use openlambda_core::bundle;
 use serde_json::{Value, json};
 
-use crate::common::{Answer, Cluster, HttpClient, OL, client, post, send, wait_for};
+use crate::common::{Answer, Cluster, HttpClient, OL, client, inside, post, send, wait_for};
 
 /// The kinds of sandbox that each function tries.
 const KINDS: [&str; 2] = ["process", "sock"];
@@ -240,7 +240,7 @@ async fn upload(site: &Site, name: &str, files: &[(&str, &str)]) -> String {
     let mut tar = Vec::new();
     bundle::pack_dir(folder.path(), &mut tar).unwrap();
     let url = format!("{}/registry/{name}", site.cluster.url);
-    let answer = send(&site.client, http::Request::post(url).body(tar).unwrap()).await.unwrap();
+    let answer = send(&inside(), http::Request::post(url).body(tar).unwrap()).await.unwrap();
     assert_eq!(answer.status, 201, "{answer:?}");
     format!("{}/run/{name}", site.cluster.url)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Cluster, client, post, raw, send};
+use crate::common::{Cluster, client, inside, post, raw, send, wait_for};
 
 /// Returns its event, or what the event's body says.
 const MIRROR: &str = r#"
@@ -65,6 +65,62 @@ async fn a_request_arrives_as_it_was_sent_but_for_hop_by_hop_headers() {
     }
     let head = head.to_ascii_lowercase();
     assert!(head.contains("x-openlambda-request-id: my-own.id"), "{head}");
+}
+
+/// What WSGI calls the client and the scheme.
+const WSGI: &str = "
+def app(environ, start):
+    start('200 OK', [])
+    return [(environ['REMOTE_ADDR'] + ' ' + environ['wsgi.url_scheme']).encode()]
+";
+
+/// Where a request comes from is what the connection says, or a proxy that the operator has named: not what
+/// its client writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_say_where_it_comes_from_and_a_trusted_proxy_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("access.jsonl");
+    let log = log.to_str().unwrap();
+    let lies = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
+                Forwarded: for=192.0.2.7\r\nX-Real-IP: 192.0.2.7\r\nTrue-Client-IP: 192.0.2.7\r\n";
+    for (trusted, client, scheme) in [
+        (&[][..], "127.0.0.1", "http"),
+        (&["--trusted-proxy", "127.0.0.0/8"], "192.0.2.7", "https"),
+    ] {
+        let args = ["--workers", "1", "--sandbox", "process", "--access-log", log];
+        let cluster = Cluster::start(&[&args[..], trusted].concat());
+        mirror(&cluster);
+        cluster.deploy(
+            "wsgi",
+            &[("app.py", WSGI), ("ol.toml", "style = \"wsgi\"\nhandler = \"app.app\"")],
+        );
+        let ask = |path: &str| {
+            let request =
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lies}\r\n");
+            let answer = raw(cluster.address(), request.as_bytes());
+            answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+        };
+        let event: serde_json::Value = serde_json::from_str(&ask("/run/mirror")).unwrap();
+        assert_eq!(event["requestContext"]["http"]["sourceIp"], client);
+        let headers = &event["headers"];
+        assert_eq!(headers["x-real-ip"], client);
+        assert_eq!(headers["x-forwarded-proto"], scheme);
+        assert_eq!(headers["forwarded"], format!("for={client};proto={scheme}"));
+        assert_eq!(headers.get("true-client-ip"), None);
+        assert_eq!(ask("/run/wsgi"), format!("{client} {scheme}"));
+        // Not even by having the balancer take the truth for a matter between itself and the client.
+        let request = "GET /run/mirror HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.7\r\n\
+                       Connection: close, X-Forwarded-For\r\n\r\n";
+        let answer = raw(cluster.address(), request.as_bytes());
+        assert!(answer.contains("\"x-forwarded-for\": \"127.0.0.1\""), "{answer}");
+        let logged = wait_for(|| {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let line = text.lines().rfind(|line| line.contains("/run/wsgi"))?;
+            Some(serde_json::from_str::<serde_json::Value>(line).unwrap()["client"].clone())
+        });
+        assert_eq!(logged.unwrap(), client);
+        std::fs::remove_file(log).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,6 +257,6 @@ async fn a_client_that_leaves_harms_nobody() {
     // What waited is gone from the queue; what ran kept its slot until it had answered.
     assert_eq!(post(&client, &url, "0").await.body, "0");
     let request = http::Request::get(format!("{}/stats", cluster.url)).body("").unwrap();
-    let stats = send(&client, request).await.unwrap().json();
+    let stats = send(&inside(), request).await.unwrap().json();
     assert_eq!((&stats["in_flight"], &stats["policy_defects"]), (&json!(0), &json!(0)));
 }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use crate::common::{Cluster, Place, texts};
+use crate::common::{Cluster, Place, secret, texts};
 
 #[test]
 fn a_port_in_use_names_the_flag() {
@@ -23,7 +23,7 @@ fn a_port_in_use_names_the_flag() {
         (env!("CARGO_BIN_EXE_ol-registry"), &["--store", "/nonexistent/never/made"]),
     ] {
         let output = Command::new(daemon)
-            .args(["--listen", &listen])
+            .args(["--listen", &listen, "--secret-file", &secret().file()])
             .args(more)
             .stdin(Stdio::null())
             .output()

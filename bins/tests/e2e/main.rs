@@ -13,6 +13,7 @@
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
+//! | `identity` | who is let in, by the cluster's secret |
 //! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
@@ -39,6 +40,7 @@ mod examples;
 mod formats;
 mod hostile;
 mod http;
+mod identity;
 mod input;
 mod page;
 mod private;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use crate::common::{Cluster, client, post, wait_for};
+use crate::common::{Cluster, client, inside, post, wait_for};
 
 /// Deploys, calls and removes that many functions, a few at a time: then there are as many files,
 /// processes and cgroups as before, in the registry and on the workers.
@@ -47,7 +47,7 @@ async fn one_function(cluster: &Cluster, n: usize, workers: &[String]) {
     let url = ol(&["deploy", folder.to_str().unwrap()]).await;
     let straight = workers.iter().map(|worker| format!("{worker}/run/{name}"));
     for url in straight.chain([url.trim().to_owned()]) {
-        let answer = post(&client(), &url, "7").await;
+        let answer = post(&inside(), &url, "7").await;
         assert_eq!((answer.status, answer.body), (200, n.to_string()));
     }
     ol(&["rm", &name]).await;

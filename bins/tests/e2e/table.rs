@@ -5,7 +5,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Answer, Cluster, Daemon, HttpClient, Place, client, kill, post, raw, send};
+use crate::common::{
+    Answer, Cluster, Daemon, HttpClient, Place, client, inside, kill, post, raw, send,
+};
 
 /// The parts that every failure has.
 fn check(answer: &Answer, status: u16, code: &str, culprit: &str, started: &str) -> Value {
@@ -177,7 +179,7 @@ async fn a_worker_that_dies_in_the_middle_gets_502() {
         let (client, url) = (client.clone(), url.clone());
         tokio::spawn(async move { post(&client, &url, "60").await })
     };
-    runs(&client, &cluster).await;
+    runs(&cluster).await;
     kill(cluster.worker_pid("worker-1").unwrap(), Signal::KILL);
     check(&call.await.unwrap(), 502, "worker_died", "worker", "maybe");
     // The supervisor starts it again, and it comes back into the rotation.
@@ -195,7 +197,7 @@ async fn a_draining_worker_finishes_its_calls_and_gets_no_more() {
         let (client, url) = (client.clone(), url.clone());
         tokio::spawn(async move { post(&client, &url, "3").await })
     };
-    runs(&client, &cluster).await;
+    runs(&cluster).await;
     let pid = cluster.worker_pid("worker-1").unwrap();
     kill(pid, Signal::TERM);
     let refused = loop {
@@ -267,11 +269,12 @@ async fn over_the_time_limit_gets_504_and_ends_only_that_sandbox() {
 }
 
 /// Waits until a call runs on the cluster's only worker.
-async fn runs(client: &HttpClient, cluster: &Cluster) {
+async fn runs(cluster: &Cluster) {
+    let inside = inside();
     let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
     for _ in 0..3000 {
         let request = http::Request::get(format!("{worker}/stats")).body("").unwrap();
-        if send(client, request).await.unwrap().json()["counts"]["running"] == 1 {
+        if send(&inside, request).await.unwrap().json()["counts"]["running"] == 1 {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures_core::Stream as Sequence;
 use futures_util::future::select;
 use futures_util::stream;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::{Patient, Quiet, Stream};
+use super::identity::Greeting;
+use super::{Caller, Identity, Patient, Principal, Quiet, Secret, Stream};
 
 /// How long a server waits when the system fails to give it a connection, most likely because there are no
 /// descriptors: calls that end give some back.
@@ -50,14 +51,24 @@ impl Patience {
     }
 }
 
-/// Listeners that count the connections that they let in.
+/// Listeners that count the connections that they let in, and learn who comes.
 #[derive(Debug)]
 pub struct Door {
     tcp: Option<TcpListener>,
-    local: Option<UnixListener>,
+    local: Option<Local>,
     local_first: AtomicBool,
     patience: Patience,
+    secret: Option<Secret>,
+    /// The ports by which clients reach it.
+    ports: Arc<[u16]>,
     places: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Local {
+    listener: UnixListener,
+    /// Who may connect is known by the file, and who does by the kernel.
+    by_user: bool,
 }
 
 impl Door {
@@ -68,18 +79,33 @@ impl Door {
 
     /// Lets clients in by a Unix socket alone.
     pub fn within(listener: UnixListener, patience: Patience) -> Self {
-        Door::of(None, Some(listener), patience)
+        Door::of(None, Some(Local { listener, by_user: false }), patience)
     }
 
-    /// Lets clients in by a [local](super::local) socket, too.
-    pub fn and_local(self, local: UnixListener) -> Self {
-        Door { local: Some(local), ..self }
+    /// Lets clients in by a [local](super::local) socket, too. They are asked for the secret as those by
+    /// TCP are, since sandboxed processes of the same user may get there.
+    pub fn and_local(self, listener: UnixListener) -> Self {
+        Door { local: Some(Local { listener, by_user: false }), ..self }
     }
 
-    fn of(tcp: Option<TcpListener>, local: Option<UnixListener>, patience: Patience) -> Self {
+    /// Lets clients in by a Unix socket that has a file, too. Those of this process's user, and root, are
+    /// the cluster.
+    pub fn and_socket(self, listener: UnixListener) -> Self {
+        Door { local: Some(Local { listener, by_user: true }), ..self }
+    }
+
+    /// Learns of each connection whether its client knows the secret. `ports` are other ports than the
+    /// listener's own by which clients reach it, because something forwards them.
+    pub fn and_secret(self, secret: Option<Secret>, ports: impl IntoIterator<Item = u16>) -> Self {
+        let own = self.tcp.as_ref().and_then(|listener| listener.local_addr().ok());
+        let ports = own.map(|address| address.port()).into_iter().chain(ports).collect();
+        Door { secret, ports, ..self }
+    }
+
+    fn of(tcp: Option<TcpListener>, local: Option<Local>, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
         let (local_first, places) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
-        Door { tcp, local, local_first, patience, places }
+        Door { tcp, local, local_first, patience, secret: None, ports: Arc::default(), places }
     }
 
     /// How the server treats clients that connect.
@@ -89,7 +115,7 @@ impl Door {
 
     /// The connections one after another, without an end, for a server that does not speak HTTP/1.1 and
     /// accepts by itself; others use [`HttpServer`](super::HttpServer). Failures are logged.
-    pub fn into_connections(self) -> impl Sequence<Item = Patient<Stream>> + Send {
+    pub fn into_connections(self) -> impl Sequence<Item = Caller> + Send {
         stream::unfold(self, |door| async move { Some((door.accept(cannot_accept).await, door)) })
     }
 
@@ -97,13 +123,23 @@ impl Door {
     /// accepting continues after a moment.
     ///
     /// Dropping the future loses no connection.
-    pub async fn accept(&self, failed: impl Fn(io::Error)) -> Patient<Stream> {
+    pub async fn accept(&self, failed: impl Fn(io::Error)) -> Caller {
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
         loop {
             match self.next().await {
-                Ok((stream, peer)) => {
+                Ok((stream, peer, known)) => {
                     let Patience { head, write, .. } = self.patience;
-                    return Patient::new(stream, peer, head, write, place);
+                    let stream = Patient::new(stream, peer, head, write, place);
+                    let (identity, greeting) = match (&self.secret, known) {
+                        (_, Some(known)) => (Identity::of(known), None),
+                        (None, None) => (Identity::of(Principal::Anyone), None),
+                        (Some(secret), None) => {
+                            let ports = Arc::clone(&self.ports);
+                            let greeting = Greeting::new(secret.clone(), ports, head);
+                            (Identity::to_be_told(), Some(greeting))
+                        }
+                    };
+                    return Caller::new(stream, identity, greeting);
                 }
                 Err(error) => {
                     failed(error);
@@ -113,18 +149,20 @@ impl Door {
         }
     }
 
-    async fn next(&self) -> io::Result<(Stream, SocketAddr)> {
+    async fn next(&self) -> io::Result<(Stream, SocketAddr, Option<Principal>)> {
         let tcp = async {
             let Some(listener) = &self.tcp else { return pending().await };
             let (stream, peer) = listener.accept().await?;
             // Replies are written in whole pieces; waiting for more only delays them.
             let _ = stream.set_nodelay(true);
-            Ok((Stream::Tcp(stream), peer))
+            Ok((Stream::Tcp(stream), peer, None))
         };
-        let Some(local) = &self.local else { return tcp.await };
+        let Some(Local { listener, by_user }) = &self.local else { return tcp.await };
         let local = async {
-            let stream = Quiet::new(local.accept().await?.0)?;
-            Ok((Stream::Local(stream), (Ipv4Addr::LOCALHOST, 0).into()))
+            let stream = listener.accept().await?.0;
+            let known = by_user.then(|| known_by_user(&stream)).transpose()?;
+            let stream = Quiet::new(stream)?;
+            Ok((Stream::Local(stream), (Ipv4Addr::LOCALHOST, 0).into(), known))
         };
         // The one is first as often as the other, so that neither waits for the other's crowd.
         if self.local_first.fetch_not(Ordering::Relaxed) {
@@ -133,6 +171,13 @@ impl Door {
             select(pin!(tcp), pin!(local)).await.factor_first().0
         }
     }
+}
+
+/// Who connects by a socket with a file: the kernel says which user it is.
+fn known_by_user(stream: &UnixStream) -> io::Result<Principal> {
+    let user = stream.peer_cred()?.uid();
+    let ours = [0, rustix::process::geteuid().as_raw()].contains(&user);
+    Ok(if ours { Principal::Cluster } else { Principal::Anyone })
 }
 
 /// Logs that the system failed to give a connection.

@@ -25,7 +25,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::task::JoinSet;
 
 use super::door::cannot_accept;
-use super::{Door, Patient, Steady, Stream};
+use super::{Caller, Door, Steady};
 use crate::failure::chain;
 
 /// How a server speaks HTTP. Every field has a default. The [door](super::Patience) bounds connections and
@@ -73,7 +73,7 @@ impl HttpServer {
     /// **Drop** cuts all connections at once.
     pub async fn run<S, B>(
         self,
-        mut welcome: impl FnMut(&Patient<Stream>) -> io::Result<S>,
+        mut welcome: impl FnMut(&Caller) -> io::Result<S>,
         stop: impl Future<Output = ()>,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
@@ -176,7 +176,7 @@ mod tests {
             let (came, answers) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
             let (stop, stopped) = oneshot::channel::<()>();
             let (tell, may) = (came.clone(), answers.clone());
-            let welcome = move |client: &Patient<Stream>| {
+            let welcome = move |client: &Caller| {
                 let (tell, may, peer) = (tell.clone(), may.clone(), client.peer());
                 Ok(service_fn(move |_| {
                     let (tell, may) = (tell.clone(), may.clone());

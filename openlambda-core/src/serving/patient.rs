@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 /// never fires, and without this bound the call would count as in flight for as long as the client
 /// likes. After the first byte the protocol's own time-outs bound reads.
 #[derive(Debug)]
-pub struct Patient<T> {
+pub(super) struct Patient<T> {
     stream: T,
     peer: SocketAddr,
     /// Runs until the first byte.
@@ -44,12 +44,12 @@ impl<T> Patient<T> {
     }
 
     /// The client's address. A client on a local socket has 127.0.0.1, without a port.
-    pub fn peer(&self) -> SocketAddr {
+    pub(super) fn peer(&self) -> SocketAddr {
         self.peer
     }
 
     /// The connection itself.
-    pub fn get_ref(&self) -> &T {
+    pub(super) fn get_ref(&self) -> &T {
         &self.stream
     }
 

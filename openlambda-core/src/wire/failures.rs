@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ use crate::json_lines;
 pub const fn status_of(kind: FailureKind) -> StatusCode {
     match kind {
         FailureKind::BadRequest => StatusCode::BAD_REQUEST,
+        FailureKind::Unauthorized => StatusCode::UNAUTHORIZED,
         FailureKind::Forbidden => StatusCode::FORBIDDEN,
         FailureKind::NotFound => StatusCode::NOT_FOUND,
         FailureKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -82,6 +83,9 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
         // Whole seconds; never 0, which clients read as "at once".
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    if failure.kind == FailureKind::Unauthorized {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"openlambda\""));
     }
     if let Some(allow) = failure.allow.as_deref().and_then(|allow| allow.parse().ok()) {
         headers.insert(ALLOW, allow);

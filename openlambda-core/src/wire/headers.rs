@@ -106,9 +106,33 @@ pub fn request_id_of(headers: &HeaderMap) -> Result<Option<RequestId>, Failure> 
     value.to_str().unwrap_or_default().parse().map(Some)
 }
 
-/// Whether a request has come through a proxy, which then stands for another client.
+/// Whether a request says that it has come through a proxy, which then stands for another client. Each
+/// kind of proxy has its own way to say so.
 pub fn is_relayed(headers: &HeaderMap) -> bool {
-    headers.contains_key("x-forwarded-for") || headers.contains_key(http::header::FORWARDED)
+    headers.keys().any(|name| name == http::header::VIA || tells_origin(name))
+}
+
+/// Whether a header tells from where, or by which name and scheme, a proxy has got a request.
+pub fn tells_origin(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            name.starts_with("x-forwarded")
+                || matches!(
+                    name,
+                    "x-real-ip"
+                        | "x-client-ip"
+                        | "x-cluster-client-ip"
+                        | "x-original-forwarded-for"
+                        | "x-original-host"
+                        | "x-envoy-external-address"
+                )
+        }
+        Some(b'f') => matches!(name, "forwarded" | "fastly-client-ip"),
+        Some(b't') => name == "true-client-ip",
+        Some(b'c') => name == "cf-connecting-ip",
+        _ => false,
+    }
 }
 
 /// Refuses requests that a browser makes on behalf of a page.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::keep_alive::{self, KeepAliveMaker};
 use crate::queue::{self, QueueMaker};
 use crate::scheduler::SchedulerConfig;
-use crate::serving::{HttpConfig, Patience};
+use crate::serving::{HttpConfig, Patience, Secret};
 use crate::wire;
 
 /// The configuration of a worker. [`WorkerConfig::new`] takes the name and the folder, and has defaults
@@ -36,6 +36,9 @@ pub struct WorkerConfig {
     pub code_budget: u64,
     /// The largest request body, bytes.
     pub body_limit: u64,
+    /// The cluster's secret: only those who know it call the worker, and balancers have to know it, too.
+    /// Without one, every process that reaches the worker calls it.
+    pub secret: Option<Secret>,
     /// Bounds on the number of clients and on how slow they may be.
     pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
@@ -69,6 +72,7 @@ impl WorkerConfig {
             max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
             body_limit: wire::DEFAULT_BODY_LIMIT,
+            secret: None,
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),

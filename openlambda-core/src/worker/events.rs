@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::json_lines;
+use crate::serving::Connector;
 use crate::wire::{self, Announcement, WorkerEvent};
 use crate::worker_core::StreamId;
 
@@ -83,37 +84,39 @@ pub(super) fn announce(
     balancers: Vec<String>,
     announcement: Announcement,
     heartbeat: Duration,
+    connector: Connector,
 ) -> JoinSet<()> {
     let body = Bytes::from(serde_json::to_vec(&announcement).unwrap_or_default());
     let announce = |balancer: String| {
-        let body = body.clone();
+        let (body, connector) = (body.clone(), connector.clone());
         async move {
-            let mut known = false;
+            // Told once when it changes, and at first.
+            let mut known = None;
             loop {
-                let told = announce_once(&balancer, body.clone()).await;
-                if told.is_ok() != known {
-                    known = told.is_ok();
+                let told = announce_once(&balancer, body.clone(), connector.clone()).await;
+                if known != Some(told.is_ok()) {
+                    known = Some(told.is_ok());
                     match &told {
                         Ok(()) => tracing::info!(balancer, "announced"),
                         Err(why) => tracing::warn!(balancer, why, "cannot announce"),
                     }
                 }
                 let soon = heartbeat.min(Duration::from_millis(100));
-                tokio::time::sleep(if known { heartbeat } else { soon }).await;
+                tokio::time::sleep(if told.is_ok() { heartbeat } else { soon }).await;
             }
         }
     };
     balancers.into_iter().map(announce).collect()
 }
 
-async fn announce_once(balancer: &str, body: Bytes) -> Result<(), String> {
+async fn announce_once(balancer: &str, body: Bytes, connector: Connector) -> Result<(), String> {
     let request = http::Request::post(format!("{balancer}{}", wire::ANNOUNCE_PATH))
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(Full::new(body))
         .map_err(|error| error.to_string())?;
     // A client of its own each time: the pool would keep a connection that a restarted balancer
     // does not know, and this is once in a heartbeat.
-    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
     let answer = tokio::time::timeout(Duration::from_secs(2), client.request(request)).await;
     let answer = answer.map_err(|_| "no answer in 2 s".to_owned())?;
     let answer = answer.map_err(|error| crate::failure::chain(&error))?;

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -22,11 +23,14 @@ use crate::random::fresh_seed;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
 use crate::scheduler::Counts;
-use crate::serving::local;
+use crate::serving::{Access, Connector, local};
 use crate::time::SystemClock;
 use crate::wire;
 use crate::worker_core::recording::{Header, Recording};
 use crate::worker_core::{CoreConfig, WorkerCore};
+
+/// How long it may take until a balancer accepts a connection.
+const ANNOUNCE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A running worker. Cloning it makes another handle to the same one.
 #[derive(Clone, Debug)]
@@ -98,8 +102,9 @@ impl Worker {
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
+        let access = Access::new(config.secret.clone(), Vec::new());
         let shared =
-            Shared { config, dispatcher, registry, factory, log, request_ids, incarnation };
+            Shared { config, dispatcher, registry, factory, log, access, request_ids, incarnation };
         Ok(Worker { shared: Arc::new(shared) })
     }
 
@@ -133,6 +138,7 @@ impl Worker {
                 capacity: self.capacity(),
             },
             shared.config.heartbeat,
+            Connector::new(shared.config.secret.clone(), ANNOUNCE_LIMIT),
         );
         let mut background = tokio::task::JoinSet::new();
         background.spawn(deletions::follow(shared.registry.clone(), shared.dispatcher.clone()));

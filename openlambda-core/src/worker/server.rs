@@ -5,6 +5,8 @@
 //! | `/run/<fn>…` and its other forms | a call, from a balancer or straight from a client |
 //! | `/status`, `/livez`, `/readyz`, `/stats`, `/metrics` | operation |
 //! | `/internal/events`, `/internal/load`, `/internal/reservations` | balancers |
+//!
+//! Where the cluster has a secret, all but `/livez` and `/readyz` is for those who know it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
@@ -20,7 +22,7 @@ use hyper::service::service_fn;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
-use super::balancers::{refuse_strangers, reservations};
+use super::balancers::{refuse_relayed, reservations};
 use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::operate::operate;
 use super::shared::Shared;
@@ -29,15 +31,30 @@ use crate::function::{Digest, Version};
 use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
-use crate::serving::{Door, HttpConfig, HttpServer, Patient, SteadyBody, Stream};
+use crate::serving::{Caller, Door, HttpConfig, HttpServer, Principal, Resource, SteadyBody};
 use crate::wire::{self, ReservationKey};
 
 /// Answers one request. These are the hops of a call through the worker.
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
-    if let Err(failure) = refuse_strangers(&request) {
-        return wire::failure_response(&failure, None);
+async fn answer(
+    shared: Arc<Shared>,
+    mut request: Request<Incoming>,
+    caller: Principal,
+) -> Response<Body> {
+    let target = wire::parse_target(request.uri().path());
+    if caller != Principal::Cluster {
+        let resource = match request.uri().path() {
+            "/livez" | "/readyz" => Resource::Health,
+            // Without a secret, a balancer is as anyone.
+            _ if target.is_some() && !shared.access.has_secret() => Resource::Call,
+            _ => Resource::Control,
+        };
+        let admitted = shared.access.admit(caller, request.uri(), request.headers(), resource);
+        if let Err(failure) = admitted.and_then(|caller| refuse_relayed(&request, caller)) {
+            return wire::failure_response(&failure, None);
+        }
+        shared.access.withhold(request.headers_mut());
     }
-    let target = match wire::parse_target(request.uri().path()) {
+    let target = match target {
         Some(target) => target,
         None if request.uri().path().starts_with(wire::RESERVATIONS_PATH) => {
             return match reservations(&shared, request).await {
@@ -240,17 +257,20 @@ pub(super) async fn serve(
     local: Option<UnixListener>,
     over: impl Future<Output = ()>,
 ) {
-    let mut door = Door::new(listener, shared.config.patience.clone());
+    let advertised = shared.config.advertise.as_deref();
+    let port = advertised.and_then(|url| url.parse::<Uri>().ok()?.port_u16());
+    let door = Door::new(listener, shared.config.patience.clone());
+    let mut door = door.and_secret(shared.config.secret.clone(), port);
     if let Some(local) = local {
         door = door.and_local(local);
     }
     let (header_limit, drain) = (Some(HEADER_LIMIT), shared.config.reply_grace);
     let config = HttpConfig { header_limit, drain, ..HttpConfig::default() };
-    let welcome = |_: &Patient<Stream>| {
-        let shared = shared.clone();
+    let welcome = |caller: &Caller| {
+        let (shared, identity) = (shared.clone(), caller.identity().clone());
         Ok(service_fn(move |request| {
-            let shared = shared.clone();
-            async move { Ok::<_, Infallible>(answer(shared, request).await) }
+            let (shared, caller) = (shared.clone(), identity.principal());
+            async move { Ok::<_, Infallible>(answer(shared, request, caller).await) }
         }))
     };
     HttpServer::new(door, config).run(welcome, over).await;

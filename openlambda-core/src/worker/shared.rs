@@ -8,6 +8,7 @@ use super::log::LogWriter;
 use crate::invocation::RequestIds;
 use crate::registry::Registry;
 use crate::sandbox::SandboxFactory;
+use crate::serving::Access;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Shared {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) factory: Arc<dyn SandboxFactory>,
     pub(super) log: Arc<LogWriter>,
+    pub(super) access: Access,
     pub(super) request_ids: RequestIds,
     pub(super) incarnation: u64,
 }

@@ -1,18 +1,13 @@
-//! Who may read and change the registry over HTTP: [`Admin`].
-//!
-//! A page in a browser never may: neither a page of another origin (cross-site request forgery), nor one
-//! whose name was pointed to this machine after it was loaded (DNS rebinding), nor one that a function
-//! served from this very port. A browser says in `Origin` or `Sec-Fetch-Site` that a page makes the
-//! request, and in `Host` which name the page used.
+//! Who may read and change the registry over HTTP, of those whom
+//! [`Access`](openlambda_core::serving::Access) admits: [`Admin`].
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use http::Uri;
-use http::header::{HOST, HeaderMap};
-use http::uri::Authority;
+use http::HeaderMap;
 use openlambda_core::failure::{Failure, FailureKind};
+use openlambda_core::serving::Principal;
 use openlambda_core::wire;
 use serde::Deserialize;
 
@@ -54,66 +49,45 @@ impl FromStr for Admin {
 }
 
 impl Admin {
-    /// Whether a request may pass.
-    pub(super) fn admit(self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
+    /// Whether a request may pass that [`Access`](openlambda_core::serving::Access) has admitted.
+    pub(super) fn admit(
+        self,
+        caller: Principal,
+        peer: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<(), Failure> {
         let forbidden = |message: &str| Err(Failure::new(FailureKind::Forbidden, message));
+        // What a stranger's address is worth, a proxy in between decides.
+        let relayed = caller != Principal::Cluster && wire::is_relayed(headers);
         match self {
-            Admin::Off => {
-                return forbidden(
-                    "the registry is closed here; use `ol deploy`, or start the \
-                                  balancer with --admin loopback",
-                );
-            }
-            Admin::Loopback => {
-                if !peer.to_canonical().is_loopback() || wire::is_relayed(headers) {
-                    return forbidden(
-                        "the registry is open to clients on the balancer's own \
-                                      machine; start it with --admin any to open it to all",
-                    );
-                }
-                // A name that leads here and is not this machine's own: somebody rebound it.
-                if !by_address(uri, headers) {
-                    return forbidden(
-                        "the registry is reached by this machine's address; use \
-                                      127.0.0.1 or localhost",
-                    );
-                }
-            }
-            Admin::Any => {}
+            Admin::Off => forbidden(
+                "the registry is closed here; use `ol deploy`, or start the balancer with --admin \
+                 loopback",
+            ),
+            Admin::Loopback if !peer.to_canonical().is_loopback() || relayed => forbidden(
+                "the registry is open to clients on the balancer's own machine; start it with --admin \
+                 any to open it to all",
+            ),
+            Admin::Loopback | Admin::Any => Ok(()),
         }
-        wire::refuse_pages(headers)
     }
-}
-
-/// Whether the client used an address, so that no name server had influence on where it connected. A
-/// client without `Host` is not a browser.
-fn by_address(uri: &Uri, headers: &HeaderMap) -> bool {
-    let hosts = headers.get_all(HOST).iter();
-    let hosts = hosts.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    hosts.chain(uri.authority().cloned().map(Some)).all(|host| {
-        host.is_some_and(|host| {
-            let host = host.host();
-            let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            host.eq_ignore_ascii_case("localhost") || bare.unwrap_or(host).parse::<IpAddr>().is_ok()
-        })
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn admits(admin: Admin, peer: &str, headers: &[(&'static str, &str)]) -> bool {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(*name, value.parse().unwrap());
+    fn admits(admin: Admin, caller: Principal, peer: &str, header: Option<&'static str>) -> bool {
+        let mut headers = HeaderMap::new();
+        if let Some(header) = header {
+            headers.insert(header, "127.0.0.1".parse().unwrap());
         }
-        admin.admit(peer.parse().unwrap(), &Uri::from_static("/registry/"), &map).is_ok()
+        admin.admit(caller, peer.parse().unwrap(), &headers).is_ok()
     }
 
     #[test]
     fn who_is_who_is_told_by_the_connection() {
-        let host = [("host", "127.0.0.1:8080")];
+        let (anyone, cluster) = (Principal::Anyone, Principal::Cluster);
         for (admin, here, there) in
             [(Admin::Off, false, false), (Admin::Loopback, true, false), (Admin::Any, true, true)]
         {
@@ -123,51 +97,24 @@ mod tests {
                 ("::ffff:127.0.0.1", here),
                 ("10.0.0.7", there),
             ] {
-                assert_eq!(admits(admin, peer, &host), may, "{admin} {peer}");
+                for caller in [anyone, cluster] {
+                    assert_eq!(admits(admin, caller, peer, None), may, "{admin} {peer}");
+                }
             }
             assert_eq!(admin.to_string().parse(), Ok(admin));
         }
-        // Through a proxy on this machine: whoever it comes from.
-        for header in ["x-forwarded-for", "forwarded"] {
-            assert!(!admits(Admin::Loopback, "127.0.0.1", &[host[0], (header, "127.0.0.1")]));
+        // Through a proxy on this machine: whoever it comes from, unless it proves who it is.
+        for header in [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "x-real-ip",
+            "forwarded",
+            "via",
+        ] {
+            assert!(!admits(Admin::Loopback, anyone, "127.0.0.1", Some(header)), "{header}");
+            assert!(admits(Admin::Loopback, cluster, "127.0.0.1", Some(header)), "{header}");
         }
         assert!("all".parse::<Admin>().is_err());
-    }
-
-    #[test]
-    fn pages_of_others_may_not() {
-        let may = |admin, host: &str, more: &[(&'static str, &str)]| {
-            let headers: Vec<_> =
-                [("host", host)].into_iter().chain(more.iter().copied()).collect();
-            admits(admin, "127.0.0.1", &headers)
-        };
-        for admin in [Admin::Loopback, Admin::Any] {
-            for host in ["127.0.0.1:8080", "localhost:8080", "[::1]:8080", "LOCALHOST"] {
-                assert!(may(admin, host, &[]), "{host}");
-                // Typed into the address bar.
-                assert!(may(admin, host, &[("sec-fetch-site", "none")]));
-                let own = format!("http://{host}");
-                for origin in ["https://evil.org", "http://localhost:3000", "null", "", &own] {
-                    assert!(!may(admin, host, &[("origin", origin)]), "{host} {origin}");
-                }
-                for site in ["cross-site", "same-site", "same-origin"] {
-                    assert!(!may(admin, host, &[("sec-fetch-site", site)]), "{host} {site}");
-                }
-            }
-            // Rebinding: the page's own name leads here.
-            assert!(!may(admin, "evil.org:8080", &[("origin", "http://evil.org:8080")]));
-        }
-        for host in ["evil.org:8080", "evil org", "127.0.0.1@evil.org", "127.0.0.1.evil.org", ""] {
-            assert!(!may(Admin::Loopback, host, &[]), "{host}");
-        }
-        assert!(!may(Admin::Loopback, "127.0.0.1", &[("host", "evil.org")]));
-        assert!(admits(Admin::Loopback, "127.0.0.1", &[]), "HTTP/1.0 needs no host");
-        // Another machine reaches this one by its name.
-        assert!(may(Admin::Any, "balancer.lan:8080", &[]));
-        // A target in absolute form goes before the header.
-        let mut headers = HeaderMap::new();
-        headers.insert(HOST, "127.0.0.1".parse().unwrap());
-        let uri = Uri::from_static("http://evil.org/registry/");
-        assert!(Admin::Loopback.admit([127, 0, 0, 1].into(), &uri, &headers).is_err());
     }
 }

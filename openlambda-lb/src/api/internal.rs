@@ -6,7 +6,7 @@
 //! | `POST /internal/refresh`, a function | its present version, which calls use from now on |
 //! | `GET /internal/cluster` | the workers, as the balancer sees them |
 //!
-//! Clients on other machines or behind a proxy get 404 here, and pages in a browser 403.
+//! Where the cluster has no secret, clients on other machines or behind a proxy get 404 here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::Body;
+use openlambda_core::serving::Principal;
 use openlambda_core::wire::{self, Announcement};
 use serde_json::json;
 
@@ -42,17 +43,16 @@ impl Internal {
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
+        caller: Principal,
     ) -> Response<Body> {
         let nothing = || {
             let message = "there is nothing here; call /run/<function>";
             wire::failure_response(&Failure::new(FailureKind::NotFound, message), None)
         };
         let (parts, body) = request.into_parts();
-        if !peer.ip().to_canonical().is_loopback() || wire::is_relayed(&parts.headers) {
+        let nearby = peer.ip().to_canonical().is_loopback() && !wire::is_relayed(&parts.headers);
+        if caller != Principal::Cluster && !nearby {
             return nothing();
-        }
-        if let Err(failure) = wire::refuse_pages(&parts.headers) {
-            return wire::failure_response(&failure, None);
         }
         let path = parts.uri.path();
         if parts.method == Method::GET && path == wire::CLUSTER_PATH {
@@ -70,7 +70,7 @@ impl Internal {
             if path == wire::ANNOUNCE_PATH {
                 let announcement: Announcement = serde_json::from_slice(&body)
                     .map_err(|error| bad(format!("this is not an announcement: {error}")))?;
-                self.announcements.take(announcement)?;
+                self.announcements.take(announcement, peer)?;
                 return Ok(wire::json_response(&json!({})));
             }
             let text = std::str::from_utf8(&body).unwrap_or_default().trim();

@@ -7,5 +7,5 @@ mod registry;
 
 pub use self::admin::Admin;
 pub(crate) use self::internal::Internal;
-pub(crate) use self::operate::Operate;
+pub(crate) use self::operate::{Operate, Report};
 pub(crate) use self::registry::RegistryApi;

@@ -2,7 +2,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/status`, `/livez` | `ready`: it answers |
+//! | `/livez`, `/status` | `ready`: it answers |
 //! | `/readyz` | whether there is a worker, and why not (503) |
 //! | `/stats` | calls, failures, workers: JSON |
 //! | `/metrics` | everything that is counted, in Prometheus' text format |
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Response, StatusCode};
 use openlambda_core::balancing::retry::GiveUp;
+use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::invocation::{Body, full_body};
 use openlambda_core::metrics::{Kind, Text};
 use openlambda_core::wire;
@@ -19,6 +20,30 @@ use serde_json::json;
 
 use crate::observe::{AccessLog, Stats, Telemetry};
 use crate::workers::Selector;
+
+/// What operators ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Report {
+    Live,
+    Ready,
+    Status,
+    Stats,
+    Metrics,
+}
+
+impl Report {
+    /// What is at this path.
+    pub(crate) fn at(path: &str) -> Option<Report> {
+        match path {
+            "/livez" => Some(Report::Live),
+            "/readyz" => Some(Report::Ready),
+            "/status" => Some(Report::Status),
+            "/stats" => Some(Report::Stats),
+            "/metrics" => Some(Report::Metrics),
+            _ => None,
+        }
+    }
+}
 
 /// Answers operators.
 #[derive(Debug)]
@@ -31,16 +56,18 @@ pub(crate) struct Operate {
 }
 
 impl Operate {
-    /// The answer, if the path is one of these.
-    pub(crate) fn answer(&self, method: &Method, path: &str) -> Option<Response<Body>> {
-        match (method, path) {
-            (&Method::GET | &Method::HEAD, "/status" | "/livez") => Some(text("ready\n")),
-            (&Method::GET | &Method::HEAD, "/readyz") => Some(self.readiness()),
-            (&Method::GET | &Method::HEAD, "/stats") => Some(wire::json_response(&self.counts())),
-            (&Method::GET | &Method::HEAD, "/metrics") => {
-                Some(wire::metrics_response(self.metrics()))
-            }
-            _ => None,
+    pub(crate) fn answer(&self, method: &Method, report: Report) -> Response<Body> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let message = "this path does not answer this method; use GET";
+            let mut failure = Failure::new(FailureKind::MethodNotAllowed, message);
+            failure.allow = Some("GET, HEAD".into());
+            return wire::failure_response(&failure, None);
+        }
+        match report {
+            Report::Live | Report::Status => text("ready\n"),
+            Report::Ready => self.readiness(),
+            Report::Stats => wire::json_response(&self.counts()),
+            Report::Metrics => wire::metrics_response(self.metrics()),
         }
     }
 

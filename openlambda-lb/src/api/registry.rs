@@ -12,20 +12,22 @@
 //! `/ns/<namespace>`. Failures are those of calls. What was uploaded is checked as every bundle is,
 //! takes effect at the next call, and leaves nothing behind when it is refused.
 //!
-//! Who may is [`Admin`]'s to say.
+//! Those may who know the cluster's secret, where there is one, as far as [`Admin`] lets them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::stream;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use openlambda_core::audit::{Actor, AuditLog, Audited};
 use openlambda_core::failure::{Failure, FailureKind, chain};
 use openlambda_core::function::{FunctionName, FunctionRef, Qualifier};
 use openlambda_core::invocation::{Body, BoxError, RequestIds};
 use openlambda_core::registry::{BundleStream, Registry};
+use openlambda_core::serving::Principal;
 use openlambda_core::wire::{self, RegistryPath};
 use serde_json::json;
 
@@ -43,6 +45,7 @@ pub(crate) struct RegistryApi {
     /// The largest bundle, bytes as they come.
     pub(crate) bundle_limit: u64,
     pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) audit: Arc<OnceLock<AuditLog>>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) ids: Arc<RequestIds>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -55,13 +58,14 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        admitted: Result<Principal, Failure>,
     ) -> Response<Body> {
-        let mut record = self.telemetry.begin(&request, peer, Subject::Other);
+        let mut record = self.telemetry.begin(&request, peer.ip().to_canonical(), Subject::Other);
         let id = wire::request_id_of(request.headers()).ok().flatten();
         let id = id.unwrap_or_else(|| self.ids.next());
         record.named(&id);
         let (method, target) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = self.administer(path, request, peer).await;
+        let answer = self.administer(path, request, peer, admitted).await;
         if !matches!(method, Method::GET | Method::HEAD) {
             let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
             tracing::info!(%method, path = target, %peer, outcome, "registry request");
@@ -77,18 +81,19 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        admitted: Result<Principal, Failure>,
     ) -> Result<Response<Body>, Failure> {
-        self.admin.admit(peer.ip(), request.uri(), request.headers())?;
+        self.admin.admit(admitted?, peer.ip(), request.headers())?;
         let path = path?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.function, path.config) {
             (None, _) if reads => self.list(&path.namespace).await,
             (Some(function), config) if reads => self.describe(&function, config).await,
             (Some(function), false) if request.method() == Method::POST => {
-                self.upload(whole(function, "uploaded")?, request).await
+                self.upload(whole(function, "uploaded")?, request, peer).await
             }
             (Some(function), false) if request.method() == Method::DELETE => {
-                self.delete(whole(function, "deleted")?).await
+                self.delete(whole(function, "deleted")?, peer).await
             }
             (Some(_), false) => Err(not_allowed("GET, HEAD, POST, DELETE")),
             _ => Err(not_allowed("GET, HEAD")),
@@ -117,6 +122,7 @@ impl RegistryApi {
         &self,
         name: FunctionName,
         request: Request<Body>,
+        peer: SocketAddr,
     ) -> Result<Response<Body>, Failure> {
         let limit = self.bundle_limit;
         if wire::declares_more_than(request.headers(), limit) {
@@ -125,7 +131,7 @@ impl RegistryApi {
         let surplus = Arc::new(AtomicBool::new(false));
         let bundle = bounded(request.into_body(), limit, Arc::clone(&surplus));
         let published =
-            self.registry.publish(&name, bundle).await.map_err(|error| match error {
+            self.changed_from(peer).publish(&name, bundle).await.map_err(|error| match error {
                 _ if surplus.load(Ordering::SeqCst) => too_large(limit),
                 error => Failure::from(error),
             })?;
@@ -148,8 +154,20 @@ impl RegistryApi {
         Ok(response)
     }
 
-    async fn delete(&self, name: FunctionName) -> Result<Response<Body>, Failure> {
-        self.registry.delete(&name).await?;
+    /// The registry, as a client there changes it.
+    fn changed_from(&self, peer: SocketAddr) -> Arc<dyn Registry> {
+        let registry = Arc::clone(&self.registry);
+        let Some(audit) = self.audit.get() else { return registry };
+        let actor = Actor { by: "an HTTP client".to_owned(), from: peer.to_string() };
+        Arc::new(Audited::new(registry, audit.clone(), actor))
+    }
+
+    async fn delete(
+        &self,
+        name: FunctionName,
+        peer: SocketAddr,
+    ) -> Result<Response<Body>, Failure> {
+        self.changed_from(peer).delete(&name).await?;
         match self.resolver.refresh(&name.clone().into()).await {
             Ok(_) => {}
             // Right so.

@@ -18,11 +18,13 @@ use http_body_util::BodyExt;
 use openlambda_core::balancing::retry::{FailedAttempt, Verdict};
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
 use openlambda_core::invocation::{Body, RequestIds};
+use openlambda_core::serving::Access;
 use openlambda_core::wire;
 
 use super::cors::Caller;
 use super::decode::decode;
 use super::forward::forward;
+use super::forwarded::TrustedProxies;
 use super::limits::{Limits, Places};
 use super::outcome;
 use super::reply::{ReplyBody, recorded};
@@ -33,6 +35,8 @@ use crate::workers::{Route, Selector};
 /// What calls need.
 #[derive(Debug)]
 pub(crate) struct Front {
+    pub(crate) access: Arc<Access>,
+    pub(crate) proxies: TrustedProxies,
     pub(crate) limits: Limits,
     pub(crate) places: Places,
     pub(crate) ids: Arc<RequestIds>,
@@ -46,7 +50,8 @@ impl Front {
     /// One call, from the client's request to the reply, whose body may still be on its way. Whatever goes
     /// wrong is an answer.
     pub(crate) async fn call(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
-        let record = self.telemetry.begin(&request, peer, Subject::Call);
+        let client = self.proxies.client(request.headers(), peer);
+        let record = self.telemetry.begin(&request, client, Subject::Call);
         let caller = Caller::of(&request);
         // One count for all connections. Only calls: the checks must answer when it is full.
         let _place = match self.places.enter() {
@@ -74,7 +79,9 @@ impl Front {
         caller: &Caller,
         mut record: Record,
     ) -> Response<Body> {
-        let (id, call) = decode(request, peer, &self.limits, &self.ids).await;
+        let mut request = request;
+        self.access.withhold(request.headers_mut());
+        let (id, call) = decode(request, peer, &self.proxies, &self.limits, &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);
         let answer = async {

@@ -1,11 +1,9 @@
 //! Makes a [`Call`] from a client's request: the first hop.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request};
 use openlambda_core::failure::{Failure, FailureKind};
@@ -13,9 +11,8 @@ use openlambda_core::invocation::{Body, RequestId, RequestIds};
 use openlambda_core::wire::{self, Target};
 
 use super::body::CallBody;
+use super::forwarded::TrustedProxies;
 use super::limits::{Limits, MOST_HEADERS};
-
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// An invocation as the later hops need it.
 #[derive(Debug)]
@@ -34,6 +31,7 @@ pub(crate) struct Call {
 pub(crate) async fn decode(
     request: Request<Body>,
     peer: SocketAddr,
+    proxies: &TrustedProxies,
     limits: &Limits,
     ids: &RequestIds,
 ) -> (RequestId, Result<Call, Failure>) {
@@ -43,7 +41,7 @@ pub(crate) async fn decode(
         Err(failure) => (ids.next(), Err(failure)),
     };
     let call = match given {
-        Ok(()) => read(request, peer, limits, &id).await,
+        Ok(()) => read(request, peer, proxies, limits, &id).await,
         Err(failure) => Err(failure),
     };
     (id, call)
@@ -52,6 +50,7 @@ pub(crate) async fn decode(
 async fn read(
     request: Request<Body>,
     peer: SocketAddr,
+    proxies: &TrustedProxies,
     limits: &Limits,
     id: &RequestId,
 ) -> Result<Call, Failure> {
@@ -80,7 +79,8 @@ async fn read(
     wire::remove_own(&mut headers);
     // The server has told the client to go on already.
     headers.remove(header::EXPECT);
-    append_forwarded_for(&mut headers, peer);
+    // Behind what `Connection` may have removed.
+    proxies.settle(&mut headers, peer);
     headers.insert(wire::REQUEST_ID, wire::id_value(id));
     // The connection to the worker is ours, and we do take trailers.
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -98,15 +98,4 @@ async fn read(
         body,
         limit: limits.silence,
     })
-}
-
-fn append_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr) {
-    let mut text = String::with_capacity(48);
-    for value in headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()) {
-        text.push_str(value);
-        text.push_str(", ");
-    }
-    let _ = write!(text, "{}", peer.ip().to_canonical());
-    let value = HeaderValue::from_maybe_shared(Bytes::from(text)).expect("text and an address");
-    headers.insert(FORWARDED_FOR, value);
 }

@@ -15,6 +15,7 @@ mod call;
 pub(crate) mod cors;
 mod decode;
 mod forward;
+mod forwarded;
 mod limits;
 mod outcome;
 mod reply;
@@ -22,6 +23,8 @@ mod resolver;
 mod server;
 
 pub(crate) use self::call::Front;
+pub use self::forwarded::Network;
+pub(crate) use self::forwarded::TrustedProxies;
 pub(crate) use self::limits::{Limits, Places};
 pub(crate) use self::reply::{ReplyBody, recorded};
 pub(crate) use self::resolver::Resolver;

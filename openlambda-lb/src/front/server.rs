@@ -9,16 +9,18 @@ use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use openlambda_core::failure::Failure;
 use openlambda_core::invocation::Body;
-use openlambda_core::serving::{HttpServer, Patient, SteadyBody, Stream};
-use openlambda_core::wire;
+use openlambda_core::serving::{Access, Caller, HttpServer, Principal, Resource, SteadyBody};
+use openlambda_core::wire::{self, RegistryPath};
 
 use super::call::Front;
-use crate::api::{Internal, Operate, RegistryApi};
+use crate::api::{Internal, Operate, RegistryApi, Report};
 
 /// All that answers.
 #[derive(Debug)]
 pub(crate) struct Server {
+    pub(crate) access: Arc<Access>,
     pub(crate) front: Front,
     pub(crate) operate: Operate,
     pub(crate) registry: RegistryApi,
@@ -28,29 +30,72 @@ pub(crate) struct Server {
 impl Server {
     /// Answers clients until `stop` resolves and the calls in flight have ended.
     pub(crate) async fn serve(self: &Arc<Self>, http: HttpServer, stop: impl Future<Output = ()>) {
-        let welcome = |client: &Patient<Stream>| {
-            let (server, peer) = (Arc::clone(self), client.peer());
+        let welcome = |caller: &Caller| {
+            let (server, peer) = (Arc::clone(self), caller.peer());
+            let identity = caller.identity().clone();
             Ok(service_fn(move |request: Request<Incoming>| {
-                let server = Arc::clone(&server);
-                async move { Ok::<_, Infallible>(server.route(request, peer).await) }
+                let (server, caller) = (Arc::clone(&server), identity.principal());
+                async move { Ok::<_, Infallible>(server.route(request, peer, caller).await) }
             }))
         };
         http.run(welcome, stop).await;
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        let path = request.uri().path();
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        caller: Principal,
+    ) -> Response<Body> {
+        let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
+        let part = Part::of(path);
+        let admitted = self.access.admit(caller, uri, headers, part.resource());
         // Boxed, as below: what is rare is not to make the futures of calls larger.
+        match (part, admitted) {
+            (Part::Registry(path), admitted) => {
+                let request = request.map(steady);
+                self.registry.answer(path, request, peer, admitted).boxed().await
+            }
+            (_, Err(failure)) => wire::failure_response(&failure, None),
+            (Part::Internal, Ok(caller)) => {
+                self.internal.answer(request, peer, caller).boxed().await
+            }
+            (Part::Operate(answer), Ok(_)) => self.operate.answer(request.method(), answer),
+            (Part::Call, Ok(_)) => self.front.call(request.map(steady), peer).await,
+        }
+    }
+}
+
+fn steady(body: Incoming) -> Body {
+    SteadyBody::new(body).map_err(Into::into).boxed_unsync()
+}
+
+/// What a path belongs to.
+#[derive(Debug)]
+enum Part {
+    Internal,
+    Operate(Report),
+    Registry(Result<RegistryPath, Failure>),
+    /// All the rest, where there is nothing but calls.
+    Call,
+}
+
+impl Part {
+    fn of(path: &str) -> Part {
         if path.starts_with(wire::INTERNAL) {
-            return self.internal.answer(request, peer).boxed().await;
+            return Part::Internal;
         }
-        if let Some(answer) = self.operate.answer(request.method(), path) {
-            return answer;
+        if let Some(report) = Report::at(path) {
+            return Part::Operate(report);
         }
-        let request = request.map(|body| SteadyBody::new(body).map_err(Into::into).boxed_unsync());
-        if let Some(path) = wire::parse_registry_path(request.uri().path()) {
-            return self.registry.answer(path, request, peer).boxed().await;
+        wire::parse_registry_path(path).map_or(Part::Call, Part::Registry)
+    }
+
+    fn resource(&self) -> Resource {
+        match self {
+            Part::Call => Resource::Call,
+            Part::Operate(Report::Live | Report::Ready) => Resource::Health,
+            Part::Internal | Part::Operate(_) | Part::Registry(_) => Resource::Control,
         }
-        self.front.call(request, peer).await
     }
 }

@@ -3,7 +3,7 @@
 //! A [`Record`] accompanies the call from its first byte to the last byte of its reply. It is counted
 //! when it is dropped, wherever that happens, so every reply is counted.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Telemetry {
     pub(crate) fn begin<B>(
         self: &Arc<Self>,
         request: &Request<B>,
-        peer: SocketAddr,
+        client: IpAddr,
         subject: Subject,
     ) -> Record {
         let line = self.log.get().is_some().then(|| {
@@ -51,7 +51,7 @@ impl Telemetry {
                 // One call too many is never looked at more closely.
                 request_id: wire::request_id_of(request.headers()).ok().flatten(),
                 trace_id: traceparent.map(|it| it.trace.to_owned()),
-                client: peer.ip().to_canonical(),
+                client,
                 method: request.method().to_string(),
                 path: shown(request.uri().path()),
                 function: None,

@@ -19,14 +19,14 @@ use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::HttpConnector;
-use openlambda_core::serving::{Quiet, SteadyBody, Stream, local};
+use openlambda_core::serving::identity::prove;
+use openlambda_core::serving::{Connector, Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tower::ServiceExt;
 
-use super::client::{MOST_IDLE, connector};
+use super::client::MOST_IDLE;
 use super::connection::{Connection, SendError};
 
 /// See the module's documentation.
@@ -36,7 +36,7 @@ pub(crate) struct Connections {
     /// Which start of the worker it is.
     incarnation: u64,
     host: HeaderValue,
-    connector: HttpConnector,
+    connector: Connector,
     clock: Arc<dyn Clock>,
     /// The one that was used last is at the end, and is used next.
     idle: Mutex<Vec<Idle>>,
@@ -51,13 +51,18 @@ struct Idle {
 impl Connections {
     /// To the worker at `authority`, by its [local] socket while this start of it listens there. None is
     /// made before it is needed.
-    pub(crate) fn new(authority: Authority, incarnation: u64, clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub(crate) fn new(
+        authority: Authority,
+        incarnation: u64,
+        connector: Connector,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let host = HeaderValue::from_str(authority.as_str()).expect("what a URL has, a header may");
         Arc::new(Connections {
             authority,
             incarnation,
             host,
-            connector: connector(),
+            connector,
             clock,
             idle: Mutex::default(),
         })
@@ -115,14 +120,19 @@ impl Connections {
 
     /// Whatever is wrong with the local socket, the port says what is wrong with the worker.
     async fn connect_locally(&self) -> Option<Quiet> {
-        local::connect(port_here(&self.authority)?, self.incarnation).await.ok()
+        let port = port_here(&self.authority)?;
+        let mut stream = local::connect(port, self.incarnation).await.ok()?;
+        if let Some(secret) = self.connector.secret() {
+            prove(&mut stream, secret, port).await.ok()?;
+        }
+        Some(stream)
     }
 
     async fn connect_by_tcp(&self) -> Result<TcpStream, SendError> {
         let uri = Uri::builder().scheme("http").authority(self.authority.clone());
         let uri = uri.path_and_query("/").build().expect("each part is valid");
         let stream = self.connector.clone().oneshot(uri).await;
-        Ok(stream.map_err(|error| SendError::Connect(error.into()))?.into_inner())
+        Ok(stream.map_err(SendError::Connect)?.into_inner())
     }
 
     /// One that is open, as far as is known.
@@ -240,6 +250,10 @@ mod tests {
 
     use super::*;
 
+    fn connector() -> Connector {
+        Connector::new(None, Duration::from_secs(2))
+    }
+
     /// A worker that answers each request with the text that is its path, without the `/`, and tells
     /// of connections that were closed.
     struct Worker {
@@ -274,7 +288,8 @@ mod tests {
                     });
                 }
             });
-            let connections = Connections::new(authority, 1, Arc::<ManualClock>::clone(&clock));
+            let connections =
+                Connections::new(authority, 1, connector(), Arc::<ManualClock>::clone(&clock));
             Worker { connections, accepted, closed, close, clock }
         }
 
@@ -401,7 +416,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let nobody = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
-        let connections = Connections::new(nobody, 1, Arc::new(ManualClock::default()));
+        let connections =
+            Connections::new(nobody, 1, connector(), Arc::new(ManualClock::default()));
         let reply = connections.send(Request::new(Full::default())).await;
         assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
     }

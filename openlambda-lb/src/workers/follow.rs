@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::policies::RoundRobin;
-    use crate::workers::http_client;
+    use crate::workers::HttpClient;
 
     struct Told {
         selector: Arc<Selector>,
@@ -161,7 +161,7 @@ mod tests {
         fn new() -> Told {
             let (policy, clock) = (Box::new(RoundRobin::new()), Arc::new(SystemClock::new()));
             let (retries, name) = (RetryConfig::default(), "balancer".to_owned());
-            let selector = Selector::new(policy, 0, retries, name, http_client(), clock);
+            let selector = Selector::new(policy, 0, retries, name, HttpClient::new(None), clock);
             Told { follower: SelectorFollower::new(Arc::clone(&selector), 0), selector }
         }
 

@@ -22,7 +22,7 @@ mod route;
 mod selector;
 mod status;
 
-pub(crate) use self::client::http_client;
+pub(crate) use self::client::HttpClient;
 pub(crate) use self::connection::SendError;
 pub(crate) use self::deployed::Deployed;
 pub(crate) use self::follow::SelectorFollower;

@@ -47,7 +47,9 @@ impl Peer {
         client: HttpClient,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let connections = Connections::new(member.address.clone(), member.incarnation, clock);
+        let (address, incarnation) = (member.address.clone(), member.incarnation);
+        let connector = client.connector().clone();
+        let connections = Connections::new(address, incarnation, connector, clock);
         let name = Arc::clone(&member.info.name);
         Arc::new(Peer { id, name, header, member, connections, client })
     }

@@ -17,15 +17,20 @@ use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
     Revision, VersionInfo,
 };
+use openlambda_core::serving::{Connector, Secret};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
-use super::protocol::{from_status, v1};
+use super::protocol::{BY, from_status, v1};
 use v1::registry_client::RegistryClient;
 
 /// How long a request may take that carries no bundle.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to connect, and to prove that both ends are of one cluster.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// The pauses before watching again after the connection broke.
 const WATCH_AGAIN: RangeInclusive<Duration> =
@@ -43,6 +48,9 @@ const ASK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration
 #[derive(Clone, Debug)]
 pub struct RemoteRegistry {
     endpoint: Endpoint,
+    secret: Option<Secret>,
+    /// Who it says that it is.
+    by: Option<MetadataValue<Ascii>>,
     client: Arc<OnceLock<RegistryClient<Channel>>>,
     uploads: Arc<OnceLock<RegistryClient<Channel>>>,
 }
@@ -61,12 +69,34 @@ impl RemoteRegistry {
             RegistryError::Unsupported(message)
         })?;
         let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(2))
-            .tcp_nodelay(true)
             // Finds a machine that is gone, also while only a watch is open.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_while_idle(true);
-        Ok(RemoteRegistry { endpoint, client: Arc::default(), uploads: Arc::default() })
+        let (client, uploads) = (Arc::default(), Arc::default());
+        Ok(RemoteRegistry { endpoint, secret: None, by: None, client, uploads })
+    }
+
+    /// The same, of the cluster that has this secret: it proves that it knows it, and asks no server that
+    /// does not.
+    pub fn with_secret(self, secret: Option<Secret>) -> Self {
+        let (client, uploads) = (Arc::default(), Arc::default());
+        RemoteRegistry { secret, client, uploads, ..self }
+    }
+
+    /// The same, under a name for the registry's audit log: the user and program that make changes.
+    /// Characters that are not ASCII are left out.
+    pub fn acting_as(self, by: &str) -> Self {
+        let by: String = by.chars().filter(|letter| matches!(letter, ' '..='~')).collect();
+        RemoteRegistry { by: by.parse().ok(), ..self }
+    }
+
+    /// A request that changes something.
+    fn change<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(by) = &self.by {
+            request.metadata_mut().insert(BY, by.clone());
+        }
+        request
     }
 
     fn client(&self) -> RegistryClient<Channel> {
@@ -75,7 +105,10 @@ impl RemoteRegistry {
 
     fn connected(&self, client: &OnceLock<RegistryClient<Channel>>) -> RegistryClient<Channel> {
         // Connecting, lazily too, needs a runtime: here there is one.
-        let connect = || RegistryClient::new(self.endpoint.connect_lazy());
+        let connect = || {
+            let connector = Connector::new(self.secret.clone(), CONNECT_LIMIT);
+            RegistryClient::new(self.endpoint.connect_with_connector_lazy(connector))
+        };
         client.get_or_init(connect).clone()
     }
 
@@ -156,7 +189,7 @@ impl Registry for RemoteRegistry {
             None
         };
         let mut client = self.connected(&self.uploads);
-        let publish = client.publish(ReceiverStream::new(receiver));
+        let publish = client.publish(self.change(ReceiverStream::new(receiver)));
         let (broken, published) = tokio::join!(send, publish);
         if let Some(error) = broken {
             return Err(RegistryError::BadBundle { reason: format!("it broke off: {error}") });
@@ -235,7 +268,7 @@ impl Registry for RemoteRegistry {
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let function = v1::FunctionName { function: name.to_string() };
-        self.client().delete(function).await.map_err(from_status)?;
+        self.client().delete(self.change(function)).await.map_err(from_status)?;
         Ok(())
     }
 
@@ -252,7 +285,7 @@ impl Registry for RemoteRegistry {
             version: version.map(|version| version.0),
             expected: expected.map(|version| version.0),
         };
-        self.client().set_alias(change).await.map_err(from_status)?;
+        self.client().set_alias(self.change(change)).await.map_err(from_status)?;
         Ok(())
     }
 

@@ -10,6 +10,9 @@ pub(super) mod v1 {
     tonic::include_proto!("openlambda.registry.v1");
 }
 
+/// In a request's metadata: who makes a change, for the audit log.
+pub(super) const BY: &str = "x-openlambda-by";
+
 /// What is wrong with a registry that does not know a request. The protocol's version is the last part
 /// of its package's name, and so of each request's path.
 const OTHER_PROTOCOL: &str = "the registry at the other end does not know this request of the protocol \

@@ -1,16 +1,23 @@
 //! The server: a [`NativeRegistry`] over gRPC.
 
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
+use http::Uri;
+use openlambda_core::audit::{Actor, AuditLog, Audited};
+use openlambda_core::failure::FailureKind;
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
-use openlambda_core::serving::{Door, Patience, Patient, Stream};
+use openlambda_core::serving::{
+    Access, Caller, Door, Identity, Patience, Principal, Resource, Secret,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +25,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::NativeRegistry;
-use super::protocol::{to_status, v1};
+use super::protocol::{BY, to_status, v1};
 
 /// How often a connection is asked whether anybody is there, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -29,6 +36,16 @@ const HEADER_LIMIT: u32 = 16 << 10;
 /// The most requests at once on one connection: a balancer has one for all its uploads.
 const MOST_REQUESTS: u32 = 4096;
 
+/// How a registry is served. Every field has a default.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ServeConfig {
+    /// The cluster's secret: with one, only those who know it are served.
+    pub secret: Option<Secret>,
+    /// Where changes are written down.
+    pub audit: Option<AuditLog>,
+}
+
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
 /// ends those that watch.
 ///
@@ -36,17 +53,21 @@ const MOST_REQUESTS: u32 = 4096;
 ///
 /// That the transport failed as a whole.
 pub async fn serve(
-    registry: std::sync::Arc<NativeRegistry>,
+    registry: Arc<NativeRegistry>,
     listener: TcpListener,
+    config: ServeConfig,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BoxError> {
     let stopped = CancellationToken::new();
     let stopping = stopped.clone().drop_guard();
-    let service = Service { registry, stopped };
-    let service = v1::registry_server::RegistryServer::new(service);
-    let door = Door::new(listener, Patience::default());
+    let ServeConfig { secret, audit } = config;
+    let service = Service { registry, audit, stopped };
+    let access = Access::new(secret.clone(), Vec::new());
+    let admit = move |request| admit(&access, request);
+    let service = v1::registry_server::RegistryServer::with_interceptor(service, admit);
+    let door = Door::new(listener, Patience::default()).and_secret(secret, []);
     let incoming = door.into_connections();
-    let incoming = incoming.map(|connection| Ok::<_, std::io::Error>(Caller(connection)));
+    let incoming = incoming.map(|caller| Ok::<_, std::io::Error>(Connection(caller)));
     let stop = async move {
         stop.await;
         drop(stopping);
@@ -63,16 +84,48 @@ pub async fn serve(
     Ok(())
 }
 
-/// A client's connection.
-struct Caller(Patient<Stream>);
-
-impl Connected for Caller {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
+/// Lets a request in, or says why not.
+fn admit(access: &Access, request: Request<()>) -> Result<Request<()>, Status> {
+    let caller = request.extensions().get().map_or(Principal::Anyone, Client::principal);
+    if caller == Principal::Cluster {
+        return Ok(request);
+    }
+    let headers = request.metadata().clone().into_headers();
+    let admitted = access.admit(caller, &Uri::from_static("/"), &headers, Resource::Control);
+    match admitted {
+        Ok(_) => Ok(request),
+        Err(failure) if failure.kind == FailureKind::Unauthorized => {
+            Err(Status::unauthenticated(failure.message))
+        }
+        Err(failure) => Err(Status::permission_denied(failure.message)),
+    }
 }
 
-impl AsyncRead for Caller {
+/// A client's connection.
+struct Connection(Caller);
+
+impl Connected for Connection {
+    type ConnectInfo = Client;
+
+    fn connect_info(&self) -> Client {
+        Client { identity: self.0.identity().clone(), peer: self.0.peer() }
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone)]
+struct Client {
+    identity: Identity,
+    peer: SocketAddr,
+}
+
+impl Client {
+    fn principal(&self) -> Principal {
+        self.identity.principal()
+    }
+}
+
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -82,7 +135,7 @@ impl AsyncRead for Caller {
     }
 }
 
-impl AsyncWrite for Caller {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -114,9 +167,29 @@ impl AsyncWrite for Caller {
 
 #[derive(Debug)]
 struct Service {
-    registry: std::sync::Arc<NativeRegistry>,
+    registry: Arc<NativeRegistry>,
+    audit: Option<AuditLog>,
     stopped: CancellationToken,
 }
+
+impl Service {
+    /// The registry, as the one who makes this request changes it.
+    fn changed_by<T>(&self, request: &Request<T>) -> Arc<dyn Registry> {
+        let registry: Arc<dyn Registry> = self.registry.clone();
+        let Some(audit) = &self.audit else { return registry };
+        let by = request.metadata().get(BY).and_then(|by| by.to_str().ok()).unwrap_or_default();
+        let from = request.extensions().get::<Client>().map(|client| client.peer.to_string());
+        let by = by.chars().take(LONGEST_NAME).collect();
+        Arc::new(Audited::new(
+            registry,
+            audit.clone(),
+            Actor { by, from: from.unwrap_or_default() },
+        ))
+    }
+}
+
+/// The longest name that a client gives itself, characters.
+const LONGEST_NAME: usize = 200;
 
 #[tonic::async_trait]
 impl v1::registry_server::Registry for Service {
@@ -124,6 +197,7 @@ impl v1::registry_server::Registry for Service {
         &self,
         request: Request<Streaming<v1::PublishPart>>,
     ) -> Result<Response<v1::Published>, Status> {
+        let registry = self.changed_by(&request);
         let mut parts = request.into_inner();
         let first = parts.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("an empty request"))?;
@@ -141,7 +215,7 @@ impl v1::registry_server::Registry for Service {
             };
             Some((data, (None, parts)))
         });
-        let published = self.registry.publish(&name, bundle.boxed()).await.map_err(to_status)?;
+        let published = registry.publish(&name, bundle.boxed()).await.map_err(to_status)?;
         Ok(Response::new(v1::Published {
             version: published.version.0,
             digest: published.digest.to_string(),
@@ -210,8 +284,9 @@ impl v1::registry_server::Registry for Service {
         &self,
         request: Request<v1::FunctionName>,
     ) -> Result<Response<v1::Done>, Status> {
+        let registry = self.changed_by(&request);
         let name = request.into_inner().function.parse().map_err(bad_name)?;
-        self.registry.delete(&name).await.map_err(to_status)?;
+        registry.delete(&name).await.map_err(to_status)?;
         Ok(Response::new(v1::Done {}))
     }
 
@@ -219,10 +294,11 @@ impl v1::registry_server::Registry for Service {
         &self,
         request: Request<v1::AliasChange>,
     ) -> Result<Response<v1::Done>, Status> {
+        let registry = self.changed_by(&request);
         let change = request.into_inner();
         let name = change.function.parse().map_err(bad_name)?;
         let (version, expected) = (change.version.map(Version), change.expected.map(Version));
-        let set = self.registry.set_alias(&name, &change.alias, version, expected).await;
+        let set = registry.set_alias(&name, &change.alias, version, expected).await;
         set.map_err(to_status)?;
         Ok(Response::new(v1::Done {}))
     }

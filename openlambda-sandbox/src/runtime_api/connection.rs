@@ -11,7 +11,7 @@ use http::{HeaderName, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use openlambda_core::serving::{Door, HttpConfig, HttpServer, Patience, Patient, Stream};
+use openlambda_core::serving::{Caller, Door, HttpConfig, HttpServer, Patience};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -68,8 +68,8 @@ async fn serve(shared: Arc<Shared>, door: Door) {
     config.date = false;
     // When the code is gone, nobody is left to be answered.
     config.drain = Duration::ZERO;
-    let welcome = |client: &Patient<Stream>| {
-        let peer = Arc::new(Peer::of(client.get_ref())?);
+    let welcome = |client: &Caller| {
+        let peer = Arc::new(Peer::of(client.stream())?);
         let shared = Arc::clone(&shared);
         Ok(service_fn(move |request| {
             let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));

@@ -1,10 +1,12 @@
 //! Workers that announce themselves over HTTP: [`Announced`].
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use http::header::HeaderValue;
+use openlambda_core::audit::{self, Actor, AuditLog};
 use openlambda_core::balancing::{Change, ClusterEvent, Member, WorkerInfo};
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::wire::Announcement;
@@ -21,7 +23,7 @@ const BACKLOG: usize = 4096;
 
 /// The sending end, for announcements.
 #[derive(Clone, Debug)]
-pub(crate) struct Announcements(mpsc::Sender<Arc<Member>>);
+pub(crate) struct Announcements(mpsc::Sender<(Arc<Member>, SocketAddr)>);
 
 /// A source of workers that announce themselves, periodically while they live.
 ///
@@ -30,7 +32,8 @@ pub(crate) struct Announcements(mpsc::Sender<Arc<Member>>);
 /// too is left to the configuration's source.
 #[derive(Debug)]
 pub(crate) struct Announced {
-    announcements: mpsc::Receiver<Arc<Member>>,
+    announcements: mpsc::Receiver<(Arc<Member>, SocketAddr)>,
+    audit: Arc<OnceLock<AuditLog>>,
     configured: Vec<Arc<Watched>>,
     watcher: Watcher,
     /// Those that are followed, by their name.
@@ -40,12 +43,12 @@ pub(crate) struct Announced {
 }
 
 impl Announcements {
-    /// A worker announced itself; looked at once the source runs.
+    /// A worker announced itself, `from` there; looked at once the source runs.
     ///
     /// # Errors
     ///
     /// The announcement is not valid, there are too many at once, or the source does not run any more.
-    pub(crate) fn take(&self, worker: Announcement) -> Result<(), Failure> {
+    pub(crate) fn take(&self, worker: Announcement, from: SocketAddr) -> Result<(), Failure> {
         let bad = |message: String| Failure::new(FailureKind::BadRequest, message);
         let address = address_of(&worker.url)?;
         if worker.name.is_empty() || HeaderValue::from_str(&worker.name).is_err() {
@@ -58,7 +61,7 @@ impl Announcements {
         let mut info = WorkerInfo::new(worker.name, worker.capacity);
         info.weight = worker.weight;
         let member = Arc::new(Member::new(info, worker.incarnation, address));
-        self.0.try_send(member).map_err(|error| {
+        self.0.try_send((member, from)).map_err(|error| {
             let message = match error {
                 TrySendError::Full(_) => {
                     "too many workers announce themselves at once; do it again in a moment"
@@ -74,16 +77,20 @@ impl Announcements {
 
 impl Announced {
     /// The source, and where it is told.
-    pub(crate) fn new(configured: &Configured, watcher: Watcher) -> (Announcements, Self) {
+    pub(crate) fn new(
+        configured: &Configured,
+        watcher: Watcher,
+        audit: Arc<OnceLock<AuditLog>>,
+    ) -> (Announcements, Self) {
         let (sender, announcements) = mpsc::channel(BACKLOG);
         let (workers, tasks) = (BTreeMap::new(), JoinSet::new());
         let configured = configured.workers();
-        let source = Announced { announcements, configured, watcher, workers, tasks };
+        let source = Announced { announcements, audit, configured, watcher, workers, tasks };
         (Announcements(sender), source)
     }
 
     /// A worker announced itself, most likely one that is followed.
-    fn announced(&mut self, member: Arc<Member>, follower: &Arc<dyn Follower>) {
+    fn announced(&mut self, member: Arc<Member>, from: SocketAddr, follower: &Arc<dyn Follower>) {
         let same_worker = |watched: &Watched| {
             watched.member().is_some_and(|known| {
                 known.name() == member.name() && known.incarnation == member.incarnation
@@ -109,6 +116,12 @@ impl Announced {
                 follower.apply(ClusterEvent::new(member, Change::Left));
             }
         }
+        if let Some(audit) = self.audit.get() {
+            let actor = Actor { by: format!("worker {}", member.name()), from: from.to_string() };
+            let (worker, address) = (member.name(), member.address.as_str());
+            let incarnation = member.incarnation;
+            audit.write(&actor, &audit::Change::Announce { worker, address, incarnation });
+        }
         let (name, watched) = (Arc::clone(&member.info.name), Arc::new(Watched::named(member)));
         let (watcher, follower) = (self.watcher.clone(), Arc::clone(follower));
         let worker = Arc::clone(&watched);
@@ -130,7 +143,9 @@ impl Source for Announced {
     async fn run(mut self: Box<Self>, follower: Arc<dyn Follower>) {
         loop {
             tokio::select! {
-                Some(member) = self.announcements.recv() => self.announced(member, &follower),
+                Some((member, from)) = self.announcements.recv() => {
+                    self.announced(member, from, &follower);
+                }
                 Some(ended) = self.tasks.join_next() => {
                     // One that was aborted has been replaced.
                     if let Ok(worker) = ended {
@@ -150,22 +165,24 @@ mod tests {
     use openlambda_core::time::SystemClock;
 
     use super::*;
-    use crate::workers::http_client;
+    use crate::workers::HttpClient;
 
     #[test]
     fn a_worker_is_told_why_nobody_follows_it() {
         let (clock, silence) = (Arc::new(SystemClock::new()), [3, 60].map(Duration::from_secs));
-        let watcher = Watcher::new(http_client(), clock, "balancer".to_owned(), silence);
+        let watcher = Watcher::new(HttpClient::new(None), clock, "balancer".to_owned(), silence);
         let configured = Configured::new(&[], watcher.clone());
-        let (announcements, source) = Announced::new(&configured, watcher);
+        let (announcements, source) = Announced::new(&configured, watcher, Arc::default());
+        let from = SocketAddr::from(([127, 0, 0, 1], 4711));
         let announce = || {
-            announcements.take(Announcement {
+            let announcement = Announcement {
                 name: "one".to_owned(),
                 incarnation: 1,
                 url: "http://127.0.0.1:1".to_owned(),
                 weight: 1.0,
                 capacity: 4,
-            })
+            };
+            announcements.take(announcement, from)
         };
         for _ in 0..BACKLOG {
             announce().unwrap();

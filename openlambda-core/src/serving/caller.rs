@@ -1,0 +1,109 @@
+//! One connection that a [`Door`](super::Door) let in, and who is at its other end: [`Caller`].
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::identity::Greeting;
+use super::{Identity, Patient, Principal, Stream};
+
+/// A client's connection, to be read and written like any other. The [handshake](super::identity), if the
+/// client begins with it, is answered with the first read; what is read comes after it.
+#[derive(Debug)]
+pub struct Caller {
+    stream: Patient<Stream>,
+    identity: Identity,
+    greeting: Option<Box<Greeting>>,
+}
+
+impl Caller {
+    pub(super) fn new(
+        stream: Patient<Stream>,
+        identity: Identity,
+        greeting: Option<Box<Greeting>>,
+    ) -> Self {
+        Caller { stream, identity, greeting }
+    }
+
+    /// The client's address. A client on a local socket has 127.0.0.1, without a port.
+    pub fn peer(&self) -> SocketAddr {
+        self.stream.peer()
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The connection itself.
+    pub fn stream(&self) -> &Stream {
+        self.stream.get_ref()
+    }
+}
+
+impl Caller {
+    /// Waits until it is known who the client is.
+    fn poll_known(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(greeting) = &mut self.greeting {
+            let proved = ready!(greeting.poll_write(&mut self.stream, cx))?;
+            self.known(proved);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn known(&mut self, proved: bool) {
+        self.greeting.take_if(|greeting| greeting.is_over());
+        self.identity.tell(if proved { Principal::Cluster } else { Principal::Anyone });
+    }
+}
+
+impl AsyncRead for Caller {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let Some(greeting) = &mut this.greeting else {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        };
+        let proved = ready!(greeting.poll_read(&mut this.stream, cx, buffer))?;
+        this.known(proved);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Caller {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_known(cx))?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_known(cx))?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

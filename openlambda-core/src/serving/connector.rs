@@ -1,0 +1,66 @@
+//! How clients connect to the cluster's servers: [`Connector`].
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::identity::{Secret, prove};
+use crate::invocation::BoxError;
+
+/// Connects by TCP to the host and port of a URL, to each address of a name if need be, and
+/// [proves](prove) there that it belongs to the cluster. For clients of hyper and of tonic.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    tcp: HttpConnector,
+    secret: Option<Secret>,
+    limit: Duration,
+}
+
+impl Connector {
+    /// With `secret`, servers that do not know it are refused. `limit`: how long it may take to connect,
+    /// and to prove that.
+    pub fn new(secret: Option<Secret>, limit: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(limit));
+        Connector { tcp, secret, limit }
+    }
+
+    /// What it proves.
+    pub fn secret(&self) -> Option<&Secret> {
+        self.secret.as_ref()
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (secret, limit) = (self.secret.clone(), self.limit);
+        let port = uri.port_u16().unwrap_or(80);
+        let address = uri.authority().map_or_else(String::new, ToString::to_string);
+        let connecting = self.tcp.call(uri);
+        Box::pin(async move {
+            let mut stream = connecting.await?.into_inner();
+            if let Some(secret) = secret {
+                let proved = tokio::time::timeout(limit, prove(&mut stream, &secret, port)).await;
+                let proved = proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                proved.map_err(|error| format!("{address} is not of this cluster: {error}"))?;
+            }
+            Ok(TokioIo::new(stream))
+        })
+    }
+}

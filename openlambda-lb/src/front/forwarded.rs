@@ -1,0 +1,343 @@
+//! Where a request comes from, as far as that is known: [`TrustedProxies`].
+//!
+//! A proxy in front of the balancer says in a header whom it stands for: `X-Forwarded-For` and its kin, or
+//! `Forwarded` (RFC 7239). Every client can write these headers as well. So they are believed of proxies
+//! that the operator has named, and only as far as those have written them: each proxy appends to the list
+//! what it saw itself, so the list is read from its end, and the first address that is no such proxy's is
+//! the client's. Of everybody else they are replaced by what the connection says.
+
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http::header::{FORWARDED, HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, header};
+use ipnet::IpNet;
+use openlambda_core::wire;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+static FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+/// The addresses of proxies: a network as `10.0.0.0/8`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let told = format!("\"{text}\" is not a network; write an address, or 10.0.0.0/8");
+        network.map(Network).map_err(|_| told)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(text: D) -> Result<Self, D::Error> {
+        String::deserialize(text)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+/// The proxies whose word counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TrustedProxies(Vec<Network>);
+
+impl TrustedProxies {
+    pub(crate) fn new(networks: Vec<Network>) -> Self {
+        TrustedProxies(networks)
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(address))
+    }
+
+    /// Where the request of `peer` comes from.
+    pub(crate) fn client(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+        let peer = peer.ip().to_canonical();
+        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
+        told.chain.first().copied().unwrap_or(peer)
+    }
+
+    /// Makes the headers of a request of `peer` say where it comes from, and no more than is known: with
+    /// `x-forwarded-for` always, with the others where the request had them.
+    pub(crate) fn settle(&self, headers: &mut HeaderMap, peer: SocketAddr) {
+        let peer = peer.ip().to_canonical();
+        let said: Vec<HeaderName> =
+            headers.keys().filter(|name| wire::tells_origin(name)).cloned().collect();
+        if said.is_empty() {
+            // As most requests come.
+            headers.insert(&FOR, value(&[peer]));
+            return;
+        }
+        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
+        let had = [&PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].map(|name| said.contains(name));
+        for name in said {
+            headers.remove(name);
+        }
+        let client = told.chain.first().copied().unwrap_or(peer);
+        let mut chain = told.chain;
+        chain.push(peer);
+        headers.insert(&FOR, value(&chain));
+        let [had_proto, had_host, had_real_ip, had_forwarded] = had;
+        let proto = told.proto.unwrap_or("http");
+        if had_proto || told.proto.is_some() {
+            headers.insert(&PROTO, HeaderValue::from_static(proto));
+        }
+        let host = told.host.or_else(|| headers.get(HOST).cloned());
+        if had_real_ip {
+            headers.insert(&REAL_IP, value(&[client]));
+        }
+        if had_forwarded {
+            let node = match client {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("\"[{address}]\""),
+            };
+            let told = HeaderValue::try_from(format!("for={node};proto={proto}"));
+            headers.insert(header::FORWARDED, told.expect("an address is text"));
+        }
+        if let Some(host) = host.filter(|_| had_host) {
+            headers.insert(&FORWARDED_HOST, host);
+        }
+    }
+
+    /// What a proxy that is trusted says.
+    fn believe(&self, headers: &HeaderMap) -> Told {
+        let mut elements = Vec::new();
+        for text in texts(headers, &FORWARDED) {
+            elements.extend(outside_of_quotes(text, ','));
+        }
+        let of_forwarded = |key: &str| {
+            elements.iter().rev().find_map(|element| {
+                outside_of_quotes(element, ';').into_iter().find_map(|pair| {
+                    let (name, value) = pair.split_once('=')?;
+                    name.trim().eq_ignore_ascii_case(key).then(|| value.trim().trim_matches('"'))
+                })
+            })
+        };
+        let mut nodes: Vec<&str> =
+            texts(headers, &FOR).flat_map(|text| text.split(',')).map(str::trim).collect();
+        if nodes.is_empty() {
+            nodes = elements
+                .iter()
+                .filter_map(|element| {
+                    let mut pairs = outside_of_quotes(element, ';').into_iter();
+                    pairs.find_map(|pair| {
+                        let (name, value) = pair.split_once('=')?;
+                        name.trim().eq_ignore_ascii_case("for").then_some(value.trim())
+                    })
+                })
+                .collect();
+        }
+        if nodes.is_empty() {
+            nodes.extend(texts(headers, &REAL_IP).map(str::trim));
+        }
+        let mut chain = Vec::new();
+        for node in nodes.into_iter().rev() {
+            // What no proxy writes ends what is known, and so does one that hides its client.
+            let Some(address) = address_of(node) else { break };
+            chain.push(address);
+            if !self.has(address) {
+                break;
+            }
+        }
+        chain.reverse();
+        let last = |name| texts(headers, name).flat_map(|text| text.split(',')).last();
+        let proto = last(&PROTO).map(str::trim).or_else(|| of_forwarded("proto"));
+        let proto = proto.and_then(|proto| {
+            ["http", "https"].into_iter().find(|known| known.eq_ignore_ascii_case(proto))
+        });
+        let host = last(&FORWARDED_HOST).and_then(|host| HeaderValue::from_str(host.trim()).ok());
+        Told { chain, proto, host }
+    }
+}
+
+/// What is believed.
+#[derive(Debug, Default)]
+struct Told {
+    /// The client, and the proxies that the request came through, but for the last.
+    chain: Vec<IpAddr>,
+    proto: Option<&'static str>,
+    host: Option<HeaderValue>,
+}
+
+fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+}
+
+/// The parts of a text between separators that are not quoted.
+fn outside_of_quotes(text: &str, separator: char) -> Vec<&str> {
+    let (mut parts, mut begin, mut quoted) = (Vec::new(), 0, false);
+    for (at, letter) in text.char_indices() {
+        if letter == '"' {
+            quoted = !quoted;
+        } else if letter == separator && !quoted {
+            parts.push(&text[begin..at]);
+            begin = at + 1;
+        }
+    }
+    parts.push(&text[begin..]);
+    parts
+}
+
+/// The address in `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`, quoted or not.
+fn address_of(node: &str) -> Option<IpAddr> {
+    let node = node.trim().trim_matches('"');
+    let bare = node.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(node);
+    let address = bare.parse().ok().or_else(|| Some(node.parse::<SocketAddr>().ok()?.ip()));
+    address.map(|address| address.to_canonical())
+}
+
+fn value(addresses: &[IpAddr]) -> HeaderValue {
+    let mut text = String::with_capacity(48);
+    for (number, address) in addresses.iter().enumerate() {
+        text.push_str(if number > 0 { ", " } else { "" });
+        let _ = write!(text, "{address}");
+    }
+    HeaderValue::from_maybe_shared(Bytes::from(text)).expect("an address is text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The client, and the headers that a function sees, sorted.
+    fn settled(trusted: &[&str], peer: &str, headers: &[(&'static str, &str)]) -> (String, String) {
+        let trusted = trusted.iter().map(|text| text.parse().unwrap()).collect();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let peer = SocketAddr::new(peer.parse().unwrap(), 1234);
+        let proxies = TrustedProxies::new(trusted);
+        let client = proxies.client(&map, peer);
+        proxies.settle(&mut map, peer);
+        let mut lines: Vec<String> = map
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        lines.sort();
+        (client.to_string(), lines.join("\n"))
+    }
+
+    const LIES: [(&str, &str); 12] = [
+        ("host", "function.example"),
+        ("x-forwarded-for", "1.1.1.1"),
+        ("x-forwarded-for", "2.2.2.2, 3.3.3.3"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "bank.example"),
+        ("x-forwarded-port", "443"),
+        ("forwarded", "for=4.4.4.4;proto=https"),
+        ("x-real-ip", "5.5.5.5"),
+        ("x-client-ip", "6.6.6.6"),
+        ("true-client-ip", "7.7.7.7"),
+        ("cf-connecting-ip", "8.8.8.8"),
+        ("x-other", "kept"),
+    ];
+
+    #[test]
+    fn what_a_client_says_of_itself_is_replaced_by_the_truth() {
+        let truth = "forwarded: for=192.0.2.9;proto=http\nhost: function.example\n\
+             x-forwarded-for: 192.0.2.9\nx-forwarded-host: function.example\n\
+             x-forwarded-proto: http\nx-other: kept\nx-real-ip: 192.0.2.9";
+        for trusted in [&[][..], &["10.0.0.0/8"], &["192.0.2.8", "::/0"]] {
+            for peer in ["192.0.2.9", "::ffff:192.0.2.9"] {
+                let (client, headers) = settled(trusted, peer, &LIES);
+                assert_eq!((&*client, &*headers), ("192.0.2.9", truth), "{trusted:?} {peer}");
+            }
+        }
+        let nothing = settled(&[], "2001:db8::1", &[]);
+        assert_eq!(nothing, ("2001:db8::1".into(), "x-forwarded-for: 2001:db8::1".into()));
+        let (_, headers) = settled(&[], "2001:db8::1", &[("forwarded", "for=_hidden")]);
+        assert!(headers.starts_with("forwarded: for=\"[2001:db8::1]\";proto=http"), "{headers}");
+    }
+
+    #[test]
+    fn a_proxy_that_is_named_is_believed_as_far_as_it_has_seen() {
+        let chain = |headers: &[(&'static str, &str)]| {
+            let (client, headers) = settled(&["10.0.0.0/8", "127.0.0.1"], "127.0.0.1", headers);
+            let line = headers.lines().find_map(|line| line.strip_prefix("x-forwarded-for: "));
+            (client, line.unwrap().to_owned())
+        };
+        for (told, client, kept) in [
+            ("192.0.2.1", "192.0.2.1", "192.0.2.1, 127.0.0.1"),
+            // The client has written the first itself.
+            ("1.1.1.1, 192.0.2.1", "192.0.2.1", "192.0.2.1, 127.0.0.1"),
+            ("1.1.1.1, 192.0.2.1, 10.1.1.1", "192.0.2.1", "192.0.2.1, 10.1.1.1, 127.0.0.1"),
+            ("10.1.1.1, 10.2.2.2", "10.1.1.1", "10.1.1.1, 10.2.2.2, 127.0.0.1"),
+            ("192.0.2.1:4711", "192.0.2.1", "192.0.2.1, 127.0.0.1"),
+            ("[2001:db8::1]:80, 10.1.1.1", "2001:db8::1", "2001:db8::1, 10.1.1.1, 127.0.0.1"),
+            ("unknown", "127.0.0.1", "127.0.0.1"),
+            ("192.0.2.1, junk, 10.1.1.1", "10.1.1.1", "10.1.1.1, 127.0.0.1"),
+            ("", "127.0.0.1", "127.0.0.1"),
+        ] {
+            let expected = (client.to_owned(), kept.to_owned());
+            assert_eq!(chain(&[("x-forwarded-for", told)]), expected, "{told}");
+        }
+        for (told, client) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("For=\"[2001:db8::1]:4711\";proto=https", "2001:db8::1"),
+            ("for=1.1.1.1, for=192.0.2.1;by=10.0.0.1, for=10.0.0.2", "192.0.2.1"),
+            ("for=\"1,1\", for=192.0.2.1", "192.0.2.1"),
+            ("for=unknown", "127.0.0.1"),
+        ] {
+            assert_eq!(chain(&[("forwarded", told)]).0, client, "{told}");
+        }
+        assert_eq!(chain(&[("x-real-ip", "192.0.2.1")]).0, "192.0.2.1");
+    }
+
+    #[test]
+    fn its_scheme_and_host_are_believed_too() {
+        let seen =
+            |headers: &[(&'static str, &str)]| settled(&["127.0.0.1"], "127.0.0.1", headers).1;
+        let told = seen(&[
+            ("host", "inner"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "HTTPS"),
+            ("x-forwarded-host", "shop.example"),
+        ]);
+        assert!(
+            told.contains("x-forwarded-proto: https\n")
+                || told.ends_with("x-forwarded-proto: https")
+        );
+        assert!(told.contains("x-forwarded-host: shop.example"), "{told}");
+        let told = seen(&[("forwarded", "for=192.0.2.1;proto=https;host=shop.example")]);
+        assert!(told.contains("forwarded: for=192.0.2.1;proto=https"), "{told}");
+        assert!(told.contains("x-forwarded-proto: https"), "{told}");
+        let told = seen(&[("x-forwarded-proto", "gopher")]);
+        assert!(told.contains("x-forwarded-proto: http"), "{told}");
+    }
+
+    #[test]
+    fn networks_are_read_as_they_are_written() {
+        for text in ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"] {
+            assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
+        }
+        assert_eq!("192.0.2.1".parse::<Network>().unwrap().to_string(), "192.0.2.1/32");
+        for text in ["", "10.0.0.0/33", "proxy.lan", "10.0.0"] {
+            let error = text.parse::<Network>().unwrap_err();
+            assert!(error.contains("write an address, or 10.0.0.0/8"), "{error}");
+        }
+    }
+}
