@@ -98,9 +98,14 @@ pub(crate) struct WorkerState {
 }
 
 impl ClusterState {
-    /// The cluster's registry, for a command of `ol`. What it changes is written down: by the registry's
-    /// daemon, or here, where there is none.
-    pub(crate) fn open_registry(
+    /// The cluster's registry, for a command of `ol` that reads.
+    pub(crate) fn open_registry(&self, catalog: &Catalog) -> Result<Arc<dyn Registry>> {
+        catalog.open_registry(&self.registry.spec, self.secret.as_ref(), "ol")
+    }
+
+    /// The cluster's registry, for a command of `ol` that changes it. What it changes is written down: by the
+    /// registry's daemon, or here, where there is none.
+    pub(crate) fn open_to_change(
         &self,
         catalog: &Catalog,
         command: &str,

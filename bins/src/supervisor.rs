@@ -12,9 +12,10 @@
 //! its new address. Daemons get SIGTERM when the supervisor dies, also by kill −9.
 
 use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
 use crate::error::{CliError, Context, Result};
@@ -38,6 +40,10 @@ use crate::version::VERSION;
 
 /// The pauses before a dead daemon is started again.
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+
+/// How large a daemon's own log may become, bytes, and how often that is looked at.
+const MOST_LOG: u64 = 16 << 20;
+const LOOK_AT_LOGS: Duration = Duration::from_secs(5);
 
 /// What the cluster is to be: its settings, checked, with nothing left to be found out.
 #[derive(Clone, Debug)]
@@ -51,6 +57,8 @@ pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     /// In the order in which they were started.
     daemons: Vec<Supervised>,
+    /// Keeps their logs from filling the disk.
+    _logs: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
@@ -115,7 +123,9 @@ impl Supervisor {
         let limits = (cluster.start_limit_seconds.into(), cluster.stop_grace_seconds.into());
         let state = Mutex::new(state);
         let shared = Arc::new(Shared { dir, spawner, program, settings, limits, state });
-        let mut supervisor = Supervisor { shared, daemons: Vec::new() };
+        let logs = tokio::spawn(bound_logs(shared.dir.join("logs")));
+        let logs = AbortOnDropHandle::new(logs);
+        let mut supervisor = Supervisor { shared, daemons: Vec::new(), _logs: logs };
         match supervisor.start_all(spec).await {
             Ok(()) => Ok(supervisor),
             Err(error) => {
@@ -379,8 +389,40 @@ async fn supervise(
     }
 }
 
+/// Keeps the daemons' own logs below a size, for as long as it is polled: one that is larger becomes `….1`,
+/// which replaces an older one, and begins anew. The daemons hold their files open, and append to them.
+async fn bound_logs(folder: PathBuf) {
+    loop {
+        tokio::time::sleep(LOOK_AT_LOGS).await;
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_log = path.extension().is_some_and(|extension| extension == "log");
+            let Ok(found) = entry.metadata() else { continue };
+            if !is_log || !found.is_file() || found.len() < MOST_LOG {
+                continue;
+            }
+            if let Err(error) = begin_anew(&path) {
+                tracing::warn!(%error, log = %path.display(), "cannot make the log shorter");
+            }
+        }
+    }
+}
+
+/// What a daemon writes between the two steps is lost.
+fn begin_anew(path: &Path) -> io::Result<()> {
+    let mut log = private::open_file(path, File::options().read(true).write(true))?;
+    let mut older = path.as_os_str().to_owned();
+    older.push(".1");
+    let mut older = private::open_file(
+        Path::new(&older),
+        File::options().create(true).truncate(true).write(true),
+    )?;
+    io::copy(&mut log, &mut older)?;
+    log.set_len(0)
+}
+
 /// The last line that a daemon which did not start left in its log: it says why.
-fn last_words(log: &std::path::Path, begin: u64) -> Option<String> {
+fn last_words(log: &Path, begin: u64) -> Option<String> {
     let bytes = std::fs::read(log).ok()?;
     let text = String::from_utf8_lossy(bytes.get(usize::try_from(begin).ok()?..)?).into_owned();
     let line = text.lines().rev().find(|line| line.starts_with("ol-"))?;

@@ -115,9 +115,9 @@ impl AuditLog {
     ///
     /// # Errors
     ///
-    /// The file cannot be opened.
+    /// The file cannot be opened, or is a link.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = LogFile::open(path, MOST_BYTES)?;
+        let file = LogFile::private(path, MOST_BYTES)?;
         let (file, path) = (Arc::new(Mutex::new(file)), Arc::new(path.to_owned()));
         Ok(AuditLog { file, clock: Arc::new(SystemClock::new()), path })
     }
@@ -151,6 +151,10 @@ impl Audited {
         Audited { inner, log, actor }
     }
 
+    async fn digest_of(&self, name: &FunctionName, version: Option<Version>) -> Option<Digest> {
+        self.meaning(name, Qualifier::Version(version?)).await.1
+    }
+
     async fn newest(&self, name: &FunctionName) -> (Option<Version>, Option<Digest>) {
         self.meaning(name, Qualifier::Latest).await
     }
@@ -180,6 +184,14 @@ impl Audited {
     }
 }
 
+/// Makes a change to its end and writes it down, whether or not anybody waits for it any more: a client that
+/// leaves in the middle cannot have one that is not written down.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, RegistryError>> + Send + 'static,
+) -> Result<T, RegistryError> {
+    tokio::spawn(change).await.map_err(RegistryError::storage)?
+}
+
 impl fmt::Debug for Audited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Audited").field("inner", &self.inner).finish_non_exhaustive()
@@ -193,10 +205,14 @@ impl Registry for Audited {
     }
 
     async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError> {
-        let before = self.newest(name).await;
-        let published = self.inner.put(name, bundle).await?;
-        self.published(name, before, &published);
-        Ok(published)
+        let (this, name) = (self.clone(), name.clone());
+        whole(async move {
+            let before = this.newest(&name).await;
+            let published = this.inner.put(&name, bundle).await?;
+            this.published(&name, before, &published);
+            Ok(published)
+        })
+        .await
     }
 
     async fn publish(
@@ -204,18 +220,26 @@ impl Registry for Audited {
         name: &FunctionName,
         bundle: BundleStream,
     ) -> Result<Published, RegistryError> {
-        let before = self.newest(name).await;
-        let published = self.inner.publish(name, bundle).await?;
-        self.published(name, before, &published);
-        Ok(published)
+        let (this, name) = (self.clone(), name.clone());
+        whole(async move {
+            let before = this.newest(&name).await;
+            let published = this.inner.publish(&name, bundle).await?;
+            this.published(&name, before, &published);
+            Ok(published)
+        })
+        .await
     }
 
     async fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let (old_version, old_digest) = self.newest(name).await;
-        self.inner.delete(name).await?;
-        let change = Change::Delete { function: name, old_version, old_digest };
-        self.log.write(&self.actor, &change);
-        Ok(())
+        let (this, name) = (self.clone(), name.clone());
+        whole(async move {
+            let (old_version, old_digest) = this.newest(&name).await;
+            this.inner.delete(&name).await?;
+            let change = Change::Delete { function: &name, old_version, old_digest };
+            this.log.write(&this.actor, &change);
+            Ok(())
+        })
+        .await
     }
 
     async fn set_alias(
@@ -225,20 +249,19 @@ impl Registry for Audited {
         version: Option<Version>,
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
-        let of = |version: Option<Version>| async move {
-            match version {
-                Some(version) => self.meaning(name, Qualifier::Version(version)).await.1,
-                None => None,
-            }
-        };
-        // That it points to `expected` is what the change depends on.
-        let (digest, old_digest) = (of(version).await, of(expected).await);
-        self.inner.set_alias(name, alias, version, expected).await?;
-        let function = name;
-        let change =
-            Change::Alias { function, alias, version, digest, old_version: expected, old_digest };
-        self.log.write(&self.actor, &change);
-        Ok(())
+        let (this, name, alias) = (self.clone(), name.clone(), alias.to_owned());
+        whole(async move {
+            // That it points to `expected` is what the change depends on.
+            let digest = this.digest_of(&name, version).await;
+            let old_digest = this.digest_of(&name, expected).await;
+            this.inner.set_alias(&name, &alias, version, expected).await?;
+            let (function, alias, old_version) = (&name, &*alias, expected);
+            let change =
+                Change::Alias { function, alias, version, digest, old_version, old_digest };
+            this.log.write(&this.actor, &change);
+            Ok(())
+        })
+        .await
     }
 
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {

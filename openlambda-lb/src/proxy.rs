@@ -26,7 +26,6 @@ use openlambda_core::balancing::BalancingPolicy;
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::random::fresh_seed;
 use openlambda_core::registry::Registry;
-use openlambda_core::serving::identity::Host;
 use openlambda_core::serving::{Access, Door, HttpServer};
 use openlambda_core::time::SystemClock;
 use parking_lot::Mutex;
@@ -146,9 +145,9 @@ impl Proxy {
         let proxy = Arc::clone(&self);
         let mut background = JoinSet::new();
         background.spawn(async move { proxy.run().await });
-        let ports = self.config.hosts.iter().filter_map(Host::port);
+        let hosts = self.config.hosts.iter().cloned();
         let door = Door::new(listener, self.config.patience());
-        let mut door = door.and_secret(self.config.secret.clone(), ports);
+        let mut door = door.and_secret(self.config.secret.clone(), hosts);
         if let Some(socket) = self.socket.lock().take() {
             door = door.and_socket(socket);
         }

@@ -136,7 +136,7 @@ fn functions(catalog: &Catalog) -> Vec<String> {
     let names = || {
         let named = std::env::var_os("OPENLAMBDA_DATA_DIR").map(PathBuf::from);
         let state = DataDir::new(named)?.running()?;
-        let registry = state.open_registry(catalog, "ol")?;
+        let registry = state.open_registry(catalog)?;
         block_on(async {
             let list = tokio::time::timeout(PATIENCE, registry.list()).await;
             let list = list.context(String::new)?.context(String::new)?;

@@ -99,7 +99,7 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     super::syntax::check(&args.folder, &packed.manifest)?;
     let progress = Progress::start(format!("deploying {name}"));
     let state = args.common.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol deploy")?;
+    let registry = state.open_to_change(catalog, "ol deploy")?;
     let published = block_on(async {
         let published = registry.publish(name, in_pieces(tar, progress)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;

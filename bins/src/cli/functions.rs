@@ -18,7 +18,7 @@ use crate::terminal::say;
 
 pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol ls")?;
+    let registry = state.open_registry(catalog)?;
     let functions = block_on(list_all(&registry))?;
     let url_of = |name: &FunctionName| url_of(&state, &name.clone().into());
     if args.json {
@@ -58,7 +58,7 @@ pub(super) struct RmArgs {
 pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let state = dir.running()?;
-    let registry = state.open_registry(catalog, "ol rm")?;
+    let registry = state.open_to_change(catalog, "ol rm")?;
     let name = &args.function;
     let last = block_on(async {
         let last = registry.resolve(&name.clone().into()).await.ok();

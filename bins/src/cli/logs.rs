@@ -79,7 +79,7 @@ pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
     if !printed && !args.follow {
         // Without a cluster it is not known whether there is such a function.
         if let Ok(state) = dir.running() {
-            let registry = state.open_registry(catalog, "ol logs")?;
+            let registry = state.open_registry(catalog)?;
             block_on(async { versions_of(&registry, &args.function).await })?;
             say!("{} has printed nothing yet", args.function);
             return Ok(ExitCode::SUCCESS);

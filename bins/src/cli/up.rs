@@ -363,7 +363,12 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
     let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state)).await) };
     let asked = block_on(ask)?;
-    let (slow, balancer) = (asked.is_err(), asked.ok().and_then(Result::ok));
+    let slow = asked.is_err();
+    let (balancer, why) = match asked {
+        Ok(Ok(balancer)) => (Some(balancer), None),
+        Ok(Err(error)) => (None, Some(openlambda_core::failure::chain(&error))),
+        Err(_) => (None, None),
+    };
     if args.json {
         print_json(&status_json(&state, balancer.as_ref()));
         return Ok(ExitCode::SUCCESS);
@@ -373,7 +378,13 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
     if slow {
         text.push_str("the balancer takes long to answer: the state of the workers is not known\n");
     } else if balancer.is_none() {
-        text.push_str("the balancer does not answer; the supervisor is starting it again\n");
+        match why {
+            // Somebody answers, and not as one who knows the secret that this command has read.
+            Some(why) if why.contains("secret") => text.push_str(&format!("{why}\n")),
+            _ => {
+                text.push_str("the balancer does not answer; the supervisor is starting it again\n")
+            }
+        }
     }
     let rows: Vec<Vec<String>> = state
         .workers

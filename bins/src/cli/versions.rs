@@ -32,7 +32,7 @@ pub(super) struct DescribeArgs {
 
 pub(super) fn describe(args: &DescribeArgs, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.common.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol describe")?;
+    let registry = state.open_registry(catalog)?;
     let name = &args.function.name;
     let (resolved, versions, aliases) = block_on(async {
         let versions = versions_of(&registry, name).await?;
@@ -86,7 +86,7 @@ pub(super) struct VersionsArgs {
 
 pub(super) fn versions(args: &VersionsArgs, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.common.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol versions")?;
+    let registry = state.open_registry(catalog)?;
     let name = &args.function;
     let (versions, aliases) = block_on(async {
         Ok((versions_of(&registry, name).await?, aliases_of(&registry, name).await?))
@@ -172,7 +172,7 @@ fn expected(text: &str) -> std::result::Result<Expected, String> {
 
 pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.common.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol alias")?;
+    let registry = state.open_to_change(catalog, "ol alias")?;
     let name = &args.function;
     let alias = match &args.alias {
         Some(alias) if args.version.is_some() || args.remove => alias,
@@ -278,7 +278,7 @@ pub(super) struct RollbackArgs {
 
 pub(super) fn rollback(args: &RollbackArgs, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.common.dir()?.running()?;
-    let registry = state.open_registry(catalog, "ol rollback")?;
+    let registry = state.open_to_change(catalog, "ol rollback")?;
     let name = &args.function;
     let (target, published) = block_on(async {
         let versions = versions_of(&registry, name).await?;

@@ -21,6 +21,12 @@ pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
              cluster",
         )
     })?;
+    if !file.exists() && file.to_str().is_some_and(|text| text.parse::<Secret>().is_ok()) {
+        // It is not repeated here, where others may read it.
+        let message = "--secret-file takes the name of a file, and what was given may be a secret itself; \
+                       make another one with `ol secret FILE`";
+        return Err(CliError::new(message));
+    }
     Ok(Secret::read(file)?)
 }
 

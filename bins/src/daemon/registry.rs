@@ -16,6 +16,7 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
     let secret = secret_in(settings.secret_file.as_deref())?;
     let mut config = ServeConfig::default();
     config.secret = Some(secret);
+    config.hosts.clone_from(&settings.hosts);
     config.audit = audit_log(settings.audit_log.as_deref())?;
     let stop = stop_signal()?;
     let listener = listen(settings.listen).await?;

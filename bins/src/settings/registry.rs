@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use openlambda_core::serving::identity::Host;
 use serde::{Deserialize, Serialize};
 
 use super::section::Section;
@@ -15,6 +16,10 @@ pub(crate) struct RegistrySettings {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", env = "OPENLAMBDA_REGISTRY_LISTEN")]
     pub(crate) listen: SocketAddr,
+    /// Name, beside localhost and addresses, by which the registry is called; may be given more than once.
+    /// With a port, daemons may reach it by that one, too
+    #[arg(long = "host", value_name = "NAME[:PORT]", hide_short_help = true)]
+    pub(crate) hosts: Vec<Host>,
     /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
     #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -28,13 +33,14 @@ pub(crate) struct RegistrySettings {
 
 impl Section for RegistrySettings {
     const NAME: &'static str = "registry";
-    const OF_ONE: &'static [&'static str] = &["secret_file", "audit_log"];
+    const OF_ONE: &'static [&'static str] = &["hosts", "secret_file", "audit_log"];
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
         RegistrySettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 9000)),
+            hosts: Vec::new(),
             secret_file: None,
             audit_log: None,
             store: None,

@@ -98,12 +98,12 @@ impl Known {
             ArgAction::Append => Some(Value::Array(texts.into_iter().map(Value::String).collect())),
             _ => None,
         };
-        let mut candidates = number.clone().into_iter().chain(list);
+        let mut candidates = number.clone().into_iter().chain(list.clone());
         let taken = candidates.find(|value| self.takes(value).is_ok());
         let is_number = self.default.as_ref().is_some_and(|it| it.is_integer() || it.is_float());
         let meant =
             || number.ok().filter(|_| is_number && self.takes(&text.clone().into()).is_err());
-        taken.or_else(meant).unwrap_or(Value::String(text))
+        taken.or_else(meant).or(list).unwrap_or(Value::String(text))
     }
 
     pub(crate) fn setting(

@@ -11,6 +11,7 @@ use openlambda_core::catalog::Choice;
 use openlambda_core::keep_alive::{self, DEFAULT_TTL};
 use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
+use openlambda_core::serving::identity::Host;
 use openlambda_core::worker::WorkerConfig;
 use openlambda_sandbox::sock;
 use serde::de::Error;
@@ -46,6 +47,10 @@ pub(crate) struct WorkerSettings {
     /// Balancer to announce itself to; may be given more than once
     #[arg(long = "balancer", value_name = "URL")]
     pub(crate) balancers: Vec<String>,
+    /// Name, beside localhost and addresses, by which the worker is called; may be given more than once.
+    /// With a port, daemons may reach it by that one, too
+    #[arg(long = "host", value_name = "NAME[:PORT]", hide_short_help = true)]
+    pub(crate) hosts: Vec<Host>,
     /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
     #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -162,6 +167,7 @@ impl Section for WorkerSettings {
         "name",
         "listen",
         "advertise",
+        "hosts",
         "state_dir",
         "volumes_dir",
         "balancers",
@@ -180,6 +186,7 @@ impl Default for WorkerSettings {
             state_dir: None,
             volumes_dir: None,
             balancers: config.balancers,
+            hosts: config.hosts,
             secret_file: None,
             registry: None,
             sandbox: "auto".to_owned(),
@@ -232,6 +239,7 @@ impl WorkerSettings {
         let mut config = WorkerConfig::new(name, state_dir);
         config.balancers.clone_from(&self.balancers);
         config.advertise.clone_from(&self.advertise);
+        config.hosts.clone_from(&self.hosts);
         config.records = self.records.as_deref().map(|file| named(file, name));
         config.inputs = self.inputs.as_deref().map(|file| named(file, name));
         config.weight = self.weight;

@@ -268,6 +268,32 @@ fn a_cluster_whose_balancer_is_slow_to_answer_runs() {
     assert!(out.contains("worker-1  unknown"), "{out}{err}");
 }
 
+/// A worker that stands still takes no call with it that it has not begun: the calls go to the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_pass_by_a_worker_that_stands_still() {
+    let cluster =
+        Cluster::start(&["--workers", "2", "--sandbox", "process", "--policy", "round-robin"]);
+    let url = cluster.deploy(
+        "hi",
+        &[("f.py", "def f(event): return event"), ("ol.toml", "timeout_seconds = 3")],
+    );
+    let client = client();
+    for _ in 0..4 {
+        assert_eq!(post(&client, &url, "1").await.status, 200);
+    }
+    // Until no connection is kept.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let pid = cluster.worker_pid("worker-2").unwrap();
+    kill(pid, Signal::STOP);
+    let calls = (0..6).map(|_| post(&client, &url, "1"));
+    let answers =
+        tokio::time::timeout(Duration::from_secs(30), futures_util::future::join_all(calls)).await;
+    kill(pid, Signal::CONT);
+    for answer in answers.expect("they do not wait for it") {
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+}
+
 /// Versions that were acknowledged are there, whole, whenever the registry was killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_registry_acknowledged_survives_kill_9() {

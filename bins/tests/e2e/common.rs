@@ -31,6 +31,12 @@ pub fn program(name: &str) -> PathBuf {
     }
 }
 
+/// By a process of its own: a child that another test starts meanwhile would hold our descriptor, and what
+/// is open for writing cannot be executed.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
 /// A folder for one cluster. Drop stops the cluster and looks for what is left.
 pub struct Place {
     dir: TempDir,
@@ -404,7 +410,7 @@ pub async fn post(client: &HttpClient, url: &str, body: &str) -> Answer {
 pub fn connect(address: SocketAddr) -> TcpStream {
     let proves = async move || {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
-        prove(&mut stream, &secret().known(), address.port()).await?;
+        prove(&mut stream, &secret().known(), address.into(), &address.to_string()).await?;
         stream.into_std()
     };
     let runs = move || {

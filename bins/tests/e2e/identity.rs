@@ -20,7 +20,8 @@ use openlambda_registry::native::RemoteRegistry;
 use serde_json::{Value, json};
 
 use crate::common::{
-    COPIES, Cluster, Place, client, client_of, post, program, raw, secret, send, texts, wait_for,
+    COPIES, Cluster, Place, client, client_of, connect, copy_program, post, program, raw, secret,
+    send, texts, wait_for,
 };
 
 const COUNTS: &str = "
@@ -330,6 +331,10 @@ async fn tools_use_the_secret_or_the_socket_and_no_function_sees_it() {
             assert!(!done && said.contains("forbidden"), "{path}, {header}: {said}");
         }
     }
+    // A worker has names, too.
+    let named = format!("http://{}/stats", address(&worker));
+    let (done, said) = curl(&["-H", &bearer, "-H", "host: w1.lan", &named]);
+    assert!(!done && said.contains("start it with --host NAME"), "{said}");
     for path in ["/livez", "/readyz"] {
         let (done, said) = curl(&["-H", "host: evil.org", &format!("{balancer}{path}")]);
         assert!(!done && said.contains("start it with --host NAME"), "{path}: {said}");
@@ -403,7 +408,7 @@ fn daemons_by_hand_are_told_where_the_secret_comes_from() {
     fs::write(&file, "short\n").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     each(&["--secret-file", name], "there is no secret in");
-    fs::write(&file, "k".repeat(40)).unwrap();
+    fs::write(&file, "0123456789abcdef".repeat(3)).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
     each(&["--secret-file", name], "is not this user's alone");
 
@@ -458,12 +463,6 @@ async fn a_balancer_goes_by_the_names_that_it_is_given() {
     }
     let said = texts(&cluster.place.run(&["up", "--host", "http://x"])).1;
     assert!(said.contains("write NAME or NAME:PORT"), "{said}");
-}
-
-/// By a process of its own: a child that another test starts meanwhile would hold our descriptor, and what
-/// is open for writing cannot be executed.
-fn copy_program(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 /// An ordinary user's cluster keeps strangers out as root's does.
@@ -656,6 +655,8 @@ async fn each_change_is_written_down() {
     }
 
     // The balancer knows who has asked it.
+    let other = place.function("hello", &[("f.py", "def f(event): return 1")]);
+    place.ol(&["deploy", other.to_str().unwrap()]);
     let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
     let lines = audited(&cluster, "audit-balancer.jsonl", 2);
     assert_eq!(lines[0]["change"], "announce");
@@ -667,12 +668,84 @@ async fn each_change_is_written_down() {
     assert_eq!(fields(&lines[1]), publishes(4, &two, json!(3), &one));
     assert_eq!(lines[1]["by"], "an HTTP client");
     assert!(lines[1]["from"].as_str().unwrap().starts_with("127.0.0.1:"), "{}", lines[1]);
+    // By the socket, the kernel says who it is.
+    let socket = UnixStream::connect(cluster.place.data_dir().join("balancer.sock")).unwrap();
+    let deleted = by_socket(socket, "DELETE /registry/hello HTTP/1.0\r\nHost: ol\r\n\r\n");
+    assert!(deleted.contains("200 OK"), "{deleted}");
+    let lines = audited(&cluster, "audit-balancer.jsonl", 3);
+    assert_eq!((&lines[2]["change"], &lines[2]["by"]), (&json!("delete"), &json!(user)));
     // Another start of a worker is another announcement.
     let pid = cluster.worker_pid("worker-1").unwrap();
     crate::common::kill(pid, rustix::process::Signal::KILL);
-    let lines = audited(&cluster, "audit-balancer.jsonl", 3);
-    assert_eq!(lines[2]["change"], "announce");
-    assert_ne!(lines[2]["incarnation"], lines[0]["incarnation"]);
+    let lines = audited(&cluster, "audit-balancer.jsonl", 4);
+    assert_eq!(lines[3]["change"], "announce");
+    assert_ne!(lines[3]["incarnation"], lines[0]["incarnation"]);
+}
+
+/// A client that leaves in the middle of a change leaves none that is not written down.
+#[test]
+fn a_change_whose_client_has_left_is_written_down_too() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let folder = cluster.place.function("hi", &[("f.py", "def f(event): return 1")]);
+    let tar =
+        Command::new("tar").args(["cz", "-C", folder.to_str().unwrap(), "."]).output().unwrap();
+    for n in 0..60 {
+        let mut client = connect(cluster.address());
+        let head = format!(
+            "POST /registry/hide{n} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            tar.stdout.len()
+        );
+        client.write_all(head.as_bytes()).unwrap();
+        client.write_all(&tar.stdout).unwrap();
+        // At every moment of the upload.
+        std::thread::sleep(Duration::from_millis(n * 3));
+        drop(client);
+    }
+    // Whatever is still on its way.
+    let listed = || {
+        let listed = cluster.place.json(&["ls", "--json"]);
+        let names = listed["functions"].as_array().unwrap().iter();
+        names.map(|function| function["name"].clone()).collect::<Vec<_>>()
+    };
+    let mut before = listed();
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = listed();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    let path = cluster.place.data_dir().join("logs/audit-registry.jsonl");
+    let text = fs::read_to_string(&path).unwrap_or_default();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut written: Vec<_> = lines.map(|line| line["function"].clone()).collect();
+    written.sort_by_key(ToString::to_string);
+    before.sort_by_key(ToString::to_string);
+    assert!(!before.is_empty(), "none came through, so nothing is shown");
+    assert_eq!(written, before);
+}
+
+/// What strangers ask for leaves next to nothing in the logs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_does_not_fill_the_logs() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let long = "A".repeat(60_000);
+    for _ in 0..200 {
+        for request in
+            [format!("POST /registry/{long}"), format!("GET /{long}"), format!("POST /run/{long}")]
+        {
+            let request = format!("{request} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+            let answer = raw(cluster.address(), request.as_bytes());
+            assert!(
+                answer.starts_with("HTTP/1.0 4") || answer.starts_with("HTTP/1.1 4"),
+                "{answer}"
+            );
+            assert!(answer.len() < 2000, "{answer}");
+        }
+    }
+    let log = cluster.place.data_dir().join("logs/lb.log");
+    assert!(fs::metadata(&log).unwrap().len() < 10_000, "{}", fs::read_to_string(&log).unwrap());
 }
 
 /// A folder as a registry has no daemon: `ol` itself writes down what it does.

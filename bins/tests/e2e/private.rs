@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Cluster, OL, Place, texts};
+use crate::common::{Cluster, OL, Place, copy_program, texts};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -103,7 +103,7 @@ fn an_ordinary_user_has_a_cluster_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     set_mode(dir.path(), 0o755);
     let program = dir.path().join("ol");
-    fs::copy(OL, &program).unwrap();
+    copy_program(Path::new(OL), &program);
     let home = dir.path().join("home");
     fs::create_dir(&home).unwrap();
     if is_root() {

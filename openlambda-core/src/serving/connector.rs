@@ -8,10 +8,11 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::identity::{Secret, prove};
+use super::identity::{Place, Secret, prove};
 use crate::invocation::BoxError;
 
 /// Connects by TCP to the host and port of a URL, to each address of a name if need be, and
@@ -33,9 +34,18 @@ impl Connector {
         Connector { tcp, secret, limit }
     }
 
-    /// What it proves.
-    pub fn secret(&self) -> Option<&Secret> {
-        self.secret.as_ref()
+    /// Proves the same to the server at the other end of a stream that was made in another way.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prove`], and that the server has taken too long.
+    pub async fn prove<S>(&self, stream: &mut S, place: Place, name: &str) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(secret) = &self.secret else { return Ok(()) };
+        let proved = tokio::time::timeout(self.limit, prove(stream, secret, place, name)).await;
+        proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -49,17 +59,14 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (secret, limit) = (self.secret.clone(), self.limit);
-        let port = uri.port_u16().unwrap_or(80);
+        let this = self.clone();
         let address = uri.authority().map_or_else(String::new, ToString::to_string);
         let connecting = self.tcp.call(uri);
         Box::pin(async move {
             let mut stream = connecting.await?.into_inner();
-            if let Some(secret) = secret {
-                let proved = tokio::time::timeout(limit, prove(&mut stream, &secret, port)).await;
-                let proved = proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                proved.map_err(|error| format!("{address} is not of this cluster: {error}"))?;
-            }
+            let place = stream.peer_addr()?.into();
+            let proved = this.prove(&mut stream, place, &address).await;
+            proved.map_err(|error| format!("{address} is not of this cluster: {error}"))?;
             Ok(TokioIo::new(stream))
         })
     }

@@ -14,7 +14,7 @@ use futures_util::stream;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::identity::Greeting;
+use super::identity::{Greeting, Host, Place, Places};
 use super::{Caller, Identity, Patient, Principal, Quiet, Secret, Stream};
 
 /// How long a server waits when the system fails to give it a connection, most likely because there are no
@@ -59,8 +59,8 @@ pub struct Door {
     local_first: AtomicBool,
     patience: Patience,
     secret: Option<Secret>,
-    /// The ports by which clients reach it.
-    ports: Arc<[u16]>,
+    /// By which names clients reach it, of what hands connections on.
+    forwarded: Arc<[Host]>,
     places: Arc<Semaphore>,
 }
 
@@ -94,18 +94,20 @@ impl Door {
         Door { local: Some(Local { listener, by_user: true }), ..self }
     }
 
-    /// Learns of each connection whether its client knows the secret. `ports` are other ports than the
-    /// listener's own by which clients reach it, because something forwards them.
-    pub fn and_secret(self, secret: Option<Secret>, ports: impl IntoIterator<Item = u16>) -> Self {
-        let own = self.tcp.as_ref().and_then(|listener| listener.local_addr().ok());
-        let ports = own.map(|address| address.port()).into_iter().chain(ports).collect();
-        Door { secret, ports, ..self }
+    /// Learns of each connection whether its client knows the secret. Those of `forwarded` that have a port
+    /// are other places than the listener's own by which clients reach it, because something forwards them.
+    pub fn and_secret(
+        self,
+        secret: Option<Secret>,
+        forwarded: impl IntoIterator<Item = Host>,
+    ) -> Self {
+        Door { secret, forwarded: forwarded.into_iter().collect(), ..self }
     }
 
     fn of(tcp: Option<TcpListener>, local: Option<Local>, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
         let (local_first, places) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
-        Door { tcp, local, local_first, patience, secret: None, ports: Arc::default(), places }
+        Door { tcp, local, local_first, patience, secret: None, forwarded: Arc::default(), places }
     }
 
     /// How the server treats clients that connect.
@@ -129,16 +131,17 @@ impl Door {
             match self.next().await {
                 Ok((stream, peer, known)) => {
                     let Patience { head, write, .. } = self.patience;
-                    let stream = Patient::new(stream, peer, head, write, place);
                     let (identity, greeting) = match (&self.secret, known) {
-                        (_, Some(known)) => (Identity::of(known), None),
+                        (_, Some(known)) => (known, None),
                         (None, None) => (Identity::of(Principal::Anyone), None),
                         (Some(secret), None) => {
-                            let ports = Arc::clone(&self.ports);
-                            let greeting = Greeting::new(secret.clone(), ports, head);
+                            let forwarded = Arc::clone(&self.forwarded);
+                            let places = Places { here: self.place_of(&stream), forwarded };
+                            let greeting = Greeting::new(secret.clone(), places, head);
                             (Identity::to_be_told(), Some(greeting))
                         }
                     };
+                    let stream = Patient::new(stream, peer, head, write, place);
                     return Caller::new(stream, identity, greeting);
                 }
                 Err(error) => {
@@ -149,7 +152,18 @@ impl Door {
         }
     }
 
-    async fn next(&self) -> io::Result<(Stream, SocketAddr, Option<Principal>)> {
+    /// Where a connection has come in.
+    fn place_of(&self, stream: &Stream) -> Option<Place> {
+        match stream {
+            Stream::Tcp(stream) => stream.local_addr().ok().map(Place::from),
+            Stream::Local(_) => {
+                let port = self.tcp.as_ref()?.local_addr().ok()?.port();
+                Some(Place::Local(port))
+            }
+        }
+    }
+
+    async fn next(&self) -> io::Result<(Stream, SocketAddr, Option<Identity>)> {
         let tcp = async {
             let Some(listener) = &self.tcp else { return pending().await };
             let (stream, peer) = listener.accept().await?;
@@ -174,10 +188,11 @@ impl Door {
 }
 
 /// Who connects by a socket with a file: the kernel says which user it is.
-fn known_by_user(stream: &UnixStream) -> io::Result<Principal> {
+fn known_by_user(stream: &UnixStream) -> io::Result<Identity> {
     let user = stream.peer_cred()?.uid();
     let ours = [0, rustix::process::geteuid().as_raw()].contains(&user);
-    Ok(if ours { Principal::Cluster } else { Principal::Anyone })
+    let principal = if ours { Principal::Cluster } else { Principal::Anyone };
+    Ok(Identity::of_user(principal, user))
 }
 
 /// Logs that the system failed to give a connection.

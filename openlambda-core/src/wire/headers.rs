@@ -112,9 +112,14 @@ pub fn is_relayed(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| name == http::header::VIA || tells_origin(name))
 }
 
-/// Whether a header tells from where, or by which name and scheme, a proxy has got a request.
+/// Whether a header tells from where, or by which name, scheme and path, a proxy has got a request. So does
+/// one with `_` in place of `-`: many readers take the two for one.
 pub fn tells_origin(name: &HeaderName) -> bool {
     let name = name.as_str();
+    if name.contains('_') {
+        let name = name.replace('_', "-");
+        return HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| tells_origin(&name));
+    }
     match name.as_bytes().first() {
         Some(b'x') => {
             name.starts_with("x-forwarded")
@@ -126,11 +131,23 @@ pub fn tells_origin(name: &HeaderName) -> bool {
                         | "x-original-forwarded-for"
                         | "x-original-host"
                         | "x-envoy-external-address"
+                        | "x-scheme"
+                        | "x-url-scheme"
+                        | "x-original-url"
+                        | "x-rewrite-url"
+                        | "x-azure-clientip"
+                        | "x-azure-socketip"
+                        | "x-appengine-user-ip"
+                        | "x-proxyuser-ip"
                 )
         }
-        Some(b'f') => matches!(name, "forwarded" | "fastly-client-ip"),
+        Some(b'f') => {
+            matches!(name, "forwarded" | "forwarded-for" | "fastly-client-ip" | "front-end-https")
+        }
         Some(b't') => name == "true-client-ip",
-        Some(b'c') => name == "cf-connecting-ip",
+        Some(b'c') => {
+            name.starts_with("cf-") || matches!(name, "client-ip" | "cloudfront-viewer-address")
+        }
         _ => false,
     }
 }

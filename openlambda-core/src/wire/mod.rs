@@ -49,7 +49,7 @@ pub use headers::{
 };
 pub use paths::{
     ANNOUNCE_PATH, CLUSTER_PATH, EVENTS_PATH, INTERNAL, LOAD_PATH, REFRESH_PATH, RESERVATIONS_PATH,
-    RegistryPath, Target, is_mutable, parse_registry_path, parse_target, run_path,
+    RegistryPath, Target, is_mutable, parse_registry_path, parse_target, run_path, shown,
 };
 pub use replies::{DEFAULT_BODY_LIMIT, json_response, metrics_response};
 pub use timing::{parse_server_timing, server_timing};

@@ -147,6 +147,15 @@ fn bad_name(error: crate::function::NameError) -> Failure {
     Failure::new(FailureKind::BadRequest, error.to_string())
 }
 
+/// A path as messages show it: its first 80 characters.
+pub fn shown(path: &str) -> String {
+    let mut shown: String = path.chars().take(80).collect();
+    if shown.len() < path.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Whether a reference's meaning can change.
 pub fn is_mutable(reference: &FunctionRef) -> bool {
     matches!(reference.qualifier, Qualifier::Latest | Qualifier::Alias(_))

@@ -124,7 +124,7 @@ fn snapshot(shared: &Shared) -> Bytes {
 
 /// There is nothing at this path.
 pub(super) fn no_such_path(path: &str) -> Failure {
-    let path: String = path.chars().take(80).collect();
+    let path = wire::shown(path);
     let message = format!("there is nothing at {path}; call a function at /run/<function>");
     Failure::new(FailureKind::NotFound, message)
 }

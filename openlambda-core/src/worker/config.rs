@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::keep_alive::{self, KeepAliveMaker};
 use crate::queue::{self, QueueMaker};
 use crate::scheduler::SchedulerConfig;
+use crate::serving::identity::Host;
 use crate::serving::{HttpConfig, Patience, Secret};
 use crate::wire;
 
@@ -39,6 +40,9 @@ pub struct WorkerConfig {
     /// The cluster's secret: only those who know it call the worker, and balancers have to know it, too.
     /// Without one, every process that reaches the worker calls it.
     pub secret: Option<Secret>,
+    /// The names, beside `localhost`, addresses and that of [`advertise`](Self::advertise), by which the worker
+    /// is called.
+    pub hosts: Vec<Host>,
     /// Bounds on the number of clients and on how slow they may be.
     pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
@@ -73,6 +77,7 @@ impl WorkerConfig {
             code_budget: 1 << 30,
             body_limit: wire::DEFAULT_BODY_LIMIT,
             secret: None,
+            hosts: Vec::new(),
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),

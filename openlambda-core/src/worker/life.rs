@@ -102,7 +102,7 @@ impl Worker {
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
-        let access = Access::new(config.secret.clone(), Vec::new());
+        let access = Access::new(config.secret.clone(), server::hosts(&config));
         let shared =
             Shared { config, dispatcher, registry, factory, log, access, request_ids, incarnation };
         Ok(Worker { shared: Arc::new(shared) })

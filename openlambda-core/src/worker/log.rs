@@ -248,7 +248,7 @@ mod tests {
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let log =
-            LogWriter::start(dir.path(), 1 << 20, None, Arc::new(SystemClock::new())).unwrap();
+            LogWriter::start(dir.path(), 1 << 40, None, Arc::new(SystemClock::new())).unwrap();
         let function = "f".parse().unwrap();
         let print = |text: &str| log.line(LogLine::new(&function, None, LogStream::Stdout, text));
         // What JSON makes six bytes of each.

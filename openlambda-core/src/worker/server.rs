@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
 use super::balancers::{refuse_relayed, reservations};
+use super::config::WorkerConfig;
 use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::operate::operate;
 use super::shared::Shared;
@@ -31,6 +32,7 @@ use crate::function::{Digest, Version};
 use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
+use crate::serving::identity::Host;
 use crate::serving::{Caller, Door, HttpConfig, HttpServer, Principal, Resource, SteadyBody};
 use crate::wire::{self, ReservationKey};
 
@@ -249,6 +251,13 @@ fn no_content() -> Response<Body> {
     response
 }
 
+/// The names by which the worker is called.
+pub(super) fn hosts(config: &WorkerConfig) -> Vec<Host> {
+    let advertised = config.advertise.as_deref().and_then(|url| url.parse::<Uri>().ok());
+    let advertised = advertised.and_then(|url| url.authority()?.as_str().parse().ok());
+    config.hosts.iter().cloned().chain(advertised).collect()
+}
+
 /// Accepts connections until `over` resolves, then lets those that are open finish what they have
 /// begun, within the worker's grace for replies.
 pub(super) async fn serve(
@@ -257,10 +266,8 @@ pub(super) async fn serve(
     local: Option<UnixListener>,
     over: impl Future<Output = ()>,
 ) {
-    let advertised = shared.config.advertise.as_deref();
-    let port = advertised.and_then(|url| url.parse::<Uri>().ok()?.port_u16());
     let door = Door::new(listener, shared.config.patience.clone());
-    let mut door = door.and_secret(shared.config.secret.clone(), port);
+    let mut door = door.and_secret(shared.config.secret.clone(), hosts(&shared.config));
     if let Some(local) = local {
         door = door.and_local(local);
     }

@@ -7,7 +7,6 @@ use std::str::FromStr;
 
 use http::HeaderMap;
 use openlambda_core::failure::{Failure, FailureKind};
-use openlambda_core::serving::Principal;
 use openlambda_core::wire;
 use serde::Deserialize;
 
@@ -50,15 +49,10 @@ impl FromStr for Admin {
 
 impl Admin {
     /// Whether a request may pass that [`Access`](openlambda_core::serving::Access) has admitted.
-    pub(super) fn admit(
-        self,
-        caller: Principal,
-        peer: IpAddr,
-        headers: &HeaderMap,
-    ) -> Result<(), Failure> {
+    pub(super) fn admit(self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Failure> {
         let forbidden = |message: &str| Err(Failure::new(FailureKind::Forbidden, message));
-        // What a stranger's address is worth, a proxy in between decides.
-        let relayed = caller != Principal::Cluster && wire::is_relayed(headers);
+        // What the address is worth, a proxy in between decides.
+        let relayed = wire::is_relayed(headers);
         match self {
             Admin::Off => forbidden(
                 "the registry is closed here; use `ol deploy`, or start the balancer with --admin \
@@ -77,17 +71,16 @@ impl Admin {
 mod tests {
     use super::*;
 
-    fn admits(admin: Admin, caller: Principal, peer: &str, header: Option<&'static str>) -> bool {
+    fn admits(admin: Admin, peer: &str, header: Option<&'static str>) -> bool {
         let mut headers = HeaderMap::new();
         if let Some(header) = header {
             headers.insert(header, "127.0.0.1".parse().unwrap());
         }
-        admin.admit(caller, peer.parse().unwrap(), &headers).is_ok()
+        admin.admit(peer.parse().unwrap(), &headers).is_ok()
     }
 
     #[test]
     fn who_is_who_is_told_by_the_connection() {
-        let (anyone, cluster) = (Principal::Anyone, Principal::Cluster);
         for (admin, here, there) in
             [(Admin::Off, false, false), (Admin::Loopback, true, false), (Admin::Any, true, true)]
         {
@@ -97,13 +90,11 @@ mod tests {
                 ("::ffff:127.0.0.1", here),
                 ("10.0.0.7", there),
             ] {
-                for caller in [anyone, cluster] {
-                    assert_eq!(admits(admin, caller, peer, None), may, "{admin} {peer}");
-                }
+                assert_eq!(admits(admin, peer, None), may, "{admin} {peer}");
             }
             assert_eq!(admin.to_string().parse(), Ok(admin));
         }
-        // Through a proxy on this machine: whoever it comes from, unless it proves who it is.
+        // Through a proxy on this machine: from wherever it comes.
         for header in [
             "x-forwarded-for",
             "x-forwarded-proto",
@@ -112,8 +103,8 @@ mod tests {
             "forwarded",
             "via",
         ] {
-            assert!(!admits(Admin::Loopback, anyone, "127.0.0.1", Some(header)), "{header}");
-            assert!(admits(Admin::Loopback, cluster, "127.0.0.1", Some(header)), "{header}");
+            assert!(!admits(Admin::Loopback, "127.0.0.1", Some(header)), "{header}");
+            assert!(admits(Admin::Any, "127.0.0.1", Some(header)), "{header}");
         }
         assert!("all".parse::<Admin>().is_err());
     }

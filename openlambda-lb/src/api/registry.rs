@@ -58,17 +58,27 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        user: Option<u32>,
         admitted: Result<Principal, Failure>,
     ) -> Response<Body> {
+        let actor = match user {
+            Some(user) => Actor { by: format!("uid {user}"), from: "a Unix socket".to_owned() },
+            None => Actor { by: "an HTTP client".to_owned(), from: peer.to_string() },
+        };
         let mut record = self.telemetry.begin(&request, peer.ip().to_canonical(), Subject::Other);
         let id = wire::request_id_of(request.headers()).ok().flatten();
         let id = id.unwrap_or_else(|| self.ids.next());
         record.named(&id);
         let (method, target) = (request.method().clone(), request.uri().path().to_owned());
-        let answer = self.administer(path, request, peer, admitted).await;
-        if !matches!(method, Method::GET | Method::HEAD) {
-            let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
-            tracing::info!(%method, path = target, %peer, outcome, "registry request");
+        let answer = self.administer(path, request, peer, actor, admitted).await;
+        let outcome = answer.as_ref().map_or_else(|failure| failure.kind.code(), |_| "ok");
+        let path = wire::shown(&target);
+        match answer {
+            Ok(_) if !matches!(method, Method::GET | Method::HEAD) => {
+                tracing::info!(%method, path, %peer, "registry request");
+            }
+            // Strangers could fill the log with theirs.
+            _ => tracing::debug!(%method, path, %peer, outcome, "registry request"),
         }
         let answer = answer.unwrap_or_else(|failure| wire::failure_response(&failure, Some(&id)));
         let mut answer = answer.map(ReplyBody::of);
@@ -81,19 +91,21 @@ impl RegistryApi {
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
         peer: SocketAddr,
+        actor: Actor,
         admitted: Result<Principal, Failure>,
     ) -> Result<Response<Body>, Failure> {
-        self.admin.admit(admitted?, peer.ip(), request.headers())?;
+        admitted?;
+        self.admin.admit(peer.ip(), request.headers())?;
         let path = path?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match (path.function, path.config) {
             (None, _) if reads => self.list(&path.namespace).await,
             (Some(function), config) if reads => self.describe(&function, config).await,
             (Some(function), false) if request.method() == Method::POST => {
-                self.upload(whole(function, "uploaded")?, request, peer).await
+                self.upload(whole(function, "uploaded")?, request, actor).await
             }
             (Some(function), false) if request.method() == Method::DELETE => {
-                self.delete(whole(function, "deleted")?, peer).await
+                self.delete(whole(function, "deleted")?, actor).await
             }
             (Some(_), false) => Err(not_allowed("GET, HEAD, POST, DELETE")),
             _ => Err(not_allowed("GET, HEAD")),
@@ -122,7 +134,7 @@ impl RegistryApi {
         &self,
         name: FunctionName,
         request: Request<Body>,
-        peer: SocketAddr,
+        actor: Actor,
     ) -> Result<Response<Body>, Failure> {
         let limit = self.bundle_limit;
         if wire::declares_more_than(request.headers(), limit) {
@@ -131,7 +143,7 @@ impl RegistryApi {
         let surplus = Arc::new(AtomicBool::new(false));
         let bundle = bounded(request.into_body(), limit, Arc::clone(&surplus));
         let published =
-            self.changed_from(peer).publish(&name, bundle).await.map_err(|error| match error {
+            self.changed_by(actor).publish(&name, bundle).await.map_err(|error| match error {
                 _ if surplus.load(Ordering::SeqCst) => too_large(limit),
                 error => Failure::from(error),
             })?;
@@ -154,20 +166,15 @@ impl RegistryApi {
         Ok(response)
     }
 
-    /// The registry, as a client there changes it.
-    fn changed_from(&self, peer: SocketAddr) -> Arc<dyn Registry> {
+    /// The registry, as a client changes it.
+    fn changed_by(&self, actor: Actor) -> Arc<dyn Registry> {
         let registry = Arc::clone(&self.registry);
         let Some(audit) = self.audit.get() else { return registry };
-        let actor = Actor { by: "an HTTP client".to_owned(), from: peer.to_string() };
         Arc::new(Audited::new(registry, audit.clone(), actor))
     }
 
-    async fn delete(
-        &self,
-        name: FunctionName,
-        peer: SocketAddr,
-    ) -> Result<Response<Body>, Failure> {
-        self.changed_from(peer).delete(&name).await?;
+    async fn delete(&self, name: FunctionName, actor: Actor) -> Result<Response<Body>, Failure> {
+        self.changed_by(actor).delete(&name).await?;
         match self.resolver.refresh(&name.clone().into()).await {
             Ok(_) => {}
             // Right so.

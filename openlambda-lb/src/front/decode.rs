@@ -55,7 +55,10 @@ async fn read(
     id: &RequestId,
 ) -> Result<Call, Failure> {
     let target = wire::parse_target(request.uri().path()).unwrap_or_else(|| {
-        let message = format!("there is nothing at {}; call /run/<function>", request.uri().path());
+        let uri = request.uri();
+        let place = if uri.path().is_empty() { uri.to_string() } else { uri.path().to_owned() };
+        let place = wire::shown(&place);
+        let message = format!("there is nothing at {place}; call /run/<function>");
         Err(Failure::new(FailureKind::NotFound, message))
     })?;
     if request.method() == Method::CONNECT {

@@ -36,7 +36,8 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let canonical = |address: IpAddr| IpNet::from(address.to_canonical());
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(canonical));
         let told = format!("\"{text}\" is not a network; write an address, or 10.0.0.0/8");
         network.map(Network).map_err(|_| told)
     }
@@ -122,54 +123,54 @@ impl TrustedProxies {
         }
     }
 
-    /// What a proxy that is trusted says.
+    /// What a proxy that is trusted says: in the `X-` headers, or else in `Forwarded`, or else in `X-Real-IP`.
+    /// What it leaves to another of them may be its client's own words.
     fn believe(&self, headers: &HeaderMap) -> Told {
-        let mut elements = Vec::new();
-        for text in texts(headers, &FORWARDED) {
-            elements.extend(outside_of_quotes(text, ','));
+        if headers.contains_key(&FOR) {
+            let chain = self.known(list(headers, &FOR).rev().map(address_of));
+            let proto = list(headers, &PROTO).next_back().and_then(scheme);
+            let host = list(headers, &FORWARDED_HOST).next_back();
+            let host = host.and_then(|host| HeaderValue::from_bytes(host.trim_ascii()).ok());
+            return Told { chain, proto, host };
         }
-        let of_forwarded = |key: &str| {
-            elements.iter().rev().find_map(|element| {
-                outside_of_quotes(element, ';').into_iter().find_map(|pair| {
-                    let (name, value) = pair.split_once('=')?;
-                    name.trim().eq_ignore_ascii_case(key).then(|| value.trim().trim_matches('"'))
-                })
-            })
-        };
-        let mut nodes: Vec<&str> =
-            texts(headers, &FOR).flat_map(|text| text.split(',')).map(str::trim).collect();
-        if nodes.is_empty() {
-            nodes = elements
-                .iter()
-                .filter_map(|element| {
-                    let mut pairs = outside_of_quotes(element, ';').into_iter();
-                    pairs.find_map(|pair| {
-                        let (name, value) = pair.split_once('=')?;
-                        name.trim().eq_ignore_ascii_case("for").then_some(value.trim())
-                    })
-                })
-                .collect();
+        if headers.contains_key(FORWARDED) {
+            let mut elements: Vec<Element<'_>> = Vec::new();
+            for value in headers.get_all(FORWARDED) {
+                let parts = value.to_str().ok().and_then(|text| outside_of_quotes(text, ','));
+                match parts {
+                    Some(parts) => elements.extend(parts.into_iter().map(Element)),
+                    // What came before cannot be told from what the client has made of it.
+                    None => elements.clear(),
+                }
+            }
+            let chain = self.known(
+                elements.iter().rev().map(|element| address_of(element.get("for")?.as_bytes())),
+            );
+            // The last that counts is the one that names the client.
+            let counts = elements.len().saturating_sub(chain.len().max(1));
+            let proto =
+                elements.get(counts).and_then(|element| scheme(element.get("proto")?.as_bytes()));
+            return Told { chain, proto, host: None };
         }
-        if nodes.is_empty() {
-            nodes.extend(texts(headers, &REAL_IP).map(str::trim));
-        }
+        let mut told = headers.get_all(&REAL_IP).iter();
+        let address = told.next().filter(|_| told.next().is_none());
+        let chain = address.and_then(|address| address_of(address.as_bytes()));
+        Told { chain: chain.into_iter().collect(), ..Told::default() }
+    }
+
+    /// Of addresses from the last to the first, those that are known: up to the first that is no trusted
+    /// proxy's. What no proxy writes ends them, and so does one that hides its client.
+    fn known(&self, addresses: impl Iterator<Item = Option<IpAddr>>) -> Vec<IpAddr> {
         let mut chain = Vec::new();
-        for node in nodes.into_iter().rev() {
-            // What no proxy writes ends what is known, and so does one that hides its client.
-            let Some(address) = address_of(node) else { break };
+        for address in addresses {
+            let Some(address) = address else { break };
             chain.push(address);
             if !self.has(address) {
                 break;
             }
         }
         chain.reverse();
-        let last = |name| texts(headers, name).flat_map(|text| text.split(',')).last();
-        let proto = last(&PROTO).map(str::trim).or_else(|| of_forwarded("proto"));
-        let proto = proto.and_then(|proto| {
-            ["http", "https"].into_iter().find(|known| known.eq_ignore_ascii_case(proto))
-        });
-        let host = last(&FORWARDED_HOST).and_then(|host| HeaderValue::from_str(host.trim()).ok());
-        Told { chain, proto, host }
+        chain
     }
 }
 
@@ -182,12 +183,29 @@ struct Told {
     host: Option<HeaderValue>,
 }
 
-fn texts<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+/// One proxy's part of `Forwarded`.
+struct Element<'a>(&'a str);
+
+impl<'a> Element<'a> {
+    fn get(&self, key: &str) -> Option<&'a str> {
+        outside_of_quotes(self.0, ';')?.into_iter().find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            name.trim().eq_ignore_ascii_case(key).then(|| value.trim())
+        })
+    }
 }
 
-/// The parts of a text between separators that are not quoted.
-fn outside_of_quotes(text: &str, separator: char) -> Vec<&str> {
+/// The parts of a list that may be in several lines, whatever bytes they are.
+fn list<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+}
+
+/// The parts of a text between separators that are not quoted; `None` where a quote has no end.
+fn outside_of_quotes(text: &str, separator: char) -> Option<Vec<&str>> {
     let (mut parts, mut begin, mut quoted) = (Vec::new(), 0, false);
     for (at, letter) in text.char_indices() {
         if letter == '"' {
@@ -198,12 +216,17 @@ fn outside_of_quotes(text: &str, separator: char) -> Vec<&str> {
         }
     }
     parts.push(&text[begin..]);
-    parts
+    (!quoted && !text.contains('\\')).then_some(parts)
+}
+
+fn scheme(text: &[u8]) -> Option<&'static str> {
+    let text = text.trim_ascii();
+    ["http", "https"].into_iter().find(|known| known.as_bytes().eq_ignore_ascii_case(text))
 }
 
 /// The address in `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`, quoted or not.
-fn address_of(node: &str) -> Option<IpAddr> {
-    let node = node.trim().trim_matches('"');
+fn address_of(node: &[u8]) -> Option<IpAddr> {
+    let node = std::str::from_utf8(node).ok()?.trim().trim_matches('"');
     let bare = node.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(node);
     let address = bare.parse().ok().or_else(|| Some(node.parse::<SocketAddr>().ok()?.ip()));
     address.map(|address| address.to_canonical())
@@ -241,7 +264,7 @@ mod tests {
         (client.to_string(), lines.join("\n"))
     }
 
-    const LIES: [(&str, &str); 12] = [
+    const LIES: [(&str, &str); 15] = [
         ("host", "function.example"),
         ("x-forwarded-for", "1.1.1.1"),
         ("x-forwarded-for", "2.2.2.2, 3.3.3.3"),
@@ -253,6 +276,9 @@ mod tests {
         ("x-client-ip", "6.6.6.6"),
         ("true-client-ip", "7.7.7.7"),
         ("cf-connecting-ip", "8.8.8.8"),
+        ("client-ip", "9.9.9.9"),
+        ("x_forwarded_for", "1.2.3.4"),
+        ("x-scheme", "https"),
         ("x-other", "kept"),
     ];
 
@@ -300,11 +326,25 @@ mod tests {
             ("For=\"[2001:db8::1]:4711\";proto=https", "2001:db8::1"),
             ("for=1.1.1.1, for=192.0.2.1;by=10.0.0.1, for=10.0.0.2", "192.0.2.1"),
             ("for=\"1,1\", for=192.0.2.1", "192.0.2.1"),
+            // An open quote of the client's, at which the proxy has appended.
+            ("for=6.6.6.6;host=\"x, for=192.0.2.1", "127.0.0.1"),
+            ("for=6.6.6.6;host=\"x\\\", for=192.0.2.1", "127.0.0.1"),
             ("for=unknown", "127.0.0.1"),
         ] {
             assert_eq!(chain(&[("forwarded", told)]).0, client, "{told}");
         }
         assert_eq!(chain(&[("x-real-ip", "192.0.2.1")]).0, "192.0.2.1");
+        // One that the proxy writes counts, and no other beside it.
+        for other in [("forwarded", "for=6.6.6.6;proto=https"), ("x-real-ip", "6.6.6.6")] {
+            assert_eq!(chain(&[("x-forwarded-for", "192.0.2.1"), other]).0, "192.0.2.1");
+            assert_eq!(chain(&[("x-forwarded-for", "junk"), other]).0, "127.0.0.1");
+        }
+        assert_eq!(chain(&[("x-real-ip", "192.0.2.1"), ("x-real-ip", "6.6.6.6")]).0, "127.0.0.1");
+        let mut bytes = HeaderMap::new();
+        bytes.insert(&FOR, HeaderValue::from_bytes(b"\xff, 192.0.2.1").unwrap());
+        let proxies = TrustedProxies::new(vec!["127.0.0.1".parse().unwrap()]);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(proxies.client(&bytes, peer).to_string(), "192.0.2.1");
     }
 
     #[test]
@@ -325,8 +365,18 @@ mod tests {
         let told = seen(&[("forwarded", "for=192.0.2.1;proto=https;host=shop.example")]);
         assert!(told.contains("forwarded: for=192.0.2.1;proto=https"), "{told}");
         assert!(told.contains("x-forwarded-proto: https"), "{told}");
-        let told = seen(&[("x-forwarded-proto", "gopher")]);
-        assert!(told.contains("x-forwarded-proto: http"), "{told}");
+        for lies in [
+            &[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "gopher")][..],
+            &[("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1;proto=https")],
+            &[
+                ("forwarded", "for=6.6.6.6;proto=https, for=192.0.2.1"),
+                ("x-forwarded-proto", "https"),
+            ],
+            &[("x-real-ip", "192.0.2.1"), ("x-forwarded-proto", "https")],
+        ] {
+            let told = seen(lies);
+            assert!(!told.contains("https"), "{told}");
+        }
     }
 
     #[test]
@@ -334,7 +384,9 @@ mod tests {
         for text in ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
         }
-        assert_eq!("192.0.2.1".parse::<Network>().unwrap().to_string(), "192.0.2.1/32");
+        for text in ["192.0.2.1", "::ffff:192.0.2.1"] {
+            assert_eq!(text.parse::<Network>().unwrap().to_string(), "192.0.2.1/32");
+        }
         for text in ["", "10.0.0.0/33", "proxy.lan", "10.0.0"] {
             let error = text.parse::<Network>().unwrap_err();
             assert!(error.contains("write an address, or 10.0.0.0/8"), "{error}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{Response, header};
-use openlambda_core::failure::Failure;
+use openlambda_core::failure::{Culprit, Failure};
 use openlambda_core::invocation::{Body, RequestId, StartKind};
 use openlambda_core::wire;
 
@@ -46,7 +46,13 @@ pub(super) fn answer(
         Ok(response) => response,
         Err(failure) => {
             stats.failed(&failure);
-            tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed");
+            // What clients do wrong is theirs to know; they could fill the log with it.
+            match failure.culprit {
+                Culprit::Client => {
+                    tracing::debug!(request = %id, kind = %failure.kind, %failure, "call refused");
+                }
+                _ => tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed"),
+            }
             wire::failure_response(&failure, Some(id)).map(ReplyBody::of)
         }
     };

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use openlambda_core::failure::Failure;
 use openlambda_core::invocation::Body;
-use openlambda_core::serving::{Access, Caller, HttpServer, Principal, Resource, SteadyBody};
+use openlambda_core::serving::{Access, Caller, HttpServer, Identity, Resource, SteadyBody};
 use openlambda_core::wire::{self, RegistryPath};
 
 use super::call::Front;
@@ -34,8 +34,8 @@ impl Server {
             let (server, peer) = (Arc::clone(self), caller.peer());
             let identity = caller.identity().clone();
             Ok(service_fn(move |request: Request<Incoming>| {
-                let (server, caller) = (Arc::clone(&server), identity.principal());
-                async move { Ok::<_, Infallible>(server.route(request, peer, caller).await) }
+                let (server, identity) = (Arc::clone(&server), identity.clone());
+                async move { Ok::<_, Infallible>(server.route(request, peer, &identity).await) }
             }))
         };
         http.run(welcome, stop).await;
@@ -45,16 +45,16 @@ impl Server {
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
-        caller: Principal,
+        identity: &Identity,
     ) -> Response<Body> {
         let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
         let part = Part::of(path);
-        let admitted = self.access.admit(caller, uri, headers, part.resource());
+        let admitted = self.access.admit(identity.principal(), uri, headers, part.resource());
         // Boxed, as below: what is rare is not to make the futures of calls larger.
         match (part, admitted) {
             (Part::Registry(path), admitted) => {
-                let request = request.map(steady);
-                self.registry.answer(path, request, peer, admitted).boxed().await
+                let (request, user) = (request.map(steady), identity.user());
+                self.registry.answer(path, request, peer, user, admitted).boxed().await
             }
             (_, Err(failure)) => wire::failure_response(&failure, None),
             (Part::Internal, Ok(caller)) => {

@@ -19,7 +19,7 @@ use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use openlambda_core::serving::identity::prove;
+use openlambda_core::serving::identity::Place;
 use openlambda_core::serving::{Connector, Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use parking_lot::Mutex;
@@ -122,9 +122,8 @@ impl Connections {
     async fn connect_locally(&self) -> Option<Quiet> {
         let port = port_here(&self.authority)?;
         let mut stream = local::connect(port, self.incarnation).await.ok()?;
-        if let Some(secret) = self.connector.secret() {
-            prove(&mut stream, secret, port).await.ok()?;
-        }
+        let (place, name) = (Place::Local(port), self.authority.as_str());
+        self.connector.prove(&mut stream, place, name).await.ok()?;
         Some(stream)
     }
 

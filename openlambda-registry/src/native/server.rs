@@ -15,6 +15,7 @@ use openlambda_core::failure::FailureKind;
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Version};
 use openlambda_core::invocation::BoxError;
 use openlambda_core::registry::{Registry, RegistryError, RegistryEvent, Revision};
+use openlambda_core::serving::identity::Host;
 use openlambda_core::serving::{
     Access, Caller, Door, Identity, Patience, Principal, Resource, Secret,
 };
@@ -42,6 +43,8 @@ const MOST_REQUESTS: u32 = 4096;
 pub struct ServeConfig {
     /// The cluster's secret: with one, only those who know it are served.
     pub secret: Option<Secret>,
+    /// The names, beside the listener's own address, by which clients reach it; see [`Host`].
+    pub hosts: Vec<Host>,
     /// Where changes are written down.
     pub audit: Option<AuditLog>,
 }
@@ -60,12 +63,12 @@ pub async fn serve(
 ) -> Result<(), BoxError> {
     let stopped = CancellationToken::new();
     let stopping = stopped.clone().drop_guard();
-    let ServeConfig { secret, audit } = config;
+    let ServeConfig { secret, hosts, audit } = config;
     let service = Service { registry, audit, stopped };
     let access = Access::new(secret.clone(), Vec::new());
     let admit = move |request| admit(&access, request);
     let service = v1::registry_server::RegistryServer::with_interceptor(service, admit);
-    let door = Door::new(listener, Patience::default()).and_secret(secret, []);
+    let door = Door::new(listener, Patience::default()).and_secret(secret, hosts);
     let incoming = door.into_connections();
     let incoming = incoming.map(|caller| Ok::<_, std::io::Error>(Connection(caller)));
     let stop = async move {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use http::header::{AUTHORIZATION, HOST, HeaderMap};
 use http::uri::Authority;
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Principal, Secret};
@@ -77,19 +77,20 @@ impl Access {
         }
     }
 
-    /// Takes the secret out of a request that goes on to a function, in case a tool sent it to the wrong
-    /// place.
+    /// Takes each header that has the secret in it out of a request that goes on to a function, in case a tool
+    /// sent it to the wrong place.
     pub fn withhold(&self, headers: &mut HeaderMap) {
-        if !headers.contains_key(AUTHORIZATION) {
-            return;
-        }
-        if let Some(secret) = &self.secret
-            && headers
-                .get_all(AUTHORIZATION)
-                .iter()
-                .any(|value| token_of(value).is_some_and(|token| secret.is(token)))
-        {
-            headers.remove(AUTHORIZATION);
+        let Some(secret) = &self.secret else { return };
+        let secret = secret.text().as_bytes();
+        // Most values are shorter.
+        let has = |value: &HeaderValue| {
+            let value = value.as_bytes();
+            value.len() >= secret.len() && value.windows(secret.len()).any(|part| part == secret)
+        };
+        let having: Vec<HeaderName> =
+            headers.iter().filter(|(_, value)| has(value)).map(|(name, _)| name.clone()).collect();
+        for name in having {
+            headers.remove(name);
         }
     }
 
@@ -146,6 +147,11 @@ pub struct Host {
 }
 
 impl Host {
+    /// The name, in lower case.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The port that is named.
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -286,13 +292,19 @@ mod tests {
         for (value, stays) in [
             (format!("Bearer {TEXT}"), false),
             (format!("bearer  {TEXT} "), false),
+            (TEXT.to_owned(), false),
+            (format!("Token {TEXT}"), false),
+            (format!("Bearer\t{TEXT}"), false),
+            (format!("Bearer {TEXT}, Bearer other"), false),
             ("Bearer somebody's".to_owned(), true),
             ("Basic dTpw".to_owned(), true),
         ] {
             let mut headers = HeaderMap::new();
             headers.append(AUTHORIZATION, value.parse().unwrap());
+            headers.append("x-authorization", value.parse().unwrap());
             access.withhold(&mut headers);
             assert_eq!(headers.contains_key(AUTHORIZATION), stays, "{value}");
+            assert_eq!(headers.contains_key("x-authorization"), stays, "{value}");
             Access::default().withhold(&mut headers);
             assert_eq!(headers.contains_key(AUTHORIZATION), stays, "{value}");
         }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use hmac::Mac;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Sleep;
 
+use super::place::{Place, Places};
 use super::secret::{Secret, hex, random};
 
 /// How each line begins. No request of HTTP does.
@@ -19,8 +19,8 @@ const MAGIC: &str = "openlambda/1 ";
 const NONCE: usize = 32;
 const PROOF: usize = 64;
 
-/// The longest line, with its end.
-const LONGEST: usize = 160;
+/// The longest line, with its end: a name has up to 253 characters.
+const LONGEST: usize = 512;
 
 /// The client's last line, with its end.
 const LAST: usize = MAGIC.len() + PROOF + 1;
@@ -30,13 +30,16 @@ const LAST: usize = MAGIC.len() + PROOF + 1;
 struct Terms {
     client: String,
     server: String,
-    port: String,
+    /// Where the client has connected to, and the name by which it did.
+    place: String,
+    name: String,
 }
 
 impl Terms {
     fn proof(&self, secret: &Secret, side: &[u8]) -> String {
-        let parts = [side, self.client.as_bytes(), self.server.as_bytes(), self.port.as_bytes()];
-        hex(&secret.mac(parts).finalize().into_bytes())
+        let [client, server, place, name] =
+            [&self.client, &self.server, &self.place, &self.name].map(String::as_bytes);
+        hex(&secret.mac([side, client, server, place, name]).finalize().into_bytes())
     }
 
     fn holds(&self, secret: &Secret, side: &[u8], proof: &str) -> bool {
@@ -50,20 +53,28 @@ impl Terms {
 const SERVER: &[u8] = b"openlambda server";
 const CLIENT: &[u8] = b"openlambda client";
 
-/// Begins a connection to the server at `port`: makes sure that it knows the secret, and proves the same to
-/// it. What comes next is the server's protocol. It waits for as long as the server takes.
+/// Begins a connection to the server at `place`, which was looked up by `name`, `HOST:PORT`: makes sure that
+/// it knows the secret, and proves the same to it. What comes next is the server's protocol. It waits for as
+/// long as the server takes.
 ///
 /// # Errors
 ///
-/// The other end does not know the secret, or is another one than that of `port`
+/// The other end does not know the secret, or is another one than that of `place`
 /// ([`PermissionDenied`](io::ErrorKind::PermissionDenied)); the connection broke.
-pub async fn prove<S>(stream: &mut S, secret: &Secret, port: u16) -> io::Result<()>
+pub async fn prove<S>(stream: &mut S, secret: &Secret, place: Place, name: &str) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let client = hex(&random::<16>()?);
-    let mut terms = Terms { client, server: String::new(), port: port.to_string() };
-    let hello = format!("{MAGIC}{} {}\n", terms.client, terms.port);
+    let (place, name) = (place.to_string(), name.to_owned());
+    let mut terms = Terms { client, server: String::new(), place, name };
+    let hello = format!("{MAGIC}{} {} {}\n", terms.client, terms.place, terms.name);
+    if hello.len() > LONGEST || hello.matches([' ', '\n']).count() != 4 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the server's name is no host and port",
+        ));
+    }
     stream.write_all(hello.as_bytes()).await?;
     stream.flush().await?;
     // Before it has our proof, the other end sends one line and no more.
@@ -105,8 +116,8 @@ fn stranger(why: &str) -> io::Error {
 #[derive(Debug)]
 pub(crate) struct Greeting {
     secret: Secret,
-    /// The ports by which the server is reached.
-    ports: Arc<[u16]>,
+    /// Where the server is reached.
+    places: Places,
     /// How long all of it may take once it has begun.
     limit: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -136,10 +147,10 @@ enum Step {
 }
 
 impl Greeting {
-    pub(crate) fn new(secret: Secret, ports: Arc<[u16]>, limit: Duration) -> Box<Self> {
+    pub(crate) fn new(secret: Secret, places: Places, limit: Duration) -> Box<Self> {
         Box::new(Greeting {
             secret,
-            ports,
+            places,
             limit,
             deadline: None,
             step: Step::Hello,
@@ -228,7 +239,7 @@ impl Greeting {
                     let flushed = Pin::new(&mut *stream).poll_flush(cx);
                     ready!(self.in_time(flushed, cx))?;
                     if self.step == Step::Refused {
-                        return Poll::Ready(Err(broken("it dialled another port")));
+                        return Poll::Ready(Err(broken("it has connected to another place")));
                     }
                     self.step = Step::Proof;
                 }
@@ -297,20 +308,26 @@ impl Greeting {
     fn answer(&mut self, end: usize) -> io::Result<()> {
         let line = self.read.drain(..=end).collect::<Vec<_>>();
         let line = std::str::from_utf8(&line[MAGIC.len()..end]).unwrap_or_default();
-        let Some((nonce, port)) = line.split_once(' ').filter(|(nonce, _)| nonce.len() == NONCE)
+        let mut words = line.split(' ');
+        let (Some(nonce), Some(place), Some(name), None) =
+            (words.next(), words.next(), words.next(), words.next())
         else {
             return Err(broken("its greeting is not one"));
         };
-        self.terms.client = nonce.to_owned();
-        self.terms.port = port.to_owned();
-        if !port.parse().is_ok_and(|port: u16| self.ports.contains(&port)) {
-            // In its own digits, and none of the other end's.
-            let own: Vec<String> = self.ports.iter().map(u16::to_string).collect();
-            self.reply = format!(
-                "{MAGIC}refused the server is that of port {}, and was dialled by another\n",
-                own.join(" and ")
-            )
-            .into_bytes();
+        let Some(at) = place.parse().ok().filter(|_| nonce.len() == NONCE) else {
+            return Err(broken("its greeting is not one"));
+        };
+        let [client, place, name] = [nonce, place, name].map(str::to_owned);
+        self.terms = Terms { client, server: String::new(), place, name };
+        if !self.places.has(at, &self.terms.name) {
+            let here = self.places.here.map_or_else(String::new, |here| here.to_string());
+            // The client's own words go back to it alone.
+            let why = format!(
+                "the server is at {here} and was reached as {at}, {}; if something forwards that, name it with \
+                 --host (a worker's --advertise)",
+                self.terms.name
+            );
+            self.reply = format!("{MAGIC}refused {why}\n").into_bytes();
             self.step = Step::Refused;
             return Ok(());
         }
@@ -334,7 +351,7 @@ fn broken(why: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -342,13 +359,18 @@ mod tests {
     use crate::serving::{Caller, Door, Patience, Principal};
 
     fn secret(letter: &str) -> Secret {
-        letter.repeat(32).parse().unwrap()
+        format!("{letter}123456789abcdef0123456789abcdef").parse().unwrap()
     }
 
     async fn door(patience: Patience) -> (Door, u16) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         (Door::new(listener, patience).and_secret(Some(secret("k")), []), port)
+    }
+
+    async fn prove(stream: &mut TcpStream, secret: &Secret, port: u16) -> io::Result<()> {
+        let place = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into();
+        super::prove(stream, secret, place, &format!("localhost:{port}")).await
     }
 
     async fn connect(door: &Door, port: u16) -> (TcpStream, Caller) {
@@ -470,7 +492,8 @@ mod tests {
         for proof in ["0".repeat(PROOF), "\0".repeat(PROOF)] {
             let (mut client, mut served) = connect(&door, port).await;
             let sends = async {
-                let hello = format!("{MAGIC}{} {port}\n", "0".repeat(NONCE));
+                let hello =
+                    format!("{MAGIC}{} 127.0.0.1:{port} localhost:{port}\n", "0".repeat(NONCE));
                 client.write_all(hello.as_bytes()).await.unwrap();
                 let mut reply = [0; MAGIC.len() + NONCE + 1 + PROOF + 1];
                 client.read_exact(&mut reply).await.unwrap();
@@ -487,7 +510,9 @@ mod tests {
         let mut hello = [0; 64];
         let _ = server.write_all(reply).await;
         let key = secret("k");
-        let (proved, _) = tokio::join!(prove(&mut client, &key, 80), async {
+        let place = SocketAddr::from((Ipv4Addr::LOCALHOST, 80)).into();
+        let proves = super::prove(&mut client, &key, place, "localhost:80");
+        let (proved, _) = tokio::join!(proves, async {
             let _ = server.read(&mut hello).await;
             drop(server);
         });
@@ -496,14 +521,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_cannot_prove_itself_learns_nothing() {
-        let right = Terms { client: "c".into(), server: "0".repeat(NONCE), port: "80".into() };
+        let [place, name] = ["127.0.0.1:80", "localhost:80"].map(str::to_owned);
+        let right = Terms { client: "c".into(), server: "0".repeat(NONCE), place, name };
         let replayed = format!("{MAGIC}{} {}\n", right.server, right.proof(&secret("k"), SERVER));
         for reply in [
             b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(),
             b"openlambda/1 ",
             b"",
             replayed.as_bytes(),
-            format!("{MAGIC}{}\n", "0".repeat(300)).as_bytes(),
+            format!("{MAGIC}{}\n", "0".repeat(600)).as_bytes(),
         ] {
             let error = impostor(reply).await;
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
@@ -511,33 +537,51 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_handed_on_from_another_port_is_refused() {
-        let (door, port) = door(Patience::default()).await;
-        let (mut client, mut served) = connect(&door, port).await;
-        let (key, other) = (secret("k"), port ^ 1);
-        let (proved, read) = tokio::join!(prove(&mut client, &key, other), served.read_u8());
-        let error = proved.unwrap_err().to_string();
-        assert!(error.contains(&format!("the server is that of port {port}")), "{error}");
-        read.unwrap_err();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let door = Door::new(listener, Patience::default()).and_secret(Some(secret("k")), [other]);
-        let (mut client, mut served) = connect(&door, port).await;
-        let (proved, _) = tokio::join!(
-            async {
-                prove(&mut client, &key, other).await?;
+    async fn what_is_handed_on_from_another_place_is_refused() {
+        let key = secret("k");
+        for (forwarded, place, name, proved) in [
+            (&[][..], "127.0.0.1:PORT", "localhost:PORT", true),
+            (&[], "127.0.0.1:PORT", "anything", true),
+            // A relay at another port, or at the same port of another address.
+            (&[], "127.0.0.1:9", "localhost:9", false),
+            (&[], "127.0.0.2:PORT", "localhost:PORT", false),
+            (&[], "[::1]:PORT", "localhost:PORT", false),
+            (&[], "local:PORT", "localhost:PORT", false),
+            // Named by the operator: by its address, or by its name wherever that leads.
+            (&["10.0.0.7:80"], "10.0.0.7:80", "w1.lan:80", true),
+            (&["10.0.0.7:80"], "10.0.0.7:81", "w1.lan:81", false),
+            (&["W1.lan:80"], "10.0.0.7:80", "w1.lan:80", true),
+            (&["w1.lan:80"], "10.0.0.7:80", "w2.lan:80", false),
+            (&["w1.lan"], "10.0.0.7:80", "w1.lan:80", false),
+            (&["[2001:db8::1]:80"], "[2001:db8::1]:80", "x", true),
+        ] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let forwarded = forwarded.iter().map(|host: &&str| host.parse().unwrap());
+            let door = Door::new(listener, Patience::default());
+            let door = door.and_secret(Some(key.clone()), forwarded);
+            let (mut client, mut served) = connect(&door, port).await;
+            let [place, name] = [place, name].map(|text| text.replace("PORT", &port.to_string()));
+            let proves = async {
+                super::prove(&mut client, &key, place.parse().unwrap(), &name).await?;
                 client.write_all(b"x").await
-            },
-            served.read_u8()
-        );
-        proved.unwrap();
+            };
+            let (told, read) = tokio::join!(proves, served.read_u8());
+            assert_eq!(told.is_ok(), proved, "{place} {name}: {told:?}");
+            assert_eq!(read.is_ok(), proved, "{place} {name}");
+            if let Err(error) = told {
+                let (why, next) = (format!("the server is at 127.0.0.1:{port}"), "with --host");
+                let error = error.to_string();
+                assert!(error.contains(&why) && error.contains(next), "{error}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_greeting_that_stops_is_given_up() {
         let patience = Patience { head: Duration::from_secs(3), ..Patience::default() };
         let (door, port) = door(patience).await;
-        let hello = format!("{MAGIC}{} {port}\n", "0".repeat(NONCE));
+        let hello = format!("{MAGIC}{} 127.0.0.1:{port} localhost:{port}\n", "0".repeat(NONCE));
         for greeting in [&hello[..5], &hello[..20], &hello] {
             let (mut client, mut served) = connect(&door, port).await;
             client.write_all(greeting.as_bytes()).await.unwrap();

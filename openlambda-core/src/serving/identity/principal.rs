@@ -20,6 +20,8 @@ pub struct Identity(Known);
 #[derive(Clone, Debug)]
 enum Known {
     Already(Principal),
+    /// The kernel says which user it is.
+    User(Principal, u32),
     Soon(Arc<OnceLock<Principal>>),
 }
 
@@ -27,6 +29,11 @@ impl Identity {
     /// The connection is this one's.
     pub(crate) fn of(principal: Principal) -> Self {
         Identity(Known::Already(principal))
+    }
+
+    /// The connection is a process's of this user.
+    pub(crate) fn of_user(principal: Principal, user: u32) -> Self {
+        Identity(Known::User(principal, user))
     }
 
     /// The connection begins with a [handshake](super::prove), or without.
@@ -40,10 +47,18 @@ impl Identity {
         }
     }
 
+    /// The number of its user, where the kernel tells it.
+    pub fn user(&self) -> Option<u32> {
+        match &self.0 {
+            Known::User(_, user) => Some(*user),
+            _ => None,
+        }
+    }
+
     /// Whose it is; [`Principal::Anyone`] as long as nothing has been read.
     pub fn principal(&self) -> Principal {
         match &self.0 {
-            Known::Already(principal) => *principal,
+            Known::Already(principal) | Known::User(principal, _) => *principal,
             Known::Soon(told) => told.get().copied().unwrap_or(Principal::Anyone),
         }
     }

@@ -13,8 +13,12 @@ use rustix::fs::OFlags;
 use sha2::Sha256;
 use thiserror::Error;
 
-/// How long a secret's text may be. The shortest that is random has 128 bits in hexadecimal.
+/// How long a secret's text may be. The shortest that is random has 128 bits in hexadecimal. A stranger gets
+/// a proof to try secrets on, so one that can be guessed is none.
 const LENGTHS: std::ops::RangeInclusive<usize> = 32..=512;
+
+/// How many different characters it has at least. Of 32 random hexadecimal digits some 14 are different.
+const FEWEST_DIFFERENT: usize = 8;
 
 /// A cluster's secret: 32 to 512 of the characters that a bearer token may have (RFC 6750: letters,
 /// digits, `-._~+/`, and `=` at the end).
@@ -45,7 +49,10 @@ impl Secret {
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(cannot)?;
         let found = file.metadata().map_err(cannot)?;
         let own = [0, rustix::process::geteuid().as_raw()];
-        if !found.is_file() || !own.contains(&found.uid()) || found.mode() & 0o077 != 0 {
+        if !found.is_file() {
+            return Err(SecretError::NoFile { path: path.to_owned() });
+        }
+        if !own.contains(&found.uid()) || found.mode() & 0o077 != 0 {
             return Err(SecretError::Open { path: path.to_owned() });
         }
         let mut text = String::new();
@@ -98,7 +105,12 @@ impl FromStr for Secret {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
-        let fits = LENGTHS.contains(&text.len()) && text.trim_end_matches('=').bytes().all(allowed);
+        let bare = text.trim_end_matches('=');
+        let different = bare.bytes().collect::<std::collections::BTreeSet<u8>>().len();
+        let fits = LENGTHS.contains(&text.len())
+            && LENGTHS.contains(&bare.len())
+            && bare.bytes().all(allowed)
+            && different >= FEWEST_DIFFERENT;
         fits.then(|| Secret(text.into())).ok_or(())
     }
 }
@@ -108,12 +120,26 @@ impl FromStr for Secret {
 #[non_exhaustive]
 pub enum SecretError {
     /// It cannot be read.
-    #[error("cannot read the cluster's secret in {}", path.display())]
+    #[error(
+        "cannot read the cluster's secret in {}; name its file with --secret-file, or make one with `ol secret \
+         FILE`",
+        path.display()
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// It is no file.
+    #[error(
+        "{} is no file; name the one with the cluster's secret with --secret-file, or make one with `ol \
+         secret FILE`",
+        path.display()
+    )]
+    NoFile {
+        /// The path.
+        path: PathBuf,
     },
     /// Others can read or change it.
     #[error(
@@ -127,7 +153,7 @@ pub enum SecretError {
     },
     /// There is none in it.
     #[error(
-        "there is no secret in {}: it has one line of 32 to 512 letters, digits and -._~+/; make one with \
+        "there is no secret in {}: it has one line of 32 to 512 letters, digits and -._~+/, at random; make one with \
          `ol secret FILE`",
         path.display()
     )]
@@ -171,10 +197,13 @@ mod tests {
             assert!(!secret.is(other.as_bytes()), "{other}");
         }
         assert!(!format!("{secret:?}").contains(secret.text()));
-        let long = "x".repeat(512);
+        let long = "0123456789abcdef".repeat(32);
         for (text, fits) in [
-            (&*"k".repeat(32), true),
-            (&"k".repeat(31), false),
+            ("0123456789abcdef0123456789abcdef", true),
+            ("0123456789abcdef0123456789abcde", false),
+            (&"k".repeat(40), false),
+            (&"=".repeat(40), false),
+            ("0123456701234567012345670123456=", false),
             (&long, true),
             (&format!("{long}x"), false),
             ("0123456789abcdef0123456789abcdef==", true),
@@ -207,13 +236,13 @@ mod tests {
                 "{error}"
             );
         }
-        for content in ["", "\n", "short", &format!("{text}\n{text}\n"), &"x".repeat(600)] {
+        for content in ["", "\n", "short", &format!("{text}\n{text}\n"), &text.repeat(20)] {
             let error = read(content, 0o600).unwrap_err();
             assert!(error.contains("there is no secret in"), "{error}");
             assert!(error.ends_with("`ol secret FILE`"), "{error}");
         }
         let missing = Secret::read(&folder.path().join("none")).unwrap_err();
         assert!(matches!(missing, SecretError::Unreadable { .. }));
-        assert!(matches!(Secret::read(folder.path()), Err(SecretError::Open { .. })));
+        assert!(matches!(Secret::read(folder.path()), Err(SecretError::NoFile { .. })));
     }
 }

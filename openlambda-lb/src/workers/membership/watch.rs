@@ -144,14 +144,19 @@ impl Watcher {
     pub(super) async fn watch(&self, worker: &Watched, follower: &Arc<dyn Follower>) {
         let mut joined = None;
         let backoff = Backoff::new(BACKOFF, fresh_seed());
-        let mut signs = Signs { backoff, alive: self.clock.now() };
+        let mut signs = Signs { backoff, alive: self.clock.now(), failed: false };
         loop {
             let Err(error) = self.stream(worker, follower, &mut joined, &mut signs).await;
             if let Some(joined) = &joined {
                 joined.tell(Change::Unhealthy);
             }
             let gone = self.clock.now().since(signs.alive) > self.forget;
-            tracing::debug!(worker = worker.label(), error = chain(&*error), "no events");
+            let error = chain(&*error);
+            // Once in a row of failures: each attempt would say the same.
+            match std::mem::replace(&mut signs.failed, true) {
+                false => tracing::warn!(worker = worker.label(), error, "cannot be followed"),
+                true => tracing::debug!(worker = worker.label(), error, "cannot be followed"),
+            }
             if gone && worker.name.is_some() {
                 tracing::info!(worker = worker.label(), "has left");
                 return;
@@ -178,6 +183,7 @@ impl Watcher {
         }
         loop {
             signs.backoff.reset();
+            signs.failed = false;
             signs.alive = self.clock.now();
             tell(worker, follower, joined, event)?;
             event = match tokio::time::timeout(self.silence, lines.next()).await {
@@ -244,6 +250,8 @@ fn tell(
 struct Signs {
     backoff: Backoff,
     alive: Time,
+    /// The last attempt to reach it failed.
+    failed: bool,
 }
 
 /// A worker that was told to have joined; it leaves when this is dropped, also when its task is aborted.
