@@ -19,7 +19,7 @@
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
 //! | capabilities, `no_new_privs` | privileges, and getting them by setuid files |
-//! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
+//! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them, and those that take from what the machine's users share |
 //!
 //! # A start
 //!
@@ -57,16 +57,16 @@
 //! `RLIMIT_NPROC` bounds processes, and a watchdog bounds memory (`sock/watchdog.rs` says how exactly).
 //! Second, every sandbox runs as the worker's own user on the machine, so it is kept from that user's
 //! files only because it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so. Limits
-//! that the kernel counts by user (inotify instances, memory of pipes, pending signals) are shared with
-//! the worker, and sandboxes keep the worker's supplementary groups.
+//! that the kernel counts by user (watches of epoll, memory of pipes, pending signals) are shared with
+//! the worker, and sandboxes keep the worker's supplementary groups. `docs/kernel-limits.md` has all.
 //!
 //! # What is not isolated
 //!
 //! A function sees the machine's `/usr`, and what `/proc` shows everybody: its processors, memory, load,
 //! uptime, the paths of the function's own mounts. With `network = "host"` it reaches everything that
 //! listens on the machine, abstract Unix sockets included, and a function with its own `bootstrap` then
-//! has its Runtime API at a port that others on the machine's network can reach too. Huge pages, where
-//! the machine has set some aside, and disk bandwidth are not bounded.
+//! has its Runtime API at a port that others on the machine's network can reach too. Disk bandwidth is
+//! not bounded.
 //!
 //! A sandbox's first process is the function's program, not an init: orphaned descendants become its
 //! children, and count as processes, dead or alive, until it waits for them or the instance ends. An init
@@ -240,7 +240,9 @@ impl SockFactory {
             .mode(0o700)
             .create(config.state_dir.join("sandboxes"))?;
         let cgroups = Cgroups::find(&cgroup::name_of(&config.worker_mark));
-        let filter = seccomp::filter();
+        let by_kernel = cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
+        let memory = if by_kernel { seccomp::Memory::Counted } else { seccomp::Memory::Watched };
+        let filter = seccomp::filter(memory);
         Ok(SockFactory {
             shared: Arc::new(Shared {
                 rootless: !rustix::process::geteuid().is_root(),

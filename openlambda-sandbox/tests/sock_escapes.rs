@@ -2,6 +2,8 @@
 //! the last test, as an ordinary user.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "common/attempts.rs"]
+mod attempts;
 mod common;
 #[path = "common/containers.rs"]
 mod containers;
@@ -17,71 +19,12 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use openlambda_core::manifest::{Manifest, Volume};
-use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory};
+use openlambda_core::sandbox::{SandboxErrorKind, SandboxFactory};
 use serde_json::{Value, json};
 
+use attempts::{TRY, all_fail, attempt, result, trying};
 use common::call;
-use containers::{
-    Containers, again_as_an_ordinary_user, ask, containers, containers_with, is_root,
-};
-
-/// Runs what it is told, and says how it ended.
-const TRY: &str = r#"
-import ctypes, errno, fcntl, os, resource, signal, socket, stat, struct, subprocess
-libc = ctypes.CDLL(None, use_errno=True)
-def call(number, *arguments):
-    fix = lambda a: ctypes.c_long(a) if isinstance(a, int) else a
-    result = libc.syscall(ctypes.c_long(number), *map(fix, arguments))
-    if result == -1: raise OSError(ctypes.get_errno(), "refused")
-    return result
-def write(path, text="x"):
-    with open(path, "w") as file: file.write(text)
-def read(path):
-    with open(path) as file: return file.read()
-def connect(family, address):
-    with socket.socket(family) as s:
-        s.settimeout(5)
-        s.connect(address)
-def netlink(kind, payload):
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as s:
-        s.send(struct.pack("IHHII", 16 + len(payload), kind, 5, 1, 0) + payload)
-        code = struct.unpack("i", s.recv(4096)[16:20])[0]
-        if code: raise OSError(-code, "refused")
-def f(event):
-    try:
-        space = dict(globals())
-        exec(event, space)
-        return ["done", space.get("result")]
-    except OSError as error:
-        return [errno.errorcode.get(error.errno, str(error)), None]
-"#;
-
-async fn attempt(sandbox: &dyn Sandbox, code: &str) -> (String, Value) {
-    let reply = ask(sandbox, json!(code)).await;
-    (reply[0].as_str().unwrap().to_owned(), reply[1].clone())
-}
-
-async fn result(sandbox: &dyn Sandbox, code: &str) -> Value {
-    let (ended, result) = attempt(sandbox, code).await;
-    assert_eq!(ended, "done", "{code}");
-    result
-}
-
-/// Each must fail in one of these ways.
-async fn all_fail(sandbox: &dyn Sandbox, attempts: &[(&str, &str, &str)]) {
-    let mut worked = Vec::new();
-    for (code, errors, why) in attempts {
-        let (ended, result) = attempt(sandbox, code).await;
-        if !errors.split(' ').any(|error| error == ended) {
-            worked.push(format!("{code}: {ended} {result}, not {errors} ({why})"));
-        }
-    }
-    assert!(worked.is_empty(), "{}", worked.join("\n"));
-}
-
-async fn trying(containers: &Containers) -> Arc<dyn Sandbox> {
-    containers.create(containers.spec(&[("f.py", TRY)])).await
-}
+use containers::{again_as_an_ordinary_user, containers, containers_with, is_root};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written() {

@@ -1,7 +1,9 @@
 //! Bounds memory where no cgroup can be made: a watchdog measures it periodically.
 //!
-//! A measurement adds up the memory of the sandbox's processes, the files of its `/tmp`, and its files
-//! without names (memfd), which are memory too. Memory that several processes share counts once. A sum
+//! A measurement adds up the memory of the sandbox's processes and the files of its `/tmp`, which are
+//! memory too. Files without names (memfd) and other shared memory without a file stay when nothing of
+//! them is mapped or open that could be seen, so they cannot be made (`seccomp.rs`). Memory that several
+//! processes share counts once. A sum
 //! that counts it for each process is cheap; only when that sum is over the limit, the exact one is made
 //! (`Pss` in `/proc/<pid>/smaps`, proc_pid_smaps(5)). A sandbox over its limit is killed, and the failure
 //! says out of memory.
@@ -14,9 +16,8 @@
 //! is written meanwhile. Measured with a limit of 64 MiB, a Python loop that keeps 1 MiB more each time,
 //! and two cores on which five other processes waited for their turn: in eight tries it was ended when it
 //! had kept 57 to 96 MiB. The watchdog does not see buffers of pipes and sockets, which have limits of
-//! their own, or a file without a name that is in flight between two processes.
+//! their own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -87,7 +88,7 @@ pub(super) fn measure(newborn: &Newborn, limit: u64) -> u64 {
         let pages = statm.ok().and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
         pages.unwrap_or(0) * page
     };
-    let files = tmp_of(newborn.pid()).map_or(0, |(_, bytes)| bytes) + nameless_files(&pids);
+    let files = tmp_of(newborn.pid()).map_or(0, |(_, bytes)| bytes);
     let upper = files + pids.iter().map(resident).sum::<u64>();
     if upper <= limit {
         return upper;
@@ -103,22 +104,6 @@ fn tmp_of(pid: i32) -> Option<(u64, u64)> {
     let used = rustix::fs::statvfs(&path).ok()?;
     let bytes = used.f_blocks.saturating_sub(used.f_bfree) * used.f_frsize;
     Some((fs::metadata(path).ok()?.dev(), bytes))
-}
-
-/// Bytes of the files in memory without names that they have open, each once.
-fn nameless_files(pids: &[i32]) -> u64 {
-    let mut files = BTreeMap::new();
-    for pid in pids {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let is_nameless = fs::read_link(entry.path()).is_ok_and(|leads_to| {
-                leads_to.as_os_str().as_encoded_bytes().starts_with(b"/memfd:")
-            });
-            if let (true, Ok(metadata)) = (is_nameless, fs::metadata(entry.path())) {
-                files.insert(metadata.ino(), metadata.blocks() * 512);
-            }
-        }
-    }
-    files.values().sum()
 }
 
 /// A process's share of what it has in memory, without the files that are counted elsewhere.
@@ -139,8 +124,7 @@ fn share_in(maps: &str, tmp: Option<u64>) -> u64 {
         } else if !first.ends_with(':') {
             // address permissions offset device inode path
             let device = words.nth(2).and_then(device_of);
-            let path = words.nth(1).unwrap_or_default();
-            counts = !path.starts_with("/memfd:") && (tmp.is_none() || device != tmp);
+            counts = tmp.is_none() || device != tmp;
         }
     }
     bytes
@@ -169,8 +153,6 @@ VmFlags: rd ex mr mw me
 Pss:                  10 kB
 7f0000200000-7f0000300000 rw-s 00000000 00:2a 7                  /tmp/file
 Pss:                5000 kB
-7f0000400000-7f0000500000 rw-s 00000000 00:01 9                  /memfd:a b (deleted)
-Pss:                6000 kB
 7f0000600000-7f0000700000 rw-s 00000000 00:01 11                 /dev/zero (deleted)
 Pss:                   1 kB
 ";
