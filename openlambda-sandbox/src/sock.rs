@@ -14,7 +14,7 @@
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
 //! | `/tmp` of bounded size and number of files | memory that no process is charged for |
-//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's settings, seeing others' keys and timers |
+//! | `/proc` read-only, without what is the machine's own business | changing the kernel's settings, being killed after the worker when memory is short, seeing others' keys and locks, how the machine was started |
 //! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
@@ -623,6 +623,11 @@ impl Shared {
                 (libc::RLIMIT_NPROC, spec.manifest.processes.into()),
                 // As on AWS. The worker's own may be huge, and open files take the kernel's memory.
                 (libc::RLIMIT_NOFILE, 1024),
+                // Counted for the user of the machine around the sandbox's own, too: one sandbox must not
+                // take all that the worker's user may have. A POSIX timer counts as a signal.
+                (libc::RLIMIT_SIGPENDING, 1024),
+                // What is locked cannot be written back, though the worker may have no such limit.
+                (libc::RLIMIT_MEMLOCK, 8 << 20),
                 // No way before others in line for a core, though the worker may have one.
                 (libc::RLIMIT_NICE, 0),
                 (libc::RLIMIT_RTPRIO, 0),

@@ -79,6 +79,35 @@ result = s.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == before
     containers.factory.shutdown().await;
 }
 
+/// Each sandbox has its own share, also of what is counted for the worker's user.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_timers_and_locked_memory_are_bounded_for_each() {
+    let containers = containers();
+    let fill = "
+import builtins, mmap
+signal.pthread_sigmask(signal.SIG_BLOCK, [34])
+def most(take):
+    for n in range(3000):
+        try: take()
+        except OSError as error: return [n, errno.errorcode[error.errno]]
+    return n
+queue = lambda: call(129, os.getpid(), 34, struct.pack('iii4xii104x', 34, 0, -1, os.getpid(), 0))
+signals = most(queue) if os.uname().machine == 'x86_64' else [1024, 'EAGAIN']
+while signal.sigtimedwait([34], 0): pass
+timers = most(lambda: call(222, 1, 0, ctypes.byref(ctypes.c_int()))) if os.uname().machine == 'x86_64' else [1024, 'EAGAIN']
+builtins.kept = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+at = ctypes.addressof(ctypes.c_char.from_buffer(kept))
+libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+locked = [libc.mlock(at, size) for size in (4 << 20, 16 << 20)]
+result = [signals, timers, locked]
+";
+    let bounded = json!([[1024, "EAGAIN"], [1024, "EAGAIN"], [0, -1]]);
+    let (one, other) = tokio::join!(trying(&containers), trying(&containers));
+    assert_eq!(result(&*one, fill).await, bounded);
+    assert_eq!(result(&*other, fill).await, bounded);
+    containers.factory.shutdown().await;
+}
+
 /// What ordinary programs do with the neighbours of what is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_libraries_do_every_day_works() {

@@ -35,6 +35,7 @@ unsafe extern "C" {
     fn umount2(target: *const c_char, flags: c_int) -> c_int;
     #[link_name = "open"]
     fn c_open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn openat(folder: c_int, path: *const c_char, flags: c_int, ...) -> c_int;
     #[link_name = "close"]
     fn c_close(fd: c_int) -> c_int;
     #[link_name = "write"]
@@ -325,6 +326,12 @@ pub(crate) fn clone3(arguments: &mut CloneArgs) -> Result<i32, i32> {
 pub(crate) fn open(path: &CStr, flags: c_int) -> Result<OwnedFd, i32> {
     // SAFETY: the text ends with NUL.
     owned(check(unsafe { c_open(path.as_ptr(), flags | O_CLOEXEC) }))
+}
+
+/// Below a folder that is open.
+pub(crate) fn open_in(folder: RawFd, path: &CStr, flags: c_int) -> Result<OwnedFd, i32> {
+    // SAFETY: the text ends with NUL.
+    owned(check(unsafe { openat(folder, path.as_ptr(), flags | O_CLOEXEC) }))
 }
 
 pub(crate) fn close(fd: RawFd) {

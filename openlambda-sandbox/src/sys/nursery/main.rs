@@ -111,10 +111,12 @@ struct Builder {
     waiting: Vec<(Start, Vec<OwnedFd>)>,
 }
 
-/// What `/proc` tells of the machine or its users beside what programs need.
-const HIDDEN: [&str; 8] = [
-    "kcore", "key-users", "keys", "latency_stats", "pressure", "sched_debug", "sysrq-trigger",
-    "timer_list",
+/// What `/proc` tells of the machine or its users beside what programs need: how it was started and
+/// built, where the kernel's code is, what others lock, when they work, their keys. Each costs a start
+/// 10 µs, so what only says how busy the machine is can be read.
+const HIDDEN: [&str; 14] = [
+    "cmdline", "config.gz", "interrupts", "kallsyms", "kcore", "key-users", "keys", "latency_stats",
+    "locks", "modules", "pressure", "sched_debug", "sysrq-trigger", "timer_list",
 ];
 
 impl Home {
@@ -132,6 +134,10 @@ impl Home {
         let mut hidden = Vec::new();
         for path in HIDDEN.iter().map(|name| format!("/proc/{name}")) {
             let Ok(metadata) = fs::metadata(&path) else { continue };
+            const OTHERS_MAY_READ: u32 = 0o004;
+            if metadata.permissions().mode() & OTHERS_MAY_READ == 0 {
+                continue;
+            }
             // Both are of the sandbox's root, where the second is an empty folder.
             let cover = if metadata.is_dir() { c"/sys" } else { c"/dev/null" };
             hidden.push((cstring(&path)?, cover));
@@ -582,9 +588,9 @@ fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
     own_session_and_name()?;
     own_output(plan)?;
     own_files(plan)?;
-    own_view_of_the_kernel(plan.home)?;
+    let proc = own_view_of_the_kernel(plan.home)?;
     become_nobody(plan.start)?;
-    own_users(plan.start)?;
+    own_users(plan.start, &proc)?;
     // After the user namespace: of processes, the kernel then counts those inside of it alone.
     own_limits(plan.start)?;
     give_up_power()?;
@@ -648,22 +654,25 @@ fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
         .map_err(|e| ("mount /proc", e))
 }
 
-/// What `/proc` says of more than its own processes: settings can be read and not written (some belong
-/// to whoever is root of the nursery's user namespace, which without root is the same user), keys and
-/// timers of others are not there. And it is killed before the worker when memory is short.
-fn own_view_of_the_kernel(home: &Home) -> Result<(), Failed> {
-    let settings = c::open_tree(c"/proc/sys", c::OPEN_TREE_CLONE).map_err(|e| ("open /proc/sys", e))?;
-    let read_only = c::MOUNT_ATTR_RDONLY
-        | c::MOUNT_ATTR_NOSUID
-        | c::MOUNT_ATTR_NODEV
-        | c::MOUNT_ATTR_NOEXEC;
-    c::mount_setattr(settings.as_raw_fd(), read_only).map_err(|e| ("protect /proc/sys", e))?;
-    c::move_mount(settings.as_raw_fd(), c"/proc/sys").map_err(|e| ("mount /proc/sys", e))?;
+/// What `/proc` says of more than its own processes is there to be read or is not there at all. Nothing
+/// of it can be written: some settings belong to whoever is root of the nursery's user namespace, which
+/// without root is the same user, and a process could put itself behind the worker in the line of those
+/// that are killed when memory is short. The folder that is returned can be written.
+fn own_view_of_the_kernel(home: &Home) -> Result<OwnedFd, Failed> {
+    let own = c::open_tree(c"/proc", c::OPEN_TREE_CLONE).map_err(|e| ("open /proc", e))?;
+    let flags = c::MS_REMOUNT
+        | c::MS_BIND
+        | c::MS_RDONLY
+        | c::MS_NOSUID
+        | c::MS_NODEV
+        | c::MS_NOEXEC;
+    c::mount(None, c"/proc", None, flags, None).map_err(|e| ("protect /proc", e))?;
     for (path, cover) in &home.hidden {
         c::mount(Some(cover), path, None, c::MS_BIND, None)
             .map_err(|e| ("hide a file of /proc", e))?;
     }
-    write_file(c"/proc/self/oom_score_adj", &home.oom_score).map_err(|e| ("set oom_score_adj", e))
+    write_in(&own, c"self/oom_score_adj", &home.oom_score).map_err(|e| ("set oom_score_adj", e))?;
+    Ok(own)
 }
 
 /// Limits of single processes, beside those of the cgroup.
@@ -687,16 +696,16 @@ fn become_nobody(start: &Start) -> Result<(), Failed> {
 
 /// A user namespace in which it is an ordinary user, and in which no other user of the machine has a
 /// name. All that was made before belongs to the one around it.
-fn own_users(start: &Start) -> Result<(), Failed> {
+fn own_users(start: &Start, proc: &OwnedFd) -> Result<(), Failed> {
     if !start.user_namespace {
         return Ok(());
     }
     c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
     let outside = start.outside_id;
     let map = format!("{} {outside} 1", start.inside_id);
-    write_file(c"/proc/self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
-    write_file(c"/proc/self/uid_map", map.as_bytes()).map_err(|e| ("map user", e))?;
-    write_file(c"/proc/self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
+    write_in(proc, c"self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
+    write_in(proc, c"self/uid_map", map.as_bytes()).map_err(|e| ("map user", e))?;
+    write_in(proc, c"self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
 }
 
 /// No capability, now or after any exec.
@@ -806,6 +815,11 @@ fn open_namespace(kind: &str) -> Result<OwnedFd, i32> {
 
 fn write_file(path: &CStr, content: &[u8]) -> Result<(), i32> {
     let file = c::open(path, c::O_WRONLY)?;
+    c::write_all(file.as_raw_fd(), content)
+}
+
+fn write_in(folder: &OwnedFd, path: &CStr, content: &[u8]) -> Result<(), i32> {
+    let file = c::open_in(folder.as_raw_fd(), path, c::O_WRONLY)?;
     c::write_all(file.as_raw_fd(), content)
 }
 
