@@ -80,6 +80,7 @@ mod container;
 #[cfg(feature = "lab")]
 pub mod minimal;
 mod seccomp;
+mod sockets;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -411,6 +412,7 @@ impl Shared {
         let node = (NODE_BOOTSTRAP_PATH.to_owned(), 0o644, NODE_BOOTSTRAP.into());
         let setup = NurserySetup {
             rootless: self.rootless,
+            watched: !self.has_memory_cgroups(),
             runtime_files: bootstrap.iter().map(file).chain([node]).collect(),
             filter: self.filter.clone(),
         };
@@ -418,6 +420,10 @@ impl Shared {
         let nursery = launched.map_err(|error| not_allowed(error, self.rootless))?;
         *place = Some(Arc::clone(&nursery));
         Ok(nursery)
+    }
+
+    fn has_memory_cgroups(&self) -> bool {
+        self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"))
     }
 
     fn can_bridge(&self) -> &Result<(), String> {
@@ -662,9 +668,10 @@ impl Shared {
                 return Err(error);
             }
         };
-        let by_kernel = self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
-        let watchdog =
-            (!by_kernel).then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));
+        let watchdog = (!self.has_memory_cgroups()).then(|| {
+            let network = network.as_ref().and_then(|network| network.diag().ok());
+            Watchdog::new(limits.memory, network, Arc::clone(&self.config.clock))
+        });
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
             program,
@@ -672,6 +679,8 @@ impl Shared {
             output,
             failed: Mutex::new(Some(failed)),
             oom_kills,
+            memory: limits.memory,
+            has_network: network.is_some(),
             watchdog,
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),

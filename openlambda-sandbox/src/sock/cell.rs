@@ -68,6 +68,11 @@ impl Network {
         UnixListener::from_std(self.made.unix.try_clone()?.into())
     }
 
+    /// A socket that asks what waits in those of the network.
+    pub(super) fn diag(&self) -> io::Result<OwnedFd> {
+        self.made.diag.try_clone()
+    }
+
     /// Accepts and closes what the last tenant has left waiting.
     fn clean(&self) -> bool {
         let drained = |listener: &OwnedFd| loop {

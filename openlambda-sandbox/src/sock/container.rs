@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::cell::{Cells, Network};
 use super::cgroup::Cgroup;
+use super::sockets;
 use super::watchdog::{self, Watchdog};
 use crate::errors::{resources, unsupported};
 use crate::kit::{Vessel, exit_of};
@@ -30,6 +31,10 @@ pub(super) struct Container {
     pub(super) failed: Mutex<Option<io::PipeReader>>,
     /// What its cgroup's counter stood at before.
     pub(super) oom_kills: u64,
+    /// Its manifest's, bytes.
+    pub(super) memory: u64,
+    /// Whether its network is its own.
+    pub(super) has_network: bool,
     /// Bounds memory where no cgroup does.
     pub(super) watchdog: Option<Watchdog>,
     pub(super) paused: AtomicBool,
@@ -112,9 +117,21 @@ impl Vessel for Container {
                 None => std::future::pending().await,
             }
         };
+        // Of netlink no cgroup counts anything; of others, version 1 counts and does not bound.
+        let sockets = || {
+            let netlink = || sockets::netlink(self.newborn.pid()).0;
+            let netlink = if self.has_network { netlink() } else { 0 };
+            self.with_cgroup(|cgroup| cgroup.sockets().unwrap_or(0) + netlink)
+        };
+        let mut sockets_over = false;
         let ended = tokio::select! {
             ended = self.newborn.wait() => ended,
             () = over => {
+                self.kill();
+                self.newborn.wait().await
+            }
+            () = watchdog::until_sockets_are_over(sockets, self.memory, &self.paused) => {
+                sockets_over = true;
                 self.kill();
                 self.newborn.wait().await
             }
@@ -127,7 +144,8 @@ impl Vessel for Container {
                 self.newborn.gone().await
             }
         });
-        let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
+        let killed = sockets_over
+            || self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
             || self.watchdog.as_ref().is_some_and(Watchdog::has_bitten);
         if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
     }
@@ -222,6 +240,7 @@ impl Vessel for Container {
             return Ok(Usage { memory_bytes, processes });
         }
         let processes = self.newborn.tree().len() as u32;
-        Ok(Usage { memory_bytes: watchdog::measure(&self.newborn, 0), processes })
+        let network = self.watchdog.as_ref().and_then(Watchdog::network);
+        Ok(Usage { memory_bytes: watchdog::measure(&self.newborn, network, 0), processes })
     }
 }

@@ -28,7 +28,8 @@
 //! case, and a socket of the usual size is what is counted with.
 //!
 //! Where no cgroup bounds memory ([`Memory::Watched`]), memory that is shared and has no name can hardly
-//! be seen from outside, and cannot be made: `memfd_create`, `mmap` of shared anonymous memory.
+//! be seen from outside, and cannot be made: `memfd_create`, `mmap` of shared anonymous memory. Nor can
+//! what a pipe holds, so none is made larger (`F_SETPIPE_SZ`).
 //!
 //! # Why the program is our own
 //!
@@ -145,8 +146,13 @@ fn restricted(memory: Memory) -> Vec<(c_long, Vec<Condition>)> {
     ];
     calls.push((libc::SYS_socket, routes));
     // All of files, but not to watch those of others, or to hold up who opens one.
-    let watches = [libc::F_SETLEASE as u32, libc::F_NOTIFY as u32, F_SETDELEG];
-    calls.push((libc::SYS_fcntl, watches.map(|command| when(1, Holds::IsNot(command))).to_vec()));
+    let mut refused = vec![libc::F_SETLEASE as u32, libc::F_NOTIFY as u32, F_SETDELEG];
+    if memory == Memory::Watched {
+        // What a pipe holds cannot be seen, only how much it may hold.
+        refused.push(libc::F_SETPIPE_SZ as u32);
+    }
+    let is_none = refused.iter().map(|command| when(1, Holds::IsNot(*command)));
+    calls.push((libc::SYS_fcntl, is_none.collect()));
     // All settings of sockets, but programs for the kernel; sizes of buffers have a rule of their own.
     calls.push((libc::SYS_setsockopt, vec![when(1, Holds::IsNot(libc::SOL_SOCKET as u32))]));
     let names = [

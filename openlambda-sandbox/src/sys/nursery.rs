@@ -81,6 +81,8 @@ struct State {
 pub struct NurserySetup {
     /// Whether it must make a user namespace of its own, because we are an ordinary user.
     pub rootless: bool,
+    /// Whether no cgroup bounds memory, so that none may be made that cannot be seen from outside.
+    pub watched: bool,
     /// Files that all sandboxes find below `/var/runtime`: name, mode, content.
     pub runtime_files: Vec<(String, u32, Vec<u8>)>,
     /// The seccomp filter of all sandboxes, as an array of `struct sock_filter`.
@@ -147,6 +149,8 @@ pub struct NetworkNamespace {
     pub tcp: OwnedFd,
     /// At the abstract address [`API_SOCKET`] in it; does not block.
     pub unix: OwnedFd,
+    /// Asks what waits in its sockets (sock_diag(7)).
+    pub diag: OwnedFd,
 }
 
 /// How a network namespace is connected with the machine's: a pair of devices, and the machine as the
@@ -232,6 +236,7 @@ impl Nursery {
         });
         let setup = Setup {
             rootless: setup.rootless,
+            watched: setup.watched,
             runtime_files: setup.runtime_files,
             filter: setup.filter,
         };
@@ -343,9 +348,10 @@ impl Nursery {
         let (answer, descriptors) = receive(&networks).await.map_err(gone)?;
         let Answer::Network(made) = answer else { return Err(gone(io::ErrorKind::InvalidData)) };
         made.map_err(refused)?;
-        let descriptors: Result<[OwnedFd; 3], _> = descriptors.try_into();
-        let [namespace, tcp, unix] = descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
-        Ok(NetworkNamespace { namespace, tcp, unix })
+        let descriptors: Result<[OwnedFd; 4], _> = descriptors.try_into();
+        let descriptors = descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
+        let [namespace, tcp, unix, diag] = descriptors;
+        Ok(NetworkNamespace { namespace, tcp, unix, diag })
     }
 }
 

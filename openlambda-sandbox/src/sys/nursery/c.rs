@@ -616,12 +616,16 @@ pub(crate) fn loopback_up() -> Result<(), i32> {
     }
 }
 
-/// A socket for questions about the network that we are in now, wherever we go.
-pub(crate) fn route_socket() -> Result<OwnedFd, i32> {
+/// Of sockets for questions about the network that we are in now, wherever we go: about its devices.
+pub(crate) const ROUTES: c_int = 0;
+/// About its sockets.
+pub(crate) const SOCKETS: c_int = 4;
+
+pub(crate) fn netlink_socket(protocol: c_int) -> Result<OwnedFd, i32> {
     const AF_NETLINK: c_int = 16;
     const SOCK_RAW: c_int = 3;
     // SAFETY: it takes numbers.
-    owned(check(unsafe { socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC, 0) }))
+    owned(check(unsafe { socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC, protocol) }))
 }
 
 pub(crate) fn listen_on_loopback(port: u16) -> Result<OwnedFd, i32> {

@@ -399,7 +399,7 @@ fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
             _ => {}
         }
     }
-    devices(place)?;
+    devices(place, setup.watched)?;
     c::mount(None, &root, None, c::MS_REMOUNT | c::MS_RDONLY | c::MS_NOSUID, None)
         .map_err(|e| ("make root read-only", e))?;
     // Opened while /proc is still there.
@@ -472,9 +472,17 @@ fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The devices that hold nothing of the machine's.
-fn devices(root: &str) -> Result<(), Failed> {
-    for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
+/// The devices that hold nothing of the machine's. `zero` can be mapped as memory that several share;
+/// where nobody could see that, it is `full`, which reads the same and cannot.
+fn devices(root: &str, watched: bool) -> Result<(), Failed> {
+    let zero = if watched { ("full", 7) } else { ("zero", 5) };
+    for (name, (own, minor)) in [
+        ("null", ("null", 3)),
+        ("zero", zero),
+        ("full", ("full", 7)),
+        ("random", ("random", 8)),
+        ("urandom", ("urandom", 9)),
+    ] {
         let target = cstring(&format!("{root}/dev/{name}"))?;
         if c::make_device(&target, 1, minor).is_ok() {
             continue;
@@ -482,7 +490,7 @@ fn devices(root: &str) -> Result<(), Failed> {
         // A user namespace may not make devices, but may show those that are there.
         fs::write(format!("{root}/dev/{name}"), "")
             .map_err(|e| ("make device", e.raw_os_error().unwrap_or(c::EIO)))?;
-        let device = c::open_tree(&cstring(&format!("/dev/{name}"))?, c::OPEN_TREE_CLONE)
+        let device = c::open_tree(&cstring(&format!("/dev/{own}"))?, c::OPEN_TREE_CLONE)
             .map_err(|e| ("open device", e))?;
         c::move_mount(device.as_raw_fd(), &target).map_err(|e| ("show device", e))?;
     }
@@ -778,22 +786,22 @@ fn make_networks(worker: RawFd) {
 /// The machine's network namespace, and a socket that stays in it.
 fn machine_network() -> Result<(OwnedFd, OwnedFd), Failed> {
     let namespace = open_namespace("net").map_err(|e| ("open the machine's network", e))?;
-    let socket = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+    let socket = c::netlink_socket(c::ROUTES).map_err(|e| ("open a socket for network devices", e))?;
     Ok((namespace, socket))
 }
 
-/// A network namespace with nothing but loopback, and two listeners in it: TCP and abstract Unix. With
-/// a link it is connected with the machine's.
+/// A network namespace with nothing but loopback, two listeners in it, TCP and abstract Unix, and a
+/// socket that asks what waits in others. With a link it is connected with the machine's.
 fn network(
     link: Option<(&Link, &Result<(OwnedFd, OwnedFd), Failed>)>,
-) -> Result<[OwnedFd; 3], Failed> {
+) -> Result<[OwnedFd; 4], Failed> {
     c::unshare(c::CLONE_NEWNET).map_err(|e| ("unshare network namespace", e))?;
     c::loopback_up().map_err(|e| ("bring loopback up", e))?;
     let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;
     match link {
         Some((link, machine)) => {
             let (_, machine) = machine.as_ref().map_err(|failed| *failed)?;
-            let own = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+            let own = c::netlink_socket(c::ROUTES).map_err(|e| ("open a socket for network devices", e))?;
             links::connect(machine, &own, &namespace, link)?;
         }
         None => {
@@ -801,11 +809,15 @@ fn network(
             // the connections of the last one. Where /proc is read-only it finds their ports for a
             // minute.
             let _ = write_file(c"/proc/sys/net/ipv4/tcp_max_tw_buckets", b"0");
+            // No connection on it needs more room than another kind of socket has: smallest, first, most.
+            let _ = write_file(c"/proc/sys/net/ipv4/tcp_rmem", b"4096 131072 212992");
+            let _ = write_file(c"/proc/sys/net/ipv4/tcp_wmem", b"4096 16384 212992");
         }
     }
     let tcp = c::listen_on_loopback(API_PORT).map_err(|e| ("listen on TCP", e))?;
     let unix = c::listen_on_abstract(API_SOCKET).map_err(|e| ("listen on a Unix socket", e))?;
-    Ok([namespace, tcp, unix])
+    let diag = c::netlink_socket(c::SOCKETS).map_err(|e| ("open a socket about sockets", e))?;
+    Ok([namespace, tcp, unix, diag])
 }
 
 fn open_namespace(kind: &str) -> Result<OwnedFd, i32> {
