@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
@@ -522,8 +523,10 @@ async fn send(
             let mut space =
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            if !descriptors.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            if !descriptors.is_empty()
+                && !control.push(SendAncillaryMessage::ScmRights(descriptors))
+            {
+                return Err(io::ErrorKind::InvalidInput.into());
             }
             let data = [IoSlice::new(data)];
             Ok(sendmsg(socket.as_fd(), &data, &mut control, SendFlags::NOSIGNAL)?)
@@ -543,13 +546,13 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Answer, Vec<OwnedFd>)
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut data = [0; 1024];
-            let length = recvmsg(
+            let received = recvmsg(
                 socket.as_fd(),
                 &mut [IoSliceMut::new(&mut data)],
                 &mut control,
                 RecvFlags::CMSG_CLOEXEC,
-            )?
-            .bytes;
+            )?;
+            let length = received.bytes;
             let descriptors: Vec<OwnedFd> = control
                 .drain()
                 .filter_map(|message| match message {
@@ -558,6 +561,10 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Answer, Vec<OwnedFd>)
                 })
                 .flatten()
                 .collect();
+            // Half of a message says something else.
+            if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             if length == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
