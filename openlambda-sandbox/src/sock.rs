@@ -103,6 +103,7 @@ use openlambda_core::sandbox::{
 };
 use openlambda_core::time::Clock;
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -244,9 +245,13 @@ impl SockFactory {
         let by_kernel = cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
         let memory = if by_kernel { seccomp::Memory::Counted } else { seccomp::Memory::Watched };
         let filter = seccomp::filter(memory);
+        let rootless = !rustix::process::geteuid().is_root();
+        if rootless {
+            allow_more_files();
+        }
         Ok(SockFactory {
             shared: Arc::new(Shared {
-                rootless: !rustix::process::geteuid().is_root(),
+                rootless,
                 cells: Cells::new(config.ready_cells),
                 cgroups,
                 filter,
@@ -668,10 +673,12 @@ impl Shared {
                 return Err(error);
             }
         };
-        let watchdog = (!self.has_memory_cgroups()).then(|| {
-            let network = network.as_ref().and_then(|network| network.diag().ok());
-            Watchdog::new(limits.memory, network, Arc::clone(&self.config.clock))
-        });
+        let is_watched = !self.has_memory_cgroups();
+        let sockets = network.as_ref().map(|network| network.sockets(newborn.pid(), is_watched));
+        let sockets = sockets.transpose();
+        let sockets = sockets.map_err(|e| resources("its sockets cannot be watched", e))?;
+        let watchdog =
+            is_watched.then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
             program,
@@ -680,7 +687,7 @@ impl Shared {
             failed: Mutex::new(Some(failed)),
             oom_kills,
             memory: limits.memory,
-            has_network: network.is_some(),
+            sockets,
             watchdog,
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -690,6 +697,15 @@ impl Shared {
         let slots = spec.manifest.concurrency;
         Ok(self.instances.adopt(&permit, slots, api, serving, vessel))
     }
+}
+
+/// As many as this process may have. Descriptors that are on their way between processes count for the
+/// user, and nobody may send more who has sent as many as it may have open: without root, sandboxes,
+/// which may have 1024, could send so many that their worker could start nothing.
+fn allow_more_files() {
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let all = Rlimit { current: files.maximum, maximum: files.maximum };
+    let _ = rustix::process::setrlimit(Resource::Nofile, all);
 }
 
 /// A socket in a folder that only its sandbox sees.

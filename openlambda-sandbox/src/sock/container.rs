@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::cell::{Cells, Network};
 use super::cgroup::Cgroup;
-use super::sockets;
+use super::sockets::Sockets;
 use super::watchdog::{self, Watchdog};
 use crate::errors::{resources, unsupported};
 use crate::kit::{Vessel, exit_of};
@@ -33,8 +33,8 @@ pub(super) struct Container {
     pub(super) oom_kills: u64,
     /// Its manifest's, bytes.
     pub(super) memory: u64,
-    /// Whether its network is its own.
-    pub(super) has_network: bool,
+    /// Those of a network of its own.
+    pub(super) sockets: Option<Sockets>,
     /// Bounds memory where no cgroup does.
     pub(super) watchdog: Option<Watchdog>,
     pub(super) paused: AtomicBool,
@@ -113,25 +113,32 @@ impl Vessel for Container {
     async fn ended(&self) -> Exit {
         let over = async {
             match &self.watchdog {
-                Some(watchdog) => watchdog.until_over(&self.newborn, &self.paused).await,
+                Some(watchdog) => {
+                    let sockets = self.sockets.as_ref();
+                    watchdog.until_over(&self.newborn, sockets, &self.paused).await;
+                }
                 None => std::future::pending().await,
             }
         };
         // Of netlink no cgroup counts anything; of others, version 1 counts and does not bound.
         let sockets = || {
-            let netlink = || sockets::netlink(self.newborn.pid()).0;
-            let netlink = if self.has_network { netlink() } else { 0 };
+            let netlink = self.sockets.as_ref().map_or(0, |sockets| sockets.netlink().0);
             self.with_cgroup(|cgroup| cgroup.sockets().unwrap_or(0) + netlink)
         };
-        let mut sockets_over = false;
+        let mut uncounted = false;
         let ended = tokio::select! {
             ended = self.newborn.wait() => ended,
             () = over => {
                 self.kill();
                 self.newborn.wait().await
             }
-            () = watchdog::until_sockets_are_over(sockets, self.memory, &self.paused) => {
-                sockets_over = true;
+            () = watchdog::until_uncounted_is_over(
+                &self.newborn,
+                sockets,
+                self.memory,
+                &self.paused,
+            ) => {
+                uncounted = true;
                 self.kill();
                 self.newborn.wait().await
             }
@@ -144,7 +151,7 @@ impl Vessel for Container {
                 self.newborn.gone().await
             }
         });
-        let killed = sockets_over
+        let killed = uncounted
             || self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
             || self.watchdog.as_ref().is_some_and(Watchdog::has_bitten);
         if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
@@ -240,7 +247,7 @@ impl Vessel for Container {
             return Ok(Usage { memory_bytes, processes });
         }
         let processes = self.newborn.tree().len() as u32;
-        let network = self.watchdog.as_ref().and_then(Watchdog::network);
-        Ok(Usage { memory_bytes: watchdog::measure(&self.newborn, network, 0), processes })
+        let memory_bytes = watchdog::measure(&self.newborn, self.sockets.as_ref(), 0);
+        Ok(Usage { memory_bytes, processes })
     }
 }

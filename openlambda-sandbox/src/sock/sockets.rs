@@ -7,16 +7,75 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-/// How many sockets there are in its network.
-pub(super) fn count(pid: i32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/sockstat")).unwrap_or_default();
-    let used = text.lines().find_map(|line| line.strip_prefix("sockets: used "));
-    used.and_then(|used| used.trim().parse().ok()).unwrap_or(0)
+use crate::sys::nursery::NetworkNamespace;
+
+/// The sockets of one sandbox.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    /// The sandbox's first process.
+    pid: i32,
+    /// Its network, which it is in soon.
+    network: u64,
+    /// Asks about the sockets there, where all of them are to be counted. Who has it keeps the network.
+    diag: Option<OwnedFd>,
+}
+
+impl Sockets {
+    pub(super) fn of(pid: i32, network: &NetworkNamespace, counts_all: bool) -> io::Result<Self> {
+        let diag = if counts_all { Some(network.diag.try_clone()?) } else { None };
+        Ok(Sockets { pid, network: rustix::fs::fstat(&network.namespace)?.st_ino, diag })
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        let text = self.read("sockstat");
+        let used = text.lines().find_map(|line| line.strip_prefix("sockets: used "));
+        used.and_then(|used| used.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Bytes that wait in those of netlink, and how many those are. No cgroup counts these.
+    pub(super) fn netlink(&self) -> (u64, u64) {
+        // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+        let text = self.read("netlink");
+        let bytes = text.lines().skip(1).map(|line| {
+            let mut sizes = line.split_ascii_whitespace().skip(4).map(str::parse::<u64>);
+            let mut next = || sizes.next().and_then(Result::ok).unwrap_or(0);
+            next() + next()
+        });
+        bytes.fold((0, 0), |(sum, count), bytes| (sum + bytes, count + 1))
+    }
+
+    /// Bytes that wait in all of them.
+    pub(super) fn bytes(&self) -> u64 {
+        let (mut bytes, mut seen) = self.netlink();
+        for request in
+            [UNIX, inet(AF_INET, TCP), inet(AF_INET6, TCP), inet(AF_INET, UDP), inet(AF_INET6, UDP)]
+        {
+            // What this kernel cannot tell is not seen, and counts in full.
+            let Some(diag) = &self.diag else { break };
+            let _ = ask(diag.as_fd(), &request, |memory| {
+                let [received, _, sent, _, ahead, queued, ..] = *memory else { return };
+                seen += 1;
+                bytes += u64::from(received) + u64::from(sent.max(queued)) + u64::from(ahead);
+            });
+        }
+        bytes + self.count().saturating_sub(seen) * most_of_one()
+    }
+
+    /// A file about its network; nothing while the process is in another, as at its very start.
+    fn read(&self, file: &str) -> String {
+        let place = fs::metadata(format!("/proc/{}/ns/net", self.pid));
+        if !place.is_ok_and(|place| place.ino() == self.network) {
+            return String::new();
+        }
+        fs::read_to_string(format!("/proc/{}/net/{file}", self.pid)).unwrap_or_default()
+    }
 }
 
 /// The most bytes that one of them has: what it has sent and what it has got. The filter lets nobody
@@ -30,34 +89,6 @@ pub(super) fn most_of_one() -> u64 {
         };
         size("rmem") + size("wmem")
     })
-}
-
-/// Bytes that wait in sockets of netlink, and how many those are. No cgroup counts these.
-pub(super) fn netlink(pid: i32) -> (u64, u64) {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/netlink")).unwrap_or_default();
-    // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
-    let bytes = text.lines().skip(1).map(|line| {
-        let mut sizes = line.split_ascii_whitespace().skip(4).map(str::parse::<u64>);
-        let mut next = || sizes.next().and_then(Result::ok).unwrap_or(0);
-        next() + next()
-    });
-    bytes.fold((0, 0), |(sum, count), bytes| (sum + bytes, count + 1))
-}
-
-/// Bytes that wait in all of them. `diag` is a socket in their network that asks.
-pub(super) fn bytes(pid: i32, diag: BorrowedFd<'_>) -> u64 {
-    let (mut bytes, mut seen) = netlink(pid);
-    for request in
-        [UNIX, inet(AF_INET, TCP), inet(AF_INET6, TCP), inet(AF_INET, UDP), inet(AF_INET6, UDP)]
-    {
-        // What this kernel cannot tell is not seen, and counts in full.
-        let _ = ask(diag, &request, |memory| {
-            let [received, _, sent, _, ahead, queued, ..] = *memory else { return };
-            seen += 1;
-            bytes += u64::from(received) + u64::from(sent.max(queued)) + u64::from(ahead);
-        });
-    }
-    bytes + count(pid).saturating_sub(seen) * most_of_one()
 }
 
 const AF_INET: u8 = 2;
@@ -165,7 +196,6 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink as protocols, socket_with};
     use std::io::Write;
     use std::net::{TcpListener, TcpStream, UdpSocket};
-    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     fn seen(request: &Request) -> (u64, u64) {
