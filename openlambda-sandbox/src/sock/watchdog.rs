@@ -112,6 +112,11 @@ pub(super) async fn until_uncounted_is_over(
     let most = (memory / 4).max(8 << 20);
     let mut locks = 0;
     for round in 0_u64.. {
+        // First of all, too: a start shall not pay for it.
+        tokio::time::sleep(UNCOUNTED_EVERY).await;
+        while paused.load(Ordering::Relaxed) {
+            tokio::time::sleep(UNCOUNTED_EVERY * 10).await;
+        }
         let Some(bytes) = sockets() else { break };
         if round % 20 == 19 {
             let many = tokio::task::spawn_blocking(move || locks_are_more_than(most));
@@ -120,10 +125,6 @@ pub(super) async fn until_uncounted_is_over(
         }
         if bytes + locks > most {
             return;
-        }
-        tokio::time::sleep(UNCOUNTED_EVERY).await;
-        while paused.load(Ordering::Relaxed) {
-            tokio::time::sleep(UNCOUNTED_EVERY * 10).await;
         }
     }
     std::future::pending().await
