@@ -14,12 +14,12 @@
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
 //! | `/tmp` of bounded size and number of files | memory that no process is charged for |
-//! | settings in `/proc` read-only, keys and timers hidden | changing the kernel's settings, seeing others' keys and timers |
+//! | `/proc` read-only, without what is the machine's own business | changing the kernel's settings, being killed after the worker when memory is short, seeing others' keys and locks, how the machine was started |
 //! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
 //! | user id of its own, user namespace | being root, having a name for any other user |
 //! | capabilities, `no_new_privs` | privileges, and getting them by setuid files |
-//! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them |
+//! | seccomp (`sock/seccomp.rs`) | system calls that are not needed, new namespaces among them, and those that take from what the machine's users share |
 //!
 //! # A start
 //!
@@ -57,16 +57,16 @@
 //! `RLIMIT_NPROC` bounds processes, and a watchdog bounds memory (`sock/watchdog.rs` says how exactly).
 //! Second, every sandbox runs as the worker's own user on the machine, so it is kept from that user's
 //! files only because it cannot see them. [`Capabilities`] and [`SockFactory::withheld`] say so. Limits
-//! that the kernel counts by user (inotify instances, memory of pipes, pending signals) are shared with
-//! the worker, and sandboxes keep the worker's supplementary groups.
+//! that the kernel counts by user (watches of epoll, memory of pipes, pending signals) are shared with
+//! the worker, and sandboxes keep the worker's supplementary groups. `docs/kernel-limits.md` has all.
 //!
 //! # What is not isolated
 //!
 //! A function sees the machine's `/usr`, and what `/proc` shows everybody: its processors, memory, load,
 //! uptime, the paths of the function's own mounts. With `network = "host"` it reaches everything that
 //! listens on the machine, abstract Unix sockets included, and a function with its own `bootstrap` then
-//! has its Runtime API at a port that others on the machine's network can reach too. Huge pages, where
-//! the machine has set some aside, and disk bandwidth are not bounded.
+//! has its Runtime API at a port that others on the machine's network can reach too. Disk bandwidth is
+//! not bounded.
 //!
 //! A sandbox's first process is the function's program, not an init: orphaned descendants become its
 //! children, and count as processes, dead or alive, until it waits for them or the instance ends. An init
@@ -80,6 +80,7 @@ mod container;
 #[cfg(feature = "lab")]
 pub mod minimal;
 mod seccomp;
+mod sockets;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ use openlambda_core::sandbox::{
 };
 use openlambda_core::time::Clock;
 use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
 
@@ -234,10 +236,16 @@ impl SockFactory {
             .mode(0o700)
             .create(config.state_dir.join("sandboxes"))?;
         let cgroups = Cgroups::find(&cgroup::name_of(&config.worker_mark));
-        let filter = seccomp::filter();
+        let by_kernel = cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
+        let memory = if by_kernel { seccomp::Memory::Counted } else { seccomp::Memory::Watched };
+        let filter = seccomp::filter(memory);
+        let rootless = !rustix::process::geteuid().is_root();
+        if rootless {
+            allow_more_files();
+        }
         Ok(SockFactory {
             shared: Arc::new(Shared {
-                rootless: !rustix::process::geteuid().is_root(),
+                rootless,
                 cells: Cells::new(config.ready_cells),
                 cgroups,
                 filter,
@@ -424,6 +432,7 @@ impl Shared {
         let node = (NODE_BOOTSTRAP_PATH.to_owned(), 0o644, NODE_BOOTSTRAP.into());
         let setup = NurserySetup {
             rootless: self.rootless,
+            watched: !self.has_memory_cgroups(),
             runtime_files: bootstrap.iter().map(file).chain([node]).collect(),
             filter: self.filter.clone(),
         };
@@ -431,6 +440,10 @@ impl Shared {
         let nursery = launched.map_err(|error| not_allowed(error, self.rootless))?;
         *place = Some(Arc::clone(&nursery));
         Ok(nursery)
+    }
+
+    fn has_memory_cgroups(&self) -> bool {
+        self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"))
     }
 
     fn can_bridge(&self) -> &Result<(), String> {
@@ -636,6 +649,11 @@ impl Shared {
                 (libc::RLIMIT_NPROC, spec.manifest.processes.into()),
                 // As on AWS. The worker's own may be huge, and open files take the kernel's memory.
                 (libc::RLIMIT_NOFILE, 1024),
+                // Counted for the user of the machine around the sandbox's own, too: one sandbox must not
+                // take all that the worker's user may have. A POSIX timer counts as a signal.
+                (libc::RLIMIT_SIGPENDING, 1024),
+                // What is locked cannot be written back, though the worker may have no such limit.
+                (libc::RLIMIT_MEMLOCK, 8 << 20),
                 // No way before others in line for a core, though the worker may have one.
                 (libc::RLIMIT_NICE, 0),
                 (libc::RLIMIT_RTPRIO, 0),
@@ -670,9 +688,12 @@ impl Shared {
                 return Err(error);
             }
         };
-        let by_kernel = self.cgroups.as_ref().is_ok_and(|cgroups| cgroups.has("memory"));
+        let is_watched = !self.has_memory_cgroups();
+        let sockets = network.as_ref().map(|network| network.sockets(newborn.pid(), is_watched));
+        let sockets = sockets.transpose();
+        let sockets = sockets.map_err(|e| resources("its sockets cannot be watched", e))?;
         let watchdog =
-            (!by_kernel).then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));
+            is_watched.then(|| Watchdog::new(limits.memory, Arc::clone(&self.config.clock)));
         let oom_kills = cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let vessel = Container {
             program,
@@ -680,6 +701,8 @@ impl Shared {
             output,
             failed: Mutex::new(Some(failed)),
             oom_kills,
+            memory: limits.memory,
+            sockets,
             watchdog,
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -689,6 +712,15 @@ impl Shared {
         let slots = spec.manifest.concurrency;
         Ok(self.instances.adopt(&permit, slots, api, serving, vessel))
     }
+}
+
+/// As many as this process may have. Descriptors that are on their way between processes count for the
+/// user, and nobody may send more who has sent as many as it may have open: without root, sandboxes,
+/// which may have 1024, could send so many that their worker could start nothing.
+fn allow_more_files() {
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let all = Rlimit { current: files.maximum, maximum: files.maximum };
+    let _ = rustix::process::setrlimit(Resource::Nofile, all);
 }
 
 /// A socket in a folder that only its sandbox sees.

@@ -379,6 +379,12 @@ mod tests {
             (&[("a", "/var")], "the sandbox's own /var/task"),
             (&[("a", "/usr/lib/python3")], "the sandbox's own /usr"),
             (&[("a", "/etc")], "the sandbox's own /etc"),
+            (&[("a", "/dev")], "the sandbox's own /dev"),
+            (&[("a", "/dev/shm")], "the sandbox's own /dev"),
+            (&[("a", "/proc")], "the sandbox's own /proc"),
+            (&[("a", "/proc/sys")], "the sandbox's own /proc"),
+            (&[("a", "/sys")], "the sandbox's own /sys"),
+            (&[("a", "/var/runtime/python")], "the sandbox's own /var/runtime"),
             (&[("a", "/run")], "the sandbox's own /run/openlambda"),
             (&[("a", "/tmp")], "each instance's own"),
         ] {

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::bridge::{Bridge, Lease};
 use super::cgroup::{Cgroup, Cgroups, Limits};
+use super::sockets::Sockets;
 use crate::sys::nursery::{NetworkNamespace, Nursery, NurseryError};
 
 /// More than these are not kept when they come back.
@@ -66,6 +67,11 @@ impl Network {
     /// The same at its abstract Unix socket.
     pub(super) fn unix(&self) -> io::Result<UnixListener> {
         UnixListener::from_std(self.made.unix.try_clone()?.into())
+    }
+
+    /// The sockets of the tenant whose first process this is.
+    pub(super) fn sockets(&self, pid: i32, counts_all: bool) -> io::Result<Sockets> {
+        Sockets::of(pid, &self.made, counts_all)
     }
 
     /// Accepts and closes what the last tenant has left waiting.

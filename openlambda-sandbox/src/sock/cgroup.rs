@@ -5,6 +5,7 @@
 //! | where | one folder in each hierarchy | one folder |
 //! | join | the process writes "0" to `tasks` of each | `CLONE_INTO_CGROUP` |
 //! | memory | `memory.limit_in_bytes` | `memory.max`, `memory.oom.group` |
+//! | data in TCP and UDP sockets | `memory.kmem.tcp.limit_in_bytes`: an eighth of the memory, beside it | counted as memory |
 //! | processes | `pids.max` | `pids.max` |
 //! | cores | `cpu.cfs_quota_us` | `cpu.max` |
 //! | pause | `freezer.state` | `cgroup.freeze` |
@@ -336,6 +337,7 @@ impl Cgroup {
         *set = None;
         if self.cgroups.has("memory") {
             self.write_memory(limits.memory)?;
+            self.write_sockets(limits.memory)?;
         }
         const PERIOD_US: f64 = 100_000.0;
         let quota = (limits.cpus * PERIOD_US).max(1000.0) as u64;
@@ -368,9 +370,10 @@ impl Cgroup {
                 let _ = self.write("memory", WITH_SWAP, &text);
                 self.write("memory", "memory.limit_in_bytes", &text)?;
                 match self.write("memory", WITH_SWAP, &text) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                    written => written,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    written => written?,
                 }
+                Ok(())
             }
             Cgroups::V2(..) => {
                 // A sandbox is one thing: half of one is of no use to anybody.
@@ -378,6 +381,21 @@ impl Cgroup {
                 let _ = self.write("memory", "memory.swap.max", "0");
                 self.write("memory", "memory.max", &text)
             }
+        }
+    }
+
+    /// Version 1 does not count what waits in TCP and UDP sockets at all until there is a limit, and then
+    /// beside the memory. Over it senders wait, but the kernel lets each socket have some 64 KiB in any
+    /// case, so who has many of them is to be watched; see [`sockets`](Self::sockets).
+    fn write_sockets(&self, memory: u64) -> io::Result<()> {
+        if self.is_v2() {
+            return Ok(());
+        }
+        let bytes = (memory / 8).clamp(4 << 20, 256 << 20);
+        match self.write("memory", "memory.kmem.tcp.limit_in_bytes", &bytes.to_string()) {
+            // A kernel that was built without.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            written => written,
         }
     }
 
@@ -421,6 +439,14 @@ impl Cgroup {
             Cgroups::V2(..) => self.read("memory", "memory.events"),
         };
         text.ok().and_then(|text| value_of(&text, "oom_kill")).unwrap_or(0)
+    }
+
+    /// Bytes that wait in TCP and UDP sockets, where they do not count as memory.
+    pub(super) fn sockets(&self) -> Option<u64> {
+        if self.is_v2() {
+            return None;
+        }
+        self.read("memory", "memory.kmem.tcp.usage_in_bytes").ok()?.trim().parse().ok()
     }
 
     /// Bytes in use, and processes.

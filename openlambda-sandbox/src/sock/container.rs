@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::cell::{Cells, Network};
 use super::cgroup::Cgroup;
+use super::sockets::Sockets;
 use super::watchdog::{self, Watchdog};
 use crate::errors::{resources, unsupported};
 use crate::kit::{Vessel, exit_of};
@@ -30,6 +31,10 @@ pub(super) struct Container {
     pub(super) failed: Mutex<Option<io::PipeReader>>,
     /// What its cgroup's counter stood at before.
     pub(super) oom_kills: u64,
+    /// Its manifest's, bytes.
+    pub(super) memory: u64,
+    /// Those of a network of its own.
+    pub(super) sockets: Option<Sockets>,
     /// Bounds memory where no cgroup does.
     pub(super) watchdog: Option<Watchdog>,
     pub(super) paused: AtomicBool,
@@ -108,13 +113,32 @@ impl Vessel for Container {
     async fn ended(&self) -> Exit {
         let over = async {
             match &self.watchdog {
-                Some(watchdog) => watchdog.until_over(&self.newborn, &self.paused).await,
+                Some(watchdog) => {
+                    let sockets = self.sockets.as_ref();
+                    watchdog.until_over(&self.newborn, sockets, &self.paused).await;
+                }
                 None => std::future::pending().await,
             }
         };
+        // Of netlink no cgroup counts anything; of others, version 1 counts and does not bound.
+        let sockets = || {
+            let netlink = self.sockets.as_ref().map_or(0, |sockets| sockets.netlink().0);
+            self.with_cgroup(|cgroup| cgroup.sockets().unwrap_or(0) + netlink)
+        };
+        let mut uncounted = false;
         let ended = tokio::select! {
             ended = self.newborn.wait() => ended,
             () = over => {
+                self.kill();
+                self.newborn.wait().await
+            }
+            () = watchdog::until_uncounted_is_over(
+                &self.newborn,
+                sockets,
+                self.memory,
+                &self.paused,
+            ) => {
+                uncounted = true;
                 self.kill();
                 self.newborn.wait().await
             }
@@ -127,7 +151,8 @@ impl Vessel for Container {
                 self.newborn.gone().await
             }
         });
-        let killed = self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
+        let killed = uncounted
+            || self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
             || self.watchdog.as_ref().is_some_and(Watchdog::has_bitten);
         if killed && exit != Exit::Status(0) { Exit::OutOfMemory } else { exit }
     }
@@ -222,6 +247,7 @@ impl Vessel for Container {
             return Ok(Usage { memory_bytes, processes });
         }
         let processes = self.newborn.tree().len() as u32;
-        Ok(Usage { memory_bytes: watchdog::measure(&self.newborn, 0), processes })
+        let memory_bytes = watchdog::measure(&self.newborn, self.sockets.as_ref(), 0);
+        Ok(Usage { memory_bytes, processes })
     }
 }

@@ -43,7 +43,7 @@ impl Minimal {
         let (program, filter) = (state_dir.join("minimal"), state_dir.join("filter"));
         fs::write(&program, PROGRAM)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        fs::write(&filter, seccomp::filter())?;
+        fs::write(&filter, seccomp::filter(seccomp::Memory::Counted))?;
         let cgroups = match Cgroups::find(&cgroup::name_of(mark)) {
             Ok(cgroups) => {
                 let group = cgroups.create("0")?;

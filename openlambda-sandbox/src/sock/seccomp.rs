@@ -11,6 +11,26 @@
 //! of it that few programs need (`io_uring_*`, `userfaultfd`, `perf_event_open`, `fanotify_init`), file
 //! handles that bypass paths (`open_by_handle_at`), clocks, swap, quotas, reboot.
 //!
+//! Left out, because they take from what all of the machine share, or watch it (`docs/kernel-limits.md`
+//! has the whole table):
+//!
+//! | calls | what a sandbox could do by them |
+//! |---|---|
+//! | `inotify_*`; `fcntl` with `F_NOTIFY`, `F_SETLEASE`, `F_SETDELEG` | see which programs of `/usr` others run; hold up who opens a file |
+//! | `io_setup` and its kind | use up the machine's `aio-max-nr` |
+//! | `shmget`, `semget`, `msgget`, `mq_open` and their kind | keep memory that belongs to no process |
+//! | `vmsplice` | keep pages in pipes that no process has any more |
+//! | `seccomp`, `setsockopt` that attaches a program | use up `bpf_jit_limit`, without which no filter can be made |
+//! | `mmap`, `memfd_create` of huge pages | take those that the machine has set aside |
+//! | `socket` of rare protocols, `socketpair` but of Unix | have the kernel load a module |
+//!
+//! `setsockopt` of a buffer's size succeeds and does nothing: the kernel takes the size as a wish in any
+//! case, and a socket of the usual size is what is counted with.
+//!
+//! Where no cgroup bounds memory ([`Memory::Watched`]), memory that is shared and has no name can hardly
+//! be seen from outside, and cannot be made: `memfd_create`, `mmap` of shared anonymous memory. Nor can
+//! what a pipe holds, so none is made larger (`F_SETPIPE_SZ`).
+//!
 //! # Why the program is our own
 //!
 //! The kernel compiles a filter for each process that installs it, and runs it once for every system call,
@@ -21,8 +41,17 @@ use std::collections::BTreeMap;
 
 use libc::c_long;
 
+/// How memory is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// By a cgroup, which counts all of it.
+    Counted,
+    /// By the watchdog, which counts what can be seen.
+    Watched,
+}
+
 /// The filter, as an array of `struct sock_filter`.
-pub(super) fn filter() -> Vec<u8> {
+pub(super) fn filter(memory: Memory) -> Vec<u8> {
     let bytes = |i: &Instruction| {
         let mut bytes = [0; 8];
         bytes[..2].copy_from_slice(&i.code.to_ne_bytes());
@@ -30,12 +59,12 @@ pub(super) fn filter() -> Vec<u8> {
         bytes[4..].copy_from_slice(&i.k.to_ne_bytes());
         bytes
     };
-    program(&rules()).iter().flat_map(bytes).collect()
+    program(&rules(memory)).iter().flat_map(bytes).collect()
 }
 
-/// What becomes of a call: allowed if, of one alternative, all conditions hold. No conditions hold
-/// always.
-type Rule = Vec<Vec<Condition>>;
+/// What becomes of a call: what the first alternative says whose conditions all hold. It is denied if
+/// there is none. No conditions hold always.
+type Rule = Vec<(Vec<Condition>, u32)>;
 
 /// A condition on the lower half of an argument; the calls that are restricted take 32 bits there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,18 +81,25 @@ enum Holds {
     Without(u32),
 }
 
-fn rules() -> BTreeMap<u32, Rule> {
+fn rules(memory: Memory) -> BTreeMap<u32, Rule> {
     let number = |call: c_long| u32::try_from(call).expect("calls have small numbers");
-    let allowed = COMMON.iter().chain(OLD).map(|call| (number(*call), vec![Vec::new()]));
+    let always = || vec![(Vec::new(), ALLOW)];
+    let allowed = COMMON.iter().chain(OLD).map(|call| (number(*call), always()));
     let mut rules: BTreeMap<u32, Rule> = allowed.collect();
-    for (call, conditions) in restricted() {
-        rules.entry(number(call)).or_default().push(conditions);
+    for (call, conditions) in restricted(memory) {
+        rules.entry(number(call)).or_default().push((conditions, ALLOW));
+    }
+    for name in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+        let conditions = [(1, libc::SOL_SOCKET), (2, name)]
+            .map(|(argument, value)| Condition { argument, holds: Holds::Is(value as u32) });
+        let rule = rules.entry(number(libc::SYS_setsockopt)).or_default();
+        rule.push((conditions.to_vec(), NOTHING));
     }
     rules
 }
 
 /// Calls that are allowed with some arguments only.
-fn restricted() -> Vec<(c_long, Vec<Condition>)> {
+fn restricted(memory: Memory) -> Vec<(c_long, Vec<Condition>)> {
     let when = |argument, holds| Condition { argument, holds };
     const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
@@ -75,8 +111,13 @@ fn restricted() -> Vec<(c_long, Vec<Condition>)> {
     let mut calls = vec![
         // New processes and threads, but no new namespaces.
         (libc::SYS_clone, vec![when(0, Holds::Without(NEW_NAMESPACES))]),
-        // Everything about itself, but not to outlive the worker.
-        (libc::SYS_prctl, vec![when(0, Holds::IsNot(libc::PR_SET_PDEATHSIG as u32))]),
+        // Everything about itself, but not to outlive the worker, and no filters of its own.
+        (
+            libc::SYS_prctl,
+            [libc::PR_SET_PDEATHSIG, libc::PR_SET_SECCOMP]
+                .map(|option| when(0, Holds::IsNot(option as u32)))
+                .to_vec(),
+        ),
         // Everything, but not to type on a terminal that it may have been given.
         (
             libc::SYS_ioctl,
@@ -87,18 +128,66 @@ fn restricted() -> Vec<(c_long, Vec<Condition>)> {
         (libc::SYS_personality, vec![when(0, Holds::Is(0xffff_ffff))]),
     ];
     // Sockets of the Internet, Unix, and for reading the routes.
-    for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
-        calls.push((libc::SYS_socket, vec![when(0, Holds::Is(family as u32))]));
+    let unix = when(0, Holds::Is(libc::AF_UNIX as u32));
+    calls.push((libc::SYS_socket, vec![unix]));
+    calls.push((libc::SYS_socketpair, vec![unix]));
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for protocol in
+            [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6]
+        {
+            let is = [(0, family), (2, protocol)]
+                .map(|(argument, value)| when(argument, Holds::Is(value as u32)));
+            calls.push((libc::SYS_socket, is.to_vec()));
+        }
     }
     let routes = vec![
         when(0, Holds::Is(libc::AF_NETLINK as u32)),
         when(2, Holds::Is(libc::NETLINK_ROUTE as u32)),
     ];
     calls.push((libc::SYS_socket, routes));
+    // All of files, but not to watch those of others, or to hold up who opens one.
+    let mut refused = vec![libc::F_SETLEASE as u32, libc::F_NOTIFY as u32, F_SETDELEG];
+    if memory == Memory::Watched {
+        // What a pipe holds cannot be seen, only how much it may hold.
+        refused.push(libc::F_SETPIPE_SZ as u32);
+    }
+    let is_none = refused.iter().map(|command| when(1, Holds::IsNot(*command)));
+    calls.push((libc::SYS_fcntl, is_none.collect()));
+    // All settings of sockets, but programs for the kernel; sizes of buffers have a rule of their own.
+    calls.push((libc::SYS_setsockopt, vec![when(1, Holds::IsNot(libc::SOL_SOCKET as u32))]));
+    let names = [
+        libc::SO_SNDBUF,
+        libc::SO_RCVBUF,
+        libc::SO_ATTACH_FILTER,
+        libc::SO_ATTACH_BPF,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        libc::SO_ATTACH_REUSEPORT_EBPF,
+    ];
+    let names = names.map(|name| when(2, Holds::IsNot(name as u32)));
+    calls.push((libc::SYS_setsockopt, names.to_vec()));
+    // Memory, but no huge pages of the machine's.
+    let huge = libc::MAP_HUGETLB as u32;
+    match memory {
+        Memory::Counted => {
+            calls.push((libc::SYS_mmap, vec![when(3, Holds::Without(huge))]));
+            let small = when(1, Holds::Without(libc::MFD_HUGETLB));
+            calls.push((libc::SYS_memfd_create, vec![small]));
+        }
+        Memory::Watched => {
+            // Of a file, or of its own: not both without a file and shared. (The bit of MAP_SHARED is
+            // in MAP_SHARED_VALIDATE too, which the kernel wants a file for.)
+            for bit in [libc::MAP_ANONYMOUS, libc::MAP_SHARED] {
+                let without = huge | bit as u32;
+                calls.push((libc::SYS_mmap, vec![when(3, Holds::Without(without))]));
+            }
+        }
+    }
     calls
 }
 
 const TIOCLINUX: u32 = 0x541c;
+/// Of Linux 6.19.
+const F_SETDELEG: u32 = 1024 + 16;
 
 /// `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +214,8 @@ const ARGUMENTS: u32 = 16;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const DENY: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+/// The call is not made, and returns 0.
+const NOTHING: u32 = libc::SECCOMP_RET_ERRNO;
 /// A call in the form of another machine would pass for one that it is not.
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 
@@ -146,7 +237,7 @@ fn program(rules: &BTreeMap<u32, Rule>) -> Vec<Instruction> {
     ];
     // From where on which rule holds; `None` denies.
     let mut stretches: Vec<(u32, Option<&Rule>)> = vec![(0, None)];
-    let always = vec![Vec::new()];
+    let always = vec![(Vec::new(), ALLOW)];
     let mut next = 0;
     for (&number, rule) in rules {
         if number > next {
@@ -190,7 +281,7 @@ fn search(stretches: &[(u32, Option<&Rule>)]) -> Vec<Instruction> {
 
 fn decide(rule: Option<&Rule>) -> Vec<Instruction> {
     let mut program = Vec::new();
-    for alternative in rule.into_iter().flatten() {
+    for (alternative, verdict) in rule.into_iter().flatten() {
         for (n, condition) in alternative.iter().enumerate() {
             program.push(instruction(LOAD, ARGUMENTS + 8 * condition.argument));
             // To the next alternative when it does not hold: over two instructions for each condition
@@ -208,7 +299,7 @@ fn decide(rule: Option<&Rule>) -> Vec<Instruction> {
                 }
             });
         }
-        program.push(instruction(RETURN, ALLOW));
+        program.push(instruction(RETURN, *verdict));
         if alternative.is_empty() {
             return program;
         }
@@ -270,13 +361,11 @@ const COMMON: &[c_long] = &[
     libc::SYS_sync,
     libc::SYS_syncfs,
     libc::SYS_flock,
-    libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_pipe2,
     libc::SYS_splice,
     libc::SYS_tee,
-    libc::SYS_vmsplice,
     libc::SYS_sendfile,
     libc::SYS_copy_file_range,
     libc::SYS_umask,
@@ -292,9 +381,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_removexattr,
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
-    libc::SYS_inotify_init1,
-    libc::SYS_inotify_add_watch,
-    libc::SYS_inotify_rm_watch,
     // Waiting.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
@@ -311,13 +397,7 @@ const COMMON: &[c_long] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_futex,
     libc::SYS_futex_waitv,
-    libc::SYS_io_setup,
-    libc::SYS_io_destroy,
-    libc::SYS_io_submit,
-    libc::SYS_io_cancel,
-    libc::SYS_io_getevents,
     // Memory.
-    libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_mprotect,
@@ -330,7 +410,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_munlock,
     libc::SYS_mlockall,
     libc::SYS_munlockall,
-    libc::SYS_memfd_create,
     libc::SYS_membarrier,
     libc::SYS_pkey_alloc,
     libc::SYS_pkey_free,
@@ -338,24 +417,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_get_mempolicy,
     libc::SYS_set_mempolicy,
     libc::SYS_mbind,
-    libc::SYS_shmget,
-    libc::SYS_shmat,
-    libc::SYS_shmdt,
-    libc::SYS_shmctl,
-    libc::SYS_semget,
-    libc::SYS_semop,
-    libc::SYS_semctl,
-    libc::SYS_semtimedop,
-    libc::SYS_msgget,
-    libc::SYS_msgsnd,
-    libc::SYS_msgrcv,
-    libc::SYS_msgctl,
-    libc::SYS_mq_open,
-    libc::SYS_mq_unlink,
-    libc::SYS_mq_timedsend,
-    libc::SYS_mq_timedreceive,
-    libc::SYS_mq_notify,
-    libc::SYS_mq_getsetattr,
     // Processes and threads.
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -419,7 +480,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_get_robust_list,
     libc::SYS_rseq,
     libc::SYS_getcpu,
-    libc::SYS_seccomp,
     libc::SYS_restart_syscall,
     // Signals.
     libc::SYS_rt_sigaction,
@@ -439,7 +499,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_timer_getoverrun,
     libc::SYS_timer_delete,
     // Sockets, once they are there.
-    libc::SYS_socketpair,
     libc::SYS_bind,
     libc::SYS_listen,
     libc::SYS_accept,
@@ -454,7 +513,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_sendmmsg,
     libc::SYS_recvmmsg,
     libc::SYS_shutdown,
-    libc::SYS_setsockopt,
     libc::SYS_getsockopt,
     // Time and the machine.
     libc::SYS_clock_gettime,
@@ -502,7 +560,6 @@ const OLD: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_eventfd,
     libc::SYS_signalfd,
-    libc::SYS_inotify_init,
     libc::SYS_arch_prctl,
 ];
 #[cfg(not(target_arch = "x86_64"))]
@@ -538,40 +595,62 @@ mod tests {
     }
 
     fn allows(number: c_long, arguments: [u32; 6]) -> bool {
-        match run(&program(&rules()), THIS_MACHINE, number as u32, arguments) {
-            ALLOW => true,
-            DENY => false,
-            other => panic!("{other:#x}"),
+        decides(Memory::Counted, number, arguments) == ALLOW
+    }
+
+    fn decides(memory: Memory, number: c_long, arguments: [u32; 6]) -> u32 {
+        match run(&program(&rules(memory)), THIS_MACHINE, number as u32, arguments) {
+            KILL => panic!("it is killed"),
+            decision => decision,
         }
     }
 
     #[test]
     fn the_program_decides_as_the_rules_do() {
-        let (rules, program) = (rules(), program(&rules()));
-        // The kernel takes 4096 instructions.
-        assert!(program.len() < 1000, "{}", program.len());
-        let some = [0, 1, 2, 10, 16, 17, 40, 0x5412, 0x541c, 0x1000_0000, 0xffff_ffff];
-        for number in (0..1000).chain([0x4000_0000, 0x4000_0001, u32::MAX]) {
-            for a in some {
-                for b in some {
-                    let arguments = [a, b, a, 0, 0, 0];
-                    let holds = |c: &Condition| {
-                        let value = arguments[c.argument as usize];
-                        match c.holds {
-                            Holds::Is(wanted) => value == wanted,
-                            Holds::IsNot(unwanted) => value != unwanted,
-                            Holds::Without(bits) => value & bits == 0,
-                        }
-                    };
-                    let expected = rules
-                        .get(&number)
-                        .is_some_and(|rule| rule.iter().any(|all| all.iter().all(holds)));
-                    let decided = run(&program, THIS_MACHINE, number, arguments);
-                    assert_eq!(decided == ALLOW, expected, "call {number} with {arguments:x?}");
+        for memory in [Memory::Counted, Memory::Watched] {
+            let (rules, program) = (rules(memory), program(&rules(memory)));
+            // The kernel takes 4096 instructions.
+            assert!(program.len() < 1000, "{}", program.len());
+            let some = [
+                0,
+                1,
+                2,
+                7,
+                10,
+                16,
+                17,
+                33,
+                40,
+                1026,
+                0x5412,
+                0x541c,
+                0x40022,
+                0x1000_0000,
+                1 << 31,
+            ];
+            for number in (0..1000).chain([0x4000_0000, 0x4000_0001, u32::MAX]) {
+                for a in some {
+                    for b in some {
+                        let arguments = [a, b, b, a, 0, 0];
+                        let holds = |c: &Condition| {
+                            let value = arguments[c.argument as usize];
+                            match c.holds {
+                                Holds::Is(wanted) => value == wanted,
+                                Holds::IsNot(unwanted) => value != unwanted,
+                                Holds::Without(bits) => value & bits == 0,
+                            }
+                        };
+                        let all_hold =
+                            |alternative: &&(Vec<Condition>, u32)| alternative.0.iter().all(holds);
+                        let rule = rules.get(&number).into_iter().flatten().find(all_hold);
+                        let expected = rule.map_or(DENY, |(_, verdict)| *verdict);
+                        let decided = run(&program, THIS_MACHINE, number, arguments);
+                        assert_eq!(decided, expected, "call {number} with {arguments:x?}");
+                    }
                 }
             }
+            assert_eq!(run(&program, 0x4000_0003, 0, [0; 6]), KILL);
         }
-        assert_eq!(run(&program, 0x4000_0003, 0, [0; 6]), KILL);
     }
 
     #[test]
@@ -587,6 +666,10 @@ mod tests {
             libc::SYS_keyctl,
             libc::SYS_io_uring_setup,
             libc::SYS_open_by_handle_at,
+            libc::SYS_io_setup,
+            libc::SYS_inotify_init1,
+            libc::SYS_shmget,
+            libc::SYS_seccomp,
         ] {
             assert!(!allows(call, none), "{call}");
         }
@@ -596,5 +679,40 @@ mod tests {
         assert!(!allows(libc::SYS_socket, [libc::AF_PACKET as u32, 1, 0, 0, 0, 0]));
         assert!(!allows(libc::SYS_ioctl, [0, libc::TIOCSTI as u32, 0, 0, 0, 0]));
         assert!(allows(libc::SYS_read, none) && allows(libc::SYS_execve, none));
+    }
+
+    #[test]
+    fn sizes_of_buffers_are_taken_and_do_nothing() {
+        let set = |level: i32, name: i32| {
+            let arguments = [3, level as u32, name as u32, 0, 4, 0];
+            decides(Memory::Counted, libc::SYS_setsockopt, arguments)
+        };
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_SNDBUF), NOTHING);
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_RCVBUF), NOTHING);
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER), DENY);
+        assert_eq!(set(libc::SOL_SOCKET, libc::SO_REUSEADDR), ALLOW);
+        // The same numbers mean something else there.
+        assert_eq!(set(libc::IPPROTO_TCP, libc::SO_SNDBUF), ALLOW);
+    }
+
+    #[test]
+    fn memory_that_cannot_be_seen_is_not_made_where_it_is_watched() {
+        let map = |memory, flags: i32| {
+            decides(memory, libc::SYS_mmap, [0, 4096, 3, flags as u32, 0, 0]) == ALLOW
+        };
+        let (shared, own, no_file) = (libc::MAP_SHARED, libc::MAP_PRIVATE, libc::MAP_ANONYMOUS);
+        for (flags, counted, watched) in [
+            (shared, true, true),
+            (own, true, true),
+            (own | no_file | libc::MAP_NORESERVE, true, true),
+            (shared | no_file, true, false),
+            (own | no_file | libc::MAP_HUGETLB, false, false),
+            (shared | libc::MAP_HUGETLB, false, false),
+        ] {
+            assert_eq!(map(Memory::Counted, flags), counted, "{flags:#x}");
+            assert_eq!(map(Memory::Watched, flags), watched, "{flags:#x}");
+        }
+        let nameless = |memory| decides(memory, libc::SYS_memfd_create, [0; 6]) == ALLOW;
+        assert!(nameless(Memory::Counted) && !nameless(Memory::Watched));
     }
 }

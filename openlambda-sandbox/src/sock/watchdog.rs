@@ -1,9 +1,13 @@
 //! Bounds memory where no cgroup can be made: a watchdog measures it periodically.
 //!
-//! A measurement adds up the memory of the sandbox's processes, the files of its `/tmp`, and its files
-//! without names (memfd), which are memory too. Memory that several processes share counts once. A sum
+//! A measurement adds up the memory of the sandbox's processes and its tables, the files of its `/tmp`,
+//! which are memory too, what waits in its sockets (`sockets.rs`), and what its pipes may hold. Files without names (memfd) and other shared memory without a file stay when nothing of
+//! them is mapped or open that could be seen, so they cannot be made (`seccomp.rs`). Memory that several
+//! processes share counts once. Once a second small things of the kernel's are counted, too: mappings,
+//! locks of files, and what epoll watches, of which a sandbox may have a part of what its worker's user
+//! has. A sum
 //! that counts it for each process is cheap; only when that sum is over the limit, the exact one is made
-//! (`Pss` in `/proc/<pid>/smaps`, proc_pid_smaps(5)). A sandbox over its limit is killed, and the failure
+//! (`Pss` in `/proc/<pid>/smaps_rollup`, proc_pid_smaps(5)). A sandbox over its limit is killed, and the failure
 //! says out of memory.
 //!
 //! # How exact it is
@@ -13,17 +17,19 @@
 //! the limit. One that grows faster, or a machine that delays the watchdog, exceeds the limit by what
 //! is written meanwhile. Measured with a limit of 64 MiB, a Python loop that keeps 1 MiB more each time,
 //! and two cores on which five other processes waited for their turn: in eight tries it was ended when it
-//! had kept 57 to 96 MiB. The watchdog does not see buffers of pipes and sockets, which have limits of
-//! their own, or a file without a name that is in flight between two processes.
+//! had kept 57 to 96 MiB. The watchdog does not see pipes that are
+//! in flight between two processes, sockets with `network = "host"`, and other small things of the
+//! kernel's: `docs/kernel-limits.md` has what these can be.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::fs::{self, DirEntry};
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use openlambda_core::time::{Clock, Duration};
 
+use super::sockets::{Sockets, most_of_one};
 use crate::sys::nursery::Newborn;
 
 /// What is taken for the fastest that memory can be filled, bytes in a second.
@@ -55,15 +61,28 @@ impl Watchdog {
     }
 
     /// Resolves when the sandbox is over its limit. What is paused does not grow.
-    pub(super) async fn until_over(&self, newborn: &Newborn, paused: &AtomicBool) {
+    pub(super) async fn until_over(
+        &self,
+        newborn: &Newborn,
+        sockets: Option<&Sockets>,
+        paused: &AtomicBool,
+    ) {
+        let mut small = Small::default();
+        let mut next_small = self.clock.now();
         loop {
             let mut wait = LATEST;
             if !paused.load(Ordering::Relaxed) {
                 let begin = self.clock.now();
                 let limit = self.limit.load(Ordering::Relaxed);
-                let in_use = measure(newborn, limit);
+                if begin >= next_small {
+                    small = Small::of(newborn.tree()).await;
+                    let now = self.clock.now();
+                    next_small = now + SMALL_EVERY.max(now.since(begin) * 9);
+                }
+                let begin = self.clock.now();
+                let in_use = small.bytes + measure(newborn, sockets, limit);
                 // What was measured was its own only if it still lives.
-                if in_use > limit && newborn.lives() {
+                if (in_use > limit || small.watches > most_watches()) && newborn.lives() {
                     self.bit.store(true, Ordering::Relaxed);
                     return;
                 }
@@ -78,79 +97,205 @@ impl Watchdog {
     }
 }
 
+/// How often what no cgroup counts is looked at.
+const UNCOUNTED_EVERY: Duration = Duration::from_millis(100);
+
+/// Watches what a sandbox has that its cgroup does not count as memory: what waits in `sockets`, as far
+/// as that is so, and locks of files. It may have a quarter of its memory beside it. Resolves when it is
+/// more; never, when there is no cgroup.
+pub(super) async fn until_uncounted_is_over(
+    newborn: &Newborn,
+    sockets: impl Fn() -> Option<u64>,
+    memory: u64,
+    paused: &AtomicBool,
+) {
+    let most = (memory / 4).max(8 << 20);
+    let mut locks = 0;
+    for round in 0_u64.. {
+        // First of all, too: a start shall not pay for it.
+        tokio::time::sleep(UNCOUNTED_EVERY).await;
+        while paused.load(Ordering::Relaxed) {
+            tokio::time::sleep(UNCOUNTED_EVERY * 10).await;
+        }
+        let Some(bytes) = sockets() else { break };
+        if round % 20 == 19 {
+            let many = tokio::task::spawn_blocking(move || locks_are_more_than(most));
+            let many = many.await.unwrap_or(false);
+            locks = if many { Small::of(newborn.tree()).await.locks } else { 0 };
+        }
+        if bytes + locks > most {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Whether all locks of the machine take more than this. If they do not, no sandbox has to be asked.
+fn locks_are_more_than(bytes: u64) -> bool {
+    // No line is shorter than this one.
+    const LINE: u64 = "1: FLOCK  ADVISORY  WRITE 1 00:01:1 0 EOF\n".len() as u64;
+    let most = bytes / Small::SIZE * LINE;
+    let Ok(locks) = fs::File::open("/proc/locks") else { return true };
+    let mut start = Vec::new();
+    locks.take(most).read_to_end(&mut start).is_ok_and(|length| length as u64 == most)
+}
+
+/// The kernel gives a pipe this much, and after so many pipes of one user, that much.
+const PIPE: u64 = 64 << 10;
+const LARGE_PIPES: u64 = 1024;
+const SMALL_PIPE: u64 = 8 << 10;
+
 /// Bytes in use: exact, or an upper bound that is not over `limit`.
-pub(super) fn measure(newborn: &Newborn, limit: u64) -> u64 {
+pub(super) fn measure(newborn: &Newborn, sockets: Option<&Sockets>, limit: u64) -> u64 {
     let pids = newborn.tree();
-    let page = rustix::param::page_size() as u64;
-    let resident = |pid: &i32| {
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm"));
-        let pages = statm.ok().and_then(|statm| statm.split(' ').nth(1)?.parse::<u64>().ok());
-        pages.unwrap_or(0) * page
-    };
-    let files = tmp_of(newborn.pid()).map_or(0, |(_, bytes)| bytes) + nameless_files(&pids);
-    let upper = files + pids.iter().map(resident).sum::<u64>();
+    let processes: Vec<Process> = pids.iter().map(|pid| Process::of(*pid)).collect();
+    let files = tmp_of(newborn.pid()).unwrap_or(0);
+    let tables: u64 = processes.iter().map(|process| process.tables).sum();
+    let most_in_sockets = sockets.map_or(0, |sockets| sockets.count() * most_of_one());
+    let upper = files
+        + tables
+        + processes
+            .iter()
+            .map(|process| process.resident + process.descriptors * PIPE)
+            .sum::<u64>()
+        + most_in_sockets;
     if upper <= limit {
         return upper;
     }
-    // Pages of files that are mapped must not count twice.
-    let tmp = tmp_of(newborn.pid()).map(|(device, _)| device);
-    files + pids.iter().map(|pid| share_of(*pid, tmp).unwrap_or_else(|| resident(pid))).sum::<u64>()
+    let in_sockets = sockets.map_or(0, Sockets::bytes);
+    // What several processes have, and files of /tmp that are mapped, must not count twice.
+    let own = pids.iter().zip(&processes);
+    let own = own.map(|(pid, process)| share_of(*pid).unwrap_or(process.resident));
+    files + tables + in_sockets + pipes(&pids) + own.sum::<u64>()
 }
 
-/// The device of its `/tmp`, and the bytes of the files there.
-fn tmp_of(pid: i32) -> Option<(u64, u64)> {
-    let path = format!("/proc/{pid}/root/tmp");
-    let used = rustix::fs::statvfs(&path).ok()?;
-    let bytes = used.f_blocks.saturating_sub(used.f_bfree) * used.f_frsize;
-    Some((fs::metadata(path).ok()?.dev(), bytes))
+/// What is cheap to know of a process.
+struct Process {
+    resident: u64,
+    /// Tables of pages, bytes. They can be more than the pages: the page of zeros counts for nobody.
+    tables: u64,
+    /// How many it has, or may have.
+    descriptors: u64,
 }
 
-/// Bytes of the files in memory without names that they have open, each once.
-fn nameless_files(pids: &[i32]) -> u64 {
-    let mut files = BTreeMap::new();
-    for pid in pids {
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let is_nameless = fs::read_link(entry.path()).is_ok_and(|leads_to| {
-                leads_to.as_os_str().as_encoded_bytes().starts_with(b"/memfd:")
-            });
-            if let (true, Ok(metadata)) = (is_nameless, fs::metadata(entry.path())) {
-                files.insert(metadata.ino(), metadata.blocks() * 512);
+impl Process {
+    fn of(pid: i32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let number = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+            value.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        };
+        // Before Linux 6.2 the folder has no size.
+        let open = fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |folder| folder.len());
+        Process {
+            resident: number("VmRSS:").unwrap_or(0) << 10,
+            tables: number("VmPTE:").unwrap_or(0) << 10,
+            descriptors: if open > 0 { open } else { number("FDSize:").unwrap_or(0) },
+        }
+    }
+}
+
+/// So many descriptors are looked at. It takes some 20 ms; of more, each is taken for a small pipe.
+const MOST_LOOKED_AT: usize = 4096;
+
+/// Process, number, and what they lead to, of their descriptors.
+fn descriptors(pids: &[i32]) -> impl Iterator<Item = (i32, DirEntry)> {
+    pids.iter().flat_map(|pid| {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        entries.map(|entry| (*pid, entry))
+    })
+}
+
+/// What their pipes may hold: what is in one cannot be seen.
+fn pipes(pids: &[i32]) -> u64 {
+    let mut pipes = BTreeSet::new();
+    let mut all = descriptors(pids);
+    for (_, entry) in all.by_ref().take(MOST_LOOKED_AT) {
+        if let Ok(leads_to) = fs::read_link(entry.path())
+            && leads_to.as_os_str().as_encoded_bytes().starts_with(b"pipe:")
+        {
+            pipes.insert(leads_to);
+        }
+    }
+    let count = pipes.len() as u64;
+    let small = count.saturating_sub(LARGE_PIPES) + all.count() as u64;
+    count.min(LARGE_PIPES) * PIPE + small * SMALL_PIPE
+}
+
+/// How often small things of the kernel's are counted, of which it takes many to be much.
+const SMALL_EVERY: Duration = Duration::from_secs(1);
+
+/// Small things of the kernel's.
+#[derive(Debug, Default)]
+struct Small {
+    /// How much memory they take: mappings, locks of files, what epoll watches.
+    bytes: u64,
+    /// How many are watched by epoll.
+    watches: u64,
+    /// How much of the bytes is locks, which no cgroup counts.
+    locks: u64,
+}
+
+impl Small {
+    /// A little more than the kernel takes for one of them.
+    const SIZE: u64 = 256;
+
+    /// Looks elsewhere: it takes a while where there are many.
+    async fn of(pids: Vec<i32>) -> Self {
+        let look = tokio::task::spawn_blocking(move || Small::look(&pids));
+        look.await.unwrap_or_default()
+    }
+
+    fn look(pids: &[i32]) -> Self {
+        let lines = |path: String| fs::read(path).unwrap_or_default();
+        let (mut count, mut watches, mut locks) = (0, 0, 0);
+        for pid in pids {
+            let maps = lines(format!("/proc/{pid}/maps"));
+            count += maps.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
+        for (pid, entry) in descriptors(pids).take(MOST_LOOKED_AT) {
+            let number = entry.file_name();
+            let told = lines(format!("/proc/{pid}/fdinfo/{}", number.display()));
+            for line in told.split(|byte| *byte == b'\n') {
+                watches += u64::from(line.starts_with(b"tfd:"));
+                locks += u64::from(line.starts_with(b"lock:"));
             }
         }
+        let bytes = (count + watches + locks) * Small::SIZE;
+        Small { bytes, watches, locks: locks * Small::SIZE }
     }
-    files.values().sum()
 }
 
-/// A process's share of what it has in memory, without the files that are counted elsewhere.
-fn share_of(pid: i32, tmp: Option<u64>) -> Option<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-    Some(share_in(&maps, tmp))
+/// The kernel counts what epoll watches for the user of the machine, who is the worker's own: one sandbox
+/// may have an eighth, or the worker could not take connections.
+fn most_watches() -> u64 {
+    static MOST: OnceLock<u64> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let most = fs::read_to_string("/proc/sys/fs/epoll/max_user_watches");
+        most.ok().and_then(|most| most.trim().parse::<u64>().ok()).map_or(u64::MAX, |most| most / 8)
+    })
 }
 
-fn share_in(maps: &str, tmp: Option<u64>) -> u64 {
-    let mut bytes = 0;
-    let mut counts = true;
-    for line in maps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let Some(first) = words.next() else { continue };
-        if first == "Pss:" {
-            let kilobytes = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-            bytes += if counts { kilobytes * 1024 } else { 0 };
-        } else if !first.ends_with(':') {
-            // address permissions offset device inode path
-            let device = words.nth(2).and_then(device_of);
-            let path = words.nth(1).unwrap_or_default();
-            counts = !path.starts_with("/memfd:") && (tmp.is_none() || device != tmp);
-        }
-    }
-    bytes
+/// The bytes of the files in its `/tmp`. A file takes the kernel a kilobyte, also if it is empty.
+fn tmp_of(pid: i32) -> Option<u64> {
+    let used = rustix::fs::statvfs(format!("/proc/{pid}/root/tmp")).ok()?;
+    let files = used.f_files.saturating_sub(used.f_ffree) << 10;
+    Some(used.f_blocks.saturating_sub(used.f_bfree) * used.f_frsize + files)
 }
 
-/// `fe:01`, as `stat` has it.
-fn device_of(text: &str) -> Option<u64> {
-    let (major, minor) = text.split_once(':')?;
-    let number = |text: &str| u32::from_str_radix(text, 16).ok();
-    Some(rustix::fs::makedev(number(major)?, number(minor)?))
+/// A process's share of what it has in memory, without the files of `/tmp`, which are counted elsewhere:
+/// no other memory that is shared and has no file on a disk can be made.
+fn share_of(pid: i32) -> Option<u64> {
+    let sums = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    share_in(&sums)
+}
+
+fn share_in(sums: &str) -> Option<u64> {
+    let kilobytes = |name: &str| {
+        let value = sums.lines().find_map(|line| line.strip_prefix(name))?;
+        value.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((kilobytes("Pss_Anon:")? + kilobytes("Pss_File:")?) << 10)
 }
 
 #[cfg(test)]
@@ -158,23 +303,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mapped_files_that_are_counted_elsewhere_are_passed_over() {
-        let maps = "\
-00400000-00500000 r-xp 00000000 fe:01 42                 /usr/bin/python3.11
-Rss:                1000 kB
-Pss:                 100 kB
+    fn files_of_tmp_that_are_mapped_are_passed_over() {
+        let sums = "\
+00400000-7ffe12345000 ---p 00000000 00:00 0                          [rollup]
+Rss:               10000 kB
+Pss:                5111 kB
 Pss_Dirty:            50 kB
-VmFlags: rd ex mr mw me
-7f0000000000-7f0000100000 rw-p 00000000 00:00 0
-Pss:                  10 kB
-7f0000200000-7f0000300000 rw-s 00000000 00:2a 7                  /tmp/file
-Pss:                5000 kB
-7f0000400000-7f0000500000 rw-s 00000000 00:01 9                  /memfd:a b (deleted)
-Pss:                6000 kB
-7f0000600000-7f0000700000 rw-s 00000000 00:01 11                 /dev/zero (deleted)
-Pss:                   1 kB
+Pss_Anon:             10 kB
+Pss_File:            101 kB
+Pss_Shmem:          5000 kB
 ";
-        assert_eq!(share_in(maps, Some(rustix::fs::makedev(0, 0x2a))), 111 << 10);
-        assert_eq!(share_in(maps, None), 5111 << 10);
+        assert_eq!(share_in(sums), Some(111 << 10));
+        assert_eq!(share_in(""), None);
     }
 }

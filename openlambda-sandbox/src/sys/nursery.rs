@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use thiserror::Error;
@@ -81,6 +82,8 @@ struct State {
 pub struct NurserySetup {
     /// Whether it must make a user namespace of its own, because we are an ordinary user.
     pub rootless: bool,
+    /// Whether no cgroup bounds memory, so that none may be made that cannot be seen from outside.
+    pub watched: bool,
     /// Files that all sandboxes find below `/var/runtime`: name, mode, content.
     pub runtime_files: Vec<(String, u32, Vec<u8>)>,
     /// The seccomp filter of all sandboxes, as an array of `struct sock_filter`.
@@ -147,6 +150,8 @@ pub struct NetworkNamespace {
     pub tcp: OwnedFd,
     /// At the abstract address [`API_SOCKET`] in it; does not block.
     pub unix: OwnedFd,
+    /// Asks what waits in its sockets (sock_diag(7)).
+    pub diag: OwnedFd,
 }
 
 /// How a network namespace is connected with the machine's: a pair of devices, and the machine as the
@@ -232,6 +237,7 @@ impl Nursery {
         });
         let setup = Setup {
             rootless: setup.rootless,
+            watched: setup.watched,
             runtime_files: setup.runtime_files,
             filter: setup.filter,
         };
@@ -343,9 +349,10 @@ impl Nursery {
         let (answer, descriptors) = receive(&networks).await.map_err(gone)?;
         let Answer::Network(made) = answer else { return Err(gone(io::ErrorKind::InvalidData)) };
         made.map_err(refused)?;
-        let descriptors: Result<[OwnedFd; 3], _> = descriptors.try_into();
-        let [namespace, tcp, unix] = descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
-        Ok(NetworkNamespace { namespace, tcp, unix })
+        let descriptors: Result<[OwnedFd; 4], _> = descriptors.try_into();
+        let descriptors = descriptors.map_err(|_| gone(io::ErrorKind::InvalidData))?;
+        let [namespace, tcp, unix, diag] = descriptors;
+        Ok(NetworkNamespace { namespace, tcp, unix, diag })
     }
 }
 
@@ -516,8 +523,10 @@ async fn send(
             let mut space =
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            if !descriptors.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            if !descriptors.is_empty()
+                && !control.push(SendAncillaryMessage::ScmRights(descriptors))
+            {
+                return Err(io::ErrorKind::InvalidInput.into());
             }
             let data = [IoSlice::new(data)];
             Ok(sendmsg(socket.as_fd(), &data, &mut control, SendFlags::NOSIGNAL)?)
@@ -537,13 +546,13 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Answer, Vec<OwnedFd>)
                 [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut data = [0; 1024];
-            let length = recvmsg(
+            let received = recvmsg(
                 socket.as_fd(),
                 &mut [IoSliceMut::new(&mut data)],
                 &mut control,
                 RecvFlags::CMSG_CLOEXEC,
-            )?
-            .bytes;
+            )?;
+            let length = received.bytes;
             let descriptors: Vec<OwnedFd> = control
                 .drain()
                 .filter_map(|message| match message {
@@ -552,6 +561,10 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Answer, Vec<OwnedFd>)
                 })
                 .flatten()
                 .collect();
+            // Half of a message says something else.
+            if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             if length == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

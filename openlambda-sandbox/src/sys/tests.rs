@@ -3,6 +3,12 @@ use std::time::Duration;
 
 use super::*;
 
+/// The nursery's own, which is a program without tests.
+#[cfg(feature = "sock")]
+#[path = "nursery/c.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is another program's")]
+mod c;
+
 fn shell(script: &str) -> CommandSpec {
     CommandSpec::new("/bin/sh").arg("-c").arg(script)
 }
@@ -134,4 +140,27 @@ async fn a_process_that_runs_program_after_program_is_always_found() {
     for _ in 0..300 {
         assert_eq!(processes_with_mark(&mark), [child.pid()]);
     }
+}
+
+#[cfg(feature = "sock")]
+#[test]
+fn a_message_of_the_nursery_comes_whole_or_not_at_all() {
+    use std::os::fd::AsRawFd;
+
+    let (one, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let (from, to) = (one.as_raw_fd(), other.as_raw_fd());
+    let (mut ended, open) = std::io::pipe().unwrap();
+    let mut room = [0; 8];
+    assert_eq!(c::send(from, b"x", &[open.as_raw_fd(); 17]), Err(c::EINVAL));
+    c::send(from, b"x", &[open.as_raw_fd(); 16]).unwrap();
+    let (length, descriptors) = c::receive(to, &mut room).unwrap();
+    assert_eq!((length, descriptors.len()), (1, 16));
+    drop(descriptors);
+    c::send(from, b"longer than the room", &[open.as_raw_fd()]).unwrap();
+    assert_eq!(c::receive(to, &mut room).unwrap_err(), c::EMSGSIZE);
+    c::send(from, b"x", &[]).unwrap();
+    assert_eq!(c::receive(to, &mut room).unwrap().0, 1);
+    // Of the one that was cut, no descriptor stays.
+    drop(open);
+    assert_eq!(ended.read(&mut room).unwrap(), 0);
 }

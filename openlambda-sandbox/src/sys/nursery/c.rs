@@ -35,6 +35,7 @@ unsafe extern "C" {
     fn umount2(target: *const c_char, flags: c_int) -> c_int;
     #[link_name = "open"]
     fn c_open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn openat(folder: c_int, path: *const c_char, flags: c_int, ...) -> c_int;
     #[link_name = "close"]
     fn c_close(fd: c_int) -> c_int;
     #[link_name = "write"]
@@ -59,7 +60,13 @@ unsafe extern "C" {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn bind(fd: c_int, address: *const c_void, length: c_uint) -> c_int;
     fn listen(fd: c_int, backlog: c_int) -> c_int;
-    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: c_uint) -> c_int;
+    fn setsockopt(
+        fd: c_int,
+        level: c_int,
+        name: c_int,
+        value: *const c_void,
+        length: c_uint,
+    ) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn sendmsg(fd: c_int, message: *const MessageHeader, flags: c_int) -> isize;
     fn recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize;
@@ -142,6 +149,7 @@ pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
 pub(crate) const EINVAL: i32 = 22;
+pub(crate) const EMSGSIZE: i32 = 90;
 pub(crate) const EAFNOSUPPORT: i32 = 97;
 
 /// `struct clone_args`.
@@ -327,6 +335,12 @@ pub(crate) fn open(path: &CStr, flags: c_int) -> Result<OwnedFd, i32> {
     owned(check(unsafe { c_open(path.as_ptr(), flags | O_CLOEXEC) }))
 }
 
+/// Below a folder that is open.
+pub(crate) fn open_in(folder: RawFd, path: &CStr, flags: c_int) -> Result<OwnedFd, i32> {
+    // SAFETY: the text ends with NUL.
+    owned(check(unsafe { openat(folder, path.as_ptr(), flags | O_CLOEXEC) }))
+}
+
 pub(crate) fn close(fd: RawFd) {
     // SAFETY: the callers close what they were started with and nobody else owns.
     unsafe { c_close(fd) };
@@ -488,8 +502,11 @@ pub(crate) fn seccomp(filter: &[SockFilter]) -> Result<(), i32> {
     check(unsafe { syscall(numbers::SECCOMP, SET_MODE_FILTER, 0 as c_uint, &program) }).map(drop)
 }
 
-/// Sends one datagram with descriptors.
+/// Sends one datagram with descriptors, 16 at most.
 pub(crate) fn send(fd: RawFd, data: &[u8], descriptors: &[RawFd]) -> Result<(), i32> {
+    if descriptors.len() > MOST_DESCRIPTORS {
+        return Err(EINVAL);
+    }
     let mut vector = IoVector { data: data.as_ptr().cast_mut().cast(), length: data.len() };
     let mut control = Control([0; 16 + 4 * MOST_DESCRIPTORS]);
     let length = 16 + 4 * descriptors.len();
@@ -512,7 +529,8 @@ pub(crate) fn send(fd: RawFd, data: &[u8], descriptors: &[RawFd]) -> Result<(), 
     check(unsafe { sendmsg(fd, &header, MSG_NOSIGNAL) } as i64).map(drop)
 }
 
-/// Receives one datagram and its descriptors. A length of 0 says that the other end is gone.
+/// Receives one datagram and its descriptors. A length of 0 says that the other end is gone. One that
+/// is longer than the room for it, or has more descriptors, is an error: half of one says something else.
 pub(crate) fn receive(fd: RawFd, data: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), i32> {
     const MSG_CMSG_CLOEXEC: c_int = 0x4000_0000;
     let mut vector = IoVector { data: data.as_mut_ptr().cast(), length: data.len() };
@@ -530,14 +548,22 @@ pub(crate) fn receive(fd: RawFd, data: &mut [u8]) -> Result<(usize, Vec<OwnedFd>
         }
     };
     let mut descriptors = Vec::new();
-    if header.control_length >= 16 {
+    let (kind, rest) = control.0.split_at(16);
+    // SOL_SOCKET, SCM_RIGHTS.
+    if header.control_length >= 16 && kind[8..] == [1, 0, 0, 0, 1, 0, 0, 0] {
         let mut bytes = [0; 8];
-        bytes.copy_from_slice(&control.0[..8]);
-        let end = (u64::from_ne_bytes(bytes) as usize).min(control.0.len());
-        for bytes in control.0[16..end].as_chunks::<4>().0 {
+        bytes.copy_from_slice(&kind[..8]);
+        let length = (u64::from_ne_bytes(bytes) as usize).saturating_sub(16).min(rest.len());
+        for bytes in rest[..length].as_chunks::<4>().0 {
             // SAFETY: the kernel has just opened it for us.
             descriptors.push(unsafe { OwnedFd::from_raw_fd(c_int::from_ne_bytes(*bytes)) });
         }
+    }
+    const MSG_CTRUNC: c_int = 0x8;
+    const MSG_TRUNC: c_int = 0x20;
+    // After what came has an owner, who closes it.
+    if header.flags & (MSG_CTRUNC | MSG_TRUNC) != 0 {
+        return Err(EMSGSIZE);
     }
     Ok((length, descriptors))
 }
@@ -609,12 +635,16 @@ pub(crate) fn loopback_up() -> Result<(), i32> {
     }
 }
 
-/// A socket for questions about the network that we are in now, wherever we go.
-pub(crate) fn route_socket() -> Result<OwnedFd, i32> {
+/// Of sockets for questions about the network that we are in now, wherever we go: about its devices.
+pub(crate) const ROUTES: c_int = 0;
+/// About its sockets.
+pub(crate) const SOCKETS: c_int = 4;
+
+pub(crate) fn netlink_socket(protocol: c_int) -> Result<OwnedFd, i32> {
     const AF_NETLINK: c_int = 16;
     const SOCK_RAW: c_int = 3;
     // SAFETY: it takes numbers.
-    owned(check(unsafe { socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC, 0) }))
+    owned(check(unsafe { socket(AF_NETLINK, SOCK_RAW | O_CLOEXEC, protocol) }))
 }
 
 pub(crate) fn listen_on_loopback(port: u16) -> Result<OwnedFd, i32> {

@@ -111,10 +111,12 @@ struct Builder {
     waiting: Vec<(Start, Vec<OwnedFd>)>,
 }
 
-/// What `/proc` tells of the machine or its users beside what programs need.
-const HIDDEN: [&str; 8] = [
-    "kcore", "key-users", "keys", "latency_stats", "pressure", "sched_debug", "sysrq-trigger",
-    "timer_list",
+/// What `/proc` tells of the machine or its users beside what programs need: how it was started and
+/// built, where the kernel's code is, what others lock, when they work, their keys. Each costs a start
+/// 10 µs, so what only says how busy the machine is can be read.
+const HIDDEN: [&str; 14] = [
+    "cmdline", "config.gz", "interrupts", "kallsyms", "kcore", "key-users", "keys", "latency_stats",
+    "locks", "modules", "pressure", "sched_debug", "sysrq-trigger", "timer_list",
 ];
 
 impl Home {
@@ -132,6 +134,10 @@ impl Home {
         let mut hidden = Vec::new();
         for path in HIDDEN.iter().map(|name| format!("/proc/{name}")) {
             let Ok(metadata) = fs::metadata(&path) else { continue };
+            const OTHERS_MAY_READ: u32 = 0o004;
+            if metadata.permissions().mode() & OTHERS_MAY_READ == 0 {
+                continue;
+            }
             // Both are of the sandbox's root, where the second is an empty folder.
             let cover = if metadata.is_dir() { c"/sys" } else { c"/dev/null" };
             hidden.push((cstring(&path)?, cover));
@@ -393,7 +399,7 @@ fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
             _ => {}
         }
     }
-    devices(place)?;
+    devices(place, setup.watched)?;
     c::mount(None, &root, None, c::MS_REMOUNT | c::MS_RDONLY | c::MS_NOSUID, None)
         .map_err(|e| ("make root read-only", e))?;
     // Opened while /proc is still there.
@@ -466,9 +472,17 @@ fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The devices that hold nothing of the machine's.
-fn devices(root: &str) -> Result<(), Failed> {
-    for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
+/// The devices that hold nothing of the machine's. `zero` can be mapped as memory that several share;
+/// where nobody could see that, it is `full`, which reads the same and cannot.
+fn devices(root: &str, watched: bool) -> Result<(), Failed> {
+    let zero = if watched { ("full", 7) } else { ("zero", 5) };
+    for (name, (own, minor)) in [
+        ("null", ("null", 3)),
+        ("zero", zero),
+        ("full", ("full", 7)),
+        ("random", ("random", 8)),
+        ("urandom", ("urandom", 9)),
+    ] {
         let target = cstring(&format!("{root}/dev/{name}"))?;
         if c::make_device(&target, 1, minor).is_ok() {
             continue;
@@ -476,7 +490,7 @@ fn devices(root: &str) -> Result<(), Failed> {
         // A user namespace may not make devices, but may show those that are there.
         fs::write(format!("{root}/dev/{name}"), "")
             .map_err(|e| ("make device", e.raw_os_error().unwrap_or(c::EIO)))?;
-        let device = c::open_tree(&cstring(&format!("/dev/{name}"))?, c::OPEN_TREE_CLONE)
+        let device = c::open_tree(&cstring(&format!("/dev/{own}"))?, c::OPEN_TREE_CLONE)
             .map_err(|e| ("open device", e))?;
         c::move_mount(device.as_raw_fd(), &target).map_err(|e| ("show device", e))?;
     }
@@ -582,9 +596,9 @@ fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
     own_session_and_name()?;
     own_output(plan)?;
     own_files(plan)?;
-    own_view_of_the_kernel(plan.home)?;
+    let proc = own_view_of_the_kernel(plan.home)?;
     become_nobody(plan.start)?;
-    own_users(plan.start)?;
+    own_users(plan.start, &proc)?;
     // After the user namespace: of processes, the kernel then counts those inside of it alone.
     own_limits(plan.start)?;
     give_up_power()?;
@@ -648,22 +662,25 @@ fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
         .map_err(|e| ("mount /proc", e))
 }
 
-/// What `/proc` says of more than its own processes: settings can be read and not written (some belong
-/// to whoever is root of the nursery's user namespace, which without root is the same user), keys and
-/// timers of others are not there. And it is killed before the worker when memory is short.
-fn own_view_of_the_kernel(home: &Home) -> Result<(), Failed> {
-    let settings = c::open_tree(c"/proc/sys", c::OPEN_TREE_CLONE).map_err(|e| ("open /proc/sys", e))?;
-    let read_only = c::MOUNT_ATTR_RDONLY
-        | c::MOUNT_ATTR_NOSUID
-        | c::MOUNT_ATTR_NODEV
-        | c::MOUNT_ATTR_NOEXEC;
-    c::mount_setattr(settings.as_raw_fd(), read_only).map_err(|e| ("protect /proc/sys", e))?;
-    c::move_mount(settings.as_raw_fd(), c"/proc/sys").map_err(|e| ("mount /proc/sys", e))?;
+/// What `/proc` says of more than its own processes is there to be read or is not there at all. Nothing
+/// of it can be written: some settings belong to whoever is root of the nursery's user namespace, which
+/// without root is the same user, and a process could put itself behind the worker in the line of those
+/// that are killed when memory is short. The folder that is returned can be written.
+fn own_view_of_the_kernel(home: &Home) -> Result<OwnedFd, Failed> {
+    let own = c::open_tree(c"/proc", c::OPEN_TREE_CLONE).map_err(|e| ("open /proc", e))?;
+    let flags = c::MS_REMOUNT
+        | c::MS_BIND
+        | c::MS_RDONLY
+        | c::MS_NOSUID
+        | c::MS_NODEV
+        | c::MS_NOEXEC;
+    c::mount(None, c"/proc", None, flags, None).map_err(|e| ("protect /proc", e))?;
     for (path, cover) in &home.hidden {
         c::mount(Some(cover), path, None, c::MS_BIND, None)
             .map_err(|e| ("hide a file of /proc", e))?;
     }
-    write_file(c"/proc/self/oom_score_adj", &home.oom_score).map_err(|e| ("set oom_score_adj", e))
+    write_in(&own, c"self/oom_score_adj", &home.oom_score).map_err(|e| ("set oom_score_adj", e))?;
+    Ok(own)
 }
 
 /// Limits of single processes, beside those of the cgroup.
@@ -687,16 +704,16 @@ fn become_nobody(start: &Start) -> Result<(), Failed> {
 
 /// A user namespace in which it is an ordinary user, and in which no other user of the machine has a
 /// name. All that was made before belongs to the one around it.
-fn own_users(start: &Start) -> Result<(), Failed> {
+fn own_users(start: &Start, proc: &OwnedFd) -> Result<(), Failed> {
     if !start.user_namespace {
         return Ok(());
     }
     c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
     let outside = start.outside_id;
     let map = format!("{} {outside} 1", start.inside_id);
-    write_file(c"/proc/self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
-    write_file(c"/proc/self/uid_map", map.as_bytes()).map_err(|e| ("map user", e))?;
-    write_file(c"/proc/self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
+    write_in(proc, c"self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
+    write_in(proc, c"self/uid_map", map.as_bytes()).map_err(|e| ("map user", e))?;
+    write_in(proc, c"self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
 }
 
 /// No capability, now or after any exec.
@@ -769,22 +786,22 @@ fn make_networks(worker: RawFd) {
 /// The machine's network namespace, and a socket that stays in it.
 fn machine_network() -> Result<(OwnedFd, OwnedFd), Failed> {
     let namespace = open_namespace("net").map_err(|e| ("open the machine's network", e))?;
-    let socket = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+    let socket = c::netlink_socket(c::ROUTES).map_err(|e| ("open a socket for network devices", e))?;
     Ok((namespace, socket))
 }
 
-/// A network namespace with nothing but loopback, and two listeners in it: TCP and abstract Unix. With
-/// a link it is connected with the machine's.
+/// A network namespace with nothing but loopback, two listeners in it, TCP and abstract Unix, and a
+/// socket that asks what waits in others. With a link it is connected with the machine's.
 fn network(
     link: Option<(&Link, &Result<(OwnedFd, OwnedFd), Failed>)>,
-) -> Result<[OwnedFd; 3], Failed> {
+) -> Result<[OwnedFd; 4], Failed> {
     c::unshare(c::CLONE_NEWNET).map_err(|e| ("unshare network namespace", e))?;
     c::loopback_up().map_err(|e| ("bring loopback up", e))?;
     let namespace = open_namespace("net").map_err(|e| ("open network namespace", e))?;
     match link {
         Some((link, machine)) => {
             let (_, machine) = machine.as_ref().map_err(|failed| *failed)?;
-            let own = c::route_socket().map_err(|e| ("open a socket for network devices", e))?;
+            let own = c::netlink_socket(c::ROUTES).map_err(|e| ("open a socket for network devices", e))?;
             links::connect(machine, &own, &namespace, link)?;
         }
         None => {
@@ -792,11 +809,15 @@ fn network(
             // the connections of the last one. Where /proc is read-only it finds their ports for a
             // minute.
             let _ = write_file(c"/proc/sys/net/ipv4/tcp_max_tw_buckets", b"0");
+            // No connection on it needs more room than another kind of socket has: smallest, first, most.
+            let _ = write_file(c"/proc/sys/net/ipv4/tcp_rmem", b"4096 131072 212992");
+            let _ = write_file(c"/proc/sys/net/ipv4/tcp_wmem", b"4096 16384 212992");
         }
     }
     let tcp = c::listen_on_loopback(API_PORT).map_err(|e| ("listen on TCP", e))?;
     let unix = c::listen_on_abstract(API_SOCKET).map_err(|e| ("listen on a Unix socket", e))?;
-    Ok([namespace, tcp, unix])
+    let diag = c::netlink_socket(c::SOCKETS).map_err(|e| ("open a socket about sockets", e))?;
+    Ok([namespace, tcp, unix, diag])
 }
 
 fn open_namespace(kind: &str) -> Result<OwnedFd, i32> {
@@ -806,6 +827,11 @@ fn open_namespace(kind: &str) -> Result<OwnedFd, i32> {
 
 fn write_file(path: &CStr, content: &[u8]) -> Result<(), i32> {
     let file = c::open(path, c::O_WRONLY)?;
+    c::write_all(file.as_raw_fd(), content)
+}
+
+fn write_in(folder: &OwnedFd, path: &CStr, content: &[u8]) -> Result<(), i32> {
+    let file = c::open_in(folder.as_raw_fd(), path, c::O_WRONLY)?;
     c::write_all(file.as_raw_fd(), content)
 }
 

@@ -8,6 +8,8 @@ use std::io;
 pub(super) struct Setup {
     /// Whether the nursery must make a user namespace of its own to be allowed anything.
     pub(super) rootless: bool,
+    /// Whether memory is bounded by somebody who looks, from whom none may be hidden.
+    pub(super) watched: bool,
     /// Files for `/var/runtime`: name, mode, content.
     pub(super) runtime_files: Vec<(String, u32, Vec<u8>)>,
     /// The seccomp filter, as an array of `struct sock_filter`.
@@ -75,7 +77,7 @@ pub(super) enum Answer {
     Started { id: u64, pid: i32, failed: Option<(String, i32)> },
     /// A child ended with this wait status.
     Ended { pid: i32, status: i32 },
-    /// A network namespace, with two listeners in it: three descriptors are beside the message.
+    /// A network namespace, with three sockets in it: four descriptors are beside the message.
     Network(Result<(), (String, i32)>),
 }
 
@@ -132,6 +134,7 @@ impl Setup {
     pub(super) fn write(&self) -> Vec<u8> {
         let mut w = Writer::default();
         w.number(self.rootless.into());
+        w.number(self.watched.into());
         w.list(&self.runtime_files, |w, (name, mode, content)| {
             w.bytes(name.as_bytes());
             w.number((*mode).into());
@@ -145,6 +148,7 @@ impl Setup {
         let mut r = Reader(bytes);
         Ok(Setup {
             rootless: r.number()? != 0,
+            watched: r.number()? != 0,
             runtime_files: r.list(|r| Ok((r.text()?, r.number()? as u32, r.bytes()?.to_vec())))?,
             filter: r.bytes()?.to_vec(),
         })
