@@ -4,11 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::config::nearest;
 use openlambda_core::invocation::BoxError;
 use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::queue::{self, QueueCatalog, QueueEntry};
-use openlambda_core::registry::Registry;
+use openlambda_core::registry::{Bounded, Registry};
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_core::time::SystemClock;
 use openlambda_lb::policies::{PolicyCatalog, PolicyEntry};
@@ -272,6 +273,20 @@ impl Catalog {
         let entry = self.registries.iter().find(|entry| entry.name == name);
         let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
         (entry.build)(place).context(|| format!("cannot open the registry {spec}"))
+    }
+
+    /// The same, for those who publish. It takes what this allows: the native registry sees to that
+    /// itself, by its own settings, and this program does for every other.
+    pub(crate) fn open_registry_within(
+        &self,
+        spec: &str,
+        allow: Allow,
+    ) -> Result<Arc<dyn Registry>> {
+        let registry = self.open_registry(spec)?;
+        Ok(match registry.kind() {
+            "native" => registry,
+            _ => Arc::new(Bounded::new(registry, allow)),
+        })
     }
 }
 

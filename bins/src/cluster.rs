@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use openlambda_core::allow::Allow;
 use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::sandbox::Report;
@@ -31,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{CliError, Context, Result};
 use crate::private;
-use crate::settings::Config;
+use crate::settings::{Config, Settings};
 
 /// The format of a data folder.
 const FORMAT: Format = Format { kind: "data folder", number: 1 };
@@ -137,6 +138,15 @@ impl DataDir {
         let written = replace(&path, format!("{head}{text}").as_bytes());
         written.context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
+    }
+
+    /// What the operator of the cluster that runs allows.
+    ///
+    /// # Errors
+    ///
+    /// That what `ol up` wrote down cannot be read.
+    pub(crate) fn allow(&self) -> Result<Allow> {
+        Ok(Settings::of_daemons(&self.join("daemons.toml"))?.config()?.allow.allow())
     }
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {

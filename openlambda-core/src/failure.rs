@@ -46,7 +46,8 @@ pub enum Started {
 pub enum FailureKind {
     /// A bad name, bad JSON where JSON is needed, a bad header.
     BadRequest,
-    /// The client may not do this, whatever its identity.
+    /// The client may not do this, whatever its identity; or the function asks for more than the operator
+    /// allows.
     Forbidden,
     /// No such function, or no such version.
     NotFound,

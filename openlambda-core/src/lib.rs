@@ -18,6 +18,7 @@
 //!
 //! Without default features the crate has neither tokio nor hyper.
 
+pub mod allow;
 mod arena;
 pub mod backoff;
 pub mod balancing;

@@ -94,8 +94,9 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     drop(progress);
     super::syntax::check(&args.folder, &packed.manifest)?;
     let progress = Progress::start(format!("deploying {name}"));
-    let state = args.common.dir()?.running()?;
-    let registry = catalog.open_registry(&state.registry.spec)?;
+    let dir = args.common.dir()?;
+    let state = dir.running()?;
+    let registry = catalog.open_registry_within(&state.registry.spec, dir.allow()?)?;
     let published = block_on(async {
         let published = registry.publish(name, in_pieces(tar, progress)).await;
         let published = published.context(|| format!("cannot publish {name}"))?;

@@ -271,8 +271,9 @@ pub(super) struct RollbackArgs {
 }
 
 pub(super) fn rollback(args: &RollbackArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let state = args.common.dir()?.running()?;
-    let registry = catalog.open_registry(&state.registry.spec)?;
+    let dir = args.common.dir()?;
+    let state = dir.running()?;
+    let registry = catalog.open_registry_within(&state.registry.spec, dir.allow()?)?;
     let name = &args.function;
     let (target, published) = block_on(async {
         let versions = versions_of(&registry, name).await?;

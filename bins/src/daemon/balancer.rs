@@ -11,14 +11,15 @@ use crate::error::{CliError, Context, Result};
 use crate::settings::{Balancer, Given, Settings, check_balancer};
 
 pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()> {
-    let settings = Settings::complete(given, None)?.config()?.balancer;
+    let config = Settings::complete(given, None)?.config()?;
+    let settings = config.balancer;
     check_balancer(&settings)?;
     let stop = stop_signal()?;
     let registry = settings
         .registry
         .as_deref()
         .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
-    let registry = catalog.open_registry(registry)?;
+    let registry = catalog.open_registry_within(registry, config.allow.allow())?;
     let built = catalog.policies().build(&settings.policy)?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());

@@ -20,12 +20,14 @@ use crate::settings::{Given, Settings, Worker, check_worker};
 const FORMAT: Format = Format { kind: "worker's folder", number: 1 };
 
 pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
-    let settings = Settings::complete(given, None)?.config()?.worker;
+    let all = Settings::complete(given, None)?.config()?;
+    let settings = all.worker;
     check_worker(&settings)?;
     let name = required(settings.name.clone(), "name")?;
     let registry = required(settings.registry.clone(), "registry")?;
     let state_dir = required(settings.state_dir.clone(), "state-dir")?;
-    let config = settings.config(&name, &state_dir, catalog)?;
+    let mut config = settings.config(&name, &state_dir, catalog)?;
+    config.allow = all.allow.allow();
     FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
     let registry = catalog.open_registry(&registry)?;

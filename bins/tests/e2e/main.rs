@@ -9,6 +9,7 @@
 //! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
+//! | `allow` | what the operator lets functions ask for |
 //! | `examples` | what the README of each example says |
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
@@ -25,6 +26,7 @@
 #![allow(unreachable_pub, reason = "it is one binary of several modules")]
 
 mod admin;
+mod allow;
 mod attack;
 mod author;
 #[cfg(feature = "bench")]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::allow::Allow;
 use crate::keep_alive::{self, KeepAliveMaker};
 use crate::queue::{self, QueueMaker};
 use crate::scheduler::SchedulerConfig;
@@ -34,6 +35,8 @@ pub struct WorkerConfig {
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
+    /// What functions may ask for; one that asks for more is not run, and its callers are told why.
+    pub allow: Allow,
     /// The largest request body, bytes.
     pub body_limit: u64,
     /// Bounds on the number of clients and on how slow they may be.
@@ -66,6 +69,7 @@ impl WorkerConfig {
             queue: queue::default(),
             max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
+            allow: Allow::default(),
             body_limit: wire::DEFAULT_BODY_LIMIT,
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),

@@ -67,6 +67,7 @@ impl Worker {
             scheduler: config.scheduler.clone(),
             max_wait: config.max_wait,
             code_budget: config.code_budget,
+            allow: config.allow.clone(),
         };
         let inputs = match &config.inputs {
             None => None,

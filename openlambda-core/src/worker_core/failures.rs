@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::versions::VersionState;
-use crate::failure::{Failure, FailureKind};
+use crate::allow::Allow;
+use crate::failure::{Culprit, Failure, FailureKind};
+use crate::function::FunctionName;
+use crate::manifest::Manifest;
 use crate::metrics::Outcome;
 use crate::scheduler::Rejection;
 
@@ -54,6 +57,17 @@ pub(super) fn of_rejection(
             ),
         ),
     }
+}
+
+/// Why this function is not run here, if its manifest asks for more than the operator allows.
+pub(super) fn refused(
+    allow: &Allow,
+    function: &FunctionName,
+    manifest: &Manifest,
+) -> Option<Failure> {
+    let refused = allow.check(function.namespace(), manifest).err()?;
+    let message = format!("{function} may not run here: {refused}");
+    Some(Failure::new(FailureKind::Forbidden, message).blame(Culprit::Function))
 }
 
 /// How a call that was rejected counts.

@@ -52,9 +52,11 @@ use serde::{Deserialize, Serialize};
 pub use self::messages::{Accepted, Call, CallRecord, Input, Notice, Output, StreamId};
 
 use self::calls::{CallState, Calls};
+use self::failures::refused;
 use self::notices::{BalancerId, Notices};
 use self::phases::Start;
 use self::versions::{Versions, limits_of};
+use crate::allow::Allow;
 use crate::arena::Slots;
 use crate::balancing::{LatencyByLoad, WorkerLoad};
 use crate::code_cache::{CodeCache, Lookup};
@@ -83,12 +85,17 @@ pub struct CoreConfig {
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
+    /// What the operator lets functions ask for. Recordings that do not say it come from releases that
+    /// had no bounds.
+    #[serde(default = "Allow::everything")]
+    pub allow: Allow,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct WorkerCore {
     max_wait: Duration,
+    allow: Allow,
     scheduler: Scheduler,
     cache: CodeCache,
     versions: Versions,
@@ -152,6 +159,7 @@ impl WorkerCore {
     ) -> Self {
         WorkerCore {
             max_wait: config.max_wait,
+            allow: config.allow,
             scheduler: Scheduler::new(config.scheduler, queue, keep_alive),
             cache: CodeCache::new(config.code_budget),
             versions: Versions::new(),
@@ -645,9 +653,15 @@ impl WorkerCore {
                 let manifest = self.versions.manifest_of(&digest).expect("it is unpacked").clone();
                 let version = self.versions.get_mut(id);
                 version.pulled = Some((now, now));
+                let refused = refused(&self.allow, &version.function, &manifest);
                 let limits = limits_of(&manifest);
                 version.manifest = manifest;
-                self.scheduler.handle(now, Event::CodeReady { version: id, limits });
+                version.failure = refused.map(Box::new);
+                let event = match version.failure {
+                    None => Event::CodeReady { version: id, limits },
+                    Some(_) => Event::CodeFailed { version: id },
+                };
+                self.scheduler.handle(now, event);
             }
             Lookup::Wait => version.fetching = true,
             Lookup::Fetch => {
@@ -672,9 +686,15 @@ impl WorkerCore {
             let version = self.versions.get_mut(id);
             version.fetching = false;
             version.pulled = Some((began, now));
-            version.failure = failure.map(|failure| Box::new(failure.clone()));
-            match (&manifest, failure) {
-                (Some(manifest), None) => {
+            let failure = match &manifest {
+                _ if failure.is_some() => failure.cloned(),
+                // The bundle may be older than the bound, and functions of two namespaces may have it.
+                Some(manifest) => refused(&self.allow, &version.function, manifest),
+                None => None,
+            };
+            version.failure = failure.map(Box::new);
+            match &manifest {
+                Some(manifest) if version.failure.is_none() => {
                     version.manifest = manifest.clone();
                     let limits = limits_of(manifest);
                     self.step(now, Event::CodeReady { version: id, limits });

@@ -16,13 +16,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Bench::allowing(Allow::default())
+    }
+
+    fn allowing(allow: Allow) -> Self {
         let scheduler = SchedulerConfig {
             memory: 1000 * MB,
             pause_after: Some(Duration::from_secs(1)),
             ..SchedulerConfig::default()
         };
         let max_wait = Duration::from_secs(10);
-        let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000 };
+        let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000, allow };
         let keep_alive = Box::new(Lru::default());
         let core = WorkerCore::new(config, queue::default().make(), keep_alive);
         Bench { core, now: Time::ZERO }
@@ -469,4 +473,37 @@ fn a_drain_is_over_once() {
     assert_eq!(bench.core.poll_timeout(), None);
     assert_eq!(bench.wait(5), []);
     assert_eq!(bench.tell(Input::Drain { until }), []);
+}
+
+/// The registry may be another's, and the bundle older than the bound.
+#[test]
+fn what_asks_for_more_than_the_operator_allows_gets_no_sandbox() {
+    let mut allow = Allow::default();
+    let all = crate::allow::Bounds { memory_mb: Some(100), ..Default::default() };
+    allow.namespace.insert("ok".to_owned(), all);
+    allow.all.memory_mb = Some(99);
+    let mut bench = Bench::allowing(allow);
+    let refused = bench.call("a", 1, 1, None);
+    bench.outputs();
+    // Of the same bytes, in a namespace that may.
+    let admitted = bench.call("ok/a", 1, 1, None);
+    let outputs = bench.fetched(1);
+    let answer = outputs.iter().find_map(|output| match output {
+        Output::Answer { invocation, failure } if *invocation == refused => Some(failure),
+        _ => None,
+    });
+    let failure = answer.expect("it is refused");
+    assert_eq!((failure.kind, failure.started), (FailureKind::Forbidden, Started::No));
+    assert_eq!(failure.culprit, crate::failure::Culprit::Function);
+    let told = "a may not run here: memory_mb = 100, and the operator allows at most 99 (memory_mb in \
+                [allow])";
+    assert!(failure.message.starts_with(told), "{}", failure.message);
+    let [instance] = created(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(ran(&bench.started(instance)), [(admitted, instance)]);
+    // Its code is here now: it is refused at once, and nothing is fetched or made.
+    let again = bench.call("a", 1, 1, None);
+    let outputs = bench.outputs();
+    assert_eq!(answered(&outputs).len(), 1, "{outputs:?}");
+    assert_eq!(answered(&outputs)[0].0, again);
+    assert!(created(&outputs).is_empty() && outputs.len() == 2, "{outputs:?}");
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::invocation::{Phases, StartKind};
@@ -223,7 +224,12 @@ impl Shell {
             offer_timeout: OFFER_TIMEOUT,
             ..SchedulerConfig::default()
         };
-        let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: CODE_BUDGET };
+        let config = CoreConfig {
+            scheduler,
+            max_wait: MAX_WAIT,
+            code_budget: CODE_BUDGET,
+            allow: Allow::default(),
+        };
         let choice = keep_alive::or_ttl(keep_alive.parse().unwrap(), Duration::from_secs(2));
         let policy = keep_alive::standard().build(&choice).unwrap();
         Shell {

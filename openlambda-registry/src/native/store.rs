@@ -30,6 +30,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use openlambda_core::allow::Allow;
 use openlambda_core::bundle::{self, Packed};
 use openlambda_core::format::{Format, FormatError};
 use openlambda_core::function::{
@@ -38,6 +39,7 @@ use openlambda_core::function::{
 use openlambda_core::manifest::Manifest;
 use openlambda_core::registry::{
     Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
+    admit,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use parking_lot::Mutex;
@@ -77,6 +79,7 @@ pub struct Store {
     database: Database,
     events: EventLog,
     limits: bundle::Limits,
+    allow: Allow,
     clock: SystemClock,
     next_temporary: AtomicU64,
     /// Held from a change's first rename to its last removal, so that a bundle that is published
@@ -179,6 +182,7 @@ impl Store {
             root,
             database,
             limits: bundle::Limits::default(),
+            allow: Allow::default(),
             clock: SystemClock::new(),
             next_temporary: AtomicU64::new(0),
             writing: Mutex::new(()),
@@ -200,11 +204,16 @@ impl Store {
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
     }
 
+    /// The same store, which takes what this allows: by default, what [`Allow::default`] does.
+    pub fn allowing(self, allow: Allow) -> Store {
+        Store { allow, ..self }
+    }
+
     /// See [`Registry::publish`](openlambda_core::registry::Registry::publish).
     ///
     /// # Errors
     ///
-    /// [`RegistryError::BadBundle`], [`RegistryError::Storage`].
+    /// [`RegistryError::BadBundle`], [`RegistryError::NotAllowed`], [`RegistryError::Storage`].
     pub fn publish(
         &self,
         name: &FunctionName,
@@ -221,7 +230,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Storage`].
+    /// [`RegistryError::NotAllowed`], [`RegistryError::Storage`].
     pub fn put(&self, name: &FunctionName, mut bundle: Bundle) -> Result<Published, RegistryError> {
         let temporary = self.temporary();
         temporary.write(|file| io::copy(&mut bundle, file).map_err(storage))?;
@@ -237,6 +246,7 @@ impl Store {
         packed: Packed,
     ) -> Result<Published, RegistryError> {
         let digest = packed.digest;
+        admit(&self.allow, name, &packed.manifest, || File::open(&temporary.path))?;
         let row = VersionRow {
             digest,
             manifest: packed.manifest,

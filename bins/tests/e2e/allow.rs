@@ -1,0 +1,132 @@
+//! What the operator lets functions ask for: `[allow]`.
+
+use std::fs;
+use std::process::Command;
+
+use crate::common::{Cluster, Place, client, post, texts};
+
+const ECHO: &str = "def f(event):\n    return event\n";
+const BOUNDS: &str = "[allow]\nmemory_mb = 200\n[allow.namespace.big]\nmemory_mb = 300\n\
+                      networks = [\"none\", \"host\"]\n";
+
+/// A cluster with one worker and these settings.
+fn cluster(settings: &str, flags: &[&str]) -> Cluster {
+    let place = Place::new();
+    fs::create_dir_all(place.data_dir()).unwrap();
+    fs::write(place.data_dir().join("config.toml"), settings).unwrap();
+    Cluster::start_in(place, &[&["--workers", "1"], flags].concat())
+}
+
+/// What `ol deploy` says of a function with this manifest, which it refuses.
+fn refused(cluster: &Cluster, name: &str, manifest: &str) -> String {
+    let folder = cluster.place.function("refused", &[("f.py", ECHO), ("ol.toml", manifest)]);
+    cluster.place.fails(&["deploy", folder.to_str().unwrap(), "--name", name])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_manifest_may_not_ask_for_is_refused_at_deploy_with_line_and_bound() {
+    for kind in ["native", "dir"] {
+        let cluster = cluster(BOUNDS, &["--registry", kind]);
+        let said = refused(&cluster, "f", "reuse = true\nnetwork = \"host\"\n");
+        let expected = "the bundle is not allowed: ol.toml, line 2: network = \"host\", and the \
+                        operator allows \"none\" or \"bridge\" (networks in [allow]); change \
+                        network, or have the operator change networks";
+        assert!(said.contains(expected), "{kind}: {said}");
+        let said = refused(&cluster, "f", "\nmemory_mb = 201\n");
+        let expected = "ol.toml, line 2: memory_mb = 201, and the operator allows at most 200";
+        assert!(said.contains(expected), "{kind}: {said}");
+        let said = refused(&cluster, "big/f", "memory_mb = 301");
+        assert!(said.contains("(memory_mb in [allow.namespace.big])"), "{kind}: {said}");
+        assert!(cluster.place.json(&["ls", "--json"])["functions"].as_array().unwrap().is_empty());
+
+        // Over HTTP it is the same.
+        let folder = cluster.place.function("refused", &[("ol.toml", "memory_mb = 201")]);
+        let tar = folder.with_extension("tar");
+        let mut pack = Command::new("tar");
+        let packed = pack.arg("-cf").arg(&tar).arg("-C").arg(&folder).arg(".").status();
+        assert!(packed.unwrap().success());
+        let request = http::Request::post(format!("{}/registry/f", cluster.url));
+        let answer =
+            crate::common::send(&client(), request.body(fs::read(&tar).unwrap()).unwrap()).await;
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (403, Some("forbidden")));
+        assert!(answer.body.contains("ol.toml, line 1: memory_mb = 201"), "{}", answer.body);
+
+        let manifest = "memory_mb = 300\nnetwork = \"host\"";
+        let folder = cluster.place.function("f", &[("f.py", ECHO), ("ol.toml", manifest)]);
+        let url = cluster.place.ol(&["deploy", folder.to_str().unwrap(), "--name", "big/f"]);
+        assert_eq!(post(&client(), url.trim(), "1").await.body, "1", "{kind}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_before_the_bound_is_not_run() {
+    let cluster = cluster("", &["--allow-network", "none", "--allow-network", "host"]);
+    let url = cluster.deploy("f", &[("f.py", ECHO), ("ol.toml", "network = \"host\"")]);
+    assert_eq!(post(&client(), &url, "1").await.body, "1");
+    let place = cluster.place;
+    place.ol(&["down"]);
+    let cluster = Cluster::start_in(place, &["--workers", "1"]);
+    for _ in 0..2 {
+        let answer = post(&client(), &format!("{}/run/f", cluster.url), "1").await;
+        assert_eq!((answer.status, answer.header("x-openlambda-error")), (403, "function"));
+        assert_eq!(answer.header("x-openlambda-started"), "no");
+        assert!(answer.body.contains("f may not run here: network = "), "{}", answer.body);
+    }
+    // Nor published again.
+    cluster.deploy("f", &[("f.py", ECHO), ("ol.toml", "")]);
+    let said = cluster.place.fails(&["rollback", "f"]);
+    assert!(said.contains("ol.toml, line 1: network = "), "{said}");
+}
+
+#[test]
+fn bounds_are_settings_like_all_others() {
+    let place = Place::new();
+    fs::create_dir_all(place.data_dir()).unwrap();
+    let file = place.data_dir().join("config.toml");
+    fs::write(&file, BOUNDS).unwrap();
+    for program in ["up", "worker", "lb", "registry"] {
+        let shown = place.ol(&[
+            "config",
+            "show",
+            program,
+            "--origin",
+            "--config",
+            file.to_str().unwrap(),
+            "--",
+            "--allow-cpus",
+            "2",
+        ]);
+        let line = |begin: &str| {
+            let at = shown.find("[allow]").unwrap();
+            let found = shown[at..].lines().find(|line| line.starts_with(begin));
+            found.unwrap_or_else(|| panic!("{begin}: {shown}")).to_owned()
+        };
+        assert!(line("networks = [\"none\", \"bridge\"] ").ends_with("# default"), "{shown}");
+        assert!(line("memory_mb = 200 ").ends_with("config.toml"), "{shown}");
+        assert!(line("cpus = 2 ").ends_with("# flag --allow-cpus"), "{shown}");
+        assert!(line("namespace = {").ends_with("config.toml"), "{shown}");
+        assert!(line("# tmp_mb is not set").ends_with("set"), "{shown}");
+        // What is shown is a file again.
+        let copy = place.data_dir().join("copy.toml");
+        fs::write(&copy, &shown).unwrap();
+        let again = place.ol(&["config", "show", program, "--config", copy.to_str().unwrap()]);
+        assert!(again.contains("memory_mb = 200"), "{again}");
+    }
+    for (text, expected) in [
+        ("[allow]\nnetworks = [\"hots\"]\n", "line 2: networks: unknown variant `hots`"),
+        ("[allow]\n\nmemory = 3\n", "line 3: unknown key \"memory\" in [allow]; did you mean"),
+        (
+            "[allow.namespace.a]\nmemory = 3\n",
+            "config.toml, line 1: namespace: unknown field `memory`",
+        ),
+    ] {
+        fs::write(&file, text).unwrap();
+        let output = place.run(&["config", "show"]);
+        assert!(texts(&output).1.contains(expected), "{text}: {:?}", texts(&output));
+    }
+    fs::remove_file(&file).unwrap();
+    let flag = "{a = {memory_mb = 3, networks = [\"host\"]}}";
+    let shown = place.ol(&["config", "show", "--", "--allow-namespace", flag]);
+    assert!(shown.contains("memory_mb = 3"), "{shown}");
+}

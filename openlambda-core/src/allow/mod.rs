@@ -1,0 +1,105 @@
+//! `[allow]`: what the operator lets functions ask for and take, for the cluster and by namespace.
+//!
+//! ```text
+//!                      Allow: [allow], [allow.namespace.NAME]
+//!                        │                          │
+//!   ol deploy ─▶ registry: is the manifest      worker: again, before it makes a sandbox
+//!                within the bounds?             (the bundle may be older than the bound, or
+//!                no: refused, with key, line    come from a registry without bounds)
+//!                and bound
+//! ```
+//!
+//! [`Allow::check`] compares a manifest with the bounds of its namespace. It is pure: the registry, the
+//! worker's core and the simulator ask the same function. A bound that a namespace does not have for
+//! itself is the cluster's; a bound that nobody has set is that of the manifest's own rules.
+
+mod check;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::Refused;
+
+use crate::manifest::Network;
+
+/// The bounds of a cluster, and those of its namespaces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Allow {
+    /// For each namespace that has no bound of its own, `[allow]`.
+    #[serde(flatten)]
+    pub all: Bounds,
+    /// The bounds of one namespace, `[allow.namespace.NAME]`. `None` in them is the bound in `all`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespace: BTreeMap<String, Bounds>,
+}
+
+/// Upper bounds. `None`: there is none of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bounds {
+    /// What a manifest's `network` may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<Network>>,
+    /// The largest `memory_mb`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+    /// The largest `processes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// The largest `cpus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// The largest `tmp_mb`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmp_mb: Option<u64>,
+    /// The largest `timeout_seconds`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<f64>,
+    /// The largest `concurrency`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// The largest `max_instances`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_instances: Option<u32>,
+    /// The largest `[environment]`, KiB: all names and values together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment_kb: Option<u64>,
+    /// The most `[[volumes]]` of one function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<u32>,
+    /// Where volumes may be: at one of these absolute paths, or below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_places: Option<Vec<String>>,
+}
+
+impl Allow {
+    /// The networks that manifests may ask for unless the operator says otherwise. Not `host`, by which
+    /// a function reaches what listens on its worker's machine: workers, the registry.
+    pub const NETWORKS: [Network; 2] = [Network::None, Network::Bridge];
+
+    /// Whatever a manifest can say, `network = "host"` too: for programs that run their own functions.
+    pub fn everything() -> Self {
+        let networks = Some(vec![Network::None, Network::Bridge, Network::Host]);
+        Allow { all: Bounds { networks, ..Bounds::default() }, namespace: BTreeMap::new() }
+    }
+
+    /// A bound of a namespace, and the table of the configuration that it stands in.
+    fn bound<T>(
+        &self,
+        namespace: &str,
+        of: impl Fn(&Bounds) -> Option<T>,
+    ) -> Option<(T, Option<String>)> {
+        let own = self.namespace.get(namespace).and_then(&of);
+        let own = own.map(|bound| (bound, Some(format!("[allow.namespace.{namespace}]"))));
+        own.or_else(|| Some((of(&self.all)?, None)))
+    }
+}
+
+impl Default for Allow {
+    /// No bound but [`Allow::NETWORKS`].
+    fn default() -> Self {
+        let networks = Some(Self::NETWORKS.to_vec());
+        Allow { all: Bounds { networks, ..Bounds::default() }, namespace: BTreeMap::new() }
+    }
+}
