@@ -47,6 +47,9 @@ pub(crate) struct AllowSettings {
     /// Path at or below which volumes may be mounted; may be given more than once [default: anywhere]
     #[arg(long = "allow-volume-place", value_name = "PATH", hide_short_help = true)]
     volume_places: Option<Vec<String>>,
+    /// What the bodies of a namespace's waiting calls may take on each worker, MiB
+    #[arg(long = "allow-waiting-mb", value_name = "MIB", hide_short_help = true)]
+    waiting_mb: Option<u64>,
     /// Bounds of single namespaces, in a file as tables [allow.namespace.NAME]; as a flag in TOML:
     /// {students = {memory_mb = 256}}
     #[arg(long = "allow-namespace", value_name = "TOML", value_parser = namespaces, hide_short_help = true)]
@@ -73,6 +76,7 @@ impl Default for AllowSettings {
             environment_kb: all.environment_kb,
             volumes: all.volumes,
             volume_places: all.volume_places,
+            waiting_mb: all.waiting_mb,
             namespace,
         }
     }
@@ -93,6 +97,7 @@ impl AllowSettings {
             environment_kb: self.environment_kb,
             volumes: self.volumes,
             volume_places: self.volume_places.clone(),
+            waiting_mb: self.waiting_mb,
         };
         Allow { all, namespace: self.namespace.clone() }
     }

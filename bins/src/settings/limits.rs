@@ -77,6 +77,16 @@ pub(crate) fn check_worker(worker: &WorkerSettings) -> Result<()> {
         );
         return Err(CliError::new(message));
     }
+    if worker.body_memory_mb < worker.body_limit_mb.saturating_mul(2) {
+        let message = format!(
+            "worker.body_memory_mb = {} has no room for bodies of worker.body_limit_mb = {}; set it to \
+             {} or more",
+            worker.body_memory_mb,
+            worker.body_limit_mb,
+            worker.body_limit_mb.saturating_mul(2)
+        );
+        return Err(CliError::new(message));
+    }
     if worker.heartbeat_seconds.get() < 0.01 {
         let message = format!(
             "worker.heartbeat_seconds = {} is too short; use 0.01 or more",
@@ -121,7 +131,7 @@ mod tests {
     #[test]
     fn each_pair_that_does_not_fit_is_told_by_both_names() {
         type Spoil = fn(&mut Config);
-        let cases: [(Spoil, &str, &str); 7] = [
+        let cases: [(Spoil, &str, &str); 8] = [
             (
                 |c| c.worker.drain_seconds = Duration::from_secs(40).into(),
                 "worker.drain_seconds + reply_grace_seconds = 45",
@@ -151,6 +161,11 @@ mod tests {
                 |c| c.worker.head_seconds = Duration::from_secs(5).into(),
                 "worker.head_seconds = 5",
                 "use 6 or more",
+            ),
+            (
+                |c| c.worker.body_memory_mb = 11,
+                "worker.body_memory_mb = 11",
+                "set it to 12 or more",
             ),
             (|c| c.balancer.body_limit_mb = 9, "balancer.body_limit_mb = 9", "set both"),
         ];

@@ -91,6 +91,9 @@ pub(crate) struct WorkerSettings {
     /// The largest body of a request, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) body_limit_mb: u32,
+    /// What the bodies of all requests on a worker may take, MiB; what is over it gets 429
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) body_memory_mb: u32,
     /// Connections at once; one more waits until another ends
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) most_connections: usize,
@@ -163,6 +166,7 @@ impl Default for WorkerSettings {
             offer_seconds: config.scheduler.offer_timeout.into(),
             code_mb: (config.code_budget >> 20) as u32,
             body_limit_mb: (config.body_limit >> 20) as u32,
+            body_memory_mb: (config.body_budget >> 20) as u32,
             most_connections: config.patience.most_connections,
             head_seconds: config.patience.head.into(),
             write_seconds: config.patience.write.into(),
@@ -215,6 +219,7 @@ impl WorkerSettings {
         config.max_wait = self.max_wait_seconds.into();
         config.code_budget = u64::from(self.code_mb) << 20;
         config.body_limit = u64::from(self.body_limit_mb) << 20;
+        config.body_budget = u64::from(self.body_memory_mb) << 20;
         config.patience.most_connections = self.most_connections;
         config.patience.head = self.head_seconds.into();
         config.patience.write = self.write_seconds.into();

@@ -17,6 +17,7 @@
 //! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
+//! | `bodies` | the memory of bodies that wait at a worker |
 //! | `drain` | ends and limits under load |
 //! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
@@ -31,6 +32,7 @@ mod attack;
 mod author;
 #[cfg(feature = "bench")]
 mod bench;
+mod bodies;
 mod chaos;
 mod chat;
 mod common;

@@ -55,7 +55,7 @@ impl Allow {
             let asked = format!("network = \"{}\"", manifest.network.as_str());
             let names: Vec<_> =
                 networks.iter().map(|network| format!("\"{}\"", network.as_str())).collect();
-            return Err(refuse("network", asked, one_of(&names), "networks", table));
+            return Err(refuse("network", asked, one_of(&names), "networks", table.of(namespace)));
         }
         self.check_numbers(namespace, manifest)?;
         if let Some((most, table)) = self.bound(namespace, |bounds| bounds.environment_kb) {
@@ -64,7 +64,13 @@ impl Allow {
             if bytes as u64 > most.saturating_mul(1024) {
                 let asked = format!("the environment has {bytes} bytes");
                 let allowed = format!("{} bytes", most.saturating_mul(1024));
-                return Err(refuse("environment", asked, allowed, "environment_kb", table));
+                return Err(refuse(
+                    "environment",
+                    asked,
+                    allowed,
+                    "environment_kb",
+                    table.of(namespace),
+                ));
             }
         }
         self.check_volumes(namespace, manifest)
@@ -88,7 +94,7 @@ impl Allow {
                 && asked.partial_cmp(&most).is_none_or(std::cmp::Ordering::is_gt)
             {
                 let (asked, allowed) = (format!("{key} = {asked}"), format!("at most {most}"));
-                return Err(refuse(key, asked, allowed, key, table));
+                return Err(refuse(key, asked, allowed, key, table.of(namespace)));
             }
         }
         Ok(())
@@ -100,7 +106,8 @@ impl Allow {
             && count > most as usize
         {
             let asked = format!("volumes are {count}");
-            let mut refused = refuse("volumes", asked, format!("{most}"), "volumes", table);
+            let mut refused =
+                refuse("volumes", asked, format!("{most}"), "volumes", table.of(namespace));
             // The first that is too many.
             refused.volume = Some(most as usize);
             return Err(refused);
@@ -123,7 +130,8 @@ impl Allow {
                 true => "no place".to_owned(),
                 false => format!("{} and what is below", one_of(&names)),
             };
-            let mut refused = refuse("volumes", asked, allowed, "volume_places", table);
+            let mut refused =
+                refuse("volumes", asked, allowed, "volume_places", table.of(namespace));
             refused.volume = Some(at);
             return Err(refused);
         }
@@ -177,9 +185,8 @@ fn refuse(
     asked: String,
     allowed: String,
     bound: &'static str,
-    table: Option<String>,
+    table: String,
 ) -> Box<Refused> {
-    let table = table.unwrap_or_else(|| "[allow]".to_owned());
     Box::new(Refused { key, asked, allowed, bound, table, line: None, volume: None })
 }
 

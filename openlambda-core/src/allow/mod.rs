@@ -71,6 +71,10 @@ pub struct Bounds {
     /// Where volumes may be: at one of these absolute paths, or below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_places: Option<Vec<String>>,
+    /// What the bodies of the namespace's waiting calls may take on each worker, MiB, of what the worker
+    /// has for all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_mb: Option<u64>,
 }
 
 impl Allow {
@@ -84,15 +88,34 @@ impl Allow {
         Allow { all: Bounds { networks, ..Bounds::default() }, namespace: BTreeMap::new() }
     }
 
+    /// What the bodies of a namespace's waiting calls may take on a worker, bytes.
+    pub fn waiting_bytes(&self, namespace: &str) -> Option<u64> {
+        let (most, _) = self.bound(namespace, |bounds| bounds.waiting_mb)?;
+        Some(most.saturating_mul(1 << 20))
+    }
+
     /// A bound of a namespace, and the table of the configuration that it stands in.
-    fn bound<T>(
-        &self,
-        namespace: &str,
-        of: impl Fn(&Bounds) -> Option<T>,
-    ) -> Option<(T, Option<String>)> {
-        let own = self.namespace.get(namespace).and_then(&of);
-        let own = own.map(|bound| (bound, Some(format!("[allow.namespace.{namespace}]"))));
-        own.or_else(|| Some((of(&self.all)?, None)))
+    fn bound<T>(&self, namespace: &str, of: impl Fn(&Bounds) -> Option<T>) -> Option<(T, Table)> {
+        match self.namespace.get(namespace).and_then(&of) {
+            Some(bound) => Some((bound, Table::OfNamespace)),
+            None => Some((of(&self.all)?, Table::OfAll)),
+        }
+    }
+}
+
+/// The table of the configuration that a bound stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    OfAll,
+    OfNamespace,
+}
+
+impl Table {
+    fn of(self, namespace: &str) -> String {
+        match self {
+            Table::OfAll => "[allow]".to_owned(),
+            Table::OfNamespace => format!("[allow.namespace.{namespace}]"),
+        }
     }
 }
 

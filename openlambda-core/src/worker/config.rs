@@ -39,6 +39,10 @@ pub struct WorkerConfig {
     pub allow: Allow,
     /// The largest request body, bytes.
     pub body_limit: u64,
+    /// What the bodies of all requests that are here may take, bytes, those that are still coming too: at
+    /// least one and a half times the limit of one. A namespace may take twice what is free, and what
+    /// [`allow`](Self::allow) allows it.
+    pub body_budget: u64,
     /// Bounds on the number of clients and on how slow they may be.
     pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
@@ -71,6 +75,7 @@ impl WorkerConfig {
             code_budget: 1 << 30,
             allow: Allow::default(),
             body_limit: wire::DEFAULT_BODY_LIMIT,
+            body_budget: 256 << 20,
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),

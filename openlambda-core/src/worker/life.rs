@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
+use super::bodies::Bodies;
 use super::code::CodeStore;
 use super::config::WorkerConfig;
 use super::dispatch::Dispatcher;
@@ -90,8 +91,9 @@ impl Worker {
         let name = config.name.clone();
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
+        let bodies = Bodies::new(config.body_budget, config.body_limit, config.patience.head);
         let shared =
-            Shared { config, dispatcher, registry, factory, log, request_ids, incarnation };
+            Shared { config, dispatcher, bodies, registry, factory, log, request_ids, incarnation };
         Ok(Worker { shared: Arc::new(shared) })
     }
 
