@@ -47,6 +47,18 @@ pub(crate) struct AllowSettings {
     /// Path at or below which volumes may be mounted; may be given more than once [default: anywhere]
     #[arg(long = "allow-volume-place", value_name = "PATH", hide_short_help = true)]
     volume_places: Option<Vec<String>>,
+    /// The largest bundle, unpacked, MiB
+    #[arg(long = "allow-bundle-mb", value_name = "MIB", hide_short_help = true)]
+    bundle_mb: Option<u64>,
+    /// The most different bundles of a namespace in the native registry
+    #[arg(long = "allow-bundles", value_name = "COUNT", hide_short_help = true)]
+    bundles: Option<u64>,
+    /// What a namespace's bundles may take in the native registry, unpacked, MiB
+    #[arg(long = "allow-stored-mb", value_name = "MIB", hide_short_help = true)]
+    stored_mb: Option<u64>,
+    /// The most versions of a namespace's functions together in the native registry
+    #[arg(long = "allow-versions", value_name = "COUNT", hide_short_help = true)]
+    versions: Option<u64>,
     /// What the bodies of a namespace's waiting calls may take on each worker, MiB
     #[arg(long = "allow-waiting-mb", value_name = "MIB", hide_short_help = true)]
     waiting_mb: Option<u64>,
@@ -76,6 +88,10 @@ impl Default for AllowSettings {
             environment_kb: all.environment_kb,
             volumes: all.volumes,
             volume_places: all.volume_places,
+            bundle_mb: all.bundle_mb,
+            bundles: all.bundles,
+            stored_mb: all.stored_mb,
+            versions: all.versions,
             waiting_mb: all.waiting_mb,
             namespace,
         }
@@ -97,6 +113,10 @@ impl AllowSettings {
             environment_kb: self.environment_kb,
             volumes: self.volumes,
             volume_places: self.volume_places.clone(),
+            bundle_mb: self.bundle_mb,
+            bundles: self.bundles,
+            stored_mb: self.stored_mb,
+            versions: self.versions,
             waiting_mb: self.waiting_mb,
         };
         Allow { all, namespace: self.namespace.clone() }

@@ -80,6 +80,23 @@ async fn what_was_published_before_the_bound_is_not_run() {
 }
 
 #[test]
+fn a_namespace_keeps_no_more_in_the_registry_than_its_quota() {
+    let cluster = cluster("[allow]\nbundle_mb = 1\n[allow.namespace.a]\nversions = 1\n", &[]);
+    let folder = cluster.place.function("f", &[("f.py", ECHO)]);
+    let folder = folder.to_str().unwrap();
+    cluster.place.ol(&["deploy", folder, "--name", "a/f"]);
+    let said = cluster.place.fails(&["deploy", folder, "--name", "a/g"]);
+    let expected = "the bundle is not allowed: namespace a would have 2 versions, and the operator \
+                    allows at most 1 (versions in [allow.namespace.a]); remove functions";
+    assert!(said.contains(expected), "{said}");
+    cluster.place.ol(&["rm", "a/f"]);
+    cluster.place.ol(&["deploy", folder, "--name", "a/g"]);
+    let large = cluster.place.function("h", &[("f.py", ECHO), ("data", &"x".repeat(1 << 20))]);
+    let said = cluster.place.fails(&["deploy", large.to_str().unwrap()]);
+    assert!(said.contains("a bundle of 1.0 MiB unpacked, and the operator"), "{said}");
+}
+
+#[test]
 fn bounds_are_settings_like_all_others() {
     let place = Place::new();
     fs::create_dir_all(place.data_dir()).unwrap();

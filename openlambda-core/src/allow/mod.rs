@@ -9,17 +9,21 @@
 //!                and bound
 //! ```
 //!
+//! Quotas are of what all functions of a namespace take together: [`Allow::check_stored`] in a registry.
+//!
 //! [`Allow::check`] compares a manifest with the bounds of its namespace. It is pure: the registry, the
 //! worker's core and the simulator ask the same function. A bound that a namespace does not have for
 //! itself is the cluster's; a bound that nobody has set is that of the manifest's own rules.
 
 mod check;
+mod stored;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use check::Refused;
+pub use stored::{OverQuota, Stored};
 
 use crate::manifest::Network;
 
@@ -71,6 +75,19 @@ pub struct Bounds {
     /// Where volumes may be: at one of these absolute paths, or below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_places: Option<Vec<String>>,
+    /// The largest bundle, MiB: its uncompressed tar, which is what it takes in a registry, and on a
+    /// worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle_mb: Option<u64>,
+    /// The most different bundles of the namespace in the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundles: Option<u64>,
+    /// What these bundles may take together, MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored_mb: Option<u64>,
+    /// The most versions of all functions of the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub versions: Option<u64>,
     /// What the bodies of the namespace's waiting calls may take on each worker, MiB, of what the worker
     /// has for all of them.
     #[serde(skip_serializing_if = "Option::is_none")]

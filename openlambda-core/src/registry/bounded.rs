@@ -17,7 +17,8 @@ use crate::bundle;
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::manifest::Manifest;
 
-/// A registry that takes only what an [`Allow`] allows: for kinds that do not check it themselves, in
+/// A registry that takes only what an [`Allow`] allows, one bundle at a time (quotas of what a namespace
+/// keeps are the native registry's): for kinds that do not check it themselves, in
 /// the program that publishes. Everything but publishing is the wrapped registry's.
 #[derive(Clone, Debug)]
 pub struct Bounded {
@@ -32,7 +33,7 @@ impl Bounded {
     }
 }
 
-/// Whether `name` may have this manifest. `tar` gives the bundle, in canonical form and from its beginning:
+/// Whether `name` may have a bundle of so many bytes with this manifest. `tar` gives the bundle, in canonical form and from its beginning:
 /// it is read only for the line of what is refused.
 ///
 /// # Errors
@@ -42,8 +43,12 @@ pub fn admit<R: Read>(
     allow: &Allow,
     name: &FunctionName,
     manifest: &Manifest,
+    bytes: u64,
     tar: impl FnOnce() -> io::Result<R>,
 ) -> Result<(), RegistryError> {
+    if let Err(over) = allow.check_size(name.namespace(), bytes) {
+        return Err(RegistryError::NotAllowed { reason: over.to_string() });
+    }
     let Err(refused) = allow.check(name.namespace(), manifest) else { return Ok(()) };
     let text = tar().ok().and_then(bundle::manifest_text);
     let refused = match text {
@@ -66,8 +71,8 @@ impl Registry for Bounded {
     ) -> Result<Published, RegistryError> {
         let (allow, of) = (Arc::clone(&self.allow), name.clone());
         let bundle = provided::blocking(move || {
-            let manifest = bundle.manifest.clone();
-            admit(&allow, &of, &manifest, || Ok(&mut bundle))?;
+            let (manifest, bytes) = (bundle.manifest.clone(), bundle.bytes);
+            admit(&allow, &of, &manifest, bytes, || Ok(&mut bundle))?;
             Ok(bundle)
         });
         self.inner.put(name, bundle.await?).await
