@@ -59,6 +59,15 @@ pub(crate) struct AllowSettings {
     /// The most versions of a namespace's functions together in the native registry
     #[arg(long = "allow-versions", value_name = "COUNT", hide_short_help = true)]
     versions: Option<u64>,
+    /// The most calls of a namespace that wait on each worker
+    #[arg(long = "allow-waiting-calls", value_name = "COUNT", hide_short_help = true)]
+    waiting_calls: Option<u32>,
+    /// The most calls of a namespace a second on each worker, after a second's worth at once
+    #[arg(long = "allow-calls-per-second", value_name = "COUNT", hide_short_help = true)]
+    calls_per_second: Option<f64>,
+    /// What the logs of a namespace's functions may take on each worker, MiB; the oldest go
+    #[arg(long = "allow-log-mb", value_name = "MIB", hide_short_help = true)]
+    log_mb: Option<u64>,
     /// What the bodies of a namespace's waiting calls may take on each worker, MiB
     #[arg(long = "allow-waiting-mb", value_name = "MIB", hide_short_help = true)]
     waiting_mb: Option<u64>,
@@ -92,6 +101,9 @@ impl Default for AllowSettings {
             bundles: all.bundles,
             stored_mb: all.stored_mb,
             versions: all.versions,
+            waiting_calls: all.waiting_calls,
+            calls_per_second: all.calls_per_second,
+            log_mb: all.log_mb,
             waiting_mb: all.waiting_mb,
             namespace,
         }
@@ -117,6 +129,9 @@ impl AllowSettings {
             bundles: self.bundles,
             stored_mb: self.stored_mb,
             versions: self.versions,
+            waiting_calls: self.waiting_calls,
+            calls_per_second: self.calls_per_second,
+            log_mb: self.log_mb,
             waiting_mb: self.waiting_mb,
         };
         Allow { all, namespace: self.namespace.clone() }

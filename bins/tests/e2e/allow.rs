@@ -96,6 +96,37 @@ fn a_namespace_keeps_no_more_in_the_registry_than_its_quota() {
     assert!(said.contains("a bundle of 1.0 MiB unpacked, and the operator"), "{said}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_over_a_quota_get_429_and_others_go_on() {
+    let settings =
+        "[allow.namespace.a]\ncalls_per_second = 3\n[allow.namespace.b]\nwaiting_calls = 2\n";
+    let cluster = cluster(settings, &[]);
+    let sleeps = "import time\ndef f(event):\n    time.sleep(event)\n    return event\n";
+    let files = [("f.py", sleeps), ("ol.toml", "max_instances = 1")];
+    let folder = cluster.place.function("f", &files);
+    let client = client();
+    let deploy = |name: &str| {
+        let url = cluster.place.ol(&["deploy", folder.to_str().unwrap(), "--name", name]);
+        url.trim().to_owned()
+    };
+    let (a, b, other) = (deploy("a/f"), deploy("b/f"), deploy("f"));
+    let count = async |url: &str, calls: usize, body: &str, status: u16| {
+        let answers = (0..calls).map(|_| post(&client, url, body));
+        let answers = futures_util::future::join_all(answers).await;
+        for answer in answers.iter().filter(|answer| answer.status != 200) {
+            assert_eq!((answer.status, answer.json()["error"].as_str()), (429, Some("queue_full")));
+            assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+            assert!(answer.body.contains("in [allow]"), "{}", answer.body);
+        }
+        answers.iter().filter(|answer| answer.status == status).count()
+    };
+    assert!((3..10).contains(&count(&a, 20, "0", 200).await));
+    assert_eq!(count(&b, 1, "0", 200).await, 1);
+    // One runs and two wait.
+    assert_eq!(count(&b, 10, "1", 200).await, 3);
+    assert_eq!(count(&other, 20, "0", 200).await, 20);
+}
+
 #[test]
 fn bounds_are_settings_like_all_others() {
     let place = Place::new();

@@ -88,6 +88,15 @@ pub struct Bounds {
     /// The most versions of all functions of the namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versions: Option<u64>,
+    /// The most calls of the namespace that wait on one worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_calls: Option<u32>,
+    /// The most calls of the namespace a second on one worker, after a second's worth at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls_per_second: Option<f64>,
+    /// What the logs of the namespace's functions may take on one worker, MiB: the oldest lines go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_mb: Option<u64>,
     /// What the bodies of the namespace's waiting calls may take on each worker, MiB, of what the worker
     /// has for all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,6 +118,24 @@ impl Allow {
     pub fn waiting_bytes(&self, namespace: &str) -> Option<u64> {
         let (most, _) = self.bound(namespace, |bounds| bounds.waiting_mb)?;
         Some(most.saturating_mul(1 << 20))
+    }
+
+    /// What the logs of a namespace may take on a worker, bytes.
+    pub fn log_bytes(&self, namespace: &str) -> Option<u64> {
+        let (most, _) = self.bound(namespace, |bounds| bounds.log_mb)?;
+        Some(most.saturating_mul(1 << 20))
+    }
+
+    /// The quotas of calls of a namespace, those of the cluster where it has none of its own; all else is
+    /// `None`.
+    pub(crate) fn of_calls(&self, namespace: &str) -> Bounds {
+        let calls = self.bound(namespace, |bounds| bounds.waiting_calls);
+        let rate = self.bound(namespace, |bounds| bounds.calls_per_second);
+        Bounds {
+            waiting_calls: calls.map(|(most, _)| most),
+            calls_per_second: rate.map(|(most, _)| most),
+            ..Bounds::default()
+        }
     }
 
     /// A bound of a namespace, and the table of the configuration that it stands in.

@@ -17,9 +17,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
-use super::budget::{Budget, Full, Holder};
+use super::budget::{Budget, Full};
 use crate::allow::Allow;
 use crate::failure::{Failure, FailureKind};
+use crate::function::FunctionName;
 use crate::serving::SteadyBody;
 use crate::wire;
 
@@ -55,7 +56,7 @@ impl Bodies {
         self.budget.lock().used()
     }
 
-    /// All of a body of a call in this namespace.
+    /// All of the body of a call of this function.
     ///
     /// # Errors
     ///
@@ -64,7 +65,7 @@ impl Bodies {
     pub(super) async fn read(
         &self,
         body: Incoming,
-        namespace: &str,
+        function: &FunctionName,
         allow: &Allow,
     ) -> Result<Bytes, Failure> {
         let declared = body.size_hint().exact();
@@ -74,7 +75,7 @@ impl Bodies {
             return whole.map(|body| body.to_bytes()).map_err(|error| self.broken(&*error));
         }
         let mut body = body;
-        let read = self.read_counted(&mut body, declared, namespace, allow).await;
+        let read = self.read_counted(&mut body, declared, function, allow).await;
         if read.is_err() && !body.is_end_stream() {
             tokio::spawn(pass_over(body, self.limit, self.patience));
         }
@@ -85,15 +86,16 @@ impl Bodies {
         &self,
         body: &mut SteadyBody<Incoming>,
         declared: Option<u64>,
-        namespace: &str,
+        function: &FunctionName,
         allow: &Allow,
     ) -> Result<Bytes, Failure> {
         let mut held = Held {
             budget: Arc::clone(&self.budget),
-            holder: Holder::of(namespace),
+            function: function.clone(),
             taken: 0,
             bytes: Vec::new(),
         };
+        let namespace = function.namespace();
         let bound = allow.waiting_bytes(namespace);
         let full = |full| self.full(namespace, full);
         if let Some(declared) = declared {
@@ -167,7 +169,7 @@ async fn pass_over(mut body: SteadyBody<Incoming>, most: u64, patience: Duration
 #[derive(Debug)]
 struct Held {
     budget: Arc<Mutex<Budget>>,
-    holder: Holder,
+    function: FunctionName,
     taken: u64,
     bytes: Vec<u8>,
 }
@@ -175,7 +177,7 @@ struct Held {
 impl Held {
     /// Room for this many more bytes.
     fn take(&mut self, more: usize, bound: Option<u64>) -> Result<(), Full> {
-        self.budget.lock().take(self.holder, more as u64, bound)?;
+        self.budget.lock().take(self.function.namespace(), more as u64, bound)?;
         self.taken += more as u64;
         self.bytes.reserve_exact(self.taken as usize - self.bytes.len());
         Ok(())
@@ -186,7 +188,7 @@ impl Held {
         self.bytes.shrink_to_fit();
         let surplus = self.taken - self.bytes.len() as u64;
         if surplus > 0 {
-            self.budget.lock().give(self.holder, surplus);
+            self.budget.lock().give(self.function.namespace(), surplus);
             self.taken -= surplus;
         }
     }
@@ -203,7 +205,7 @@ impl Drop for Held {
         // Freed before it is given back.
         drop(std::mem::take(&mut self.bytes));
         if self.taken > 0 {
-            self.budget.lock().give(self.holder, self.taken);
+            self.budget.lock().give(self.function.namespace(), self.taken);
         }
     }
 }

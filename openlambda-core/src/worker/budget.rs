@@ -8,9 +8,7 @@
 //! a budget that nobody else uses, never all of it; a newcomer gets two thirds of what the others have
 //! left; and no share has to be set for a namespace that may never be called.
 
-use std::collections::HashMap;
-
-use crate::hash::{Hashed, stable_hash};
+use std::collections::BTreeMap;
 
 /// How many times what is free one namespace may hold.
 const SHARE: u64 = 2;
@@ -20,18 +18,8 @@ const SHARE: u64 = 2;
 pub(super) struct Budget {
     total: u64,
     used: u64,
-    /// What namespaces hold, by the hashes of their names. Two with one hash share.
-    held: HashMap<u64, u64, Hashed>,
-}
-
-/// Whose bytes they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Holder(u64);
-
-impl Holder {
-    pub(super) fn of(namespace: &str) -> Self {
-        Holder(stable_hash(0, namespace.as_bytes()))
-    }
+    /// What namespaces hold, if they hold anything.
+    held: BTreeMap<Box<str>, u64>,
 }
 
 /// Why there is no room.
@@ -45,7 +33,7 @@ pub(super) enum Full {
 
 impl Budget {
     pub(super) fn new(total: u64) -> Self {
-        Budget { total, used: 0, held: HashMap::with_hasher(Hashed) }
+        Budget { total, used: 0, held: BTreeMap::new() }
     }
 
     /// Takes bytes for a namespace with this bound of its own.
@@ -55,11 +43,11 @@ impl Budget {
     /// There is no room for all of them; nothing is taken then.
     pub(super) fn take(
         &mut self,
-        holder: Holder,
+        namespace: &str,
         bytes: u64,
         bound: Option<u64>,
     ) -> Result<(), Full> {
-        let held = self.held.get(&holder.0).copied().unwrap_or(0);
+        let held = self.held.get(namespace).copied().unwrap_or(0);
         let wanted = held.saturating_add(bytes);
         if let Some(bound) = bound.filter(|bound| wanted > *bound) {
             return Err(Full::Bound(bound));
@@ -69,17 +57,20 @@ impl Budget {
             return Err(Full::Shared(self.used));
         }
         self.used += bytes;
-        self.held.insert(holder.0, wanted);
+        match self.held.get_mut(namespace) {
+            Some(held) => *held = wanted,
+            None => drop(self.held.insert(namespace.into(), wanted)),
+        }
         Ok(())
     }
 
     /// Gives back what was taken.
-    pub(super) fn give(&mut self, holder: Holder, bytes: u64) {
+    pub(super) fn give(&mut self, namespace: &str, bytes: u64) {
         self.used -= bytes;
-        let held = self.held.get_mut(&holder.0).expect("it was taken");
+        let held = self.held.get_mut(namespace).expect("it was taken");
         *held -= bytes;
         if *held == 0 {
-            self.held.remove(&holder.0);
+            self.held.remove(namespace);
         }
     }
 
@@ -97,44 +88,42 @@ mod tests {
 
     const TOTAL: u64 = 81_000;
 
-    fn holder(n: u32) -> Holder {
-        Holder::of(&format!("n{n}"))
-    }
+    const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
     #[test]
     fn a_flood_leaves_a_third_and_a_newcomer_gets_two_thirds_of_that() {
         let mut budget = Budget::new(TOTAL);
         let fill = |budget: &mut Budget, who| {
-            (0..).take_while(|_| budget.take(holder(who), 1000, None).is_ok()).count()
+            (0..).take_while(|_| budget.take(NAMES[who], 1000, None).is_ok()).count()
         };
         assert_eq!([fill(&mut budget, 1), fill(&mut budget, 2), fill(&mut budget, 3)], [54, 18, 6]);
-        assert_eq!(budget.take(holder(1), 1, None), Err(Full::Shared(78_000)));
-        assert_eq!(budget.take(holder(4), 1000, Some(999)), Err(Full::Bound(999)));
+        assert_eq!(budget.take(NAMES[1], 1, None), Err(Full::Shared(78_000)));
+        assert_eq!(budget.take(NAMES[4], 1000, Some(999)), Err(Full::Bound(999)));
         for _ in 0..54 {
-            budget.give(holder(1), 1000);
+            budget.give(NAMES[1], 1000);
         }
         assert_eq!(fill(&mut budget, 2), 32);
-        assert_eq!(budget.take(holder(1), u64::MAX, None), Err(Full::Shared(56_000)));
+        assert_eq!(budget.take(NAMES[1], u64::MAX, None), Err(Full::Shared(56_000)));
     }
 
     proptest! {
         /// Nothing is lost or oversold, and whatever others do, each of them leaves a newcomer a third.
         #[test]
         fn what_is_taken_is_held_and_no_flood_takes_the_newcomer_s_share(
-            steps in proptest::collection::vec((0..3u32, 1..4000u64, 0..4u8), 1..400),
+            steps in proptest::collection::vec((0..3usize, 1..4000u64, 0..4u8), 1..400),
         ) {
             let mut budget = Budget::new(TOTAL);
             let mut held: Vec<Vec<u64>> = vec![Vec::new(); 3];
             let mut ever = [false; 3];
             for (who, bytes, what) in steps {
-                let own = &mut held[who as usize];
+                let own = &mut held[who];
                 if what == 0 {
                     if let Some(bytes) = own.pop() {
-                        budget.give(holder(who), bytes);
+                        budget.give(NAMES[who], bytes);
                     }
-                } else if budget.take(holder(who), bytes, Some(TOTAL / 2)).is_ok() {
+                } else if budget.take(NAMES[who], bytes, Some(TOTAL / 2)).is_ok() {
                     own.push(bytes);
-                    ever[who as usize] = true;
+                    ever[who] = true;
                 }
                 let sums: Vec<u64> = held.iter().map(|own| own.iter().sum()).collect();
                 prop_assert_eq!(budget.used(), sums.iter().sum::<u64>());
@@ -143,11 +132,11 @@ mod tests {
                 let floods = ever.iter().filter(|ever| **ever).count() as u32;
                 let left = TOTAL / 3u64.pow(floods) - u64::from(floods);
                 prop_assert!(TOTAL - budget.used() >= left);
-                prop_assert!(budget.take(holder(9), left * 2 / 3 - 1, None).is_ok());
-                budget.give(holder(9), left * 2 / 3 - 1);
+                prop_assert!(budget.take(NAMES[4], left * 2 / 3 - 1, None).is_ok());
+                budget.give(NAMES[4], left * 2 / 3 - 1);
             }
             for (who, own) in held.into_iter().enumerate() {
-                own.into_iter().for_each(|bytes| budget.give(holder(who as u32), bytes));
+                own.into_iter().for_each(|bytes| budget.give(NAMES[who], bytes));
             }
             prop_assert!(budget.used() == 0 && budget.held.is_empty());
         }

@@ -52,7 +52,8 @@ impl Worker {
             |source| StartError::StateDir { path: config.state_dir.clone(), source };
         let code =
             CodeStore::open(&config.state_dir, registry.clone()).await.map_err(state_dir_error)?;
-        let log = LogWriter::start(&config.state_dir, config.records.as_deref(), clock.clone())
+        let (records, allow) = (config.records.as_deref(), config.allow.clone());
+        let log = LogWriter::start(&config.state_dir, records, clock.clone(), allow)
             .map_err(state_dir_error)?;
         let left = factory.reclaim().await;
         if left.processes > 0 || !left.removed.is_empty() {

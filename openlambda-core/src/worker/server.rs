@@ -97,8 +97,7 @@ async fn decode(
             (Some(resolved.version), resolved.digest)
         }
     };
-    let namespace = target.function.name.namespace();
-    let body = shared.bodies.read(body, namespace, &shared.config.allow).await?;
+    let body = shared.bodies.read(body, &target.function.name, &shared.config.allow).await?;
     let reservation = reservation_of(&parts.headers)?;
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);

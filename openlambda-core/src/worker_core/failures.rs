@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::namespaces::Over;
 use super::versions::VersionState;
 use crate::allow::Allow;
 use crate::failure::{Culprit, Failure, FailureKind};
@@ -54,6 +55,28 @@ pub(super) fn of_rejection(
                  manifest or give the worker more",
                 needs >> 20,
                 pool >> 20
+            ),
+        ),
+    }
+}
+
+/// That the calls of a function's namespace are over a quota of the operator's.
+pub(super) fn of_quota(over: Over, version: &VersionState) -> Failure {
+    let namespace = version.function.namespace();
+    match over {
+        Over::Rate { per_second, wait } => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "namespace {namespace} has had the {per_second} calls a second that the operator allows \
+                 it here (calls_per_second in [allow]); try again later"
+            ),
+        )
+        .retry_after(wait),
+        Over::Waiting { most } => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "{most} calls of namespace {namespace} wait here already, which is what the operator \
+                 allows (waiting_calls in [allow]); try again later"
             ),
         ),
     }

@@ -507,3 +507,56 @@ fn what_asks_for_more_than_the_operator_allows_gets_no_sandbox() {
     assert_eq!(answered(&outputs)[0].0, again);
     assert!(created(&outputs).is_empty() && outputs.len() == 2, "{outputs:?}");
 }
+
+/// Quotas of a namespace are its functions' together, and nobody else's.
+#[test]
+fn calls_over_a_quota_are_refused_and_leave_nothing() {
+    let mut allow = Allow::default();
+    allow.namespace.insert(
+        "n".to_owned(),
+        crate::allow::Bounds {
+            waiting_calls: Some(2),
+            calls_per_second: Some(5.0),
+            ..Default::default()
+        },
+    );
+    let mut bench = Bench::allowing(allow);
+    let (one, _) = bench.cold("n/f", 1, 1);
+    // Two wait for the code of another function; a third does not, whatever it calls.
+    let leaves = bench.call("n/g", 1, 2, None);
+    bench.call("n/g", 1, 2, None);
+    bench.outputs();
+    let refused = bench.call("n/g", 1, 2, None);
+    let outputs = bench.outputs();
+    let told = "2 calls of namespace n wait here already, which is what the operator allows \
+                (waiting_calls in [allow]); try again later";
+    assert_eq!(answered(&outputs), [(refused, told)]);
+    bench.finish(one);
+    // What runs at once does not wait.
+    let warm = bench.call("n/f", 1, 1, None);
+    assert_eq!(ran(&bench.outputs()).len(), 1);
+    bench.finish(warm);
+    // The sixth within a second.
+    let refused = bench.call("n/f", 1, 1, None);
+    let outputs = bench.outputs();
+    let failure = outputs.iter().find_map(|output| match output {
+        Output::Answer { failure, .. } => Some(failure),
+        _ => None,
+    });
+    let failure = failure.unwrap();
+    assert_eq!(
+        (failure.kind, failure.retry_after),
+        (FailureKind::QueueFull, Some(Duration::from_millis(200)))
+    );
+    assert_eq!(answered(&outputs)[0].0, refused);
+    assert!(failure.message.starts_with("namespace n has had the 5 calls a second"));
+    // Others go on.
+    for _ in 0..20 {
+        bench.call("f", 1, 1, None);
+    }
+    assert!(answered(&bench.outputs()).is_empty());
+    bench.wait(1);
+    bench.tell(Input::Cancelled { invocation: leaves });
+    bench.call("n/f", 1, 1, None);
+    assert!(answered(&bench.outputs()).is_empty());
+}
