@@ -59,6 +59,9 @@ pub(crate) struct AllowSettings {
     /// The most versions of a namespace's functions together in the native registry
     #[arg(long = "allow-versions", value_name = "COUNT", hide_short_help = true)]
     versions: Option<u64>,
+    /// The share of each worker's memory pool that a namespace's instances may take: 0.5 is half of it
+    #[arg(long = "allow-memory-share", value_name = "SHARE", hide_short_help = true)]
+    memory_share: Option<f64>,
     /// The most calls of a namespace that wait on each worker
     #[arg(long = "allow-waiting-calls", value_name = "COUNT", hide_short_help = true)]
     waiting_calls: Option<u32>,
@@ -101,6 +104,7 @@ impl Default for AllowSettings {
             bundles: all.bundles,
             stored_mb: all.stored_mb,
             versions: all.versions,
+            memory_share: all.memory_share,
             waiting_calls: all.waiting_calls,
             calls_per_second: all.calls_per_second,
             log_mb: all.log_mb,
@@ -129,6 +133,7 @@ impl AllowSettings {
             bundles: self.bundles,
             stored_mb: self.stored_mb,
             versions: self.versions,
+            memory_share: self.memory_share,
             waiting_calls: self.waiting_calls,
             calls_per_second: self.calls_per_second,
             log_mb: self.log_mb,

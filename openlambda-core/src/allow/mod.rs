@@ -88,6 +88,9 @@ pub struct Bounds {
     /// The most versions of all functions of the namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versions: Option<u64>,
+    /// The share of each worker's memory pool that the namespace's instances may take together: 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_share: Option<f64>,
     /// The most calls of the namespace that wait on one worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_calls: Option<u32>,
@@ -131,9 +134,11 @@ impl Allow {
     pub(crate) fn of_calls(&self, namespace: &str) -> Bounds {
         let calls = self.bound(namespace, |bounds| bounds.waiting_calls);
         let rate = self.bound(namespace, |bounds| bounds.calls_per_second);
+        let share = self.bound(namespace, |bounds| bounds.memory_share);
         Bounds {
             waiting_calls: calls.map(|(most, _)| most),
             calls_per_second: rate.map(|(most, _)| most),
+            memory_share: share.map(|(most, _)| most),
             ..Bounds::default()
         }
     }

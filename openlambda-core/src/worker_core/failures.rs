@@ -51,8 +51,8 @@ pub(super) fn of_rejection(
         Rejection::TooLarge { needs, pool } => Failure::new(
             FailureKind::StartFailed,
             format!(
-                "an instance takes {} MiB and the worker has {} MiB; lower memory_mb in the \
-                 manifest or give the worker more",
+                "an instance takes {} MiB and the worker has {} MiB for its namespace; lower \
+                 memory_mb in the manifest or give the worker more",
                 needs >> 20,
                 pool >> 20
             ),

@@ -592,7 +592,13 @@ impl WorkerCore {
         digest: Digest,
     ) -> (VersionId, Option<VersionId>) {
         let scheduler = &mut self.scheduler;
-        self.versions.intern(function, version, digest, |id| scheduler.forget(id))
+        let interned = self.versions.intern(function, version, digest, |id| scheduler.forget(id));
+        if let Some(id) = self.versions.take_added() {
+            let namespace = self.versions.get(id).namespace;
+            let share = self.versions.namespaces.memory_share(namespace);
+            self.scheduler.belongs(id, namespace, share);
+        }
+        interned
     }
 
     // The scheduler.

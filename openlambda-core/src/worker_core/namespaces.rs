@@ -1,6 +1,7 @@
-//! What the functions of a namespace may take of a worker together: calls a second, waiting calls.
+//! What the functions of a namespace may take of a worker together: calls a second, waiting calls, a
+//! share of the memory pool (which the scheduler keeps to).
 //!
-//! A namespace is known while a version of it is. Where the operator has set no quota, a call costs
+//! A namespace is known while a version of it is; then its number may be given to another. Where the operator has set no quota, a call costs
 //! nothing here.
 
 use std::collections::BTreeMap;
@@ -8,11 +9,8 @@ use std::time::Duration;
 
 use crate::allow::Allow;
 use crate::function::FunctionName;
+use crate::scheduler::NamespaceId;
 use crate::time::Time;
-
-/// A namespace that is known. Its number may be given to another when no version of it is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NamespaceId(u32);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -30,6 +28,7 @@ struct Namespace {
     rate: Option<Rate>,
     most_waiting: Option<u32>,
     waiting: u32,
+    memory_share: Option<f64>,
 }
 
 /// A quota that a call is over.
@@ -62,6 +61,7 @@ impl Namespaces {
                 let namespace = Namespace {
                     rate: bounds.calls_per_second.map(Rate::new),
                     most_waiting: bounds.waiting_calls,
+                    memory_share: bounds.memory_share,
                     ..Namespace::default()
                 };
                 let id = self.free.pop().unwrap_or(NamespaceId(self.places.len() as u32));
@@ -75,6 +75,11 @@ impl Namespaces {
         };
         self.places[id.0 as usize].versions += 1;
         id
+    }
+
+    /// Which share of the memory pool its instances may take.
+    pub(super) fn memory_share(&self, id: NamespaceId) -> Option<f64> {
+        self.places[id.0 as usize].memory_share
     }
 
     /// A version of the function is not known any more.

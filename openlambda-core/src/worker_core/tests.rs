@@ -560,3 +560,20 @@ fn calls_over_a_quota_are_refused_and_leave_nothing() {
     bench.call("n/f", 1, 1, None);
     assert!(answered(&bench.outputs()).is_empty());
 }
+
+#[test]
+fn an_instance_that_does_not_fit_into_its_namespace_s_share_is_refused() {
+    let mut allow = Allow::default();
+    let small = crate::allow::Bounds { memory_share: Some(0.05), ..Default::default() };
+    allow.namespace.insert("n".to_owned(), small);
+    let mut bench = Bench::allowing(allow);
+    let refused = bench.call("n/f", 1, 1, None);
+    let admitted = bench.call("f", 1, 1, None);
+    bench.outputs();
+    let outputs = bench.fetched(1);
+    let told = "an instance takes 100 MiB and the worker has 50 MiB for its namespace; lower memory_mb \
+                in the manifest or give the worker more";
+    assert_eq!(answered(&outputs), [(refused, told)]);
+    let [instance] = created(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(ran(&bench.started(instance)), [(admitted, instance)]);
+}

@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::namespaces::{NamespaceId, Namespaces};
+use super::namespaces::Namespaces;
 use crate::allow::Allow;
 use crate::failure::Failure;
 use crate::function::{Digest, FunctionName, Version};
 use crate::hash::{Hashed, stable_hash};
 use crate::manifest::Manifest;
-use crate::scheduler::{Limits, VersionId};
+use crate::scheduler::{Limits, NamespaceId, VersionId};
 use crate::time::Time;
 
 /// Versions that are known before it is worth to look for those that can be forgotten.
@@ -33,6 +33,8 @@ pub(super) struct Versions {
     sweep_at: usize,
     bundles: HashMap<Digest, Bundle, Hashed>,
     pub(super) namespaces: Namespaces,
+    /// The version that has just become known.
+    added: Option<VersionId>,
 }
 
 /// A version of a function.
@@ -86,6 +88,7 @@ impl Versions {
             sweep_at: MANY,
             bundles: HashMap::with_hasher(Hashed),
             namespaces: Namespaces::new(allow),
+            added: None,
         }
     }
 
@@ -207,7 +210,14 @@ impl Versions {
             self.places[last.0 as usize].next_of_bundle = Some(id);
         }
         self.index.insert(hash, id);
+        self.added = Some(id);
         id
+    }
+
+    /// The version that has become known since this was asked last: one, after each
+    /// [`intern`](Self::intern).
+    pub(super) fn take_added(&mut self) -> Option<VersionId> {
+        self.added.take()
     }
 
     fn sweep(&mut self, mut forget: impl FnMut(VersionId) -> bool) {
