@@ -197,3 +197,53 @@ fn a_limit_follows_the_load() {
     assert!(free > 1000.0, "{free} ms");
     assert!((100.0..150.0).contains(&followed), "{followed} ms, alone 100");
 }
+
+/// One server, beside a function whose calls come faster than it serves them: function 1, which is called
+/// little. The mean wait of all calls, and by function.
+fn beside_a_flood(namespaces: u32) -> (f64, Vec<f64>) {
+    let mut config = one_server("fifo");
+    config.workload.functions = 2;
+    config.workload.zipf = 4.0;
+    config.workload.mix = FunctionMix::default();
+    config.workload.service = Service::Exponential(Duration::from_millis(20));
+    config.workload = config.workload.with_busy(1.5, SEED);
+    config.workload.invocations = 20_000;
+    config.limits.queue = 1_000_000;
+    config.namespaces = namespaces;
+    mean_waits(&config)
+}
+
+/// A flood of one namespace delays another's call by one call, and by the other's own that wait; within
+/// one namespace the flood's queue is everybody's.
+#[test]
+fn a_flood_of_one_namespace_makes_no_other_wait_for_longer_than_its_share_says() {
+    let ((mean, together), (mean_apart, apart)) = (beside_a_flood(1), beside_a_flood(2));
+    // The running call ends in 20 ms on average, and after a call of its own the flood may have one more.
+    assert!(apart[1] < 40.0, "{apart:?}");
+    assert!(together[1] > 100.0 * apart[1], "{together:?}, {apart:?}");
+    // Conservation: what the one does not wait, the other does.
+    assert!((mean_apart / mean - 1.0).abs() < 0.01, "{mean} {together:?}, {mean_apart} {apart:?}");
+}
+
+/// The same where memory is scarce: 60 functions that are called more than the memory holds instances for,
+/// and another namespace's.
+#[test]
+fn a_flood_of_one_namespace_leaves_another_its_memory() {
+    let waits = |namespaces: u32| {
+        let mut config = one_server("fifo");
+        config.workload.functions = 2;
+        config.workload.zipf = 3.0;
+        config.workload.mix = FunctionMix::default();
+        config.workload.service = Service::Exponential(Duration::from_millis(100));
+        config.workload = config.workload.with_busy(8.0, SEED);
+        config.workload.invocations = 20_000;
+        config.scheduler.running = RunningLimit::None;
+        config.scheduler.memory = 4 * config.limits.memory;
+        config.cold_start = Duration::from_millis(50);
+        config.limits.queue = 1_000_000;
+        config.namespaces = namespaces;
+        mean_waits(&config).1
+    };
+    let (together, apart) = (waits(1), waits(2));
+    assert!(apart[1] < together[1] / 10.0, "{together:?}, {apart:?}");
+}

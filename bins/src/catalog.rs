@@ -4,11 +4,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::config::nearest;
 use openlambda_core::invocation::BoxError;
 use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::queue::{self, QueueCatalog, QueueEntry};
-use openlambda_core::registry::Registry;
+use openlambda_core::registry::{Bounded, Registry};
 use openlambda_core::sandbox::SandboxFactory;
 use openlambda_core::serving::Secret;
 use openlambda_core::time::SystemClock;
@@ -308,6 +309,22 @@ impl Catalog {
         let entry = entry.ok_or_else(|| unknown("registry", name, &self.registry_names()))?;
         (entry.build)(RegistryContext { place, secret, by })
             .context(|| format!("cannot open the registry {spec}"))
+    }
+
+    /// The same, for those who publish. It takes what this allows: the native registry sees to that
+    /// itself, by its own settings, and this program does for every other.
+    pub(crate) fn open_registry_within(
+        &self,
+        spec: &str,
+        secret: Option<&Secret>,
+        by: &str,
+        allow: Allow,
+    ) -> Result<Arc<dyn Registry>> {
+        let registry = self.open_registry(spec, secret, by)?;
+        Ok(match registry.kind() {
+            "native" => registry,
+            _ => Arc::new(Bounded::new(registry, allow)),
+        })
     }
 }
 

@@ -23,6 +23,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::audit::{Actor, AuditLog, Audited};
 use openlambda_core::format::Format;
 use openlambda_core::hash::stable_hash;
@@ -38,7 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
-use crate::settings::Config;
+use crate::settings::{Config, Settings};
 
 /// The format of a data folder.
 const FORMAT: Format = Format { kind: "data folder", number: 1 };
@@ -111,7 +112,9 @@ impl ClusterState {
         command: &str,
     ) -> Result<Arc<dyn Registry>> {
         let by = format!("uid {}, {command}", rustix::process::getuid().as_raw());
-        let registry = catalog.open_registry(&self.registry.spec, self.secret.as_ref(), &by)?;
+        let allow = DataDir { root: self.folder.clone() }.allow()?;
+        let (spec, secret) = (&self.registry.spec, self.secret.as_ref());
+        let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         if self.registry.kind == "native" {
             return Ok(registry);
         }
@@ -192,6 +195,15 @@ impl DataDir {
             .ok()?;
         let settings: toml::Table = text.parse().ok()?;
         Some(settings.get("worker")?.get("docker_socket")?.as_str()?.to_owned())
+    }
+
+    /// What the operator of the cluster that runs allows.
+    ///
+    /// # Errors
+    ///
+    /// That what `ol up` wrote down cannot be read.
+    pub(crate) fn allow(&self) -> Result<Allow> {
+        Ok(Settings::of_daemons(&self.join("daemons.toml"))?.config()?.allow.allow())
     }
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {

@@ -48,7 +48,8 @@ pub enum FailureKind {
     BadRequest,
     /// This is for those who know the cluster's secret.
     Unauthorized,
-    /// The client may not do this, whatever its identity.
+    /// The client may not do this, whatever its identity; or the function asks for more than the operator
+    /// allows.
     Forbidden,
     /// No such function, or no such version.
     NotFound,

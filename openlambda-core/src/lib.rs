@@ -18,6 +18,7 @@
 //!
 //! Without default features the crate has neither tokio nor hyper.
 
+pub mod allow;
 mod arena;
 #[cfg(feature = "serving")]
 pub mod audit;

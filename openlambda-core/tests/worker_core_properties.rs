@@ -179,8 +179,14 @@ impl History {
     }
 }
 
-fn play(ops: &[Op], pause: bool, keep_alive: &str, patient: bool) -> Vec<(Time, Output)> {
-    let mut shell = Shell::new(pause, keep_alive);
+fn play(
+    ops: &[Op],
+    pause: bool,
+    keep_alive: &str,
+    patient: bool,
+    quotas: bool,
+) -> Vec<(Time, Output)> {
+    let mut shell = Shell::new(pause, keep_alive, quotas);
     for balancer in ["a", "b"] {
         shell.subscribe(Some(balancer));
     }
@@ -209,8 +215,9 @@ proptest! {
         pause in any::<bool>(),
         policy in proptest::sample::select(&POLICIES),
         patient in any::<bool>(),
+        quotas in any::<bool>(),
     ) {
-        let log = play(&ops, pause, policy, patient);
-        prop_assert_eq!(log, play(&ops, pause, policy, patient), "the same history, other outputs");
+        let log = play(&ops, pause, policy, patient, quotas);
+        prop_assert_eq!(log, play(&ops, pause, policy, patient, quotas), "the same history, other outputs");
     }
 }

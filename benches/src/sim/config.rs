@@ -43,6 +43,8 @@ pub struct SimConfig {
     /// What every function's manifest says, except for the memory when the workload's mix gives it; that is
     /// in whole MiB, rounded up.
     pub limits: Limits,
+    /// How many namespaces there are: function `n` is in number `n` modulo this many.
+    pub namespaces: u32,
     /// How long a call may wait on a worker.
     pub max_wait: Duration,
     /// Between balancer and worker, one way.
@@ -118,6 +120,7 @@ impl Default for SimConfig {
                 timeout: Duration::from_secs(30),
                 reuse: true,
             },
+            namespaces: 1,
             max_wait: Duration::from_secs(30),
             hop: Duration::from_micros(100),
             pull: Duration::from_millis(20),

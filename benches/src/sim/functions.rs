@@ -41,7 +41,11 @@ impl Functions {
                 let limits = Limits { memory, ..config.limits };
                 Arc::new(manifest_of(&limits, profile.package))
             });
-            let name: FunctionName = format!("f{n}").parse().expect("a letter and digits");
+            let name = match config.namespaces {
+                0 | 1 => format!("f{n}"),
+                namespaces => format!("n{}/f{n}", n as u32 % namespaces),
+            };
+            let name: FunctionName = name.parse().expect("letters and digits");
             let digest = match profile.package {
                 // What a worker pulls is the package. A bundle has one manifest, so functions share it
                 // where that is the same.

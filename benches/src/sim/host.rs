@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::function::Digest;
 use openlambda_core::scheduler::{InstanceId, InvocationId, VersionId};
 use openlambda_core::time::Time;
@@ -70,6 +71,7 @@ impl Host {
             scheduler: config.scheduler.clone(),
             max_wait: config.max_wait,
             code_budget: config.code_budget,
+            allow: Allow::default(),
         };
         Ok(Host {
             life: 0,

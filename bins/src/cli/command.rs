@@ -102,7 +102,7 @@ enum Command {
     /// List the balancing policies, and the workers' keep-alive and queue policies
     Policies(policies::PoliciesArgs),
     /// Compare policies in a simulation that runs the live code for balancing and scheduling
-    Sim(sim::SimArgs),
+    Sim(Box<sim::SimArgs>),
     /// Replay what a worker recorded with --inputs, and print the records of its calls
     Replay(replay::ReplayArgs),
     /// Show the settings of ol up and of the daemons

@@ -12,7 +12,8 @@ use crate::private;
 use crate::settings::{Balancer, Given, Settings, check_balancer};
 
 pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()> {
-    let settings = Settings::complete(given, None)?.config()?.balancer;
+    let config = Settings::complete(given, None)?.config()?;
+    let settings = config.balancer;
     check_balancer(&settings)?;
     let stop = stop_signal()?;
     let registry = settings
@@ -20,7 +21,8 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
         .as_deref()
         .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
     let secret = secret_in(settings.secret_file.as_deref())?;
-    let registry = catalog.open_registry(registry, Some(&secret), "ol-lb")?;
+    let allow = config.allow.allow();
+    let registry = catalog.open_registry_within(registry, Some(&secret), "ol-lb", allow)?;
     let built = catalog.policies().build(&settings.policy)?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());

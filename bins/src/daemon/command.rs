@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use openlambda_sandbox::sys::give_back_freed_memory;
+
 use super::process::start_log;
 use super::{balancer, registry, worker};
 use crate::Catalog;
@@ -88,6 +90,7 @@ pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
 /// Runs a future on a runtime of its own, with logs to standard error.
 fn block_on<F: Future>(future: F) -> Result<F::Output> {
     start_log();
+    give_back_freed_memory();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
         runtime.worker_threads(serving_threads());

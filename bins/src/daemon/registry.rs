@@ -9,7 +9,8 @@ use crate::error::{CliError, Context, Result};
 use crate::settings::{Given, Registry, Settings};
 
 pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
-    let settings = Settings::complete(given, None)?.config()?.registry;
+    let config = Settings::complete(given, None)?.config()?;
+    let (settings, allow) = (config.registry, config.allow.allow());
     let store = settings.store.ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
@@ -26,6 +27,6 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
         .context(|| "opening the store failed".to_owned())?
         .context(|| format!("cannot open the store in {place}"))?;
     say_ready(&listener)?;
-    let registry = Arc::new(NativeRegistry::new(store));
+    let registry = Arc::new(NativeRegistry::new(store.allowing(allow)));
     serve(registry, listener, config, stop).await.context(|| "the registry ended".to_owned())
 }

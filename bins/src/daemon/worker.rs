@@ -20,7 +20,8 @@ use crate::settings::{Given, Settings, Worker, check_worker};
 const FORMAT: Format = Format { kind: "worker's folder", number: 1 };
 
 pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
-    let settings = Settings::complete(given, None)?.config()?.worker;
+    let all = Settings::complete(given, None)?.config()?;
+    let settings = all.worker;
     check_worker(&settings)?;
     let name = required(settings.name.clone(), "name")?;
     let registry = required(settings.registry.clone(), "registry")?;
@@ -28,6 +29,7 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
     let secret = secret_in(settings.secret_file.as_deref())?;
     let mut config = settings.config(&name, &state_dir, catalog)?;
     config.secret = Some(secret.clone());
+    config.allow = all.allow.allow();
     FORMAT.check(&state_dir)?;
     let stop = stop_signal()?;
     let registry = catalog.open_registry(&registry, Some(&secret), "ol-worker")?;

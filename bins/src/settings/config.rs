@@ -5,11 +5,12 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Table;
 
+use super::allow::AllowSettings;
 use super::balancer::BalancerSettings;
 use super::cluster::ClusterSettings;
 use super::file;
 use super::given::Given;
-use super::program::{Program, Up};
+use super::program::{Program, Registry, Up};
 use super::registry::RegistrySettings;
 use super::section::{Known, Section};
 use super::setting::{Origin, Setting};
@@ -23,6 +24,7 @@ pub(crate) struct Config {
     pub(crate) balancer: BalancerSettings,
     pub(crate) worker: WorkerSettings,
     pub(crate) registry: RegistrySettings,
+    pub(crate) allow: AllowSettings,
 }
 
 /// The settings of one program, and where each comes from.
@@ -63,6 +65,15 @@ impl Settings {
         Settings::complete(Given::<Up>::by_environment()?, file)
     }
 
+    /// Those that `ol up` wrote down for its daemons in this file.
+    ///
+    /// # Errors
+    ///
+    /// As [`complete`](Self::complete).
+    pub(crate) fn of_daemons(file: &Path) -> Result<Settings> {
+        Settings::complete(Given::<Registry>::by_environment()?, Some(file))
+    }
+
     pub(crate) fn all(&self) -> &[Setting] {
         &self.all
     }
@@ -78,6 +89,7 @@ impl Settings {
             balancer: self.section()?,
             worker: self.section()?,
             registry: self.section()?,
+            allow: self.section()?,
         })
     }
 

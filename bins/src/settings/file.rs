@@ -9,8 +9,9 @@ use openlambda_core::config::{ConfigError, explain, nearest};
 use toml::de::DeTable;
 use toml::{Table, Value};
 
+use super::cluster::ClusterSettings;
 use super::program::{Program, everything};
-use super::section::Known;
+use super::section::{Known, Section};
 use super::setting::{Origin, Setting};
 use crate::error::{CliError, Result};
 
@@ -30,7 +31,7 @@ pub(super) fn read<P: Program>(path: &Path) -> Result<Vec<Setting>> {
     let mut file = File { origin, text: &text, own: P::OWN, known: everything(), told: Vec::new() };
     file.read()?;
     // A daemon reads its own values; `ol up` decides them, so a file that has them means another.
-    let decided = P::known().iter().any(|known| known.section != P::OWN);
+    let decided = P::OWN == ClusterSettings::NAME;
     for (setting, line) in file.told.iter().filter(|_| decided) {
         if file.known.iter().any(|known| known.of_one && known.is(setting.section, &setting.name)) {
             let message = format!(

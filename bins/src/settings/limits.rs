@@ -87,6 +87,15 @@ pub(crate) fn check_worker(worker: &WorkerSettings) -> Result<()> {
             "worker.max_wait_seconds = 0 leaves no time for a cold start; use more than 0";
         return Err(CliError::new(message));
     }
+    let (memory, one) = (worker.body_memory_mb.get(), worker.body_limit_mb.get());
+    if memory < one.saturating_mul(2) {
+        let message = format!(
+            "worker.body_memory_mb = {memory} has no room for bodies of worker.body_limit_mb = {one}; set it \
+             to {} or more",
+            one.saturating_mul(2)
+        );
+        return Err(CliError::new(message));
+    }
     if worker.heartbeat_seconds.get() < 0.01 {
         let message = format!(
             "worker.heartbeat_seconds = {} is too short; use 0.01 or more",
@@ -132,7 +141,7 @@ mod tests {
     #[test]
     fn each_pair_that_does_not_fit_is_told_by_both_names() {
         type Spoil = fn(&mut Config);
-        let cases: [(Spoil, &str, &str); 8] = [
+        let cases: [(Spoil, &str, &str); 9] = [
             (
                 |c| c.balancer.silence_seconds = Duration::from_secs(60).into(),
                 "balancer.silence_seconds = 60",
@@ -167,6 +176,11 @@ mod tests {
                 |c| c.worker.head_seconds = Duration::from_secs(5).into(),
                 "worker.head_seconds = 5",
                 "use 6 or more",
+            ),
+            (
+                |c| c.worker.body_memory_mb = Count::of(11),
+                "worker.body_memory_mb = 11",
+                "set it to 12 or more",
             ),
             (|c| c.balancer.body_limit_mb = Count::of(9), "balancer.body_limit_mb = 9", "set both"),
         ];

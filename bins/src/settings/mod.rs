@@ -3,7 +3,7 @@
 //! ```text
 //!  flags  >  environment  >  file  >  defaults
 //!                              │
-//!     [cluster] [balancer] [worker] [registry], the same for every program
+//!     [cluster] [balancer] [worker] [registry] [allow], the same for every program
 //! ```
 //!
 //! A section is a struct (`ClusterSettings` and so on): its fields are the keys of its table in a file,
@@ -14,6 +14,7 @@
 //!
 //! `ol up` checks everything before it starts anything, and hands its daemons a file with the result.
 
+mod allow;
 mod balancer;
 mod cluster;
 mod config;

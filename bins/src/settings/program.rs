@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use toml::Value;
 
+use super::allow::AllowSettings;
 use super::balancer::BalancerSettings;
 use super::cluster::ClusterSettings;
 use super::registry::RegistrySettings;
@@ -64,6 +65,7 @@ impl Program for Up {
                 ClusterSettings::NAME => "Cluster",
                 BalancerSettings::NAME => "Balancer",
                 WorkerSettings::NAME => "Workers",
+                AllowSettings::NAME => "What functions may ask for",
                 _ => "Registry",
             });
         }
@@ -76,7 +78,7 @@ impl Program for Worker {
     const OWN: &'static str = WorkerSettings::NAME;
 
     fn known() -> Vec<Known> {
-        Known::of::<WorkerSettings>()
+        with_bounds(Known::of::<WorkerSettings>())
     }
 }
 
@@ -85,7 +87,7 @@ impl Program for Balancer {
     const OWN: &'static str = BalancerSettings::NAME;
 
     fn known() -> Vec<Known> {
-        Known::of::<BalancerSettings>()
+        with_bounds(Known::of::<BalancerSettings>())
     }
 }
 
@@ -94,7 +96,7 @@ impl Program for Registry {
     const OWN: &'static str = RegistrySettings::NAME;
 
     fn known() -> Vec<Known> {
-        Known::of::<RegistrySettings>()
+        with_bounds(Known::of::<RegistrySettings>())
     }
 }
 
@@ -104,6 +106,16 @@ pub(crate) fn everything() -> Vec<Known> {
     known.extend(Known::of::<BalancerSettings>());
     known.extend(Known::of::<WorkerSettings>());
     known.extend(Known::of::<RegistrySettings>());
+    with_bounds(known)
+}
+
+/// What the operator allows: registry, balancer and worker each keep to it.
+fn with_bounds(mut known: Vec<Known>) -> Vec<Known> {
+    known.extend(Known::of::<AllowSettings>().into_iter().map(|mut bound| {
+        // A worker has a `memory_mb` of its own.
+        bound.argument = bound.argument.id(format!("{}.{}", bound.section, bound.name));
+        bound
+    }));
     known
 }
 

@@ -106,6 +106,9 @@ pub(crate) struct WorkerSettings {
     /// The largest body of a request, MiB; a larger one gets 413
     #[arg(long, value_name = "MIB", hide_short_help = true)]
     pub(crate) body_limit_mb: Count,
+    /// What the bodies of all requests on a worker may take, MiB; what is over it gets 429
+    #[arg(long, value_name = "MIB", hide_short_help = true)]
+    pub(crate) body_memory_mb: Count,
     /// Connections at once; one more waits until another ends. A balancer keeps some of them open
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) most_connections: Count<1_000_000_000, 16>,
@@ -204,6 +207,7 @@ impl Default for WorkerSettings {
             offer_seconds: config.scheduler.offer_timeout.into(),
             code_mb: (config.code_budget >> 20) as u32,
             body_limit_mb: Count::of(config.body_limit >> 20),
+            body_memory_mb: Count::of(config.body_budget >> 20),
             most_connections: Count::of(config.patience.most_connections as u64),
             head_seconds: config.patience.head.into(),
             write_seconds: config.patience.write.into(),
@@ -259,6 +263,7 @@ impl WorkerSettings {
         config.log_size = self.log_mb.get() << 20;
         config.code_budget = u64::from(self.code_mb) << 20;
         config.body_limit = self.body_limit_mb.get() << 20;
+        config.body_budget = self.body_memory_mb.get() << 20;
         config.patience.most_connections = self.most_connections.get() as usize;
         config.patience.head = self.head_seconds.into();
         config.patience.write = self.write_seconds.into();

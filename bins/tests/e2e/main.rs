@@ -9,6 +9,7 @@
 //! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
+//! | `allow` | what the operator lets functions ask for |
 //! | `examples` | what the README of each example says |
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
@@ -17,6 +18,7 @@
 //! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
+//! | `bodies` | the memory of bodies that wait at a worker |
 //! | `drain` | ends and limits under load |
 //! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
@@ -26,10 +28,12 @@
 #![allow(unreachable_pub, reason = "it is one binary of several modules")]
 
 mod admin;
+mod allow;
 mod attack;
 mod author;
 #[cfg(feature = "bench")]
 mod bench;
+mod bodies;
 mod chaos;
 mod chat;
 mod common;

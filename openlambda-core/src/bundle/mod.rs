@@ -28,6 +28,7 @@
 mod canonical;
 mod entries;
 mod limits;
+mod manifest;
 mod pack;
 mod stream;
 #[cfg(test)]
@@ -37,6 +38,7 @@ mod write;
 
 pub use canonical::canonicalise;
 pub use limits::{BundleError, Limits};
+pub use manifest::manifest_text;
 pub use pack::pack_dir;
 pub use stream::{PIECE, Pace, spool, stream};
 pub use unpack::unpack;

@@ -23,6 +23,12 @@ pub enum RegistryError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The operator does not allow it, with the key, the bound and the next step.
+    #[error("the bundle is not allowed: {reason}")]
+    NotAllowed {
+        /// What was asked for, and what is allowed.
+        reason: String,
+    },
     /// An alias does not point where the caller believes.
     #[error("alias {alias} points to {} now; read it and try again", at.map_or("nothing".to_owned(), |version| format!("version {version}")))]
     Conflict {
@@ -61,6 +67,7 @@ impl From<RegistryError> for Failure {
             RegistryError::BadBundle { .. } | RegistryError::Conflict { .. } => {
                 FailureKind::BadRequest
             }
+            RegistryError::NotAllowed { .. } => FailureKind::Forbidden,
             RegistryError::Unsupported(_) => FailureKind::BadRequest,
             RegistryError::Unavailable(_) | RegistryError::Storage(_) => {
                 FailureKind::RegistryUnavailable

@@ -9,6 +9,8 @@
 //! helps with the names. Every other method is provided, and a kind that can do it faster overrides
 //! it. `registry::kit` (feature `kit`) has a whole registry over a place that stores bundles.
 
+#[cfg(feature = "bundle")]
+mod bounded;
 mod bundle;
 mod error;
 #[cfg(feature = "kit")]
@@ -33,6 +35,8 @@ use serde::{Deserialize, Serialize};
 use crate::function::{Digest, FunctionName, FunctionRef, Version};
 use crate::manifest::Manifest;
 
+#[cfg(feature = "bundle")]
+pub use bounded::{Bounded, admit};
 pub use bundle::{Bundle, BundleStream};
 pub use error::RegistryError;
 #[cfg(feature = "kit")]
@@ -65,7 +69,7 @@ pub trait Registry: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// The registry cannot be reached or written; nothing was stored then.
+    /// The registry cannot be reached or written, or [`RegistryError::NotAllowed`]; nothing was stored then.
     async fn put(&self, name: &FunctionName, bundle: Bundle) -> Result<Published, RegistryError>;
 
     /// The bundle's tar.

@@ -1,9 +1,11 @@
 //! Grants wishes for memory: starts instances, and evicts others to make room for them.
 
-use super::order::Key;
+use super::instances::{Instance, State};
+use super::life::is_idle;
+use super::shares::Turn;
 use super::version::Code;
 use super::wishes::Wish;
-use super::{Action, EvictReason, Scheduler, VersionId};
+use super::{Action, EvictReason, NamespaceId, Scheduler, VersionId};
 use crate::time::Time;
 
 impl Scheduler {
@@ -30,25 +32,25 @@ impl Scheduler {
             let free = self.instances.free_slots(version, version.waiting);
             self.queueing.wish_key(&version.line, version.promised.saturating_add(free))
         });
-        self.queueing.wishing.set(id, key);
+        self.queueing.wishing.set(version.namespace, id, key);
     }
 
-    /// Whose wish is served next, and the place of its call. In the order of the queue policy; without a
+    /// Whose wish is served next, and its turn (`None`: before all others). In the order of the queue policy; without a
     /// limit of running calls, memory is all that a wish waits for, and one that has done so for too long
     /// comes first, whatever the order.
-    pub(super) fn next_wish(&mut self, now: Time) -> Option<(Key, Wish)> {
+    pub(super) fn next_wish(&mut self, now: Time) -> Option<(Option<Turn>, Wish)> {
         let oldest = self.wishes.oldest()?;
-        let first = Key { rank: 0, number: 0 };
         if !self.queueing.orders {
-            return Some((first, oldest));
+            return Some((None, oldest));
         }
-        let overdue = now.since(oldest.since) > self.config.fairness;
+        // Between namespaces age is no claim: whoever floods has the oldest.
+        let overdue = now.since(oldest.since) > self.config.fairness && !self.shares.several();
         if overdue && !self.queueing.limiter.limits() {
-            return Some((first, oldest));
+            return Some((None, oldest));
         }
-        let (key, id) = self.queueing.wishing.first()?;
-        let wish = self.wishes.oldest_of(&self.versions[id.0 as usize].wishes)?;
-        Some((key, wish))
+        let turn = self.queueing.wishing.first(&self.shares, self.queueing.scarce(), true)?;
+        let wish = self.wishes.oldest_of(&self.versions[turn.version.0 as usize].wishes)?;
+        Some((Some(turn), wish))
     }
 
     /// Starts instances in the order of the wishes while there is memory, or resumes those that gave
@@ -63,6 +65,7 @@ impl Scheduler {
     /// the next one may be granted.
     pub(super) fn grant(&mut self, now: Time, id: VersionId) -> bool {
         let version = &mut self.versions[id.0 as usize];
+        let namespace = version.namespace;
         let paused = self.instances.paused(version.paused).next();
         let free = self.instances.free_slots(version, version.waiting);
         if version.code.limits().is_some()
@@ -70,11 +73,14 @@ impl Scheduler {
             && let Some(paused) = paused
         {
             let missing = self.instances[paused].missing();
-            if !self.pool.take(missing) {
+            if self.shares.counts() && !self.shares.fits(namespace, missing, false) {
+                return self.make_room_within(now, namespace, missing);
+            }
+            if !self.take_memory(namespace, missing) {
                 self.make_room(now, missing);
                 return false;
             }
-            self.wishes.pop(&mut version.wishes);
+            self.wishes.pop(&mut self.versions[id.0 as usize].wishes);
             self.resume(paused);
             self.enter_wishing(id);
             return true;
@@ -92,10 +98,17 @@ impl Scheduler {
                 return true;
             }
         };
-        if !self.pool.take(memory) {
+        if self.shares.counts() && !self.shares.fits(namespace, memory, false) {
+            return self.make_room_within(now, namespace, memory);
+        }
+        if !self.take_memory(namespace, memory) {
             self.make_room(now, memory);
             return false;
         }
+        if self.shares.several() {
+            self.shares.starts(namespace);
+        }
+        let version = &mut self.versions[id.0 as usize];
         self.wishes.pop(&mut version.wishes);
         version.instances += 1;
         version.promised += slots;
@@ -116,14 +129,95 @@ impl Scheduler {
         }
     }
 
-    /// Whether a version must give up a free instance: another version has waited for memory for too
-    /// long, and what is ending already does not suffice.
+    /// The same within a namespace's own share: its own idle instances end. Returns whether the wishes of
+    /// others are to be looked at.
+    fn make_room_within(&mut self, now: Time, namespace: NamespaceId, bytes: u64) -> bool {
+        while !self.shares.fits(namespace, bytes, true) {
+            let versions = &self.versions;
+            let own = |of: &Instance| {
+                is_idle(of) && versions[of.version.0 as usize].namespace == namespace
+            };
+            let idle = self.instances.filter(own);
+            // Whose end would come first, or who is there for longest.
+            let first = idle.into_iter().min_by_key(|id| {
+                let instance = &self.instances[*id];
+                (instance.expire_at.is_none(), instance.expire_at, instance.serial)
+            });
+            let Some(victim) = first else { break };
+            self.evict(now, victim, EvictReason::Memory);
+        }
+        self.shares.set_full(namespace);
+        self.shares.several()
+    }
+
+    /// Takes memory for an instance from the pool, if so much is free.
+    pub(super) fn take_memory(&mut self, namespace: NamespaceId, bytes: u64) -> bool {
+        let taken = self.pool.take(bytes);
+        if taken && self.shares.counts() {
+            self.shares.takes(namespace, bytes);
+        }
+        taken
+    }
+
+    /// Gives memory of an instance of the version back.
+    pub(super) fn give_memory_back(&mut self, version: VersionId, bytes: u64) {
+        self.pool.give_back(bytes);
+        if self.shares.counts() {
+            self.shares.gives_back(self.versions[version.0 as usize].namespace, bytes);
+        }
+    }
+
+    /// What instances take is of interest from now on.
+    pub(super) fn count_memory(&mut self) {
+        for id in self.instances.filter(|of| of.state() != State::Gone) {
+            let of = &self.instances[id];
+            let namespace = self.versions[of.version.0 as usize].namespace;
+            self.shares.takes(namespace, of.memory);
+            if of.retiring || matches!(of.state(), State::Ending | State::Cancelling) {
+                self.shares.is_ending(namespace, of.memory);
+            }
+        }
+    }
+
+    /// Whether a version must give up a free instance: another version waits for memory whose namespace has
+    /// less, or has waited for too long, and what is ending already does not suffice.
     pub(super) fn must_yield(&mut self, now: Time, version: VersionId) -> bool {
-        let Some((_, Wish { version: wisher, since })) = self.next_wish(now) else { return false };
-        let limits = self.versions[wisher.0 as usize].code.limits();
-        let needs = limits.map_or(0, |limits| limits.memory);
-        wisher != version
-            && now.since(since) > self.config.fairness
-            && self.pool.free() + self.ending_bytes + self.retiring_bytes < needs
+        if self.wishes.is_empty() {
+            return false;
+        }
+        let own = self.versions[version.0 as usize].namespace;
+        let Some(Wish { version: wisher, since }) = self.wish_of(own).or_else(|| {
+            let (_, wish) = self.next_wish(now)?;
+            Some(wish)
+        }) else {
+            return false;
+        };
+        if wisher == version {
+            return false;
+        }
+        let memory = |id: VersionId| {
+            let limits = self.versions[id.0 as usize].code.limits();
+            limits.map_or(0, |limits| limits.memory)
+        };
+        let needs = memory(wisher);
+        let its = self.versions[wisher.0 as usize].namespace;
+        // More even with it than without.
+        let has_less = its != own
+            && self.shares.memory(its) + needs + memory(version) <= self.shares.memory(own);
+        (has_less || now.since(since) > self.config.fairness)
+            && (self.pool.free() + self.ending_bytes + self.retiring_bytes < needs
+                || its == own && !self.shares.fits(its, needs, true))
+    }
+
+    /// The first wish of a namespace that has all the memory that it may have.
+    fn wish_of(&self, namespace: NamespaceId) -> Option<Wish> {
+        if !self.shares.is_full(namespace) {
+            return None;
+        }
+        if !self.queueing.orders {
+            return self.wishes.oldest();
+        }
+        let id = self.queueing.wishing.first_of(namespace)?;
+        self.wishes.oldest_of(&self.versions[id.0 as usize].wishes)
     }
 }

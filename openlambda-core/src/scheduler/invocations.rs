@@ -3,6 +3,7 @@
 
 use super::calls::{Call, Offer, Place, Run};
 use super::instances::State;
+use super::shares::Turn;
 use super::timers::Timer;
 use super::version::Code;
 use super::{
@@ -35,10 +36,21 @@ impl Scheduler {
         }
     }
 
+    /// What an instance of the version can have at most, bytes.
+    #[inline]
+    fn pool_for(&mut self, id: VersionId) -> u64 {
+        let total = self.pool.total();
+        if !self.shares.counts() {
+            return total;
+        }
+        let namespace = self.version(id).namespace;
+        total.min(self.shares.most(namespace))
+    }
+
     /// Whether one more may wait for the version.
     pub(super) fn admits(&mut self, call: &Arrival) -> Result<(), Rejection> {
         let draining = self.draining;
-        let pool = self.pool.total();
+        let pool = self.pool_for(call.version);
         let running = self.places_in_use();
         let has_place = self.queueing.limiter.admits(running);
         let has_place = has_place || self.queueing.policy.passes_by(call);
@@ -171,7 +183,14 @@ impl Scheduler {
             let Some(instance) = whole.or_else(|| {
                 // What it gave back it needs again: at once if nobody waits for memory, else in turn.
                 let last = instances.paused(paused).next()?;
-                let at_once = self.wishes.is_empty() && self.pool.take(instances[last].missing());
+                let missing = instances[last].missing();
+                let namespace = self.versions[index].namespace;
+                let at_once = self.wishes.is_empty()
+                    && (!self.shares.counts() || self.shares.fits(namespace, missing, false))
+                    && self.pool.take(missing);
+                if at_once && self.shares.counts() {
+                    self.shares.takes(namespace, missing);
+                }
                 at_once.then_some(last)
             }) else {
                 break;
@@ -213,7 +232,7 @@ impl Scheduler {
         let free = self.instances.next_free(version).is_some();
         let next = self.queueing.next(&version.line).filter(|_| free);
         let key = next.map(|slot| self.queueing.get(slot).key);
-        self.queueing.ready.set(id, key);
+        self.queueing.ready.set(version.namespace, id, key);
     }
 
     /// Whether the version's next call needs no place.
@@ -252,23 +271,31 @@ impl Scheduler {
             if !self.queueing.limiter.admits(running) {
                 break;
             }
-            let ready = self.queueing.ready.first();
-            if let Some((key, wish)) = self.next_wish(now)
-                && ready.is_none_or(|(other, _)| self.queueing.precedes(key, other))
+            let ready = self.next_ready();
+            if let Some((turn, wish)) = self.next_wish(now)
+                && ready.is_none_or(|ready| {
+                    turn.is_none_or(|turn| self.queueing.precedes(&turn, &ready))
+                })
                 && self.grant(now, wish.version)
             {
                 continue;
             }
             // The memory that a wish lacks may have been taken from this version.
-            let Some((key, id)) = self.queueing.ready.first() else { break };
+            let Some(ready) = self.next_ready() else { break };
+            let id = ready.version;
             self.enter_ready(id);
-            if self.queueing.ready.first() == Some((key, id)) {
+            if self.next_ready() == Some(ready) {
                 self.serve_next(now, id);
                 self.enter_ready(id);
                 self.drop_surplus_wishes(id);
             }
         }
         self.dispatching = false;
+    }
+
+    /// The first version of which a call can run.
+    fn next_ready(&self) -> Option<Turn> {
+        self.queueing.ready.first(&self.shares, self.queueing.scarce(), false)
     }
 
     /// An invocation, or the reservation of one, gets a slot of this instance, which is the version's
@@ -315,7 +342,11 @@ impl Scheduler {
         self.keep_alive.invoked(id, arrived, now);
         let instance = &mut self.instances[id];
         instance.ran = true;
-        match self.versions[instance.version.0 as usize].code.limits() {
+        let version = &self.versions[instance.version.0 as usize];
+        if self.shares.several() {
+            self.shares.begins(version.namespace);
+        }
+        match version.code.limits() {
             Some(limits) => {
                 self.timers.set(Timer::Run, invocation.slot(), now + limits.timeout);
             }
@@ -332,6 +363,11 @@ impl Scheduler {
         if self.queueing.learns {
             let version = self.instances[run.instance].version;
             self.queueing.policy.finished(version, now.since(run.since), now);
+        }
+        if self.shares.several() {
+            let version = self.instances[run.instance].version;
+            let namespace = self.versions[version.0 as usize].namespace;
+            self.shares.ends(namespace, now.since(run.since));
         }
         self.free_slot(now, run.instance, reusable);
     }
@@ -379,6 +415,9 @@ impl Scheduler {
                 let instance = &mut self.instances[id];
                 instance.retiring = true;
                 self.retiring_bytes += instance.memory;
+                if self.shares.counts() {
+                    self.shares.is_ending(version.namespace, instance.memory);
+                }
                 self.instances.remove_free(id, version);
                 self.spend(id);
             }
@@ -405,7 +444,7 @@ impl Scheduler {
     // Code.
 
     pub(super) fn on_code_ready(&mut self, now: Time, id: VersionId, limits: Limits) {
-        let pool = self.pool.total();
+        let pool = self.pool_for(id);
         let version = self.version(id);
         version.code = Code::Ready(limits);
         if limits.memory > pool {

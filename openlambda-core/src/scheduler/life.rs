@@ -73,11 +73,11 @@ impl Scheduler {
                     self.reject_waiting(invocation, Rejection::StartFailed(id));
                 }
             }
-            State::Cancelling => self.ending_bytes -= memory,
+            State::Cancelling => self.is_gone(version_id, memory),
             _ => return,
         }
         self.instances.remove(id, &mut self.versions[version_id.0 as usize]);
-        self.pool.give_back(memory);
+        self.give_memory_back(version_id, memory);
         self.pump(now, version_id);
     }
 
@@ -159,7 +159,8 @@ impl Scheduler {
         }
         let less = instance.memory.saturating_sub(bytes);
         instance.memory -= less;
-        self.pool.give_back(less);
+        let version = instance.version;
+        self.give_memory_back(version, less);
     }
 
     /// Wakes a paused instance; its memory has been taken.
@@ -205,6 +206,9 @@ impl Scheduler {
         let was_spent = std::mem::take(&mut instance.spent);
         if std::mem::take(&mut instance.retiring) {
             self.retiring_bytes -= instance.memory;
+        } else if self.shares.counts() {
+            let namespace = self.versions[version_id.0 as usize].namespace;
+            self.shares.is_ending(namespace, instance.memory);
         }
         self.ending_bytes += instance.memory;
         instance.expire_at = None;
@@ -245,15 +249,24 @@ impl Scheduler {
         if !matches!(instance.state(), State::Ending | State::Cancelling) {
             return;
         }
-        let (memory, used) = (instance.memory, instance.used());
-        let version = &mut self.versions[instance.version.0 as usize];
+        let (memory, used, version_id) = (instance.memory, instance.used(), instance.version);
+        let version = &mut self.versions[version_id.0 as usize];
         if used > 0 {
             self.instances.set_state(id, State::Gone);
         } else {
             self.instances.remove(id, version);
         }
-        self.ending_bytes -= memory;
-        self.pool.give_back(memory);
+        self.is_gone(version_id, memory);
+        self.give_memory_back(version_id, memory);
+    }
+
+    /// Nothing is left of an instance of the version that was ending.
+    fn is_gone(&mut self, version: VersionId, bytes: u64) {
+        self.ending_bytes -= bytes;
+        if !self.shares.counts() {
+            return;
+        }
+        self.shares.has_ended(self.versions[version.0 as usize].namespace, bytes);
     }
 
     /// Ends an idle instance, unless its version's calls wait for their turn alone: then it is there for
@@ -362,7 +375,7 @@ impl Scheduler {
     }
 }
 
-fn is_idle(instance: &Instance) -> bool {
+pub(super) fn is_idle(instance: &Instance) -> bool {
     match instance.state() {
         State::Up => instance.used() == 0,
         State::Pausing | State::Paused => true,

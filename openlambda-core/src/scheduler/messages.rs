@@ -19,6 +19,11 @@ use crate::time::Time;
 #[serde(transparent)]
 pub struct InvocationId(pub u64);
 
+/// A namespace of functions: between namespaces a worker is fair. Small numbers, which may be used again
+/// when no version of a namespace is known any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceId(pub u32);
+
 /// One version of a function on this worker, that is, a name and a digest. Dense: the shell interns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

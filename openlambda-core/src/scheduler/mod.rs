@@ -40,6 +40,15 @@
 //! takes one of its places too, when the instance's call comes before every call that has a slot. While
 //! memory for the instance is missing, those calls run.
 //!
+//! # Namespaces
+//!
+//! The policy orders the calls of one namespace ([`Scheduler::belongs`]). Between namespaces the one comes
+//! first that has had least: of time in the places of running calls, where those are limited, else of
+//! memory. So a namespace that floods makes no other wait for longer than the other's share says: for one
+//! of its calls, where the other has had less than its share. An idle instance is no claim: it is
+//! evicted for whoever needs the memory. A free instance of a namespace that has more memory than the
+//! first wish's namespace would have with it ends for that wish at once.
+//!
 //! # The life of a reservation
 //!
 //! A balancer that binds late (Sparrow, SOSP 2013) reserves a place in the queues of several workers,
@@ -76,6 +85,7 @@ mod messages;
 mod order;
 mod queueing;
 mod reservations;
+mod shares;
 mod timers;
 mod version;
 mod wishes;
@@ -89,10 +99,11 @@ pub use config::{InstanceChoice, SchedulerConfig};
 pub use limit::{LimitError, LoadLimit, RunningLimit};
 pub use memory::MemoryPool;
 pub use messages::{
-    Action, Counts, Event, EvictReason, InstanceId, InvocationId, Limits, Rejection,
+    Action, Counts, Event, EvictReason, InstanceId, InvocationId, Limits, NamespaceId, Rejection,
     ReservationEnd, VersionId,
 };
 use queueing::Queueing;
+use shares::Shares;
 use timers::Timers;
 use version::{Code, Version};
 use wishes::Wishes;
@@ -110,6 +121,7 @@ use crate::time::Time;
 pub struct Scheduler {
     config: SchedulerConfig,
     queueing: Queueing,
+    shares: Shares,
     /// Places are being given out already.
     dispatching: bool,
     keep_alive: Box<dyn KeepAlivePolicy>,
@@ -149,6 +161,7 @@ impl Scheduler {
         Scheduler {
             pool: MemoryPool::new(config.memory),
             queueing: Queueing::new(queue, &config.running),
+            shares: Shares::default(),
             dispatching: false,
             config,
             keep_alive,
@@ -306,6 +319,27 @@ impl Scheduler {
     /// Whether the instance is paused, and not on its way back.
     pub fn is_paused(&self, instance: InstanceId) -> bool {
         self.instances.get(instance).is_some_and(|it| it.state() == instances::State::Paused)
+    }
+
+    /// Says of which namespace a new version is, before any event about it, and which share of the memory
+    /// pool that namespace's instances may take together (`None`: all of it). Versions of which nothing is
+    /// said are of [`NamespaceId`] 0.
+    pub fn belongs(&mut self, id: VersionId, namespace: NamespaceId, share: Option<f64>) {
+        let pool = self.pool.total();
+        let most = share.map_or(u64::MAX, |share| (share.clamp(0.0, 1.0) * pool as f64) as u64);
+        self.version(id).namespace = namespace;
+        let counted = self.shares.counts();
+        self.shares.know(namespace, most);
+        if self.shares.counts() && !counted {
+            self.count_memory();
+        }
+        if self.shares.several() && !self.queueing.orders {
+            // So far memory was given in the order of wishes.
+            self.queueing.orders = true;
+            for id in (0..self.versions.len() as u32).map(VersionId) {
+                self.enter_wishing(id);
+            }
+        }
     }
 
     /// Forgets a version of which nothing is left: no invocation, no instance, no fetch. Its id can

@@ -9,7 +9,8 @@
 use super::RunningLimit;
 use super::limit::Limiter;
 use super::line::Line;
-use super::order::{Key, Order};
+use super::order::Key;
+use super::shares::{Scarce, Turn, Turns};
 use crate::arena::Lists;
 use crate::queue::{Arrival, QueuePolicy};
 use crate::time::Time;
@@ -34,10 +35,10 @@ pub(super) struct Queueing {
     /// The highest rank is served first at the moment.
     newest_first: bool,
     /// Versions with a free slot and a call that waits, by that call's place.
-    pub(super) ready: Order,
+    pub(super) ready: Turns,
     /// Versions that wish for an instance, by the place of the first call that has no slot, none that is
     /// free and none that is coming.
-    pub(super) wishing: Order,
+    pub(super) wishing: Turns,
 }
 
 /// A call that waits.
@@ -60,8 +61,8 @@ impl Queueing {
             count: 0,
             since: Time::ZERO,
             newest_first: false,
-            ready: Order::default(),
-            wishing: Order::default(),
+            ready: Turns::default(),
+            wishing: Turns::default(),
         }
     }
 
@@ -130,8 +131,13 @@ impl Queueing {
         turned
     }
 
-    /// Whether what has the one key is served before what has the other.
-    pub(super) fn precedes(&self, one: Key, other: Key) -> bool {
-        if self.newest_first { one > other } else { one < other }
+    /// Whether the one is served before the other.
+    pub(super) fn precedes(&self, one: &Turn, other: &Turn) -> bool {
+        one.precedes(other, self.newest_first)
+    }
+
+    /// What namespaces share.
+    pub(super) fn scarce(&self) -> Scarce {
+        if self.limiter.limits() { Scarce::Places } else { Scarce::Memory }
     }
 }

@@ -1,7 +1,7 @@
 //! What the scheduler knows of one version of a function.
 
 use super::line::Line;
-use super::{Limits, wishes};
+use super::{Limits, NamespaceId, wishes};
 use crate::arena::List;
 
 /// Small while nothing is there of it: a worker knows every version that it was ever asked for, and a
@@ -9,6 +9,7 @@ use crate::arena::List;
 #[derive(Debug, Default)]
 pub(super) struct Version {
     pub(super) code: Code,
+    pub(super) namespace: NamespaceId,
     pub(super) superseded: bool,
     /// The calls that wait.
     pub(super) line: Line,

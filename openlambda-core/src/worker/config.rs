@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::allow::Allow;
 use crate::keep_alive::{self, KeepAliveMaker};
 use crate::queue::{self, QueueMaker};
 use crate::scheduler::SchedulerConfig;
@@ -35,6 +36,8 @@ pub struct WorkerConfig {
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
+    /// What functions may ask for; one that asks for more is not run, and its callers are told why.
+    pub allow: Allow,
     /// The largest request body, bytes.
     pub body_limit: u64,
     /// The cluster's secret: only those who know it call the worker, and balancers have to know it, too.
@@ -43,6 +46,10 @@ pub struct WorkerConfig {
     /// The names, beside `localhost`, addresses and that of [`advertise`](Self::advertise), by which the worker
     /// is called.
     pub hosts: Vec<Host>,
+    /// What the bodies of all requests that are here may take, bytes, those that are still coming too: at
+    /// least one and a half times the limit of one. A namespace may take twice what is free, and what
+    /// [`allow`](Self::allow) allows it.
+    pub body_budget: u64,
     /// Bounds on the number of clients and on how slow they may be.
     pub patience: Patience,
     /// How often balancers get a snapshot and an announcement.
@@ -75,9 +82,11 @@ impl WorkerConfig {
             queue: queue::default(),
             max_wait: Duration::from_secs(35),
             code_budget: 1 << 30,
+            allow: Allow::default(),
             body_limit: wire::DEFAULT_BODY_LIMIT,
             secret: None,
             hosts: Vec::new(),
+            body_budget: 256 << 20,
             patience: Patience::default(),
             heartbeat: Duration::from_millis(500),
             drain_grace: Duration::from_secs(30),

@@ -527,9 +527,10 @@ impl Dispatcher {
     }
 
     /// Everything that is counted, in Prometheus' text format.
-    pub(super) fn metrics(&self) -> String {
+    /// `bodies`: what requests' bodies take, bytes.
+    pub(super) fn metrics(&self, bodies: u64) -> String {
         let core = Snapshot::of(&self.state.lock().core);
-        self.metrics.text(core, self.log.dropped(), self.clock.now())
+        self.metrics.text(core, self.log.dropped(), bodies, self.clock.now())
     }
 }
 

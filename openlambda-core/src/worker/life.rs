@@ -10,6 +10,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 
+use super::bodies::Bodies;
 use super::code::CodeStore;
 use super::config::WorkerConfig;
 use super::dispatch::Dispatcher;
@@ -64,6 +65,7 @@ impl Worker {
             config.log_size,
             records.transpose()?,
             clock.clone(),
+            config.allow.clone(),
         )
         .map_err(state_dir_error)?;
         let left = factory.reclaim().await;
@@ -80,6 +82,7 @@ impl Worker {
             scheduler: config.scheduler.clone(),
             max_wait: config.max_wait,
             code_budget: config.code_budget,
+            allow: config.allow.clone(),
         };
         let inputs = match &config.inputs {
             None => None,
@@ -103,8 +106,18 @@ impl Worker {
         let dispatcher =
             Dispatcher::new(name, core, inputs, factory.clone(), code, log.clone(), clock);
         let access = Access::new(config.secret.clone(), server::hosts(&config));
-        let shared =
-            Shared { config, dispatcher, registry, factory, log, access, request_ids, incarnation };
+        let bodies = Bodies::new(config.body_budget, config.body_limit, config.patience.head);
+        let shared = Shared {
+            config,
+            dispatcher,
+            bodies,
+            registry,
+            factory,
+            log,
+            access,
+            request_ids,
+            incarnation,
+        };
         Ok(Worker { shared: Arc::new(shared) })
     }
 

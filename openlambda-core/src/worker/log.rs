@@ -4,7 +4,8 @@
 //! write, they are dropped and counted: the waiting lines are bounded in number and in bytes, so a
 //! function that prints without end cannot fill the memory. A function's log is
 //! `logs/<namespace>/<name>.jsonl` in the worker's folder. A full log is renamed to `….1`, which replaces
-//! an older one, so such a function cannot fill the disk either.
+//! an older one, so such a function cannot fill the disk either. Nor can many functions of a namespace whose
+//! logs have a quota: the files that were written to longest ago go.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,6 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_cha
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use crate::allow::Allow;
 use crate::function::FunctionName;
 use crate::invocation::InvocationRecord;
 use crate::json_lines;
@@ -80,6 +82,7 @@ impl LogWriter {
         bytes: u64,
         records: Option<File>,
         clock: Arc<SystemClock>,
+        allow: Allow,
     ) -> io::Result<Arc<Self>> {
         let root = state_dir.join("logs");
         std::fs::create_dir_all(&root)?;
@@ -94,8 +97,9 @@ impl LogWriter {
             clock,
             records: records.is_some(),
         };
+        let (open, written) = (BTreeMap::new(), BTreeMap::new());
         let records = records.map(BufWriter::new);
-        let mut files = Files { root, bytes, open: BTreeMap::new(), records };
+        let mut files = Files { root, bytes, allow, open, written, records };
         std::thread::Builder::new()
             .name("function-log".to_owned())
             .spawn(move || files.write_all(&receiver, &waiting, &dropped))?;
@@ -161,7 +165,10 @@ struct Files {
     root: PathBuf,
     /// A log file's bound.
     bytes: u64,
+    allow: Allow,
     open: BTreeMap<FunctionName, BufWriter<LogFile>>,
+    /// What namespaces with a quota have written since their folder was looked through, bytes.
+    written: BTreeMap<String, u64>,
     records: Option<BufWriter<File>>,
 }
 
@@ -204,6 +211,10 @@ impl Files {
                 return Ok(());
             }
         };
+        let quota = self.allow.log_bytes(function.namespace());
+        if let Some(quota) = quota {
+            self.make_room(function.namespace(), quota, line.len() as u64)?;
+        }
         if !self.open.contains_key(&function) {
             if self.open.len() >= MOST_FILES
                 && let Some((_, mut closed)) = self.open.pop_last()
@@ -213,12 +224,52 @@ impl Files {
             let folder = self.root.join(function.namespace());
             std::fs::create_dir_all(&folder)?;
             let path = folder.join(format!("{}.jsonl", function.name()));
-            let log = BufWriter::new(LogFile::open(path, self.bytes)?);
+            // So that something is left of what was before when a file begins anew.
+            let most = quota.map_or(self.bytes, |quota| self.bytes.min(quota / 4));
+            let log = BufWriter::new(LogFile::open(path, most)?);
             self.open.insert(function.clone(), log);
         }
         let Some(log) = self.open.get_mut(&function) else { return Ok(()) };
         // The buffer keeps a line together, so it comes whole to the file.
         log.write_all(&line)
+    }
+
+    /// Removes the files of a namespace that were written to longest ago, until so many bytes more are within
+    /// its quota. The folder is looked through again when an eighth of the quota has been written.
+    fn make_room(&mut self, namespace: &str, quota: u64, bytes: u64) -> io::Result<()> {
+        let step = quota / 8;
+        let written = match self.written.get_mut(namespace) {
+            Some(written) => written,
+            // An earlier run may have left some.
+            None => self.written.entry(namespace.to_owned()).or_insert(step),
+        };
+        *written += bytes;
+        if *written < step {
+            return Ok(());
+        }
+        *written = bytes;
+        let entries = match std::fs::read_dir(self.root.join(namespace)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let (mut files, mut all) = (Vec::new(), 0);
+        for entry in entries {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            all += metadata.len();
+            files.push((metadata.modified()?, entry.path(), metadata.len()));
+        }
+        files.sort();
+        let most = (quota - step).saturating_sub(bytes);
+        for (_, path, length) in files {
+            if all <= most {
+                break;
+            }
+            // One that is open begins anew.
+            std::fs::remove_file(path)?;
+            all -= length;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) {
@@ -247,8 +298,14 @@ mod tests {
         let pipe = dir.path().join("logs/default/f.jsonl");
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let log =
-            LogWriter::start(dir.path(), 1 << 40, None, Arc::new(SystemClock::new())).unwrap();
+        let log = LogWriter::start(
+            dir.path(),
+            1 << 40,
+            None,
+            Arc::new(SystemClock::new()),
+            Allow::default(),
+        );
+        let log = log.unwrap();
         let function = "f".parse().unwrap();
         let print = |text: &str| log.line(LogLine::new(&function, None, LogStream::Stdout, text));
         // What JSON makes six bytes of each.
@@ -271,5 +328,43 @@ mod tests {
         print("again");
         assert!(lines.next().unwrap().unwrap().ends_with(r#""text":"again"}"#));
         assert_eq!(log.dropped(), 100 - written);
+    }
+
+    #[tokio::test]
+    async fn the_logs_of_a_namespace_stay_within_its_quota_and_the_newest_lines_stay() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let mut allow = Allow::default();
+        allow.namespace.entry("n".to_owned()).or_default().log_mb = Some(1);
+        let log = || {
+            let clock = Arc::new(SystemClock::new());
+            LogWriter::start(dir.path(), 16 << 20, None, clock, allow.clone()).unwrap()
+        };
+        let size = |namespace: &str| -> u64 {
+            let files = std::fs::read_dir(dir.path().join("logs").join(namespace)).unwrap();
+            files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+        };
+        let text = "x".repeat(1000);
+        for round in 0..2 {
+            // The second finds what the first has left.
+            let log = log();
+            for n in 0..6000 {
+                for namespace in ["n", "m"] {
+                    let function = format!("{namespace}/f{}", n / 100).parse().unwrap();
+                    let text = format!("{round} {n} {text}");
+                    log.line(LogLine::new(&function, None, LogStream::Stdout, &text));
+                }
+                if n % 500 == 0 {
+                    log.flush().await;
+                    assert!(!dir.path().join("logs/n").exists() || size("n") <= MIB);
+                }
+            }
+            log.flush().await;
+            assert_eq!(log.dropped(), 0);
+            assert!((MIB / 2..=MIB).contains(&size("n")), "{}", size("n"));
+            assert!(size("m") > 6 * MIB, "another has no quota");
+            let last = std::fs::read_to_string(dir.path().join("logs/n/f59.jsonl")).unwrap();
+            assert!(last.lines().last().unwrap().contains(&format!("{round} 5999 x")));
+        }
     }
 }

@@ -56,8 +56,15 @@ impl Metrics {
         self.calls.record(self.calls.unresolved(), outcome, None, Duration::ZERO, now);
     }
 
-    /// Everything that is counted. `lines_dropped`: of the functions' output.
-    pub(super) fn text(&self, core: Snapshot, lines_dropped: u64, now: Time) -> String {
+    /// Everything that is counted. `lines_dropped`: of the functions' output; `bodies`: what requests'
+    /// bodies take, bytes.
+    pub(super) fn text(
+        &self,
+        core: Snapshot,
+        lines_dropped: u64,
+        bodies: u64,
+        now: Time,
+    ) -> String {
         let mut text = Text::of("worker");
         self.calls.write(&mut text, now);
         let help = "How long a start took: fetching code, making the sandbox, its runtime.";
@@ -94,6 +101,7 @@ impl Metrics {
         }
         text.gauge("ol_memory_pool_bytes", "The size of the memory pool.", core.memory_total);
         text.gauge("ol_memory_pool_used_bytes", "What instances take of it.", core.memory_used);
+        text.gauge("ol_request_body_bytes", "What the bodies of requests take.", bodies);
         text.gauge("ol_code_cache_bytes", "Unpacked bundles on the disk.", core.code_bytes);
         let failed = self.fetch_failed.load(Ordering::Relaxed);
         text.counter("ol_code_fetch_failures_total", "Bundles that could not be fetched.", failed);

@@ -11,6 +11,7 @@
 //! | `life.rs` | a worker from its start to the end of its drain |
 //! | `server.rs` | HTTP: decodes a request into a call, encodes the answer |
 //! | `operate.rs`, `balancers.rs` | what operators and balancers ask beside calls |
+//! | `bodies.rs`, `budget.rs` | reads requests' bodies, within a budget that namespaces share |
 //! | `dispatch.rs` | acquire, invoke, release: carries out what the [core](crate::worker_core) decides |
 //! | `instances.rs` | makes, pauses, resumes and destroys sandboxes |
 //! | `metrics.rs` | counts finished calls and starts, and writes the metrics |
@@ -23,6 +24,8 @@
 //! | `log.rs` | writes functions' output and invocation records |
 
 mod balancers;
+mod bodies;
+mod budget;
 mod code;
 mod config;
 mod deletions;

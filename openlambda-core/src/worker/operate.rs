@@ -30,7 +30,7 @@ pub(super) fn operate(shared: &Arc<Shared>, request: &Request<Incoming>) -> Resp
             response
         }
         "/readyz" => wire::json_response(&json!({ "ready": true })),
-        "/metrics" => wire::metrics_response(shared.dispatcher.metrics()),
+        "/metrics" => wire::metrics_response(shared.dispatcher.metrics(shared.bodies.held())),
         "/stats" => wire::json_response(&Stats {
             name: &shared.config.name,
             sandbox: shared.factory.kind(),

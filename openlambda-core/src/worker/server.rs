@@ -16,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
-use http_body_util::{BodyExt, BodyStream, LengthLimitError, Limited, StreamBody};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::{TcpListener, UnixListener};
@@ -33,7 +33,7 @@ use crate::invocation::{
     Body, BoxError, Completion, RequestHead, RequestId, empty_body, full_body,
 };
 use crate::serving::identity::Host;
-use crate::serving::{Caller, Door, HttpConfig, HttpServer, Principal, Resource, SteadyBody};
+use crate::serving::{Caller, Door, HttpConfig, HttpServer, Principal, Resource};
 use crate::wire::{self, ReservationKey};
 
 /// Answers one request. These are the hops of a call through the worker.
@@ -103,7 +103,7 @@ async fn decode(
     id: RequestId,
     request: Request<Incoming>,
 ) -> Result<Called, Failure> {
-    let limit = shared.config.body_limit;
+    let limit = shared.bodies.limit();
     let (mut parts, body) = request.into_parts();
     if wire::declares_more_than(&parts.headers, limit) {
         return Err(wire::body_too_large(limit));
@@ -116,15 +116,7 @@ async fn decode(
             (Some(resolved.version), resolved.digest)
         }
     };
-    let body = SteadyBody::new(body);
-    let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
-    let body = body.map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            wire::body_too_large(limit)
-        } else {
-            Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}"))
-        }
-    })?;
+    let body = shared.bodies.read(body, &target.function.name, &shared.config.allow).await?;
     let reservation = reservation_of(&parts.headers)?;
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
@@ -141,7 +133,7 @@ async fn decode(
             query: parts.uri.query().map(str::to_owned),
             headers: parts.headers,
         },
-        body: full_body(body.to_bytes()),
+        body: full_body(body),
         reservation,
         balancer,
     })

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bodies::Bodies;
 use super::config::WorkerConfig;
 use super::dispatch::Dispatcher;
 use super::log::LogWriter;
@@ -15,6 +16,7 @@ use crate::serving::Access;
 pub(super) struct Shared {
     pub(super) config: WorkerConfig,
     pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) bodies: Bodies,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) factory: Arc<dyn SandboxFactory>,
     pub(super) log: Arc<LogWriter>,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use super::namespaces::Over;
 use super::notices::BalancerId;
 use crate::arena::OwnedArena;
 use crate::invocation::{Phases, StartKind};
@@ -42,6 +43,10 @@ pub(super) struct CallState {
     /// By which name its balancer knows it, if it had a reservation or names one.
     pub(super) key: Option<Box<ReservationKey>>,
     pub(super) balancer: Option<BalancerId>,
+    /// It is one of the calls of its namespace that wait.
+    pub(super) waits: bool,
+    /// Which quota it is over: it is about to be rejected.
+    pub(super) over: Option<Over>,
     /// How warm it runs, and where its time went before.
     pub(super) started: Option<(StartKind, Phases)>,
     /// It ran over its time limit. What its handler says of its end is a consequence.

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use super::namespaces::Over;
 use super::versions::VersionState;
-use crate::failure::{Failure, FailureKind};
+use crate::allow::Allow;
+use crate::failure::{Culprit, Failure, FailureKind};
+use crate::function::FunctionName;
+use crate::manifest::Manifest;
 use crate::metrics::Outcome;
 use crate::scheduler::Rejection;
 
@@ -47,13 +51,46 @@ pub(super) fn of_rejection(
         Rejection::TooLarge { needs, pool } => Failure::new(
             FailureKind::StartFailed,
             format!(
-                "an instance takes {} MiB and the worker has {} MiB; lower memory_mb in the \
-                 manifest or give the worker more",
+                "an instance takes {} MiB and the worker has {} MiB for its namespace; lower \
+                 memory_mb in the manifest or give the worker more",
                 needs >> 20,
                 pool >> 20
             ),
         ),
     }
+}
+
+/// That the calls of a function's namespace are over a quota of the operator's.
+pub(super) fn of_quota(over: Over, version: &VersionState) -> Failure {
+    let namespace = version.function.namespace();
+    match over {
+        Over::Rate { per_second, wait } => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "namespace {namespace} has had the {per_second} calls a second that the operator allows \
+                 it here (calls_per_second in [allow]); try again later"
+            ),
+        )
+        .retry_after(wait),
+        Over::Waiting { most } => Failure::new(
+            FailureKind::QueueFull,
+            format!(
+                "{most} calls of namespace {namespace} wait here already, which is what the operator \
+                 allows (waiting_calls in [allow]); try again later"
+            ),
+        ),
+    }
+}
+
+/// Why this function is not run here, if its manifest asks for more than the operator allows.
+pub(super) fn refused(
+    allow: &Allow,
+    function: &FunctionName,
+    manifest: &Manifest,
+) -> Option<Failure> {
+    let refused = allow.check(function.namespace(), manifest).err()?;
+    let message = format!("{function} may not run here: {refused}");
+    Some(Failure::new(FailureKind::Forbidden, message).blame(Culprit::Function))
 }
 
 /// How a call that was rejected counts.

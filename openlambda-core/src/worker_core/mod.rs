@@ -36,6 +36,7 @@
 mod calls;
 mod failures;
 mod messages;
+mod namespaces;
 mod notices;
 mod phases;
 pub mod recording;
@@ -52,9 +53,12 @@ use serde::{Deserialize, Serialize};
 pub use self::messages::{Accepted, Call, CallRecord, Input, Notice, Output, StreamId};
 
 use self::calls::{CallState, Calls};
+use self::failures::refused;
+use self::namespaces::Over;
 use self::notices::{BalancerId, Notices};
 use self::phases::Start;
 use self::versions::{Versions, limits_of};
+use crate::allow::Allow;
 use crate::arena::Slots;
 use crate::balancing::{LatencyByLoad, WorkerLoad};
 use crate::code_cache::{CodeCache, Lookup};
@@ -83,6 +87,10 @@ pub struct CoreConfig {
     pub max_wait: Duration,
     /// Bytes of unpacked bundles to keep.
     pub code_budget: u64,
+    /// What the operator lets functions ask for. Recordings that do not say it come from releases that
+    /// had no bounds.
+    #[serde(default = "Allow::everything")]
+    pub allow: Allow,
 }
 
 /// See the module's documentation.
@@ -154,7 +162,7 @@ impl WorkerCore {
             max_wait: config.max_wait,
             scheduler: Scheduler::new(config.scheduler, queue, keep_alive),
             cache: CodeCache::new(config.code_budget),
-            versions: Versions::new(),
+            versions: Versions::new(config.allow),
             calls: Calls::default(),
             instances: Slots::default(),
             notices: Notices::default(),
@@ -284,6 +292,8 @@ impl WorkerCore {
                     called: true,
                     key: reservation.map(Box::new),
                     balancer,
+                    waits: false,
+                    over: None,
                     started: None,
                     expired: false,
                 })
@@ -296,8 +306,16 @@ impl WorkerCore {
             // Another version was reserved than is called now.
             self.step(now, Event::ReservationCancelled { invocation: other });
         }
+        let namespace = self.versions.get(version).namespace;
+        if let Err(over) = self.versions.namespaces.arrives(namespace, now) {
+            // Before the scheduler hears of it: its place, if one was kept, goes to another.
+            self.step(now, Event::ReservationCancelled { invocation });
+            self.withdraw(now, invocation, over);
+            return Accepted { invocation, version };
+        }
         let deadline = now + self.max_wait;
         self.step(now, Event::Arrived { invocation, version, deadline });
+        self.count_waiting(now, invocation);
         self.remove_surplus_code(now);
         Accepted { invocation, version }
     }
@@ -443,11 +461,36 @@ impl WorkerCore {
             called: false,
             key: Some(Box::new(key)),
             balancer: None,
+            waits: false,
+            over: None,
             started: None,
             expired: false,
         });
         let deadline = now + Duration::from_millis(deadline_ms).min(self.max_wait);
         self.step(now, Event::Reserved { invocation, version, deadline });
+    }
+
+    /// A call that has arrived and does not run yet is one of its namespace's that wait; it leaves again
+    /// if those are as many as may.
+    fn count_waiting(&mut self, now: Time, invocation: InvocationId) {
+        let Some(call) = self.calls.get_mut(invocation) else { return };
+        if call.started.is_some() || !call.called {
+            return;
+        }
+        call.waits = true;
+        let namespace = self.versions.get(call.version).namespace;
+        if let Err(over) = self.versions.namespaces.waits(namespace) {
+            call.over = Some(over);
+            self.step(now, Event::Cancelled { invocation });
+        }
+    }
+
+    /// A call that the scheduler does not know is rejected.
+    fn withdraw(&mut self, now: Time, invocation: InvocationId, over: Over) {
+        if let Some(call) = self.calls.get_mut(invocation) {
+            call.over = Some(over);
+            self.reject(now, invocation, Rejection::QueueFull);
+        }
     }
 
     fn on_finished(
@@ -487,8 +530,12 @@ impl WorkerCore {
     }
 
     fn reject(&mut self, now: Time, invocation: InvocationId, why: Rejection) {
-        let Some(call) = self.calls.get(invocation) else { return };
-        let (id, arrived) = (call.version, call.arrived);
+        let Some(call) = self.calls.get_mut(invocation) else { return };
+        let (id, arrived, over) = (call.version, call.arrived, call.over);
+        if std::mem::take(&mut call.waits) {
+            let namespace = self.versions.get(id).namespace;
+            self.versions.namespaces.waits_no_more(namespace);
+        }
         let start = match (why, &self.start_failure) {
             (Rejection::StartFailed(instance), Some((failed, failure))) if *failed == instance => {
                 Some(failure.clone())
@@ -496,7 +543,10 @@ impl WorkerCore {
             _ => None,
         };
         let version = self.versions.get(id);
-        let failure = failures::of_rejection(why, version, self.max_wait, start);
+        let (why, failure) = match over {
+            Some(over) => (Rejection::QueueFull, failures::of_quota(over, version)),
+            None => (why, failures::of_rejection(why, version, self.max_wait, start)),
+        };
         let record = CallRecord {
             invocation,
             version: id,
@@ -513,6 +563,10 @@ impl WorkerCore {
     fn run(&mut self, now: Time, invocation: InvocationId, instance: InstanceId, start: StartKind) {
         let call = self.calls.get_mut(invocation).expect("a call that runs has arrived");
         let version = call.version;
+        if std::mem::take(&mut call.waits) {
+            let namespace = self.versions.get(version).namespace;
+            self.versions.namespaces.waits_no_more(namespace);
+        }
         let phases = if start == StartKind::Warm {
             phases::phases(call.arrived, now, start, &Start::default())
         } else {
@@ -538,7 +592,13 @@ impl WorkerCore {
         digest: Digest,
     ) -> (VersionId, Option<VersionId>) {
         let scheduler = &mut self.scheduler;
-        self.versions.intern(function, version, digest, |id| scheduler.forget(id))
+        let interned = self.versions.intern(function, version, digest, |id| scheduler.forget(id));
+        if let Some(id) = self.versions.take_added() {
+            let namespace = self.versions.get(id).namespace;
+            let share = self.versions.namespaces.memory_share(namespace);
+            self.scheduler.belongs(id, namespace, share);
+        }
+        interned
     }
 
     // The scheduler.
@@ -645,9 +705,17 @@ impl WorkerCore {
                 let manifest = self.versions.manifest_of(&digest).expect("it is unpacked").clone();
                 let version = self.versions.get_mut(id);
                 version.pulled = Some((now, now));
+                let allow = self.versions.namespaces.allow();
+                let refused = refused(allow, &self.versions.get(id).function, &manifest);
+                let version = self.versions.get_mut(id);
                 let limits = limits_of(&manifest);
                 version.manifest = manifest;
-                self.scheduler.handle(now, Event::CodeReady { version: id, limits });
+                version.failure = refused.map(Box::new);
+                let event = match version.failure {
+                    None => Event::CodeReady { version: id, limits },
+                    Some(_) => Event::CodeFailed { version: id },
+                };
+                self.scheduler.handle(now, event);
             }
             Lookup::Wait => version.fetching = true,
             Lookup::Fetch => {
@@ -672,9 +740,19 @@ impl WorkerCore {
             let version = self.versions.get_mut(id);
             version.fetching = false;
             version.pulled = Some((began, now));
-            version.failure = failure.map(|failure| Box::new(failure.clone()));
-            match (&manifest, failure) {
-                (Some(manifest), None) => {
+            let failure = match &manifest {
+                _ if failure.is_some() => failure.cloned(),
+                // The bundle may be older than the bound, and functions of two namespaces may have it.
+                Some(manifest) => {
+                    let allow = self.versions.namespaces.allow();
+                    refused(allow, &self.versions.get(id).function, manifest)
+                }
+                None => None,
+            };
+            let version = self.versions.get_mut(id);
+            version.failure = failure.map(Box::new);
+            match &manifest {
+                Some(manifest) if version.failure.is_none() => {
                     version.manifest = manifest.clone();
                     let limits = limits_of(manifest);
                     self.step(now, Event::CodeReady { version: id, limits });

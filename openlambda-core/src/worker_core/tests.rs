@@ -16,13 +16,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Bench::allowing(Allow::default())
+    }
+
+    fn allowing(allow: Allow) -> Self {
         let scheduler = SchedulerConfig {
             memory: 1000 * MB,
             pause_after: Some(Duration::from_secs(1)),
             ..SchedulerConfig::default()
         };
         let max_wait = Duration::from_secs(10);
-        let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000 };
+        let config = CoreConfig { scheduler, max_wait, code_budget: 1_000_000, allow };
         let keep_alive = Box::new(Lru::default());
         let core = WorkerCore::new(config, queue::default().make(), keep_alive);
         Bench { core, now: Time::ZERO }
@@ -469,4 +473,107 @@ fn a_drain_is_over_once() {
     assert_eq!(bench.core.poll_timeout(), None);
     assert_eq!(bench.wait(5), []);
     assert_eq!(bench.tell(Input::Drain { until }), []);
+}
+
+/// The registry may be another's, and the bundle older than the bound.
+#[test]
+fn what_asks_for_more_than_the_operator_allows_gets_no_sandbox() {
+    let mut allow = Allow::default();
+    let all = crate::allow::Bounds { memory_mb: Some(100), ..Default::default() };
+    allow.namespace.insert("ok".to_owned(), all);
+    allow.all.memory_mb = Some(99);
+    let mut bench = Bench::allowing(allow);
+    let refused = bench.call("a", 1, 1, None);
+    bench.outputs();
+    // Of the same bytes, in a namespace that may.
+    let admitted = bench.call("ok/a", 1, 1, None);
+    let outputs = bench.fetched(1);
+    let answer = outputs.iter().find_map(|output| match output {
+        Output::Answer { invocation, failure } if *invocation == refused => Some(failure),
+        _ => None,
+    });
+    let failure = answer.expect("it is refused");
+    assert_eq!((failure.kind, failure.started), (FailureKind::Forbidden, Started::No));
+    assert_eq!(failure.culprit, crate::failure::Culprit::Function);
+    let told = "a may not run here: memory_mb = 100, and the operator allows at most 99 (memory_mb in \
+                [allow])";
+    assert!(failure.message.starts_with(told), "{}", failure.message);
+    let [instance] = created(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(ran(&bench.started(instance)), [(admitted, instance)]);
+    // Its code is here now: it is refused at once, and nothing is fetched or made.
+    let again = bench.call("a", 1, 1, None);
+    let outputs = bench.outputs();
+    assert_eq!(answered(&outputs).len(), 1, "{outputs:?}");
+    assert_eq!(answered(&outputs)[0].0, again);
+    assert!(created(&outputs).is_empty() && outputs.len() == 2, "{outputs:?}");
+}
+
+/// Quotas of a namespace are its functions' together, and nobody else's.
+#[test]
+fn calls_over_a_quota_are_refused_and_leave_nothing() {
+    let mut allow = Allow::default();
+    allow.namespace.insert(
+        "n".to_owned(),
+        crate::allow::Bounds {
+            waiting_calls: Some(2),
+            calls_per_second: Some(5.0),
+            ..Default::default()
+        },
+    );
+    let mut bench = Bench::allowing(allow);
+    let (one, _) = bench.cold("n/f", 1, 1);
+    // Two wait for the code of another function; a third does not, whatever it calls.
+    let leaves = bench.call("n/g", 1, 2, None);
+    bench.call("n/g", 1, 2, None);
+    bench.outputs();
+    let refused = bench.call("n/g", 1, 2, None);
+    let outputs = bench.outputs();
+    let told = "2 calls of namespace n wait here already, which is what the operator allows \
+                (waiting_calls in [allow]); try again later";
+    assert_eq!(answered(&outputs), [(refused, told)]);
+    bench.finish(one);
+    // What runs at once does not wait.
+    let warm = bench.call("n/f", 1, 1, None);
+    assert_eq!(ran(&bench.outputs()).len(), 1);
+    bench.finish(warm);
+    // The sixth within a second.
+    let refused = bench.call("n/f", 1, 1, None);
+    let outputs = bench.outputs();
+    let failure = outputs.iter().find_map(|output| match output {
+        Output::Answer { failure, .. } => Some(failure),
+        _ => None,
+    });
+    let failure = failure.unwrap();
+    assert_eq!(
+        (failure.kind, failure.retry_after),
+        (FailureKind::QueueFull, Some(Duration::from_millis(200)))
+    );
+    assert_eq!(answered(&outputs)[0].0, refused);
+    assert!(failure.message.starts_with("namespace n has had the 5 calls a second"));
+    // Others go on.
+    for _ in 0..20 {
+        bench.call("f", 1, 1, None);
+    }
+    assert!(answered(&bench.outputs()).is_empty());
+    bench.wait(1);
+    bench.tell(Input::Cancelled { invocation: leaves });
+    bench.call("n/f", 1, 1, None);
+    assert!(answered(&bench.outputs()).is_empty());
+}
+
+#[test]
+fn an_instance_that_does_not_fit_into_its_namespace_s_share_is_refused() {
+    let mut allow = Allow::default();
+    let small = crate::allow::Bounds { memory_share: Some(0.05), ..Default::default() };
+    allow.namespace.insert("n".to_owned(), small);
+    let mut bench = Bench::allowing(allow);
+    let refused = bench.call("n/f", 1, 1, None);
+    let admitted = bench.call("f", 1, 1, None);
+    bench.outputs();
+    let outputs = bench.fetched(1);
+    let told = "an instance takes 100 MiB and the worker has 50 MiB for its namespace; lower memory_mb \
+                in the manifest or give the worker more";
+    assert_eq!(answered(&outputs), [(refused, told)]);
+    let [instance] = created(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(ran(&bench.started(instance)), [(admitted, instance)]);
 }

@@ -8,11 +8,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::namespaces::Namespaces;
+use crate::allow::Allow;
 use crate::failure::Failure;
 use crate::function::{Digest, FunctionName, Version};
 use crate::hash::{Hashed, stable_hash};
 use crate::manifest::Manifest;
-use crate::scheduler::{Limits, VersionId};
+use crate::scheduler::{Limits, NamespaceId, VersionId};
 use crate::time::Time;
 
 /// Versions that are known before it is worth to look for those that can be forgotten.
@@ -30,12 +32,16 @@ pub(super) struct Versions {
     /// Look for versions that can be forgotten when there are so many.
     sweep_at: usize,
     bundles: HashMap<Digest, Bundle, Hashed>,
+    pub(super) namespaces: Namespaces,
+    /// The version that has just become known.
+    added: Option<VersionId>,
 }
 
 /// A version of a function.
 #[derive(Debug)]
 pub(super) struct VersionState {
     pub(super) function: FunctionName,
+    pub(super) namespace: NamespaceId,
     pub(super) digest: Digest,
     /// By which number it was called last. The same bytes may be published again, as another version.
     pub(super) version: Option<Version>,
@@ -74,13 +80,15 @@ struct Bundle {
 }
 
 impl Versions {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(allow: Allow) -> Self {
         Versions {
             places: Vec::new(),
             free: Vec::new(),
             index: HashMap::with_hasher(Hashed),
             sweep_at: MANY,
             bundles: HashMap::with_hasher(Hashed),
+            namespaces: Namespaces::new(allow),
+            added: None,
         }
     }
 
@@ -172,6 +180,7 @@ impl Versions {
         let before = bundle.versions;
         let state = VersionState {
             function: function.clone(),
+            namespace: self.namespaces.enter(function),
             digest,
             version: None,
             manifest: bundle.manifest.clone().unwrap_or_else(no_manifest),
@@ -201,7 +210,14 @@ impl Versions {
             self.places[last.0 as usize].next_of_bundle = Some(id);
         }
         self.index.insert(hash, id);
+        self.added = Some(id);
         id
+    }
+
+    /// The version that has become known since this was asked last: one, after each
+    /// [`intern`](Self::intern).
+    pub(super) fn take_added(&mut self) -> Option<VersionId> {
+        self.added.take()
     }
 
     fn sweep(&mut self, mut forget: impl FnMut(VersionId) -> bool) {
@@ -230,6 +246,7 @@ impl Versions {
     fn remove(&mut self, id: VersionId) {
         let place = &mut self.places[id.0 as usize];
         place.vacant = true;
+        self.namespaces.leave(&place.function, place.namespace);
         let (hash, next, digest) = (place.hash, place.next, place.digest);
         let next_of_bundle = place.next_of_bundle;
         // Nothing of it is kept while its place is free.
@@ -349,7 +366,7 @@ mod tests {
 
     #[test]
     fn versions_of_which_nothing_is_left_make_room() {
-        let mut versions = Versions::new();
+        let mut versions = Versions::new(Allow::default());
         let (kept, _) = versions.intern(&function(0), Some(Version(1)), digest(0), |_| true);
         versions.get_mut(kept).uses += 1;
         for n in 1..100_000 {
@@ -372,7 +389,7 @@ mod tests {
 
     #[test]
     fn versions_with_the_same_hash_are_told_apart() {
-        let mut versions = Versions::new();
+        let mut versions = Versions::new(Allow::default());
         let names: Vec<_> = (0..5).map(function).collect();
         let ids: Vec<_> =
             names.iter().map(|name| versions.add(7, name, digest(1), |_| true)).collect();
@@ -394,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_newer_version_supersedes_and_an_older_one_does_not() {
-        let mut versions = Versions::new();
+        let mut versions = Versions::new(Allow::default());
         let mut call =
             |version, n| versions.intern(&function(0), Some(Version(version)), digest(n), |_| true);
         let (first, none) = call(1, 1);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::invocation::{Phases, StartKind};
@@ -28,6 +29,8 @@ pub(crate) const OFFER_TIMEOUT: Duration = Duration::from_millis(30);
 /// About two of the bundles below.
 pub(crate) const CODE_BUDGET: u64 = 25;
 pub(crate) const BUNDLES: u64 = 6;
+/// The quota of waiting calls, where there is one.
+const MOST_WAITING: u32 = 4;
 
 pub(crate) fn function(n: usize) -> FunctionName {
     format!("f{n}").parse().unwrap()
@@ -211,10 +214,17 @@ pub(crate) struct Shell {
     /// The call that was over last.
     last_over: Option<(InvocationId, CallState)>,
     failures: u64,
+    /// The operator has set quotas.
+    quotas: bool,
 }
 
 impl Shell {
-    pub(crate) fn new(pause: bool, keep_alive: &str) -> Self {
+    pub(crate) fn new(pause: bool, keep_alive: &str, quotas: bool) -> Self {
+        let mut allow = Allow::default();
+        if quotas {
+            allow.all.waiting_calls = Some(MOST_WAITING);
+            allow.all.calls_per_second = Some(30.0);
+        }
         let scheduler = SchedulerConfig {
             memory: 500 * MB,
             max_starting: MAX_STARTING as u32,
@@ -223,7 +233,7 @@ impl Shell {
             offer_timeout: OFFER_TIMEOUT,
             ..SchedulerConfig::default()
         };
-        let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: CODE_BUDGET };
+        let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: CODE_BUDGET, allow };
         let choice = keep_alive::or_ttl(keep_alive.parse().unwrap(), Duration::from_secs(2));
         let policy = keep_alive::standard().build(&choice).unwrap();
         Shell {
@@ -253,6 +263,7 @@ impl Shell {
             noticed: None,
             last_over: None,
             failures: 0,
+            quotas,
         }
     }
 
@@ -801,6 +812,13 @@ impl Shell {
             FailureKind::QueueFull if failure.message.starts_with("no instance") => {
                 assert!(deadline <= self.now, "{failure}: {call:?}");
             }
+            FailureKind::QueueFull if failure.message.contains("in [allow])") => {
+                assert!(self.quotas && its_call, "{failure}: {call:?}");
+                let waits = |call: &&CallState| matches!(call.state, State::Waiting { .. });
+                let others = self.calls.values().filter(waits).count() as u32 - 1;
+                let over_rate = failure.retry_after.is_some();
+                assert!(over_rate || others >= MOST_WAITING, "{failure}: {call:?} beside {others}");
+            }
             FailureKind::QueueFull => {
                 let name = self.versions[&call.version].0.clone();
                 let kept = self.kept.values().filter(|kept| {
@@ -940,6 +958,7 @@ impl Shell {
             }
         }
         assert_eq!((counts.waiting, counts.running), (waiting, running));
+        assert!(!self.quotas || waiting <= MOST_WAITING, "{waiting} wait");
         let kept = self.kept.values().filter(|kept| kept.until > self.now).count() as u32;
         let open = counts.reserved + counts.offered;
         assert!(open <= kept, "{open} places are kept, but at most {kept} were asked for");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openlambda_core::allow::Allow;
 use openlambda_core::failure::{Failure, FailureKind, Started};
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::invocation::StartKind;
@@ -119,7 +120,8 @@ impl World {
             offer_timeout: Duration::from_millis(30),
             ..SchedulerConfig::default()
         };
-        let config = CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: 40 };
+        let config =
+            CoreConfig { scheduler, max_wait: MAX_WAIT, code_budget: 40, allow: Allow::default() };
         let keep_alive = Box::new(Ttl::new(Duration::from_secs(3)));
         self.workers[at] = Some(WorkerNode {
             node,

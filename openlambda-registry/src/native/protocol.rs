@@ -31,6 +31,7 @@ pub(super) fn to_status(error: RegistryError) -> Status {
     match error {
         RegistryError::NotFound { what } => Status::not_found(what),
         RegistryError::BadBundle { reason } => Status::invalid_argument(reason),
+        RegistryError::NotAllowed { reason } => Status::permission_denied(reason),
         RegistryError::Conflict { alias, at } => {
             let details = serde_json::to_vec(&Conflict { alias, at }).unwrap_or_default();
             Status::with_details(Code::Aborted, chain, details.into())
@@ -47,6 +48,7 @@ pub(super) fn from_status(status: Status) -> RegistryError {
     match status.code() {
         Code::NotFound => RegistryError::NotFound { what: message() },
         Code::InvalidArgument => RegistryError::BadBundle { reason: message() },
+        Code::PermissionDenied => RegistryError::NotAllowed { reason: message() },
         Code::Aborted => match serde_json::from_slice(status.details()) {
             Ok(Conflict { alias, at }) => RegistryError::Conflict { alias, at },
             Err(_) => RegistryError::Unavailable(status.into()),

@@ -30,14 +30,16 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use openlambda_core::allow::{Allow, Stored};
 use openlambda_core::bundle::{self, Packed};
 use openlambda_core::format::{Format, FormatError};
 use openlambda_core::function::{
-    Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
+    DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
 };
 use openlambda_core::manifest::Manifest;
 use openlambda_core::registry::{
     Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
+    admit,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use parking_lot::Mutex;
@@ -77,11 +79,14 @@ pub struct Store {
     database: Database,
     events: EventLog,
     limits: bundle::Limits,
+    allow: Allow,
     clock: SystemClock,
     next_temporary: AtomicU64,
     /// Held from a change's first rename to its last removal, so that a bundle that is published
     /// cannot be removed by a deletion that did not know of it.
-    writing: Mutex<()>,
+    /// It holds what namespaces with a quota keep, as far as that was asked for since one of their
+    /// functions was deleted.
+    writing: Mutex<BTreeMap<String, Stored>>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -179,9 +184,10 @@ impl Store {
             root,
             database,
             limits: bundle::Limits::default(),
+            allow: Allow::default(),
             clock: SystemClock::new(),
             next_temporary: AtomicU64::new(0),
-            writing: Mutex::new(()),
+            writing: Mutex::default(),
         };
         let broken = |source: redb::Error| StoreError::Database {
             dir: store.root.clone(),
@@ -200,11 +206,16 @@ impl Store {
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
     }
 
+    /// The same store, which takes what this allows: by default, what [`Allow::default`] does.
+    pub fn allowing(self, allow: Allow) -> Store {
+        Store { allow, ..self }
+    }
+
     /// See [`Registry::publish`](openlambda_core::registry::Registry::publish).
     ///
     /// # Errors
     ///
-    /// [`RegistryError::BadBundle`], [`RegistryError::Storage`].
+    /// [`RegistryError::BadBundle`], [`RegistryError::NotAllowed`], [`RegistryError::Storage`].
     pub fn publish(
         &self,
         name: &FunctionName,
@@ -221,7 +232,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Storage`].
+    /// [`RegistryError::NotAllowed`], [`RegistryError::Storage`].
     pub fn put(&self, name: &FunctionName, mut bundle: Bundle) -> Result<Published, RegistryError> {
         let temporary = self.temporary();
         temporary.write(|file| io::copy(&mut bundle, file).map_err(storage))?;
@@ -237,20 +248,31 @@ impl Store {
         packed: Packed,
     ) -> Result<Published, RegistryError> {
         let digest = packed.digest;
+        let (manifest, bytes) = (&packed.manifest, packed.bytes);
+        admit(&self.allow, name, manifest, bytes, || File::open(&temporary.path))?;
         let row = VersionRow {
             digest,
             manifest: packed.manifest,
             bytes: Some(packed.bytes),
             published_ms: Some(self.clock.unix_millis()),
         };
-        let writing = self.writing.lock();
+        let mut writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
+        let namespace = name.namespace();
         let (version, event) = {
             let mut function = read_function(&transaction, name)?.unwrap_or_default();
             if let Some(newest) = function.newest
                 && read_version(&transaction, name, newest)?.is_some_and(|row| row.digest == digest)
             {
                 return Ok(Published { version: Version(newest), digest, new: false });
+            }
+            if self.allow.bounds_what_is_stored(namespace) {
+                if !writing.contains_key(namespace) {
+                    writing.insert(namespace.to_owned(), self.stored(&transaction, namespace)?);
+                }
+                let checked =
+                    self.allow.check_stored(namespace, &writing[namespace], &digest, bytes);
+                checked.map_err(|over| RegistryError::NotAllowed { reason: over.to_string() })?;
             }
             temporary.keep(&self.blob(&digest)).map_err(storage)?;
             File::open(self.root.join("blobs")).and_then(|dir| dir.sync_all()).map_err(storage)?;
@@ -275,6 +297,9 @@ impl Store {
         };
         transaction.commit().map_err(storage)?;
         self.events.add(|_| event);
+        if let Some(stored) = writing.get_mut(namespace) {
+            stored.add(digest, bytes);
+        }
         drop(writing);
         Ok(Published { version, digest, new: true })
     }
@@ -395,7 +420,7 @@ impl Store {
     ///
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
-        let _writing = self.writing.lock();
+        let mut writing = self.writing.lock();
         let transaction = self.database.begin_write().map_err(storage)?;
         let mut unused = Vec::new();
         let event = {
@@ -425,6 +450,7 @@ impl Store {
             })?
         };
         transaction.commit().map_err(storage)?;
+        writing.remove(name.namespace());
         self.events.add(|_| event);
         for digest in unused {
             // What is being read stays readable; what is left here, the next opening removes.
@@ -480,6 +506,30 @@ impl Store {
     /// The changes, for those who watch.
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// What the functions of a namespace have here: O(all versions).
+    fn stored(
+        &self,
+        transaction: &WriteTransaction,
+        namespace: &str,
+    ) -> Result<Stored, RegistryError> {
+        let mut stored = Stored::default();
+        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+        for row in versions.iter().map_err(storage)? {
+            let (key, row) = row.map_err(storage)?;
+            let (name, _) = key.value();
+            if name.split_once('/').map_or(DEFAULT_NAMESPACE, |(its, _)| its) != namespace {
+                continue;
+            }
+            let row: VersionRow = parse(row.value())?;
+            let bytes = match row.bytes {
+                Some(bytes) => bytes,
+                None => fs::metadata(self.blob(&row.digest)).map_err(storage)?.len(),
+            };
+            stored.add(row.digest, bytes);
+        }
+        Ok(stored)
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {

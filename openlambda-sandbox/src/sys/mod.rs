@@ -18,6 +18,7 @@
 
 #![allow(unsafe_code, reason = "this module is where the project keeps it")]
 
+mod heap;
 mod mark;
 #[cfg(feature = "sock")]
 pub mod nursery;
@@ -46,6 +47,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+pub use heap::give_back_freed_memory;
 #[cfg(feature = "sock")]
 pub(crate) use mark::covers;
 pub use mark::{

@@ -91,6 +91,9 @@ pub(in crate::cli) struct SimArgs {
     /// The time limit of a call, from the start of its handler
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     timeout_seconds: f64,
+    /// How many namespaces the functions are in, in turns; workers are fair between them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    namespaces: u32,
     /// How long a call may wait on a worker
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     max_wait_seconds: f64,
@@ -270,6 +273,7 @@ impl SimArgs {
                 timeout: seconds("timeout-seconds", self.timeout_seconds)?,
                 reuse: true,
             },
+            namespaces: self.namespaces,
             max_wait: seconds("max-wait-seconds", self.max_wait_seconds)?,
             hop: ms("hop-ms", self.hop_ms)?,
             pull: ms("pull-ms", self.pull_ms)?,

@@ -1,0 +1,211 @@
+//! Bodies of requests, read whole and within a budget: [`Bodies`].
+//!
+//! A call's body is in memory before the call takes a slot, and for as long as the call waits. So all bodies
+//! of a worker together have a [`Budget`], which is asked *before* a body is read: for its declared
+//! length, or, where none is declared, piece by piece. What is over it gets 429. A body is one piece of
+//! memory of its own size, and gives its bytes back to the budget when that is freed.
+//!
+//! A small body takes no more than its connection's own buffers do, which the number of connections
+//! bounds: it is not counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+
+use super::budget::{Budget, Full};
+use crate::allow::Allow;
+use crate::failure::{Failure, FailureKind};
+use crate::function::FunctionName;
+use crate::serving::SteadyBody;
+use crate::wire;
+
+/// A body of at most this many bytes is not counted.
+const SMALL: u64 = 4 << 10;
+
+/// What a body of unknown length takes ahead, bytes.
+const STEP: usize = 64 << 10;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    budget: Arc<Mutex<Budget>>,
+    total: u64,
+    /// The largest body, bytes.
+    limit: u64,
+    /// How long the sender of a body that is counted may send nothing.
+    patience: Duration,
+}
+
+impl Bodies {
+    pub(super) fn new(total: u64, limit: u64, patience: Duration) -> Self {
+        Bodies { budget: Arc::new(Mutex::new(Budget::new(total))), total, limit, patience }
+    }
+
+    /// The largest body, bytes.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// What the budget has given out, bytes.
+    pub(super) fn held(&self) -> u64 {
+        self.budget.lock().used()
+    }
+
+    /// All of the body of a call of this function.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureKind::QueueFull`] when the budget has no room for it, [`FailureKind::BodyTooLarge`], or
+    /// that it broke off.
+    pub(super) async fn read(
+        &self,
+        body: Incoming,
+        function: &FunctionName,
+        allow: &Allow,
+    ) -> Result<Bytes, Failure> {
+        let declared = body.size_hint().exact();
+        let body = SteadyBody::new(body);
+        if declared.is_some_and(|length| length <= SMALL.min(self.limit)) {
+            let whole = Limited::new(body, SMALL as usize).collect().await;
+            return whole.map(|body| body.to_bytes()).map_err(|error| self.broken(&*error));
+        }
+        let mut body = body;
+        let read = self.read_counted(&mut body, declared, function, allow).await;
+        if read.is_err() && !body.is_end_stream() {
+            tokio::spawn(pass_over(body, self.limit, self.patience));
+        }
+        read
+    }
+
+    async fn read_counted(
+        &self,
+        body: &mut SteadyBody<Incoming>,
+        declared: Option<u64>,
+        function: &FunctionName,
+        allow: &Allow,
+    ) -> Result<Bytes, Failure> {
+        let mut held = Held {
+            budget: Arc::clone(&self.budget),
+            function: function.clone(),
+            taken: 0,
+            bytes: Vec::new(),
+        };
+        let namespace = function.namespace();
+        let bound = allow.waiting_bytes(namespace);
+        let full = |full| self.full(namespace, full);
+        if let Some(declared) = declared {
+            let length = usize::try_from(declared).ok().filter(|_| declared <= self.limit);
+            let length = length.ok_or_else(|| wire::body_too_large(self.limit))?;
+            held.take(length, bound).map_err(full)?;
+        }
+        loop {
+            let frame = tokio::time::timeout(self.patience, body.frame()).await.map_err(|_| {
+                let patience = self.patience;
+                let message = format!("the body broke off: nothing came for {patience:?}");
+                Failure::new(FailureKind::BadRequest, message)
+            })?;
+            let Some(frame) = frame.transpose().map_err(|error| self.broken(&error))? else {
+                break;
+            };
+            // Trailers say nothing to a function.
+            let Ok(data) = frame.into_data() else { continue };
+            let length = held.bytes.len() + data.len();
+            if length as u64 > self.limit {
+                return Err(wire::body_too_large(self.limit));
+            }
+            if length > held.bytes.capacity() {
+                held.take(data.len().max(STEP), bound).map_err(full)?;
+            }
+            held.bytes.extend_from_slice(&data);
+        }
+        held.settle();
+        Ok(Bytes::from_owner(held))
+    }
+
+    fn broken(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
+        if error.is::<LengthLimitError>() {
+            return wire::body_too_large(self.limit);
+        }
+        Failure::new(FailureKind::BadRequest, format!("the body broke off: {error}"))
+    }
+
+    fn full(&self, namespace: &str, full: Full) -> Failure {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let message = match full {
+            Full::Bound(bound) => format!(
+                "the bodies of the calls of {namespace} that wait here would be over {} MiB, which is \
+                 what the operator allows it (waiting_mb in [allow]); try again later",
+                mib(bound)
+            ),
+            Full::Shared(used) => format!(
+                "{:.1} of {} MiB for the bodies of waiting calls are taken here, and no more is left \
+                 for {namespace}; try again later, or give the worker more (body_memory_mb)",
+                mib(used),
+                mib(self.total)
+            ),
+        };
+        Failure::new(FailureKind::QueueFull, message)
+    }
+}
+
+/// Reads the rest of a body that is refused, and keeps nothing of it: its sender is told meanwhile. If the
+/// connection were closed at once, most would find it broken while they write, and never read why.
+async fn pass_over(mut body: SteadyBody<Incoming>, most: u64, patience: Duration) {
+    let mut passed = 0;
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(patience, body.frame()).await {
+        passed += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if passed > most {
+            return;
+        }
+    }
+}
+
+/// A body that is counted, until it is freed.
+#[derive(Debug)]
+struct Held {
+    budget: Arc<Mutex<Budget>>,
+    function: FunctionName,
+    taken: u64,
+    bytes: Vec<u8>,
+}
+
+impl Held {
+    /// Room for this many more bytes.
+    fn take(&mut self, more: usize, bound: Option<u64>) -> Result<(), Full> {
+        self.budget.lock().take(self.function.namespace(), more as u64, bound)?;
+        self.taken += more as u64;
+        self.bytes.reserve_exact(self.taken as usize - self.bytes.len());
+        Ok(())
+    }
+
+    /// It is all there: what was taken ahead is given back.
+    fn settle(&mut self) {
+        self.bytes.shrink_to_fit();
+        let surplus = self.taken - self.bytes.len() as u64;
+        if surplus > 0 {
+            self.budget.lock().give(self.function.namespace(), surplus);
+            self.taken -= surplus;
+        }
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Freed before it is given back.
+        drop(std::mem::take(&mut self.bytes));
+        if self.taken > 0 {
+            self.budget.lock().give(self.function.namespace(), self.taken);
+        }
+    }
+}
