@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::{Cluster, Place, client, post, texts};
+use crate::common::{Cluster, Place, client, inside, post, texts};
 
 const ECHO: &str = "def f(event):\n    return event\n";
 const BOUNDS: &str = "[allow]\nmemory_mb = 200\n[allow.namespace.big]\nmemory_mb = 300\n\
@@ -47,7 +47,7 @@ async fn what_a_manifest_may_not_ask_for_is_refused_at_deploy_with_line_and_boun
         assert!(packed.unwrap().success());
         let request = http::Request::post(format!("{}/registry/f", cluster.url));
         let answer =
-            crate::common::send(&client(), request.body(fs::read(&tar).unwrap()).unwrap()).await;
+            crate::common::send(&inside(), request.body(fs::read(&tar).unwrap()).unwrap()).await;
         let answer = answer.unwrap();
         assert_eq!((answer.status, answer.json()["error"].as_str()), (403, Some("forbidden")));
         assert!(answer.body.contains("ol.toml, line 1: memory_mb = 201"), "{}", answer.body);
@@ -162,11 +162,14 @@ fn bounds_are_settings_like_all_others() {
         assert!(again.contains("memory_mb = 200"), "{again}");
     }
     for (text, expected) in [
-        ("[allow]\nnetworks = [\"hots\"]\n", "line 2: networks: unknown variant `hots`"),
+        (
+            "[allow]\nnetworks = [\"hots\"]\n",
+            "line 2: networks: unknown value \"hots\"; did you mean \"host\"?",
+        ),
         ("[allow]\n\nmemory = 3\n", "line 3: unknown key \"memory\" in [allow]; did you mean"),
         (
             "[allow.namespace.a]\nmemory = 3\n",
-            "config.toml, line 1: namespace: unknown field `memory`",
+            "config.toml, line 1: namespace: unknown key \"memory\"; did you mean \"memory_mb\"?",
         ),
     ] {
         fs::write(&file, text).unwrap();

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::common::{Cluster, client, post, wait_for};
+use crate::common::{Cluster, client, connect, inside, post, wait_for};
 
 const MIB: usize = 1 << 20;
 const COUNTS: &str = "import time\ndef f(event):\n    time.sleep(0.1)\n    return len(event)\n";
@@ -18,7 +18,7 @@ fn memory(pid: i32, what: &str) -> usize {
 
 /// Begins a call with a body of this length and sends all of it but the last byte, as far as it is taken.
 fn all_but_the_last_byte(worker: SocketAddr, length: usize) -> TcpStream {
-    let mut stream = TcpStream::connect(worker).unwrap();
+    let mut stream = connect(worker);
     let head = format!("POST /run/f HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     // One that is refused is closed.
@@ -32,7 +32,7 @@ async fn bodies_that_wait_have_a_budget_and_their_memory_is_given_back() {
     const MORE: usize = 48;
     let flags = ["--workers", "1", "--sandbox", "process", "--body-memory-mb", "96"];
     let cluster = Cluster::start(&flags);
-    let (client, files) = (client(), [("f.py", COUNTS), ("ol.toml", "max_instances = 1")]);
+    let (client, files) = (inside(), [("f.py", COUNTS), ("ol.toml", "max_instances = 1")]);
     cluster.deploy("f", &files);
     let folder = cluster.place.function("f", &files);
     cluster.place.ol(&["deploy", folder.to_str().unwrap(), "--name", "other/f"]);
