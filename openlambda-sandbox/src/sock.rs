@@ -276,7 +276,8 @@ impl SockFactory {
             withheld.push(format!(
                 "the kernel's limits of memory and processor time, since no cgroup can be made \
                  ({why}); memory is looked at 20 times a second and more often near its limit, and \
-                 what is over is killed; for the kernel's run the worker as root, or as a unit of \
+                 what is over is killed; memory that no process's count has (memfd_create, shared \
+                 mappings without a file) is refused for that; for the kernel's limits, run the worker as root, or as a unit of \
                  systemd with Delegate=yes"
             ));
         }
