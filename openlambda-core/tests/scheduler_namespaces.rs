@@ -250,7 +250,8 @@ proptest! {
     ) {
         let mut functions = Vec::new();
         for (namespace, runs) in runs.iter().enumerate() {
-            functions.extend(flood(namespace as u32, runs, backlogs[namespace] + limit));
+            // Enough that some wait even when all that run end at the same moment.
+            functions.extend(flood(namespace as u32, runs, backlogs[namespace] + 2 * limit));
         }
         let running = RunningLimit::Calls(limit);
         let mut world = World::new(functions, running, 10_000, (0, 0), policy, None);

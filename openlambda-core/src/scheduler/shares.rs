@@ -35,6 +35,10 @@ pub(super) struct Shares {
 struct Share {
     /// The start tag of its next call, microseconds of virtual time.
     start: u64,
+    /// By how much that may lie before the virtual time: what calls were charged too much and that was given
+    /// back after the virtual time had gone on. Without it, who is charged wrongly both ways, now too much
+    /// and now too little, would pay for the one and not get back the other.
+    owed: u64,
     /// What its calls were charged that run, and how many they are.
     charged: u64,
     running: u64,
@@ -53,6 +57,7 @@ impl Default for Share {
     fn default() -> Self {
         Share {
             start: 0,
+            owed: 0,
             charged: 0,
             running: 0,
             estimate: UNKNOWN,
@@ -61,6 +66,21 @@ impl Default for Share {
             most: u64::MAX,
             full: false,
         }
+    }
+}
+
+impl Share {
+    /// The start tag of its next call. Who begins to wait begins at the virtual time, so that nobody saves up.
+    fn next(&self, now: u64) -> u64 {
+        self.start.max(now.saturating_sub(self.owed))
+    }
+
+    /// A call begins, and is charged. Returns its start tag.
+    fn begin(&mut self, now: u64, charge: u64) -> u64 {
+        let start = self.next(now);
+        self.owed = now.saturating_sub(start);
+        self.start = start.saturating_add(charge);
+        start
     }
 }
 
@@ -106,25 +126,24 @@ impl Shares {
     pub(super) fn begins(&mut self, namespace: NamespaceId) {
         let now = self.virtual_time;
         let share = self.share(namespace);
-        let (start, charge) = (share.start.max(now), share.estimate);
-        share.start = start.saturating_add(charge);
+        let charge = share.estimate;
+        let start = share.begin(now, charge);
         share.charged = share.charged.saturating_add(charge);
         share.running += 1;
-        self.virtual_time = start;
+        self.virtual_time = now.max(start);
     }
 
     /// An instance is started, in the place of a call.
     pub(super) fn starts(&mut self, namespace: NamespaceId) {
         let now = self.virtual_time;
         let share = self.share(namespace);
-        let start = share.start.max(now);
-        share.start = start.saturating_add(share.estimate);
-        self.virtual_time = start;
+        let start = share.begin(now, share.estimate);
+        self.virtual_time = now.max(start);
     }
 
     /// A call is over that took so long: what it was charged is corrected.
     pub(super) fn ends(&mut self, namespace: NamespaceId, took: Duration) {
-        let took = micros(took);
+        let (took, now) = (micros(took), self.virtual_time);
         let share = self.share(namespace);
         share.estimate = (share.estimate + took).div_ceil(2);
         // One that began before there were several namespaces was not charged.
@@ -132,6 +151,8 @@ impl Shares {
         share.charged -= charge;
         share.running -= 1;
         share.start = share.start.saturating_add(took).saturating_sub(charge);
+        let back = charge.saturating_sub(took);
+        share.owed = share.owed.saturating_add(back).min(now.saturating_sub(share.start));
     }
 
     // Memory.
@@ -239,7 +260,7 @@ impl Turns {
             let (namespace, share) = (NamespaceId(n), shares.get(NamespaceId(n)));
             let had = match scarce {
                 _ if wishes && share.full => return None,
-                Scarce::Places => (share.start.max(shares.virtual_time), share.running),
+                Scarce::Places => (share.next(shares.virtual_time), share.running),
                 Scarce::Memory => (share.memory, 0),
             };
             Some(Turn { had, namespace, key, version })
