@@ -1,7 +1,7 @@
 //! What values a manifest may have.
 
 use super::cors::Cors;
-use super::{Manifest, ManifestError, Volume};
+use super::{ENVIRONMENT_LIMIT, MANIFEST_LIMIT, Manifest, ManifestError, Volume};
 
 /// The most volumes of one function.
 const MOST_VOLUMES: usize = 16;
@@ -72,9 +72,37 @@ impl Manifest {
                 ));
             }
         }
+        self.check_environment()?;
         self.check_volumes()?;
         self.cors.as_ref().map_or(Ok(()), Cors::check)
     }
+
+    /// Whether a program can be started with the environment: a worker asks again at each start, as it
+    /// does for [volumes](Manifest::check_volumes).
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError::Value`]; its variables take over [`ENVIRONMENT_LIMIT`].
+    pub fn check_environment(&self) -> Result<(), ManifestError> {
+        let bytes: usize = self.environment.iter().map(|(key, value)| takes(key, value)).sum();
+        if bytes > ENVIRONMENT_LIMIT {
+            return Err(ManifestError::Value(environment_too_long()));
+        }
+        Ok(())
+    }
+
+    /// Whether the whole of it, written out as JSON, goes along with each resolution of its function.
+    pub(super) fn check_size(&self) -> Result<(), ManifestError> {
+        match serde_json::to_vec(self) {
+            Ok(text) if text.len() > MANIFEST_LIMIT => Err(ManifestError::Unclear(format!(
+                "the manifest says more than {} KiB when it is written out in full; keep data in a \
+                 file beside it",
+                MANIFEST_LIMIT >> 10
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a sandbox of any kind can have the volumes: a worker asks again at each start, for
     /// manifests that a registry took before these rules were there.
     ///
@@ -142,6 +170,19 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// What a variable takes of [`ENVIRONMENT_LIMIT`].
+pub(super) fn takes(key: &str, value: &str) -> usize {
+    key.len() + value.len() + 2
+}
+
+/// What is said of an environment over [`ENVIRONMENT_LIMIT`].
+pub(super) fn environment_too_long() -> String {
+    format!(
+        "the environment takes over {} KiB; keep what is long in a file of the function",
+        ENVIRONMENT_LIMIT >> 10
+    )
 }
 
 /// Whether one path is the other, or leads to it.

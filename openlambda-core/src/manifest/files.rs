@@ -62,7 +62,9 @@ impl Manifest {
             (None, Some(yaml)) => Manifest::parse_yaml(&yaml, &has),
             (None, None) => Ok(Manifest::default()),
         };
-        Ok(manifest.and_then(|manifest| manifest.complete(has))?)
+        let manifest = manifest.and_then(|manifest| manifest.complete(has))?;
+        manifest.check_size()?;
+        Ok(manifest)
     }
 
     /// Fills in runtime, handler and style from the files that `has` says are there.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use cors::Cors;
 pub use error::ManifestError;
 pub(crate) use names::TOO_LONG;
-pub use names::{MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
+pub use names::{ENVIRONMENT_LIMIT, MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
 
 use crate::config::parse_toml;
 use crate::failure::{Failure, FailureKind};
@@ -402,6 +402,25 @@ mod tests {
             let error = Manifest::parse(&deep).unwrap_err().to_string();
             assert!(error.len() < 1000, "{error}");
         }
+    }
+
+    #[test]
+    fn what_a_manifest_says_is_bounded_as_a_whole() {
+        let of = |toml: &str| {
+            let text = |file: &str| {
+                Ok::<_, ManifestError>((file == MANIFEST_FILE).then(|| toml.to_owned()))
+            };
+            Manifest::of_files(text, |file| file == "f.py")
+        };
+        let environment = |bytes: usize| format!("[environment]\nA = \"{}\"", "x".repeat(bytes));
+        assert!(of(&environment(ENVIRONMENT_LIMIT - 3)).is_ok());
+        let error = of(&environment(ENVIRONMENT_LIMIT - 2)).unwrap_err().to_string();
+        assert!(error.contains("environment takes over 32 KiB"), "{error}");
+        let many: String = (0..4500).map(|n| format!("A{n} = \"12\"\n")).collect();
+        assert!(of(&format!("[environment]\n{many}")).is_err());
+        // A tab is one byte in TOML and two in JSON.
+        let error = of(&format!("colour = \"{}\"", "\t".repeat(40_000))).unwrap_err();
+        assert!(error.to_string().contains("written out in full"), "{error}");
     }
 
     #[test]

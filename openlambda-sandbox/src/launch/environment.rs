@@ -25,7 +25,7 @@ pub(crate) struct Places {
 ///
 /// # Errors
 ///
-/// Two volumes share a variable.
+/// Two volumes share a variable; no program can be started with the manifest's own environment.
 pub(crate) fn environment(
     spec: &SandboxSpec,
     places: &Places,
@@ -33,6 +33,7 @@ pub(crate) fn environment(
     volumes: &BTreeMap<String, String>,
 ) -> Result<BTreeMap<String, String>, SandboxError> {
     let manifest = &*spec.manifest;
+    manifest.check_environment().map_err(|error| unsupported(error.to_string()))?;
     let mut env = BTreeMap::new();
     let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
     set("PATH", FUNCTION_PATH);
