@@ -232,7 +232,8 @@ impl DataDir {
                 _ => private::close_to_others(&folder, enter),
             }
         };
-        close("functions", &|_| false)?;
+        // A function's folder may be a link to where its author works, or to where that was.
+        private::make_folder(&self.join("functions"))?;
         close("logs", &|_| true)?;
         close("registry", &|_| true)?;
         // A function's volumes are below its namespace and name.

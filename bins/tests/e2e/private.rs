@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Cluster, OL, Place, copy_program, texts};
+use crate::common::{Cluster, OL, Place, client, copy_program, post, texts};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -95,6 +95,26 @@ fn what_a_cluster_keeps_is_its_user_s_alone_whatever_was_there() {
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
     drop(cluster);
+}
+
+/// An author links a function's folder to where it is worked on; and moves that away.
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_of_functions_may_be_links() {
+    let place = Place::new();
+    let data = place.data_dir();
+    let work = place.function("work", &[("f.py", "def f(event): return 'linked'")]);
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(data.join("functions")).unwrap();
+    symlink(&work, data.join("functions/linked")).unwrap();
+    symlink("nowhere", data.join("functions/dangling")).unwrap();
+    set_mode(&work, 0o755);
+    let cluster = Cluster::start_in(place, &["--workers", "1", "--registry", "dir"]);
+    let url = format!("{}/run/linked", cluster.url);
+    assert_eq!(post(&client(), &url, "").await.body, "\"linked\"");
+    fs::remove_dir_all(&work).unwrap();
+    assert_eq!(cluster.place.json(&["down", "--json"])["was_up"], true);
+    assert_eq!(cluster.place.json(&["down", "--json"])["was_up"], false);
+    assert_eq!(mode(&data.join("functions")), 0o700);
 }
 
 /// An ordinary user may start a cluster where only root can do it harm, and not where others can.
