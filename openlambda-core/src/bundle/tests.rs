@@ -159,6 +159,8 @@ fn what_could_harm_is_refused_with_the_entry_and_the_reason() {
         (f().file("f.py/x", "y"), "f.py/x", "no folder"),
         (f().file("a/b", "y").file("a", "z"), "a", "named twice"),
         (f().link("ol.toml", "f.py"), "ol.toml", "no regular file"),
+        (f().entry(EntryType::Directory, "ol.toml/", "", b""), "ol.toml", "no regular file"),
+        (f().file("ol.yaml/x", ""), "ol.yaml", "no regular file"),
         (by_link, "ol.toml", "hard link"),
         (fifo, "p", "neither a file"),
         (device, "d", "neither a file"),
@@ -185,6 +187,33 @@ fn what_could_harm_is_refused_with_the_entry_and_the_reason() {
         assert!(unpack(&*archive.bytes(), &Digest::from_bytes([0; 32]), &folder).is_err());
         assert_eq!(fs::read_dir(into.path()).unwrap().count(), 1);
     }
+}
+
+/// Or a registry takes what no worker can unpack.
+#[test]
+fn a_bundle_is_as_large_as_its_tar_whoever_looks() {
+    let mut archive = Hostile::default();
+    for length in [3, 98, 99, 100] {
+        archive = archive.file(&"n".repeat(length), &"c".repeat(511 + length));
+        archive = archive.file(&format!("m{}/x", "m".repeat(length - 3)), "");
+    }
+    for length in [99, 100] {
+        archive = archive.link(&"l".repeat(length), &"t".repeat(length));
+    }
+    for length in [101, 255, 511, 512, 513, 1023] {
+        let name = vec![b'a'; 200];
+        let long = [&name[..], b"/", &vec![b'b'; 200], b"/"].concat();
+        let long = [long.repeat(length / 400), vec![b'c'; length % 255 + 1]].concat();
+        archive = archive.entry(EntryType::GNULongName, "@", "", &long).file("x", "");
+        archive = archive.entry(EntryType::GNULongName, "@", "", &[b"d", &long[..]].concat());
+        archive = archive.entry(EntryType::GNULongLink, "@", "", &long).link("x", "x");
+    }
+    let archive = archive.file("f.py", "").bytes();
+    let (packed, tar) = publish(&archive).unwrap();
+    assert_eq!(packed.bytes, tar.len() as u64);
+    let within = |bytes| canonicalise(&*archive, Limits { bytes, ..Limits::default() }, io::sink());
+    assert_eq!(within(packed.bytes).unwrap(), packed);
+    assert!(matches!(within(packed.bytes - 1), Err(BundleError::TooLarge(_))));
 }
 
 #[test]
