@@ -82,8 +82,14 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`ManifestError::Value`]; its variables take over [`ENVIRONMENT_LIMIT`].
+    /// [`ManifestError::Value`]: its variables take over [`ENVIRONMENT_LIMIT`], or one has a zero byte.
     pub fn check_environment(&self) -> Result<(), ManifestError> {
+        if let Some((key, _)) = self.environment.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(ManifestError::Value(format!(
+                "environment variable \"{key}\" has a zero byte in it, which no program can be given; \
+                 encode the value"
+            )));
+        }
         let bytes: usize = self.environment.iter().map(|(key, value)| takes(key, value)).sum();
         if bytes > ENVIRONMENT_LIMIT {
             return Err(ManifestError::Value(environment_too_long()));
@@ -132,6 +138,12 @@ impl Manifest {
                      bytes and {VOLUME_DEPTH_LIMIT} parts"
                 ));
             }
+            let variable = volume.variable();
+            if self.environment.contains_key(&variable) {
+                return wrong(format!(
+                    "environment variable \"{variable}\" is the one of volume \"{name}\"; rename one"
+                ));
+            }
             let parts: Vec<&str> = path.split('/').skip(1).collect();
             let valid = |part: &&str| !["", ".", ".."].contains(part) && !part.contains('\0');
             if !path.starts_with('/') || !parts.iter().all(valid) {
@@ -157,6 +169,12 @@ impl Manifest {
             for (other, others) in &before {
                 if other.name == *name {
                     return wrong(format!("two volumes are named \"{name}\"; rename one"));
+                }
+                if other.variable() == variable {
+                    return wrong(format!(
+                        "volumes \"{}\" and \"{name}\" share the variable {variable}; rename one",
+                        other.name
+                    ));
                 }
                 if is_above_or_below(&parts, others) {
                     return wrong(format!(

@@ -190,6 +190,15 @@ pub struct Volume {
     pub path: String,
 }
 
+impl Volume {
+    /// The environment variable that names its real place, `OPENLAMBDA_VOLUME_<NAME>`: letters of the
+    /// name in upper case, and `_` for each dot and dash.
+    pub fn variable(&self) -> String {
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        format!("OPENLAMBDA_VOLUME_{}", self.name.chars().map(sign).collect::<String>())
+    }
+}
+
 impl Manifest {
     /// Parses the text of an `ol.toml`. Runtime, handler and style stay `None` where it is silent.
     ///
@@ -374,6 +383,8 @@ mod tests {
             (&[("a", "/data/b"), ("b", "/data")], "one inside of the other"),
             (&[("a", "/data"), ("b", "/data")], "one inside of the other"),
             (&[("a", "/a"), ("a", "/b")], "two volumes are named"),
+            (&[("a", "/a"), ("A", "/b")], "share the variable OPENLAMBDA_VOLUME_A;"),
+            (&[("a-b", "/a"), ("a_b", "/b")], "share the variable OPENLAMBDA_VOLUME_A_B;"),
             (&[("a", "/var/task")], "the sandbox's own /var/task"),
             (&[("a", "/var/task/lib")], "the sandbox's own /var/task"),
             (&[("a", "/var")], "the sandbox's own /var/task"),
@@ -384,6 +395,18 @@ mod tests {
         ] {
             let error = check(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_no_program_can_be_started_with_is_refused() {
+        let volume = "volumes = [{ name = \"a.b\", path = \"/d\" }]\n";
+        let zero = "environment = { A = \"x\\u0000y\" }".to_owned();
+        let own = format!("{volume}environment = {{ OPENLAMBDA_VOLUME_A_B = \"x\" }}");
+        for (text, why) in [(zero, "\"A\" has a zero byte"), (own, "is the one of volume \"a.b\"")]
+        {
+            let error = Manifest::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 
