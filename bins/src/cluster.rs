@@ -167,8 +167,22 @@ impl DataDir {
     }
 
     /// The cluster's own configuration, if there is one.
-    pub(crate) fn config_file(&self) -> Option<PathBuf> {
-        Some(self.join("config.toml")).filter(|path| path.exists())
+    ///
+    /// # Errors
+    ///
+    /// Something else is in its place: a link, or what reading would wait for.
+    pub(crate) fn config_file(&self) -> Result<Option<PathBuf>> {
+        let path = self.join("config.toml");
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(found) if found.is_file() => Ok(Some(path)),
+            Ok(_) => Err(CliError::new(format!(
+                "{} is no regular file; put the settings themselves there, or name their file with \
+                 --config",
+                path.display()
+            ))),
+            Err(error) => Err(error).context(|| format!("cannot look at {}", path.display())),
+        }
     }
 
     /// Writes down what the daemons are told, for them to read.

@@ -60,6 +60,29 @@ fn a_folder_that_others_may_write_is_refused_and_nothing_in_it_is_touched() {
 }
 
 #[test]
+fn what_is_no_file_in_a_cluster_s_folder_is_neither_read_nor_waited_for() {
+    let place = Place::new();
+    let data = place.data_dir();
+    fs::create_dir(&data).unwrap();
+    set_mode(&data, 0o700);
+    for name in ["FORMAT", "config.toml"] {
+        let path = data.join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for round in 0..2 {
+            let said = place.fails(&["up", "--detach"]);
+            assert!(said.contains(name) && said.contains("no regular file"), "{said}");
+            fs::remove_file(&path).unwrap();
+            if round == 0 {
+                symlink("/dev/zero", &path).unwrap();
+            }
+        }
+    }
+    fs::write(data.join("config.toml"), vec![b'#'; 2 << 20]).unwrap();
+    let said = place.fails(&["up", "--detach"]);
+    assert!(said.contains("over 1024 KiB"), "{said}");
+}
+
+#[test]
 fn what_a_cluster_keeps_is_its_user_s_alone_whatever_was_there() {
     let place = Place::new();
     let data = place.data_dir();
