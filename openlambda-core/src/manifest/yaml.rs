@@ -83,10 +83,16 @@ mod with_feature {
 
                 fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Environment, A::Error> {
                     let (mut variables, mut bytes) = (BTreeMap::new(), 0);
-                    while let Some((key, value)) = map.next_entry::<String, String>()? {
+                    while let Some((key, value)) = map.next_entry::<String, Option<String>>()? {
+                        // In Go nothing, `~`, is the empty text.
+                        let value = value.unwrap_or_default();
                         bytes += takes(&key, &value);
                         if bytes > ENVIRONMENT_LIMIT {
                             return Err(A::Error::custom(environment_too_long()));
+                        }
+                        if variables.contains_key(&key) {
+                            let why = format!("variable \"{key}\" is there twice; remove one");
+                            return Err(A::Error::custom(why));
                         }
                         variables.insert(key, value);
                     }
@@ -380,6 +386,16 @@ limits:
             // What a person may write.
             let few = "environment: {A: &a some, B: *a}";
             assert_eq!(parse(few).unwrap().environment["B"], "some");
+        }
+
+        #[test]
+        fn a_variable_is_there_once_and_nothing_is_the_empty_text() {
+            let error = parse("environment:\n  A: 1\n  B: 2\n  A: 3\n").unwrap_err();
+            assert!(error.contains("variable \"A\" is there twice; remove one"), "{error}");
+            let text = "environment: {A: ~, B: null, C: , D: '~', E: '', F: 0.30}";
+            let environment = parse(text).unwrap().environment;
+            let values: Vec<_> = environment.values().map(String::as_str).collect();
+            assert_eq!(values, ["", "", "", "~", "", "0.30"]);
         }
 
         #[test]
