@@ -528,6 +528,41 @@ mod tests {
     }
 
     #[test]
+    fn a_handler_that_can_name_nothing_is_refused() {
+        let told = |manifest: &str| {
+            Manifest::parse(manifest).and_then(|manifest| manifest.complete(|file| file == "f.py"))
+        };
+        for (runtime, handler) in [
+            ("python", "f."),
+            ("python", ".f"),
+            ("python", "f..f"),
+            ("python", "..."),
+            ("python", "f:"),
+            ("python", ":f"),
+            ("python", ""),
+            ("python", "f\\u0000.f"),
+            ("python", "f\\n.f"),
+            ("node", "index."),
+            ("node", "src/.get"),
+            ("node", "src/app..get"),
+            ("node", ""),
+            ("bootstrap", "a\\u001bb"),
+        ] {
+            let told = told(&format!("runtime = \"{runtime}\"\nhandler = \"{handler}\""));
+            let error = told.expect_err(handler).to_string();
+            assert!(error.contains("names no function"), "{handler}: {error}");
+        }
+        for (runtime, handler) in [
+            ("python", "nodot"),
+            ("node", "../index.handler"),
+            ("bootstrap", ""),
+            ("bootstrap", ".."),
+        ] {
+            told(&format!("runtime = \"{runtime}\"\nhandler = \"{handler}\"")).expect(handler);
+        }
+    }
+
+    #[test]
     fn a_web_application_is_where_it_is_said_or_where_it_usually_is() {
         let told = |manifest: &str, files: &[&str]| {
             let manifest = Manifest::parse(manifest).unwrap();
