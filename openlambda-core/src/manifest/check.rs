@@ -58,6 +58,11 @@ impl Manifest {
         if !(self.cpus > 0.0 && self.cpus <= 1024.0) {
             return wrong(format!("cpus = {} is out of range; use more than 0", self.cpus));
         }
+        if let Some(methods) = &self.methods
+            && !is_short(methods)
+        {
+            return wrong(format!("methods is too long; use {}", short()));
+        }
         for method in self.methods.iter().flatten() {
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
@@ -188,6 +193,20 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The most entries of a list that goes into a header of replies, and the most bytes of all of them: a
+/// client takes about 8 KiB for one header.
+const HEADER_LIST: (usize, usize) = (100, 4096);
+
+/// Whether a list is short enough for a header.
+pub(super) fn is_short(list: &[String]) -> bool {
+    list.len() <= HEADER_LIST.0 && list.iter().map(String::len).sum::<usize>() <= HEADER_LIST.1
+}
+
+/// How short that is.
+pub(super) fn short() -> String {
+    format!("at most {} entries with {} bytes together", HEADER_LIST.0, HEADER_LIST.1)
 }
 
 /// What a variable takes of [`ENVIRONMENT_LIMIT`].

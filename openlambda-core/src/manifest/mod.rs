@@ -236,6 +236,10 @@ impl Manifest {
         }
         let mut allow = Vec::new();
         for name in methods {
+            // Each once, however often the manifest has it.
+            if allow.contains(&name.as_str()) {
+                continue;
+            }
             allow.push(name.as_str());
             if name == "GET" && !listed("HEAD") {
                 allow.push("HEAD");
@@ -485,6 +489,25 @@ mod tests {
     }
 
     #[test]
+    fn lists_that_go_into_headers_of_replies_are_short() {
+        let list = |entries: usize, bytes: usize| {
+            format!("[{}]", vec![format!("\"{}\"", "A".repeat(bytes)); entries].join(","))
+        };
+        for key in ["methods", "cors.allow_methods", "cors.allow_headers", "cors.expose_headers"] {
+            let parse = |list: &str| {
+                Manifest::parse(&format!("{key} = {list}\ncors.allow_origins = [\"*\"]"))
+            };
+            for good in [list(100, 40), list(1, 4096)] {
+                assert!(parse(&good).is_ok(), "{key}: {:?}", parse(&good).map(|_| ()));
+            }
+            for bad in [list(101, 1), list(2, 2049)] {
+                let error = parse(&bad).unwrap_err().to_string();
+                assert!(error.contains("at most 100 entries") && error.len() < 200, "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn who_answers_get_answers_head() {
         let admits = |methods: &str, method: Method| {
             let manifest = Manifest::parse(&format!("methods = {methods}")).unwrap();
@@ -495,6 +518,7 @@ mod tests {
         let allow = Err("GET, HEAD, PUT".to_owned());
         assert_eq!(admits("[\"GET\", \"PUT\"]", Method::POST), allow);
         assert_eq!(admits("[\"GET\", \"HEAD\", \"PUT\"]", Method::POST), allow);
+        assert_eq!(admits("[\"GET\", \"PUT\", \"GET\", \"PUT\"]", Method::POST), allow);
         assert!(Manifest::default().admits(&Method::DELETE).is_ok());
     }
 
