@@ -10,10 +10,12 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 
 /// Whether a terminal, or whoever reads it, is led astray by this character: it moves the cursor, begins
-/// a sequence, or turns the direction of the text around. Lines and tabs are what they seem.
+/// a sequence, turns the direction of the text around, or is not seen at all, so that two names look like
+/// one. Lines and tabs are what they seem; joiners between letters are seen by what they join.
 fn misleads(character: char) -> bool {
     matches!(character,
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}'
+        | '\u{ad}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
         || (character.is_control() && !matches!(character, '\n' | '\t'))
 }
 
@@ -42,8 +44,10 @@ pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(json.len() + 16);
     for character in json.chars() {
         let _ = match misleads(character) {
-            // All of them are of the first 65,536.
-            true => write!(shown, "\\u{:04x}", u32::from(character)),
+            true => character
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .try_for_each(|unit| write!(shown, "\\u{unit:04x}")),
             false => shown.write_char(character),
         };
     }
@@ -80,6 +84,9 @@ mod tests {
             ("ok\rno", "ok\\rno"),
             ("\u{9b}31m\u{7f}\0", "\\x9b31m\\x7f\\x00"),
             ("a\u{202e}b\u{2066}", "a\\u{202e}b\\u{2066}"),
+            ("a\u{200b}b\u{feff}\u{2060}\u{ad}", "a\\u{200b}b\\u{feff}\\u{2060}\\xad"),
+            ("a\u{e0041}\u{e007f}", "a\\u{e0041}\\u{e007f}"),
+            ("\u{1f468}\u{200d}\u{1f469}", "\u{1f468}\u{200d}\u{1f469}"),
         ] {
             assert_eq!(shown(text), expected);
             let json = serde_json::json!({ "text": text }).to_string();
