@@ -64,6 +64,24 @@ pub(crate) fn for_errors(text: &str) -> Cow<'_, str> {
     if std::io::stderr().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
 }
 
+/// What the command line says; one that is wrong, or asks for help, ends the program as
+/// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
+pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
+    parsed.unwrap_or_else(|error| {
+        // Both may be told again. In a text without colours clap leaves out what begins with an escape.
+        let ours = std::env::vars_os()
+            .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OPENLAMBDA_"))
+            .map(|(_, value)| value);
+        let words = std::env::args_os().chain(ours);
+        let mut words = words.map(|word| word.to_string_lossy().contains(misleads));
+        if error.use_stderr() && std::io::stderr().is_terminal() && words.any(|misleads| misleads) {
+            eprint!("{}", shown(&error.render().to_string()));
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
+}
+
 /// `eprintln!` for a text that may hold words of strangers.
 macro_rules! say {
     ($($text:tt)*) => {
