@@ -170,8 +170,22 @@ impl DataDir {
     }
 
     /// The cluster's own configuration, if there is one.
-    pub(crate) fn config_file(&self) -> Option<PathBuf> {
-        Some(self.join("config.toml")).filter(|path| path.exists())
+    ///
+    /// # Errors
+    ///
+    /// Something else is in its place: a link, or what reading would wait for.
+    pub(crate) fn config_file(&self) -> Result<Option<PathBuf>> {
+        let path = self.join("config.toml");
+        match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(found) if found.is_file() => Ok(Some(path)),
+            Ok(_) => Err(CliError::new(format!(
+                "{} is no regular file; put the settings themselves there, or name their file with \
+                 --config",
+                path.display()
+            ))),
+            Err(error) => Err(error).context(|| format!("cannot look at {}", path.display())),
+        }
     }
 
     /// Writes down what the daemons are told, for them to read.
@@ -244,7 +258,8 @@ impl DataDir {
                 _ => private::close_to_others(&folder, enter),
             }
         };
-        close("functions", &|_| false)?;
+        // A function's folder may be a link to where its author works, or to where that was.
+        private::make_folder(&self.join("functions"))?;
         close("logs", &|_| true)?;
         close("registry", &|_| true)?;
         // A function's volumes are below its namespace and name.

@@ -10,10 +10,12 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 
 /// Whether a terminal, or whoever reads it, is led astray by this character: it moves the cursor, begins
-/// a sequence, or turns the direction of the text around. Lines and tabs are what they seem.
+/// a sequence, turns the direction of the text around, or is not seen at all, so that two names look like
+/// one. Lines and tabs are what they seem; joiners between letters are seen by what they join.
 fn misleads(character: char) -> bool {
     matches!(character,
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}'
+        | '\u{ad}' | '\u{200b}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
         || (character.is_control() && !matches!(character, '\n' | '\t'))
 }
 
@@ -42,8 +44,10 @@ pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(json.len() + 16);
     for character in json.chars() {
         let _ = match misleads(character) {
-            // All of them are of the first 65,536.
-            true => write!(shown, "\\u{:04x}", u32::from(character)),
+            true => character
+                .encode_utf16(&mut [0; 2])
+                .iter()
+                .try_for_each(|unit| write!(shown, "\\u{unit:04x}")),
             false => shown.write_char(character),
         };
     }
@@ -58,6 +62,24 @@ pub(crate) fn for_output(text: &str) -> Cow<'_, str> {
 /// The text as standard error may get it.
 pub(crate) fn for_errors(text: &str) -> Cow<'_, str> {
     if std::io::stderr().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
+}
+
+/// What the command line says; one that is wrong, or asks for help, ends the program as
+/// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
+pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
+    parsed.unwrap_or_else(|error| {
+        // Both may be told again. In a text without colours clap leaves out what begins with an escape.
+        let ours = std::env::vars_os()
+            .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OPENLAMBDA_"))
+            .map(|(_, value)| value);
+        let words = std::env::args_os().chain(ours);
+        let mut words = words.map(|word| word.to_string_lossy().contains(misleads));
+        if error.use_stderr() && std::io::stderr().is_terminal() && words.any(|misleads| misleads) {
+            eprint!("{}", shown(&error.render().to_string()));
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
 }
 
 /// `eprintln!` for a text that may hold words of strangers.
@@ -80,6 +102,9 @@ mod tests {
             ("ok\rno", "ok\\rno"),
             ("\u{9b}31m\u{7f}\0", "\\x9b31m\\x7f\\x00"),
             ("a\u{202e}b\u{2066}", "a\\u{202e}b\\u{2066}"),
+            ("a\u{200b}b\u{feff}\u{2060}\u{ad}", "a\\u{200b}b\\u{feff}\\u{2060}\\xad"),
+            ("a\u{e0041}\u{e007f}", "a\\u{e0041}\\u{e007f}"),
+            ("\u{1f468}\u{200d}\u{1f469}", "\u{1f468}\u{200d}\u{1f469}"),
         ] {
             assert_eq!(shown(text), expected);
             let json = serde_json::json!({ "text": text }).to_string();

@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::files::read_regular;
+
 /// This release: what `make dist` names it, from `git describe`, else the package's version.
 pub const RELEASE: &str = match option_env!("OPENLAMBDA_VERSION") {
     Some(release) => release,
@@ -32,6 +34,9 @@ pub const RELEASE: &str = match option_env!("OPENLAMBDA_VERSION") {
 /// The file that says in which format its folder is: one line of JSON, in this form for good. Keys may
 /// be added.
 pub const FILE: &str = "FORMAT";
+
+/// The longest such file, bytes.
+const LENGTH_LIMIT: u64 = 64 << 10;
 
 /// A kind of folder, and the latest format of it that this release reads, which is also the one that
 /// it writes.
@@ -62,7 +67,7 @@ impl Format {
     /// [`FormatError`]: above all that it is later than this release can read.
     pub fn check(&self, folder: &Path) -> Result<Option<u32>, FormatError> {
         let path = folder.join(FILE);
-        let text = match fs::read(&path) {
+        let text = match read_regular(&path, LENGTH_LIMIT) {
             Ok(text) => text,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(source) => return Err(FormatError::Io { path, source }),
@@ -233,6 +238,26 @@ mod tests {
             CUPBOARD.mark(folder).unwrap_err();
             assert_eq!(fs::read_to_string(&file).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn what_is_no_file_in_its_place_is_neither_read_nor_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(FILE);
+        let pipe = || std::process::Command::new("mkfifo").arg(&file).status().unwrap();
+        assert!(pipe().success());
+        let refused = || {
+            let error = crate::failure::chain(&CUPBOARD.check(folder.path()).unwrap_err());
+            CUPBOARD.mark(folder.path()).unwrap_err();
+            error
+        };
+        assert!(refused().contains("no regular file"), "{}", refused());
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        assert!(refused().contains("no regular file"), "{}", refused());
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, vec![b' '; 1 << 20]).unwrap();
+        assert!(refused().contains("over 64 KiB"), "{}", refused());
     }
 
     /// What a crash can leave at each step of writing the file.

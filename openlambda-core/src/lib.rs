@@ -32,6 +32,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod failure;
+pub mod files;
 pub mod format;
 pub mod function;
 pub mod hash;

@@ -22,7 +22,7 @@ use crate::version::VERSION;
 pub fn main_with(catalog: Catalog) -> ExitCode {
     let catalog = Arc::new(catalog);
     completions::answer(Cli::command, &catalog);
-    let result = match Cli::parse().command {
+    let result = match crate::terminal::parsed(Cli::try_parse()).command {
         Command::Daemon(command) => return daemon::run(command, &catalog),
         Command::New(args) => new::new(&args),
         Command::Up(args) => up::up(args, &catalog),

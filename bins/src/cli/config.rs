@@ -45,7 +45,7 @@ enum Program {
 pub(super) fn config(command: &ConfigCommand) -> Result<ExitCode> {
     let ConfigCommand::Show(args) = command;
     match args.program {
-        Program::Up => show::<Up>(args, args.common.dir()?.config_file()),
+        Program::Up => show::<Up>(args, args.common.dir()?.config_file()?),
         Program::Worker => show::<Worker>(args, None),
         Program::Lb => show::<Balancer>(args, None),
         Program::Registry => show::<Registry>(args, None),

@@ -31,7 +31,7 @@ pub(super) struct DoctorArgs {
 pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
     let options =
-        Settings::of_cluster(dir.config_file().as_deref())?.config()?.worker.sandbox_options()?;
+        Settings::of_cluster(dir.config_file()?.as_deref())?.config()?.worker.sandbox_options()?;
     let mut checks = vec![
         python(options.python.as_deref()),
         node(options.node.as_deref()),

@@ -10,11 +10,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use openlambda_core::bundle::PAGE_CONFIG;
+use openlambda_core::files::read_regular;
 
 use crate::error::{CliError, Result};
 
 /// How a `config.js` of ours begins.
 const SCRIPT_HEAD: &str = "// Written by `ol deploy`: where the function of this page is.\n";
+
+/// The longest file of ours, bytes: an address and some words.
+const LENGTH_LIMIT: u64 = 64 << 10;
 
 /// A function's page.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl Page {
         }
         for (file, is_ours) in PAGE_CONFIG.into_iter().zip([is_our_json, is_our_script]) {
             let path = folder.join(file);
-            match fs::read(&path) {
+            match read_regular(&path, LENGTH_LIMIT) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Ok(text) if is_ours(&text) => {}
                 _ => {
@@ -85,7 +89,7 @@ fn is_our_script(text: &[u8]) -> bool {
 
 /// Whole or not at all: a browser may be reading it, and another deployment writing.
 fn put(path: &Path, text: &str) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|before| before == text.as_bytes()) {
+    if read_regular(path, LENGTH_LIMIT).is_ok_and(|before| before == text.as_bytes()) {
         return Ok(());
     }
     let mut name = path.as_os_str().to_owned();
@@ -123,5 +127,13 @@ mod tests {
             assert_eq!(fs::read_to_string(file(name)).unwrap(), text);
             fs::write(file(name), ours).unwrap();
         }
+        // Nor is what has no end, or never begins, read.
+        fs::remove_file(file("config.json")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", file("config.json")).unwrap();
+        assert!(Page::of(folder.path()).unwrap_err().to_string().contains("rename it"));
+        fs::remove_file(file("config.json")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(file("config.json")).status();
+        assert!(pipe.unwrap().success());
+        assert!(Page::of(folder.path()).unwrap_err().to_string().contains("rename it"));
     }
 }

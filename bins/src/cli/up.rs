@@ -94,7 +94,7 @@ pub(super) struct UpArgs {
 
 pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
-    let settings = Settings::complete(args.given, dir.config_file().as_deref())?;
+    let settings = Settings::complete(args.given, dir.config_file()?.as_deref())?;
     let spec = into_spec(settings.config()?, catalog)?;
     dir.create()?;
     let lock = match block_on(look(&dir))? {

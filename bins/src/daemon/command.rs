@@ -12,6 +12,7 @@ use super::{balancer, registry, worker};
 use crate::Catalog;
 use crate::error::{self, Context, Result};
 use crate::settings::{Balancer, Given, Registry, Worker};
+use crate::terminal::parsed;
 use crate::version::VERSION;
 
 /// The daemons that have a binary of their own.
@@ -60,9 +61,11 @@ struct RegistryCommand {
 /// The whole of `ol-worker`, `ol-lb` or `ol-registry` with the parts of `catalog`.
 pub fn daemon_main(daemon: Daemon, catalog: Catalog) -> ExitCode {
     let command = match daemon {
-        Daemon::Worker => DaemonCommand::Worker(Box::new(WorkerCommand::parse().options)),
-        Daemon::Balancer => DaemonCommand::Lb(BalancerCommand::parse().options),
-        Daemon::Registry => DaemonCommand::Registry(RegistryCommand::parse().options),
+        Daemon::Worker => {
+            DaemonCommand::Worker(Box::new(parsed(WorkerCommand::try_parse()).options))
+        }
+        Daemon::Balancer => DaemonCommand::Lb(parsed(BalancerCommand::try_parse()).options),
+        Daemon::Registry => DaemonCommand::Registry(parsed(RegistryCommand::try_parse()).options),
     };
     run(command, &catalog)
 }

@@ -3,6 +3,7 @@
 //! Each section has a table. A key outside of all tables belongs to the first section that has it, the
 //! program's own before the others, so that a file for one program needs no table.
 
+use std::io::Read;
 use std::path::Path;
 
 use openlambda_core::config::{ConfigError, explain, nearest};
@@ -15,6 +16,9 @@ use super::section::{Known, Section};
 use super::setting::{Origin, Setting};
 use crate::error::{CliError, Result};
 
+/// The longest file of settings, bytes.
+const LENGTH_LIMIT: u64 = 1 << 20;
+
 /// What the file says, for whatever program.
 ///
 /// # Errors
@@ -23,11 +27,21 @@ use crate::error::{CliError, Result};
 /// program is checked as well.
 pub(super) fn read<P: Program>(path: &Path) -> Result<Vec<Setting>> {
     let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let mut text = String::new();
+    // Who names a link or a pipe wants it read.
+    let opened = std::fs::File::open(path);
+    let read = opened.and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_string(&mut text));
+    read.map_err(|error| {
         let message =
             format!("cannot read {origin}: {error}; name a file of settings with --config");
         CliError::new(message)
     })?;
+    if text.len() as u64 > LENGTH_LIMIT {
+        let most = LENGTH_LIMIT >> 10;
+        return Err(CliError::new(format!(
+            "{origin} is over {most} KiB; name a file of settings with --config"
+        )));
+    }
     let mut file = File { origin, text: &text, own: P::OWN, known: everything(), told: Vec::new() };
     file.read()?;
     // A daemon reads its own values; `ol up` decides them, so a file that has them means another.

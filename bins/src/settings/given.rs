@@ -55,7 +55,7 @@ impl<P: Program> Given<P> {
     pub(crate) fn by_flags(flags: &[OsString]) -> Given<P> {
         let matches = Self::command().try_get_matches_from(flags);
         let given = matches.and_then(|matches| Given::from_arg_matches(&matches));
-        given.unwrap_or_else(|error| error.exit())
+        crate::terminal::parsed(given)
     }
 
     fn command() -> Command {

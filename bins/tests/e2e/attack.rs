@@ -461,6 +461,9 @@ elif kind == "brackets": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml",
 elif kind == "dashes": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", b"- " * 200_000)])
 elif kind == "fewer dashes": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", b"- " * 30_000)])
 elif kind == "toml": tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.toml", b"methods = " + b"[" * 50_000)])
+elif kind == "aliases":
+    yaml = b"environment:\n  A: &a " + b"x" * 24_000 + b"\n" + b"".join(b"  B%d: *a\n" % n for n in range(3500))
+    tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.yaml", yaml)])
 elif kind == "volumes":
     volumes = b"".join(b'[[volumes]]\nname = "v%d"\npath = "/s%d%s"\n' % (n, n, b"/a" * 150) for n in range(100))
     tar(GNU, lambda a: [file(a, "f.py"), file(a, "ol.toml", volumes)])
@@ -478,6 +481,7 @@ sys.stdout.buffer.write(gzip.compress(out.getvalue(), 1))
         ("dashes", "over 64 KiB"),
         ("fewer dashes", "opens too many"),
         ("toml", "ol.toml"),
+        ("aliases", "over 32 KiB"),
         ("volumes", "16 is the most"),
     ] {
         let made =

@@ -438,6 +438,8 @@ async fn a_terminal_is_shown_control_characters_and_not_sent_them() {
         (&["invoke", "own", "-d", "\"no JSON\""], "\\x1b]0;owned\\x07"),
         (&["invoke", escapes[0], "-d", "\"print\"", "--json"], "\\u001b]0;owned"),
         (&["invoke", escapes[0], escapes[1], escapes[2]], "ValueError"),
+        (&["frob\x1b]0;owned\x07"], "unrecognized subcommand"),
+        (&["ls", "--frob\u{202e}"], "\\u{202e}"),
     ] {
         let sent = on_a_terminal(&site, args);
         assert!(sent.contains(shown), "{args:?}: {sent:?}");

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Cluster, OL, Place, copy_program, texts};
+use crate::common::{Cluster, OL, Place, client, copy_program, post, texts};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
@@ -60,6 +60,29 @@ fn a_folder_that_others_may_write_is_refused_and_nothing_in_it_is_touched() {
 }
 
 #[test]
+fn what_is_no_file_in_a_cluster_s_folder_is_neither_read_nor_waited_for() {
+    let place = Place::new();
+    let data = place.data_dir();
+    fs::create_dir(&data).unwrap();
+    set_mode(&data, 0o700);
+    for name in ["FORMAT", "config.toml"] {
+        let path = data.join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for round in 0..2 {
+            let said = place.fails(&["up", "--detach"]);
+            assert!(said.contains(name) && said.contains("no regular file"), "{said}");
+            fs::remove_file(&path).unwrap();
+            if round == 0 {
+                symlink("/dev/zero", &path).unwrap();
+            }
+        }
+    }
+    fs::write(data.join("config.toml"), vec![b'#'; 2 << 20]).unwrap();
+    let said = place.fails(&["up", "--detach"]);
+    assert!(said.contains("over 1024 KiB"), "{said}");
+}
+
+#[test]
 fn what_a_cluster_keeps_is_its_user_s_alone_whatever_was_there() {
     let place = Place::new();
     let data = place.data_dir();
@@ -95,6 +118,26 @@ fn what_a_cluster_keeps_is_its_user_s_alone_whatever_was_there() {
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
     drop(cluster);
+}
+
+/// An author links a function's folder to where it is worked on; and moves that away.
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_of_functions_may_be_links() {
+    let place = Place::new();
+    let data = place.data_dir();
+    let work = place.function("work", &[("f.py", "def f(event): return 'linked'")]);
+    fs::create_dir(&data).unwrap();
+    fs::create_dir(data.join("functions")).unwrap();
+    symlink(&work, data.join("functions/linked")).unwrap();
+    symlink("nowhere", data.join("functions/dangling")).unwrap();
+    set_mode(&work, 0o755);
+    let cluster = Cluster::start_in(place, &["--workers", "1", "--registry", "dir"]);
+    let url = format!("{}/run/linked", cluster.url);
+    assert_eq!(post(&client(), &url, "").await.body, "\"linked\"");
+    fs::remove_dir_all(&work).unwrap();
+    assert_eq!(cluster.place.json(&["down", "--json"])["was_up"], true);
+    assert_eq!(cluster.place.json(&["down", "--json"])["was_up"], false);
+    assert_eq!(mode(&data.join("functions")), 0o700);
 }
 
 /// An ordinary user may start a cluster where only root can do it harm, and not where others can.

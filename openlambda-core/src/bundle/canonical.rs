@@ -1,14 +1,14 @@
 //! Makes a bundle from any tar.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 
 use tar::EntryType;
 
 use super::Packed;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::limits::{
-    BundleError, Limits, copy, each_entry, is_manifest, plain, read_error, refuse, too_large,
+    BundleError, Limits, copy, each_entry, is_manifest, plain, read_error, read_rest, refuse,
 };
 use super::write::Writer;
 use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
@@ -22,7 +22,7 @@ use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
 ///
 /// [`BundleError`]; nothing was written to `out` unless writing itself failed.
 pub fn canonicalise(
-    mut archive: impl Read,
+    archive: impl Read,
     limits: Limits,
     out: impl Write,
 ) -> Result<Packed, BundleError> {
@@ -31,15 +31,15 @@ pub fn canonicalise(
     let mut places = BTreeMap::<String, u64>::new();
     let mut spooled = 0;
     let mut manifests = BTreeMap::<String, Vec<u8>>::new();
-    each_entry(plain(&mut archive, limits)?, |entry| {
-        let path = path_of(&entry.path_bytes())?;
+    let rest = each_entry(plain(archive, limits)?, |entry, names| {
+        let path = path_of(&names.path)?;
         if path.is_empty() {
             return Ok(());
         }
         match entry.header().entry_type() {
             EntryType::Directory => checker.folder(&path)?,
             EntryType::Symlink => {
-                let target = target_of(&path, entry.link_name_bytes().as_deref())?;
+                let target = target_of(&path, names.target.as_deref())?;
                 checker.add(path, Kind::Link { target })?;
             }
             EntryType::Link => {
@@ -47,7 +47,7 @@ pub fn canonicalise(
                     return Err(refuse(&path, "is a hard link; put the manifest itself there"));
                 }
                 // A second name of a file that came before: the bundle holds it twice.
-                let target = target_of(&path, entry.link_name_bytes().as_deref())?;
+                let target = target_of(&path, names.target.as_deref())?;
                 let of = path_of(target.as_bytes())?;
                 let (Some(kind @ Kind::File { .. }), Some(place)) =
                     (checker.entries.get(&of).cloned(), places.get(&of).copied())
@@ -84,8 +84,8 @@ pub fn canonicalise(
                 }
                 spooled += copied;
             }
-            // Headers for the entries after it, which the reader has dealt with.
-            EntryType::XGlobalHeader | EntryType::XHeader => {}
+            // Attributes of all entries after it: times and comments, as `git archive` writes them.
+            EntryType::XGlobalHeader => {}
             _ => {
                 return Err(refuse(
                     &path,
@@ -95,12 +95,7 @@ pub fn canonicalise(
         }
         Ok(())
     })?;
-    // What follows the end of the archive means nothing, and is not unpacked. But it has to come: who
-    // breaks off there has not said that this is all.
-    let rest = io::copy(&mut archive.take(limits.bytes.saturating_add(1)), &mut io::sink());
-    if rest.map_err(read_error)? > limits.bytes {
-        return Err(too_large(limits));
-    }
+    read_rest(rest, limits)?;
     let text = |file: &str| match manifests.get(file) {
         Some(text) => std::str::from_utf8(text)
             .map(|text| Some(text.to_owned()))

@@ -22,10 +22,33 @@ pub(super) const DEPTH_LIMIT: usize = 128;
 /// What all paths and targets of one bundle may take together, bytes: they are held in memory.
 pub(super) const NAMES_LIMIT: usize = 16 << 20;
 
+/// The unit of a tar, bytes.
+const BLOCK: u64 = 512;
+
+/// What an entry takes in the canonical tar, bytes, as the [`Writer`](super::write::Writer) writes it: a
+/// worker unpacks the whole of it, and has the same limit.
+fn takes(path: &str, kind: &Kind) -> u64 {
+    // A name that does not fit into the header has an entry of its own, and a zero behind it.
+    let name = |length: usize| match length {
+        0..=100 => 0,
+        long => BLOCK + (long as u64 + 1).next_multiple_of(BLOCK),
+    };
+    let more = match kind {
+        Kind::Folder => name(path.len() + 1),
+        Kind::File { bytes, .. } => {
+            let content = bytes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+            content.saturating_add(name(path.len()))
+        }
+        Kind::Link { target } => name(path.len()) + name(target.len()),
+    };
+    more.saturating_add(BLOCK)
+}
+
 /// The entries so far, and whether the next one may join them.
 pub(super) struct Checker {
     pub(super) limits: Limits,
     pub(super) entries: BTreeMap<String, Kind>,
+    /// What they take in the canonical tar, with its end.
     pub(super) bytes: u64,
     /// What the paths and targets take.
     names: usize,
@@ -33,7 +56,7 @@ pub(super) struct Checker {
 
 impl Checker {
     pub(super) fn new(limits: Limits) -> Self {
-        Checker { limits, entries: BTreeMap::new(), bytes: 0, names: 0 }
+        Checker { limits, entries: BTreeMap::new(), bytes: 2 * BLOCK, names: 0 }
     }
 
     /// A folder may be named more than once.
@@ -51,15 +74,6 @@ impl Checker {
         }
         if let Kind::Link { target } = &kind {
             check_target(&path, target)?;
-        }
-        if is_manifest(&path) && !matches!(kind, Kind::File { .. }) {
-            return Err(refuse(&path, "is no regular file; put the manifest itself there"));
-        }
-        if let Kind::File { bytes, .. } = kind {
-            self.bytes = self.bytes.saturating_add(bytes);
-            if self.bytes > self.limits.bytes {
-                return Err(too_large(self.limits));
-            }
         }
         self.insert(path, kind)
     }
@@ -86,6 +100,13 @@ impl Checker {
                     "it has more than {} files; deploy fewer, or pack them into one",
                     self.limits.entries
                 )));
+            }
+            if is_manifest(&path) && !matches!(kind, Kind::File { .. }) {
+                return Err(refuse(&path, "is no regular file; put the manifest itself there"));
+            }
+            self.bytes = self.bytes.saturating_add(takes(&path, &kind));
+            if self.bytes > self.limits.bytes {
+                return Err(too_large(self.limits));
             }
             self.names += path.len();
             if let Kind::Link { target } = &kind {

@@ -1,11 +1,12 @@
 //! Why a bundle is refused: [`BundleError`]; and how large one may be: [`Limits`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, BufReader, Read, Write};
 use std::rc::Rc;
 
 use thiserror::Error;
 
+use super::describe::{Names, is_end, names_of};
 use crate::failure::chain;
 use crate::function::Digest;
 use crate::manifest::{MANIFEST_FILES, ManifestError};
@@ -125,7 +126,7 @@ pub(super) fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<u64, Bun
 pub(super) fn plain<'a>(
     archive: impl Read + 'a,
     limits: Limits,
-) -> Result<Box<dyn Read + 'a>, BundleError> {
+) -> Result<Limited<Box<dyn Read + 'a>>, BundleError> {
     use std::io::BufRead;
     let mut archive = BufReader::with_capacity(64 << 10, archive);
     let start = archive.fill_buf().map_err(BundleError::Read)?;
@@ -135,9 +136,24 @@ pub(super) fn plain<'a>(
         // What comes counts too: it may be no end of members with nothing in them.
         let packed = BufReader::with_capacity(64 << 10, Limited::new(archive, bytes));
         let decoded = flate2::bufread::MultiGzDecoder::new(packed);
-        return Ok(Box::new(Limited::new(decoded, bytes)));
+        return Ok(Limited::new(Box::new(decoded), bytes));
     }
-    Ok(Box::new(Limited::new(archive, bytes)))
+    Ok(Limited::new(Box::new(archive), bytes))
+}
+
+/// What may follow the end of an archive at least, bytes: programs fill up the last record of a tape.
+const PADDING_LIMIT: u64 = 16 << 20;
+
+/// Reads what follows the end of an archive, which means nothing. But it has to come: who breaks off
+/// there has not said that this is all, and the compression's own checksum stands behind it.
+pub(super) fn read_rest(
+    mut archive: Limited<Box<dyn Read + '_>>,
+    limits: Limits,
+) -> Result<(), BundleError> {
+    archive.limit = limits.bytes;
+    archive.left = limits.bytes.max(PADDING_LIMIT);
+    io::copy(&mut archive, &mut io::sink()).map_err(read_error)?;
+    Ok(())
 }
 
 /// Fails when more than a number of bytes come.
@@ -173,6 +189,16 @@ impl<R: Read> Read for Limited<R> {
 pub(super) struct Headers<R> {
     inner: R,
     allowance: Allowance,
+    held: Rc<RefCell<Held>>,
+}
+
+/// What the reader has read to find the present entry.
+#[derive(Default)]
+struct Held {
+    bytes: Vec<u8>,
+    /// Where in the archive it begins, and where the reader is.
+    start: u64,
+    at: u64,
 }
 
 /// How much the reader may read as headers; `None` while it reads content. The reader has one end of
@@ -189,39 +215,67 @@ struct LongHeaders;
 
 impl<R: Read> Read for Headers<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(allowance) = self.allowance.get() else { return self.inner.read(buffer) };
+        let mut held = self.held.borrow_mut();
+        let Some(allowance) = self.allowance.get() else {
+            let count = self.inner.read(buffer)?;
+            held.at += count as u64;
+            return Ok(count);
+        };
         if allowance == 0 && !buffer.is_empty() {
             return Err(io::Error::other(LongHeaders));
         }
         let most = buffer.len().min(usize::try_from(allowance).unwrap_or(usize::MAX));
         let count = self.inner.read(&mut buffer[..most])?;
         self.allowance.set(Some(allowance - count as u64));
+        held.at += count as u64;
+        held.bytes.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
 }
 
-/// Reads a tar entry by entry: `each` gets them in order, with at most [`HEADERS_LIMIT`] read to find
+/// Reads a tar entry by entry: `each` gets them in order with their names, and with at most [`HEADERS_LIMIT`] read to find
 /// the next one. Returns what it was read from.
 ///
 /// # Errors
 ///
-/// Those of `each`; the archive is broken, or describes an entry at too great length.
+/// Those of `each`; the archive is broken or has no end, or describes an entry at too great length.
 pub(super) fn each_entry<R: Read>(
     archive: R,
-    mut each: impl FnMut(&mut tar::Entry<'_, Headers<R>>) -> Result<(), BundleError>,
+    mut each: impl FnMut(&mut tar::Entry<'_, Headers<R>>, Names) -> Result<(), BundleError>,
 ) -> Result<R, BundleError> {
     let allowance = Allowance::default();
-    let headers = Headers { inner: archive, allowance: Rc::clone(&allowance) };
+    let held = Rc::new(RefCell::new(Held::default()));
+    let headers =
+        Headers { inner: archive, allowance: Rc::clone(&allowance), held: Rc::clone(&held) };
     let mut tar = tar::Archive::new(headers);
     let mut entries = tar.entries().map_err(BundleError::Read)?;
     loop {
         allowance.set(Some(HEADERS_LIMIT));
+        {
+            let mut held = held.borrow_mut();
+            held.bytes.clear();
+            held.start = held.at;
+        }
         let Some(entry) = entries.next() else { break };
         let mut entry = entry.map_err(read_error)?;
         allowance.set(None);
-        each(&mut entry)?;
+        let names = {
+            let held = held.borrow();
+            names_of(&entry, &held.bytes, held.start)?
+        };
+        each(&mut entry, names)?;
         // Or it would count as what leads to the next one.
         io::copy(&mut entry, &mut io::sink()).map_err(read_error)?;
     }
+    // Or one that was cut between two entries would pass for a whole one.
+    let ended = {
+        let held = held.borrow();
+        is_end(&held.bytes, held.start)
+    };
+    if !ended {
+        let why = "the archive has no end, so something may be missing; pack it anew";
+        return Err(BundleError::Read(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+    }
+    allowance.set(None);
     Ok(tar.into_inner().inner)
 }

@@ -26,6 +26,7 @@
 //! same holds. (A `..` after a name could lead out: the name could be a link to a less deep folder.)
 
 mod canonical;
+mod describe;
 mod entries;
 mod limits;
 mod manifest;

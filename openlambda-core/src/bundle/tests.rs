@@ -159,6 +159,8 @@ fn what_could_harm_is_refused_with_the_entry_and_the_reason() {
         (f().file("f.py/x", "y"), "f.py/x", "no folder"),
         (f().file("a/b", "y").file("a", "z"), "a", "named twice"),
         (f().link("ol.toml", "f.py"), "ol.toml", "no regular file"),
+        (f().entry(EntryType::Directory, "ol.toml/", "", b""), "ol.toml", "no regular file"),
+        (f().file("ol.yaml/x", ""), "ol.yaml", "no regular file"),
         (by_link, "ol.toml", "hard link"),
         (fifo, "p", "neither a file"),
         (device, "d", "neither a file"),
@@ -185,6 +187,33 @@ fn what_could_harm_is_refused_with_the_entry_and_the_reason() {
         assert!(unpack(&*archive.bytes(), &Digest::from_bytes([0; 32]), &folder).is_err());
         assert_eq!(fs::read_dir(into.path()).unwrap().count(), 1);
     }
+}
+
+/// Or a registry takes what no worker can unpack.
+#[test]
+fn a_bundle_is_as_large_as_its_tar_whoever_looks() {
+    let mut archive = Hostile::default();
+    for length in [3, 98, 99, 100] {
+        archive = archive.file(&"n".repeat(length), &"c".repeat(511 + length));
+        archive = archive.file(&format!("m{}/x", "m".repeat(length - 3)), "");
+    }
+    for length in [99, 100] {
+        archive = archive.link(&"l".repeat(length), &"t".repeat(length));
+    }
+    for length in [101, 255, 511, 512, 513, 1023] {
+        let name = [b'a'; 200];
+        let long = [&name[..], b"/", &[b'b'; 200], b"/"].concat();
+        let long = [long.repeat(length / 400), vec![b'c'; length % 255 + 1]].concat();
+        archive = archive.entry(EntryType::GNULongName, "@", "", &long).file("x", "");
+        archive = archive.entry(EntryType::GNULongName, "@", "", &[b"d", &long[..]].concat());
+        archive = archive.entry(EntryType::GNULongLink, "@", "", &long).link("x", "x");
+    }
+    let archive = archive.file("f.py", "").bytes();
+    let (packed, tar) = publish(&archive).unwrap();
+    assert_eq!(packed.bytes, tar.len() as u64);
+    let within = |bytes| canonicalise(&*archive, Limits { bytes, ..Limits::default() }, io::sink());
+    assert_eq!(within(packed.bytes).unwrap(), packed);
+    assert!(matches!(within(packed.bytes - 1), Err(BundleError::TooLarge(_))));
 }
 
 #[test]
@@ -242,6 +271,117 @@ fn long_name(kind: EntryType, name: &[u8]) -> Vec<u8> {
     let before = Hostile::default().entry(kind, "././@LongLink", "", &content);
     let entry = Hostile(before.0).file("short", "");
     gzip(&entry.file("f.py", "x").bytes())
+}
+
+/// A pax header with this content, before an entry.
+fn pax(content: &[u8]) -> Hostile {
+    Hostile::default().file("f.py", "x").entry(EntryType::XHeader, "pax", "", content)
+}
+
+/// A well-formed record.
+fn record(key: &str, value: &str) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    format!("{length} {key}={value}\n").into_bytes()
+}
+
+fn paths(archive: Hostile) -> Vec<String> {
+    let (_, tar) = publish(&archive.bytes()).unwrap();
+    let mut tar = tar::Archive::new(&*tar);
+    let entries = tar.entries().unwrap();
+    let path = |entry: io::Result<tar::Entry<'_, &[u8]>>| {
+        entry.unwrap().path().unwrap().to_str().unwrap().to_owned()
+    };
+    entries.map(path).filter(|path| path != "f.py").collect()
+}
+
+#[test]
+fn pax_attributes_are_read_by_their_lengths_or_refused() {
+    for broken in [
+        &b"99999 path=a\n"[..],
+        b"0 path=a\n",
+        b"8 path=a\n",
+        b"11 path=a\n",
+        b"9 path=a ",
+        b"10 pathza\n",
+        b"6 =ab\n",
+        b"-9 path=a\n",
+        b"+9 path=a\n",
+        b"9 path=a\n\0\0",
+        b"\xff\xff\n\n\n = =\n",
+        b"18446744073709551626 path=a\n",
+        &record("size", "-1"),
+        &record("size", "+1"),
+        &record("size", ""),
+        &record("size", "99999999999999999999999"),
+        // A reader by lines does not see the size.
+        &[record("comment", "x\ny"), record("size", "1")].concat(),
+    ] {
+        let refused = publish(&pax(broken).file("x", "1234").bytes()).map(|(packed, _)| packed);
+        let error = refused.expect_err(&broken.escape_ascii().to_string()).to_string();
+        let why = "has broken pax attributes; pack the archive anew";
+        let too_large = error.contains("over 512 MiB");
+        assert!(error.contains(why) || too_large, "{}: {error}", broken.escape_ascii());
+    }
+    let sparse = [record("GNU.sparse.major", "1"), record("GNU.sparse.name", "y")].concat();
+    let error = publish(&pax(&sparse).file("x", "1\n0\n1\n").bytes()).unwrap_err().to_string();
+    assert!(error.contains("\"x\" is a sparse file in the form of pax"), "{error}");
+    // Of two the last counts, as in GNU tar.
+    let two = [record("path", "a"), record("path", "../b")].concat();
+    let error = publish(&pax(&two).file("x", "").bytes()).unwrap_err().to_string();
+    assert!(error.contains("leads out"), "{error}");
+    for (attributes, path) in [
+        (record("path", "a\nb"), "a\nb"),
+        (record("comment", "x\n10 size=5"), "x"),
+        (record("comment", "x\n9 path=y"), "x"),
+        (record("path", "a\n9 path=c"), "a\n9 path=c"),
+        ([record("SCHILY.xattr.user.a", "1\n2\n"), record("path", "z")].concat(), "z"),
+        ([record("comment", "\n"), record("size", "2")].concat(), "x"),
+    ] {
+        assert_eq!(paths(pax(&attributes).file("x", "12")), [path]);
+    }
+    let link = pax(&record("linkpath", "a\nb")).link("l", "f.py");
+    let (_, tar) = publish(&link.bytes()).unwrap();
+    let mut tar = tar::Archive::new(&*tar);
+    let entry = tar.entries().unwrap().nth(1).unwrap().unwrap();
+    assert_eq!(&*entry.link_name_bytes().unwrap(), b"a\nb");
+}
+
+#[test]
+fn what_is_cut_or_damaged_at_its_end_is_refused() {
+    let whole = Hostile::default().file("f.py", "x").file("g", &"y".repeat(3000)).bytes();
+    let packed = gzip(&whole);
+    let without_end = &whole[..whole.len() - 1024];
+    let without_last = &whole[..1024];
+    let damaged = |from_end: usize| {
+        let mut packed = packed.clone();
+        let at = packed.len() - from_end;
+        packed[at] ^= 1;
+        packed
+    };
+    for (what, archive) in [
+        ("no end", without_end.to_vec()),
+        ("no last entry", without_last.to_vec()),
+        ("no end, gzipped", gzip(without_end)),
+        ("no last entry, gzipped", gzip(without_last)),
+        ("a checksum of another content", damaged(8)),
+        ("a length of another content", damaged(1)),
+        ("no checksum", packed[..packed.len() - 8].to_vec()),
+        ("half a checksum", packed[..packed.len() - 3].to_vec()),
+        ("garbage behind", [&packed[..], b"garbage"].concat()),
+        ("another archive that is broken", [&packed[..], &[0x1f, 0x8b, 8, 9]].concat()),
+    ] {
+        let refused = publish(&archive);
+        assert!(matches!(refused, Err(BundleError::Read(_))), "{what}: {refused:?}");
+    }
+    let one_block = [without_end, &[0; 512]].concat();
+    let several = [gzip(&whole[..700]), gzip(b""), gzip(&whole[700..])].concat();
+    for archive in [one_block, several] {
+        publish(&archive).unwrap();
+    }
 }
 
 /// Each of these is a small file; once unpacked in memory, or walked by recursion, it ended a process.

@@ -23,8 +23,8 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
     let limited = Limited::new(bundle, checker.limits.bytes);
     let hashing =
         Hashing { inner: BufReader::with_capacity(64 << 10, limited), hash: Sha256::new() };
-    let hashing = each_entry(hashing, |entry| {
-        let path = path_of(&entry.path_bytes())?;
+    let hashing = each_entry(hashing, |entry, names| {
+        let path = path_of(&names.path)?;
         let place = into.join(&path);
         match entry.header().entry_type() {
             EntryType::Directory => {
@@ -37,7 +37,7 @@ pub fn unpack(bundle: impl Read, digest: &Digest, into: &Path) -> Result<(), Bun
                 }
             }
             EntryType::Symlink => {
-                let target = target_of(&path, entry.link_name_bytes().as_deref())?;
+                let target = target_of(&path, names.target.as_deref())?;
                 checker.add(path, Kind::Link { target: target.clone() })?;
                 std::os::unix::fs::symlink(target, &place).map_err(BundleError::Write)?;
             }

@@ -1,7 +1,7 @@
 //! What values a manifest may have.
 
 use super::cors::Cors;
-use super::{Manifest, ManifestError, Volume};
+use super::{ENVIRONMENT_LIMIT, MANIFEST_LIMIT, Manifest, ManifestError, Volume};
 
 /// The most volumes of one function.
 const MOST_VOLUMES: usize = 16;
@@ -58,6 +58,11 @@ impl Manifest {
         if !(self.cpus > 0.0 && self.cpus <= 1024.0) {
             return wrong(format!("cpus = {} is out of range; use more than 0", self.cpus));
         }
+        if let Some(methods) = &self.methods
+            && !is_short(methods)
+        {
+            return wrong(format!("methods is too long; use {}", short()));
+        }
         for method in self.methods.iter().flatten() {
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
@@ -72,9 +77,43 @@ impl Manifest {
                 ));
             }
         }
+        self.check_environment()?;
         self.check_volumes()?;
         self.cors.as_ref().map_or(Ok(()), Cors::check)
     }
+
+    /// Whether a program can be started with the environment: a worker asks again at each start, as it
+    /// does for [volumes](Manifest::check_volumes).
+    ///
+    /// # Errors
+    ///
+    /// [`ManifestError::Value`]: its variables take over [`ENVIRONMENT_LIMIT`], or one has a zero byte.
+    pub fn check_environment(&self) -> Result<(), ManifestError> {
+        if let Some((key, _)) = self.environment.iter().find(|(_, value)| value.contains('\0')) {
+            return Err(ManifestError::Value(format!(
+                "environment variable \"{key}\" has a zero byte in it, which no program can be given; \
+                 encode the value"
+            )));
+        }
+        let bytes: usize = self.environment.iter().map(|(key, value)| takes(key, value)).sum();
+        if bytes > ENVIRONMENT_LIMIT {
+            return Err(ManifestError::Value(environment_too_long()));
+        }
+        Ok(())
+    }
+
+    /// Whether the whole of it, written out as JSON, goes along with each resolution of its function.
+    pub(super) fn check_size(&self) -> Result<(), ManifestError> {
+        match serde_json::to_vec(self) {
+            Ok(text) if text.len() > MANIFEST_LIMIT => Err(ManifestError::Unclear(format!(
+                "the manifest says more than {} KiB when it is written out in full; keep data in a \
+                 file beside it",
+                MANIFEST_LIMIT >> 10
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a sandbox of any kind can have the volumes: a worker asks again at each start, for
     /// manifests that a registry took before these rules were there.
     ///
@@ -104,6 +143,12 @@ impl Manifest {
                      bytes and {VOLUME_DEPTH_LIMIT} parts"
                 ));
             }
+            let variable = volume.variable();
+            if self.environment.contains_key(&variable) {
+                return wrong(format!(
+                    "environment variable \"{variable}\" is the one of volume \"{name}\"; rename one"
+                ));
+            }
             let parts: Vec<&str> = path.split('/').skip(1).collect();
             let valid = |part: &&str| !["", ".", ".."].contains(part) && !part.contains('\0');
             if !path.starts_with('/') || !parts.iter().all(valid) {
@@ -130,6 +175,12 @@ impl Manifest {
                 if other.name == *name {
                     return wrong(format!("two volumes are named \"{name}\"; rename one"));
                 }
+                if other.variable() == variable {
+                    return wrong(format!(
+                        "volumes \"{}\" and \"{name}\" share the variable {variable}; rename one",
+                        other.name
+                    ));
+                }
                 if is_above_or_below(&parts, others) {
                     return wrong(format!(
                         "volume path \"{path}\" and \"{}\" are one inside of the other; give each \
@@ -142,6 +193,33 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The most entries of a list that goes into a header of replies, and the most bytes of all of them: a
+/// client takes about 8 KiB for one header.
+const HEADER_LIST: (usize, usize) = (100, 4096);
+
+/// Whether a list is short enough for a header.
+pub(super) fn is_short(list: &[String]) -> bool {
+    list.len() <= HEADER_LIST.0 && list.iter().map(String::len).sum::<usize>() <= HEADER_LIST.1
+}
+
+/// How short that is.
+pub(super) fn short() -> String {
+    format!("at most {} entries with {} bytes together", HEADER_LIST.0, HEADER_LIST.1)
+}
+
+/// What a variable takes of [`ENVIRONMENT_LIMIT`].
+pub(super) fn takes(key: &str, value: &str) -> usize {
+    key.len() + value.len() + 2
+}
+
+/// What is said of an environment over [`ENVIRONMENT_LIMIT`].
+pub(super) fn environment_too_long() -> String {
+    format!(
+        "the environment takes over {} KiB; keep what is long in a file of the function",
+        ENVIRONMENT_LIMIT >> 10
+    )
 }
 
 /// Whether one path is the other, or leads to it.

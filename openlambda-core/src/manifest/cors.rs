@@ -5,6 +5,7 @@ use http::uri::{Authority, Scheme};
 use serde::{Deserialize, Serialize};
 
 use super::ManifestError;
+use super::check::{is_short, short};
 
 /// Which pages of other origins may call the function, and how: the headers of
 /// [CORS](https://fetch.spec.whatwg.org/#http-cors-protocol). The balancer answers their preflights
@@ -51,6 +52,15 @@ impl Cors {
                  whoever is logged in, and browsers refuse it; name the origins"
                     .into(),
             );
+        }
+        for (key, list) in [
+            ("allow_methods", self.allow_methods.as_deref().unwrap_or_default()),
+            ("allow_headers", self.allow_headers.as_deref().unwrap_or_default()),
+            ("expose_headers", &self.expose_headers),
+        ] {
+            if !is_short(list) {
+                return wrong(format!("{key} is too long; use {}", short()));
+            }
         }
         for origin in self.allow_origins.iter().filter(|origin| *origin != "*") {
             if let Err(why) = check_origin(origin) {

@@ -62,7 +62,9 @@ impl Manifest {
             (None, Some(yaml)) => Manifest::parse_yaml(&yaml, &has),
             (None, None) => Ok(Manifest::default()),
         };
-        Ok(manifest.and_then(|manifest| manifest.complete(has))?)
+        let manifest = manifest.and_then(|manifest| manifest.complete(has))?;
+        manifest.check_size()?;
+        Ok(manifest)
     }
 
     /// Fills in runtime, handler and style from the files that `has` says are there.
@@ -136,6 +138,7 @@ impl Manifest {
                 ));
             }
         }
+        self.check_handler()?;
         if self.runtime.is_none() || self.handler.is_none() {
             return Err(ManifestError::Unclear(
                 "cannot tell what to run: there is no f.py, lambda_func.py, lambda_function.py, \
@@ -144,6 +147,27 @@ impl Manifest {
             ));
         }
         Ok(self)
+    }
+
+    /// Whether the handler can name anything at all; whether it is there shows when it is loaded.
+    fn check_handler(&self) -> Result<(), ManifestError> {
+        let Some(handler) = &self.handler else { return Ok(()) };
+        let empty = match self.runtime {
+            Some(Runtime::Python) => handler.split('.').any(str::is_empty),
+            Some(Runtime::Node) => {
+                let file_and_names = handler.rsplit_once('/').map_or(&**handler, |(_, name)| name);
+                file_and_names.split('.').any(str::is_empty)
+            }
+            _ => false,
+        };
+        if !empty && !handler.contains(char::is_control) {
+            return Ok(());
+        }
+        let shown: String = handler.escape_debug().take(80).collect();
+        Err(ManifestError::Value(format!(
+            "handler = \"{shown}\" names no function; write module.function, or in Node.js \
+             path/file.function"
+        )))
     }
 
     /// Fills in where a web application is, if its style alone is known.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use cors::Cors;
 pub use error::ManifestError;
 pub(crate) use names::TOO_LONG;
-pub use names::{MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
+pub use names::{ENVIRONMENT_LIMIT, MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
 
 use crate::config::parse_toml;
 use crate::failure::{Failure, FailureKind};
@@ -190,6 +190,15 @@ pub struct Volume {
     pub path: String,
 }
 
+impl Volume {
+    /// The environment variable that names its real place, `OPENLAMBDA_VOLUME_<NAME>`: letters of the
+    /// name in upper case, and `_` for each dot and dash.
+    pub fn variable(&self) -> String {
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        format!("OPENLAMBDA_VOLUME_{}", self.name.chars().map(sign).collect::<String>())
+    }
+}
+
 impl Manifest {
     /// Parses the text of an `ol.toml`. Runtime, handler and style stay `None` where it is silent.
     ///
@@ -227,6 +236,10 @@ impl Manifest {
         }
         let mut allow = Vec::new();
         for name in methods {
+            // Each once, however often the manifest has it.
+            if allow.contains(&name.as_str()) {
+                continue;
+            }
             allow.push(name.as_str());
             if name == "GET" && !listed("HEAD") {
                 allow.push("HEAD");
@@ -374,6 +387,8 @@ mod tests {
             (&[("a", "/data/b"), ("b", "/data")], "one inside of the other"),
             (&[("a", "/data"), ("b", "/data")], "one inside of the other"),
             (&[("a", "/a"), ("a", "/b")], "two volumes are named"),
+            (&[("a", "/a"), ("A", "/b")], "share the variable OPENLAMBDA_VOLUME_A;"),
+            (&[("a-b", "/a"), ("a_b", "/b")], "share the variable OPENLAMBDA_VOLUME_A_B;"),
             (&[("a", "/var/task")], "the sandbox's own /var/task"),
             (&[("a", "/var/task/lib")], "the sandbox's own /var/task"),
             (&[("a", "/var")], "the sandbox's own /var/task"),
@@ -394,6 +409,18 @@ mod tests {
     }
 
     #[test]
+    fn what_no_program_can_be_started_with_is_refused() {
+        let volume = "volumes = [{ name = \"a.b\", path = \"/d\" }]\n";
+        let zero = "environment = { A = \"x\\u0000y\" }".to_owned();
+        let own = format!("{volume}environment = {{ OPENLAMBDA_VOLUME_A_B = \"x\" }}");
+        for (text, why) in [(zero, "\"A\" has a zero byte"), (own, "is the one of volume \"a.b\"")]
+        {
+            let error = Manifest::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn a_manifest_without_end_or_bottom_is_refused_before_it_is_parsed() {
         let long = format!("colour = \"{}\"", "a".repeat(MANIFEST_LIMIT));
         let error = Manifest::parse(&long).unwrap_err().to_string();
@@ -408,6 +435,25 @@ mod tests {
             let error = Manifest::parse(&deep).unwrap_err().to_string();
             assert!(error.len() < 1000, "{error}");
         }
+    }
+
+    #[test]
+    fn what_a_manifest_says_is_bounded_as_a_whole() {
+        let of = |toml: &str| {
+            let text = |file: &str| {
+                Ok::<_, ManifestError>((file == MANIFEST_FILE).then(|| toml.to_owned()))
+            };
+            Manifest::of_files(text, |file| file == "f.py")
+        };
+        let environment = |bytes: usize| format!("[environment]\nA = \"{}\"", "x".repeat(bytes));
+        assert!(of(&environment(ENVIRONMENT_LIMIT - 3)).is_ok());
+        let error = of(&environment(ENVIRONMENT_LIMIT - 2)).unwrap_err().to_string();
+        assert!(error.contains("environment takes over 32 KiB"), "{error}");
+        let many: String = (0..4500).map(|n| format!("A{n} = \"12\"\n")).collect();
+        assert!(of(&format!("[environment]\n{many}")).is_err());
+        // A tab is one byte in TOML and two in JSON.
+        let error = of(&format!("colour = \"{}\"", "\t".repeat(40_000))).unwrap_err();
+        assert!(error.to_string().contains("written out in full"), "{error}");
     }
 
     #[test]
@@ -449,6 +495,25 @@ mod tests {
     }
 
     #[test]
+    fn lists_that_go_into_headers_of_replies_are_short() {
+        let list = |entries: usize, bytes: usize| {
+            format!("[{}]", vec![format!("\"{}\"", "A".repeat(bytes)); entries].join(","))
+        };
+        for key in ["methods", "cors.allow_methods", "cors.allow_headers", "cors.expose_headers"] {
+            let parse = |list: &str| {
+                Manifest::parse(&format!("{key} = {list}\ncors.allow_origins = [\"*\"]"))
+            };
+            for good in [list(100, 40), list(1, 4096)] {
+                assert!(parse(&good).is_ok(), "{key}: {:?}", parse(&good).map(|_| ()));
+            }
+            for bad in [list(101, 1), list(2, 2049)] {
+                let error = parse(&bad).unwrap_err().to_string();
+                assert!(error.contains("at most 100 entries") && error.len() < 200, "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn who_answers_get_answers_head() {
         let admits = |methods: &str, method: Method| {
             let manifest = Manifest::parse(&format!("methods = {methods}")).unwrap();
@@ -459,6 +524,7 @@ mod tests {
         let allow = Err("GET, HEAD, PUT".to_owned());
         assert_eq!(admits("[\"GET\", \"PUT\"]", Method::POST), allow);
         assert_eq!(admits("[\"GET\", \"HEAD\", \"PUT\"]", Method::POST), allow);
+        assert_eq!(admits("[\"GET\", \"PUT\", \"GET\", \"PUT\"]", Method::POST), allow);
         assert!(Manifest::default().admits(&Method::DELETE).is_ok());
     }
 
@@ -489,6 +555,41 @@ mod tests {
         assert_eq!(runtime, Runtime::Bootstrap);
         assert!(told("", &["main.go"]).is_err());
         assert!(told("runtime = \"bootstrap\"", &["f.py"]).is_err());
+    }
+
+    #[test]
+    fn a_handler_that_can_name_nothing_is_refused() {
+        let told = |manifest: &str| {
+            Manifest::parse(manifest).and_then(|manifest| manifest.complete(|file| file == "f.py"))
+        };
+        for (runtime, handler) in [
+            ("python", "f."),
+            ("python", ".f"),
+            ("python", "f..f"),
+            ("python", "..."),
+            ("python", "f:"),
+            ("python", ":f"),
+            ("python", ""),
+            ("python", "f\\u0000.f"),
+            ("python", "f\\n.f"),
+            ("node", "index."),
+            ("node", "src/.get"),
+            ("node", "src/app..get"),
+            ("node", ""),
+            ("bootstrap", "a\\u001bb"),
+        ] {
+            let told = told(&format!("runtime = \"{runtime}\"\nhandler = \"{handler}\""));
+            let error = told.expect_err(handler).to_string();
+            assert!(error.contains("names no function"), "{handler}: {error}");
+        }
+        for (runtime, handler) in [
+            ("python", "nodot"),
+            ("node", "../index.handler"),
+            ("bootstrap", ""),
+            ("bootstrap", ".."),
+        ] {
+            told(&format!("runtime = \"{runtime}\"\nhandler = \"{handler}\"")).expect(handler);
+        }
     }
 
     #[test]

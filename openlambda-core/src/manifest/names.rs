@@ -12,6 +12,11 @@ pub const MANIFEST_FILES: [&str; 2] = [MANIFEST_FILE, YAML_FILE];
 /// The largest manifest, bytes. It goes along with each resolution of its function.
 pub const MANIFEST_LIMIT: usize = 64 << 10;
 
+/// What the variables of [`Manifest::environment`](super::Manifest::environment) may take together,
+/// bytes: names and values, and two for each. The kernel hands a program its arguments and environment
+/// in 2 MiB, 128 KiB for each text, and a kind of sandbox has some of its own; AWS Lambda allows 4 KiB.
+pub const ENVIRONMENT_LIMIT: usize = 32 << 10;
+
 /// What is said of a larger one.
 pub(crate) const TOO_LONG: &str =
     "is over 64 KiB; a manifest is a few lines, and data belongs into a file beside it";

@@ -31,19 +31,26 @@ impl Manifest {
 #[cfg(feature = "yaml")]
 mod with_feature {
     use std::collections::BTreeMap;
+    use std::fmt;
 
-    use serde::Deserialize;
-    use serde::de::IgnoredAny;
+    use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+    use serde::{Deserialize, Deserializer};
 
     use crate::config::parse_yaml;
-    use crate::manifest::{Manifest, ManifestError, Runtime, Style, YAML_FILE, check_length};
+    use crate::manifest::check::{environment_too_long, takes};
+    use crate::manifest::{
+        ENVIRONMENT_LIMIT, Manifest, ManifestError, Runtime, Style, YAML_FILE, check_length,
+    };
+
+    /// The most entries of `triggers.http`.
+    const MOST_TRIGGERS: usize = 64;
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(deny_unknown_fields, default)]
     struct Yaml {
         #[serde(alias = "Triggers")]
         triggers: Option<Triggers>,
-        environment: Option<BTreeMap<String, String>>,
+        environment: Option<Environment>,
         #[serde(rename = "reuse-sandbox")]
         reuse_sandbox: Option<bool>,
         #[serde(alias = "Limits")]
@@ -54,9 +61,81 @@ mod with_feature {
     #[derive(Debug, Default, Deserialize)]
     #[serde(deny_unknown_fields, default)]
     struct Triggers {
-        http: Option<Vec<HttpTrigger>>,
+        http: Option<HttpTriggers>,
         cron: Option<Vec<IgnoredAny>>,
         kafka: Option<Vec<IgnoredAny>>,
+    }
+
+    /// The variables, counted one by one as they come: with aliases (`*a`) a text of 64 KiB stands for
+    /// one of many MiB.
+    #[derive(Debug, Default)]
+    struct Environment(BTreeMap<String, String>);
+
+    impl<'de> Deserialize<'de> for Environment {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Variables;
+            impl<'de> Visitor<'de> for Variables {
+                type Value = Environment;
+
+                fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    to.write_str("a map")
+                }
+
+                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Environment, A::Error> {
+                    let (mut variables, mut bytes) = (BTreeMap::new(), 0);
+                    while let Some((key, value)) = map.next_entry::<String, Option<String>>()? {
+                        // In Go nothing, `~`, is the empty text.
+                        let value = value.unwrap_or_default();
+                        bytes += takes(&key, &value);
+                        if bytes > ENVIRONMENT_LIMIT {
+                            return Err(A::Error::custom(environment_too_long()));
+                        }
+                        if variables.contains_key(&key) {
+                            let why = format!("variable \"{key}\" is there twice; remove one");
+                            return Err(A::Error::custom(why));
+                        }
+                        variables.insert(key, value);
+                    }
+                    Ok(Environment(variables))
+                }
+            }
+            deserializer.deserialize_map(Variables)
+        }
+    }
+
+    /// The triggers, for the same reason counted as they come.
+    #[derive(Debug, Default)]
+    struct HttpTriggers(Vec<HttpTrigger>);
+
+    impl<'de> Deserialize<'de> for HttpTriggers {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Triggers;
+            impl<'de> Visitor<'de> for Triggers {
+                type Value = HttpTriggers;
+
+                fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    to.write_str("a sequence")
+                }
+
+                fn visit_seq<A: SeqAccess<'de>>(
+                    self,
+                    mut list: A,
+                ) -> Result<HttpTriggers, A::Error> {
+                    let mut triggers = Vec::new();
+                    while let Some(trigger) = list.next_element()? {
+                        if triggers.len() == MOST_TRIGGERS {
+                            let why = format!(
+                                "triggers.http has over {MOST_TRIGGERS} entries; name each method once"
+                            );
+                            return Err(A::Error::custom(why));
+                        }
+                        triggers.push(trigger);
+                    }
+                    Ok(HttpTriggers(triggers))
+                }
+            }
+            deserializer.deserialize_seq(Triggers)
+        }
     }
 
     #[derive(Debug, Deserialize)]
@@ -96,7 +175,7 @@ mod with_feature {
                     )));
                 }
             }
-            let methods = triggers.http.unwrap_or_default().into_iter();
+            let methods = triggers.http.unwrap_or_default().0.into_iter();
             let methods: Vec<_> = methods.map(|http| http.method.trim().to_uppercase()).collect();
             if !methods.is_empty() && !methods.iter().any(|method| method == "*") {
                 manifest.methods = Some(methods);
@@ -110,7 +189,7 @@ mod with_feature {
             manifest.cpus = limits.cpu_percent.map_or(manifest.cpus, |percent| percent / 100.0);
             let seconds = limits.runtime_sec.or(yaml.max_runtime_sec);
             manifest.timeout_seconds = seconds.unwrap_or(manifest.timeout_seconds);
-            manifest.environment = yaml.environment.unwrap_or_default();
+            manifest.environment = yaml.environment.unwrap_or_default().0;
             manifest.enter(&has).map_err(wrong)?;
             match manifest.check() {
                 Err(ManifestError::Value(why)) => Err(wrong(why)),
@@ -279,6 +358,44 @@ limits:
             // What a person may write.
             let text = format!("environment: {{A: '{}', B: 'a - b - c'}}", "[]{}".repeat(200));
             assert!(parse(&text).is_ok());
+        }
+
+        /// Each is far longer than its text.
+        #[test]
+        fn what_aliases_make_is_counted_as_it_comes() {
+            let many = |of: &str| of.repeat(5000);
+            let long = "x".repeat(30_000);
+            let variables: String = (0..2500).map(|n| format!("  B{n}: *a\n")).collect();
+            for (text, why) in [
+                (
+                    format!("environment:\n  A: &a {long}\n{variables}"),
+                    "environment takes over 32 KiB",
+                ),
+                (
+                    format!("environment:\n  A: {long}\n  B: {long}"),
+                    "environment takes over 32 KiB",
+                ),
+                (
+                    format!("triggers:\n  http:\n  - &a {{method: {long}}}\n{}", many("  - *a\n")),
+                    "over 64 entries",
+                ),
+            ] {
+                let error = parse(&text).unwrap_err();
+                assert!(error.contains(why) && error.len() < 200, "{error}");
+            }
+            // What a person may write.
+            let few = "environment: {A: &a some, B: *a}";
+            assert_eq!(parse(few).unwrap().environment["B"], "some");
+        }
+
+        #[test]
+        fn a_variable_is_there_once_and_nothing_is_the_empty_text() {
+            let error = parse("environment:\n  A: 1\n  B: 2\n  A: 3\n").unwrap_err();
+            assert!(error.contains("variable \"A\" is there twice; remove one"), "{error}");
+            let text = "environment: {A: ~, B: null, C: , D: '~', E: '', F: 0.30}";
+            let environment = parse(text).unwrap().environment;
+            let values: Vec<_> = environment.values().map(String::as_str).collect();
+            assert_eq!(values, ["", "", "", "~", "", "0.30"]);
         }
 
         #[test]

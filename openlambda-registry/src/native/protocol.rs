@@ -1,5 +1,6 @@
 //! The protocol's generated types, and the encoding of errors.
 
+use openlambda_core::failure;
 use openlambda_core::function::Version;
 use openlambda_core::registry::RegistryError;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ struct Conflict {
 
 /// An error as a status. The code tells the kind, the message what it holds.
 pub(super) fn to_status(error: RegistryError) -> Status {
-    let chain = openlambda_core::failure::chain(&error);
+    let chain = failure::chain(&error);
     match error {
         RegistryError::NotFound { what } => Status::not_found(what),
         RegistryError::BadBundle { reason } => Status::invalid_argument(reason),
@@ -37,7 +38,9 @@ pub(super) fn to_status(error: RegistryError) -> Status {
             Status::with_details(Code::Aborted, chain, details.into())
         }
         RegistryError::Unsupported(message) => Status::unimplemented(message),
-        RegistryError::Unavailable(_) => Status::unavailable(chain),
+        // What these are is in the code; the other end has the words for it.
+        RegistryError::Unavailable(why) => Status::unavailable(failure::chain(&*why)),
+        RegistryError::Storage(why) => Status::internal(failure::chain(&*why)),
         _ => Status::internal(chain),
     }
 }
@@ -61,9 +64,7 @@ pub(super) fn from_status(status: Status) -> RegistryError {
         Code::Internal => RegistryError::Storage(message().into()),
         // The transport's own words are on the cause below it.
         _ => match std::error::Error::source(&status) {
-            Some(cause) => {
-                RegistryError::Unavailable(openlambda_core::failure::chain(cause).into())
-            }
+            Some(cause) => RegistryError::Unavailable(failure::chain(cause).into()),
             None => RegistryError::Unavailable(message().into()),
         },
     }

@@ -14,6 +14,13 @@
 //! a name, which the next [`Store::open`] removes. A deletion commits first and removes bundles
 //! afterwards, so no version ever names a missing bundle.
 //!
+//! # When the disk fails
+//!
+//! A disk that is full, or fails otherwise, breaks the tables' file off: redb does nothing more with it
+//! until it is opened anew. So the next change opens it anew, as soon as the disk takes something again;
+//! what was acknowledged is in it, and what failed is not, or is told to those who watch. Until then what
+//! can be read is read.
+//!
 //! # Releases
 //!
 //! [`STORE_FORMAT`] is the format that this release reads and writes; a later format is refused before
@@ -42,8 +49,10 @@ use openlambda_core::registry::{
     admit,
 };
 use openlambda_core::time::{Clock, SystemClock};
-use parking_lot::Mutex;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -69,6 +78,10 @@ const FORMAT: &str = "format";
 /// The fact that holds the revision of the last change.
 const REVISION: &str = "revision";
 
+/// What a disk has to take before the tables are opened anew, bytes: opening may write, and while it
+/// fails nothing can be read either.
+const PROBE: usize = 256 << 10;
+
 /// Changes that a watcher may be behind.
 const EVENTS: usize = 4096;
 
@@ -76,7 +89,8 @@ const EVENTS: usize = 4096;
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    database: Database,
+    /// Locked for writing only while it is opened anew; `None` when that failed too.
+    database: RwLock<Option<Database>>,
     events: EventLog,
     limits: bundle::Limits,
     allow: Allow,
@@ -88,6 +102,9 @@ pub struct Store {
     /// functions was deleted.
     writing: Mutex<BTreeMap<String, Stored>>,
 }
+
+/// Held by the one who changes the tables; what is known of namespaces' quotas.
+type Writing<'a> = MutexGuard<'a, BTreeMap<String, Stored>>;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct FunctionRow {
@@ -182,7 +199,7 @@ impl Store {
         let store = Store {
             events: EventLog::new(EVENTS, [], 0),
             root,
-            database,
+            database: RwLock::new(Some(database)),
             limits: bundle::Limits::default(),
             allow: Allow::default(),
             clock: SystemClock::new(),
@@ -202,7 +219,7 @@ impl Store {
         STORE_FORMAT.mark(&store.root)?;
         store.prepare().map_err(broken)?;
         let (events, last) = store.read_events().map_err(broken)?;
-        store.remove_leftovers()?;
+        store.remove_leftovers(&["tmp", "blobs"])?;
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
     }
 
@@ -257,7 +274,7 @@ impl Store {
             published_ms: Some(self.clock.unix_millis()),
         };
         let mut writing = self.writing.lock();
-        let transaction = self.database.begin_write().map_err(storage)?;
+        let transaction = self.begin_write(&mut writing)?;
         let namespace = name.namespace();
         let (version, event) = {
             let mut function = read_function(&transaction, name)?.unwrap_or_default();
@@ -311,41 +328,43 @@ impl Store {
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn resolve(&self, reference: &FunctionRef) -> Result<Resolved, RegistryError> {
         let missing = || RegistryError::NotFound { what: format!("function \"{reference}\"") };
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
-        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
-        let text = reference.name.to_string();
-        let function = functions.get(&*text).map_err(storage)?.ok_or_else(missing)?;
-        let function: FunctionRow = parse(function.value())?;
-        let found = |number: u64| -> Result<Option<Resolved>, RegistryError> {
-            let Some(row) = versions.get((&*text, number)).map_err(storage)? else {
-                return Ok(None);
+        self.read(|transaction| {
+            let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
+            let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+            let text = reference.name.to_string();
+            let function = functions.get(&*text).map_err(storage)?.ok_or_else(missing)?;
+            let function: FunctionRow = parse(function.value())?;
+            let found = |number: u64| -> Result<Option<Resolved>, RegistryError> {
+                let Some(row) = versions.get((&*text, number)).map_err(storage)? else {
+                    return Ok(None);
+                };
+                let VersionRow { digest, manifest, .. } = parse(row.value())?;
+                let version = Version(number);
+                let mut found = Resolved::new(reference.name.clone(), version, digest, manifest);
+                found.born = function.born.map(Version);
+                Ok(Some(found))
             };
-            let VersionRow { digest, manifest, .. } = parse(row.value())?;
-            let version = Version(number);
-            let mut found = Resolved::new(reference.name.clone(), version, digest, manifest);
-            found.born = function.born.map(Version);
-            Ok(Some(found))
-        };
-        let number = match &reference.qualifier {
-            Qualifier::Latest => function.newest,
-            Qualifier::Version(version) => Some(version.0),
-            Qualifier::Alias(alias) => function.aliases.get(&**alias).map(|version| version.0),
-            Qualifier::Digest(wanted) => {
-                // The newest of that digest; few versions back, as a rule.
-                for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)?.rev()
-                {
-                    let (key, row) = row.map_err(storage)?;
-                    let row: VersionRow = parse(row.value())?;
-                    if row.digest == *wanted {
-                        return found(key.value().1)?.ok_or_else(missing);
+            let number = match &reference.qualifier {
+                Qualifier::Latest => function.newest,
+                Qualifier::Version(version) => Some(version.0),
+                Qualifier::Alias(alias) => function.aliases.get(&**alias).map(|version| version.0),
+                Qualifier::Digest(wanted) => {
+                    // The newest of that digest; few versions back, as a rule.
+                    for row in
+                        versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)?.rev()
+                    {
+                        let (key, row) = row.map_err(storage)?;
+                        let row: VersionRow = parse(row.value())?;
+                        if row.digest == *wanted {
+                            return found(key.value().1)?.ok_or_else(missing);
+                        }
                     }
+                    None
                 }
-                None
-            }
-            _ => None,
-        };
-        found(number.ok_or_else(missing)?)?.ok_or_else(missing)
+                _ => None,
+            };
+            found(number.ok_or_else(missing)?)?.ok_or_else(missing)
+        })
     }
 
     /// The canonical tar with this digest, for reading.
@@ -369,25 +388,26 @@ impl Store {
     ///
     /// [`RegistryError::Storage`].
     pub fn list(&self) -> Result<Vec<Listing>, RegistryError> {
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
-        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
-        let mut list = Vec::new();
-        for row in functions.iter().map_err(storage)? {
-            let (name, row) = row.map_err(storage)?;
-            let row: FunctionRow = parse(row.value())?;
-            let Some(newest) = row.newest else { continue };
-            let version = versions.get((name.value(), newest)).map_err(storage)?;
-            let version =
-                version.ok_or_else(|| storage(io::Error::other("a version is missing")))?;
-            let VersionRow { digest, .. } = parse(version.value())?;
-            let name = name.value().parse().map_err(storage)?;
-            let version = Version(newest);
-            list.push(Listing { name, version, digest, aliases: row.aliases });
-        }
-        // The table is in the order of the names' texts, which is another one.
-        list.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(list)
+        self.read(|transaction| {
+            let functions = transaction.open_table(FUNCTIONS).map_err(storage)?;
+            let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+            let mut list = Vec::new();
+            for row in functions.iter().map_err(storage)? {
+                let (name, row) = row.map_err(storage)?;
+                let row: FunctionRow = parse(row.value())?;
+                let Some(newest) = row.newest else { continue };
+                let version = versions.get((name.value(), newest)).map_err(storage)?;
+                let version =
+                    version.ok_or_else(|| storage(io::Error::other("a version is missing")))?;
+                let VersionRow { digest, .. } = parse(version.value())?;
+                let name = name.value().parse().map_err(storage)?;
+                let version = Version(newest);
+                list.push(Listing { name, version, digest, aliases: row.aliases });
+            }
+            // The table is in the order of the names' texts, which is another one.
+            list.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(list)
+        })
     }
 
     /// See [`Registry::versions`](openlambda_core::registry::Registry::versions).
@@ -396,22 +416,23 @@ impl Store {
     ///
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn versions(&self, name: &FunctionName) -> Result<Vec<VersionInfo>, RegistryError> {
-        let transaction = self.database.begin_read().map_err(storage)?;
-        let versions = transaction.open_table(VERSIONS).map_err(storage)?;
-        let text = name.to_string();
-        let mut found = Vec::new();
-        for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)? {
-            let (key, row) = row.map_err(storage)?;
-            let row: VersionRow = parse(row.value())?;
-            let mut info = VersionInfo::new(Version(key.value().1), row.digest);
-            (info.bytes, info.published_ms) = (row.bytes, row.published_ms);
-            found.push(info);
-        }
-        // A function that is deleted has a row of its own, but no versions.
-        if found.is_empty() {
-            return Err(RegistryError::NotFound { what: format!("function \"{name}\"") });
-        }
-        Ok(found)
+        self.read(|transaction| {
+            let versions = transaction.open_table(VERSIONS).map_err(storage)?;
+            let text = name.to_string();
+            let mut found = Vec::new();
+            for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)? {
+                let (key, row) = row.map_err(storage)?;
+                let row: VersionRow = parse(row.value())?;
+                let mut info = VersionInfo::new(Version(key.value().1), row.digest);
+                (info.bytes, info.published_ms) = (row.bytes, row.published_ms);
+                found.push(info);
+            }
+            // A function that is deleted has a row of its own, but no versions.
+            if found.is_empty() {
+                return Err(RegistryError::NotFound { what: format!("function \"{name}\"") });
+            }
+            Ok(found)
+        })
     }
 
     /// See [`Registry::delete`](openlambda_core::registry::Registry::delete).
@@ -421,7 +442,7 @@ impl Store {
     /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
     pub fn delete(&self, name: &FunctionName) -> Result<(), RegistryError> {
         let mut writing = self.writing.lock();
-        let transaction = self.database.begin_write().map_err(storage)?;
+        let transaction = self.begin_write(&mut writing)?;
         let mut unused = Vec::new();
         let event = {
             let function = read_function(&transaction, name)?.filter(|row| row.newest.is_some());
@@ -473,8 +494,8 @@ impl Store {
         expected: Option<Version>,
     ) -> Result<(), RegistryError> {
         check_alias(alias).map_err(|error| RegistryError::Unsupported(error.to_string()))?;
-        let _writing = self.writing.lock();
-        let transaction = self.database.begin_write().map_err(storage)?;
+        let mut writing = self.writing.lock();
+        let transaction = self.begin_write(&mut writing)?;
         let event = {
             let missing = |what: String| RegistryError::NotFound { what };
             let function = read_function(&transaction, name)?.filter(|row| row.newest.is_some());
@@ -532,6 +553,70 @@ impl Store {
         Ok(stored)
     }
 
+    /// What `work` makes of the tables as they are opened now.
+    fn opened<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        self.database.read().as_ref().map_or(Err(redb::Error::PreviousIo), work)
+    }
+
+    /// Reads; once more when the tables have to be opened anew for it.
+    fn read<T>(
+        &self,
+        work: impl Fn(&ReadTransaction) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let read = || {
+            let database = self.database.read();
+            let database = database.as_ref().ok_or_else(|| storage(redb::Error::PreviousIo))?;
+            work(&database.begin_read().map_err(storage)?)
+        };
+        match read() {
+            Err(error) if is_broken_off(&error) => {
+                self.open_anew(&mut self.writing.lock())?;
+                read()
+            }
+            done => done,
+        }
+    }
+
+    /// Begins a change, if need be in tables that are opened anew.
+    fn begin_write(&self, writing: &mut Writing<'_>) -> Result<WriteTransaction, RegistryError> {
+        let begin = || self.opened(|database| Ok(database.begin_write()?)).map_err(storage);
+        match begin() {
+            Err(error) if is_broken_off(&error) => {
+                self.open_anew(writing)?;
+                begin()
+            }
+            begun => begun,
+        }
+    }
+
+    /// Opens the tables anew after the disk has failed. See the module's documentation.
+    fn open_anew(&self, writing: &mut Writing<'_>) -> Result<(), RegistryError> {
+        // Another thread may have done it while this one waited.
+        if self.opened(|database| Ok(database.begin_write()?)).is_ok() {
+            return Ok(());
+        }
+        self.temporary().write(|file| file.write_all(&[0; PROBE]).map_err(storage))?;
+        let mut database = self.database.write();
+        // Closed before it is opened: only one may have it open.
+        *database = None;
+        // Not created: without its file, every bundle would be one that nobody names.
+        *database = Some(Database::open(self.root.join(TABLES)).map_err(storage)?);
+        drop(database);
+        // A change that failed at its very end may be in the tables nevertheless.
+        writing.clear();
+        let (events, _) = self.read_events().map_err(storage)?;
+        let known = self.events.last();
+        for event in events.into_iter().filter(|event| event.revision() > known) {
+            self.events.add(|_| event);
+        }
+        self.remove_leftovers(&["blobs"]).map_err(storage)?;
+        tracing::warn!(dir = %self.root.display(), "the tables were opened anew: the disk had failed");
+        Ok(())
+    }
+
     fn blob(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(format!("{}.tar", digest.hex()))
     }
@@ -543,17 +628,19 @@ impl Store {
 
     /// The format that the tables say they have; `None` when there are none yet.
     fn format(&self) -> Result<Option<u64>, redb::Error> {
-        let transaction = self.database.begin_read()?;
-        match transaction.open_table(FACTS) {
-            Ok(facts) => Ok(facts.get(FORMAT)?.map(|format| format.value())),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.opened(|database| {
+            let transaction = database.begin_read()?;
+            match transaction.open_table(FACTS) {
+                Ok(facts) => Ok(facts.get(FORMAT)?.map(|format| format.value())),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
     /// Makes the tables that are missing.
     fn prepare(&self) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.opened(|database| Ok(database.begin_write()?))?;
         transaction.open_table(FUNCTIONS)?;
         transaction.open_table(VERSIONS)?;
         transaction.open_table(BUNDLES)?;
@@ -564,7 +651,7 @@ impl Store {
     }
 
     fn read_events(&self) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.opened(|database| Ok(database.begin_read()?))?;
         let last = transaction.open_table(FACTS)?.get(REVISION)?.map_or(0, |last| last.value());
         let mut events = Vec::new();
         for row in transaction.open_table(EVENT_LOG)?.iter()? {
@@ -595,8 +682,8 @@ impl Store {
         Ok(event)
     }
 
-    /// Bundles that no version names, and what was on its way in.
-    fn remove_leftovers(&self) -> Result<(), StoreError> {
+    /// Bundles that no version names, in `blobs`, and what was on its way in, in `tmp`.
+    fn remove_leftovers(&self, folders: &[&str]) -> Result<(), StoreError> {
         let io_error = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
@@ -606,7 +693,7 @@ impl Store {
             source: Box::new(source),
         };
         let named = || -> Result<Vec<String>, redb::Error> {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.opened(|database| Ok(database.begin_read()?))?;
             let mut named = Vec::new();
             for row in transaction.open_table(BUNDLES)?.iter()? {
                 let digest = Digest::from_bytes(*row?.0.value());
@@ -616,7 +703,8 @@ impl Store {
             Ok(named)
         };
         let named = named().map_err(broken)?;
-        for (folder, keep) in [("tmp", &[][..]), ("blobs", &named)] {
+        for folder in folders {
+            let keep = if *folder == "blobs" { &named[..] } else { &[] };
             let folder = self.root.join(folder);
             for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
                 let entry = entry.map_err(io_error(&folder))?;
@@ -629,6 +717,20 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether the tables have to be opened anew: redb does nothing more with a file once that has failed.
+fn is_broken_off(error: &RegistryError) -> bool {
+    use redb::{Error, StorageError, TableError, TransactionError};
+    let RegistryError::Storage(error) = error else { return false };
+    let storage = match (error.downcast_ref(), error.downcast_ref(), error.downcast_ref()) {
+        (Some(TransactionError::Storage(error)), ..) | (_, Some(TableError::Storage(error)), _) => {
+            error
+        }
+        (.., Some(error)) => error,
+        _ => return matches!(error.downcast_ref(), Some(Error::PreviousIo)),
+    };
+    matches!(storage, StorageError::PreviousIo)
 }
 
 /// A file in `tmp/`, removed by Drop unless it was kept.

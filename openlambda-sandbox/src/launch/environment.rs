@@ -25,7 +25,7 @@ pub(crate) struct Places {
 ///
 /// # Errors
 ///
-/// Two volumes share a variable.
+/// No program can be started with the manifest's own variables.
 pub(crate) fn environment(
     spec: &SandboxSpec,
     places: &Places,
@@ -33,6 +33,7 @@ pub(crate) fn environment(
     volumes: &BTreeMap<String, String>,
 ) -> Result<BTreeMap<String, String>, SandboxError> {
     let manifest = &*spec.manifest;
+    manifest.check_environment().map_err(|error| unsupported(error.to_string()))?;
     let mut env = BTreeMap::new();
     let mut set = |key: &str, value: &str| env.insert(key.to_owned(), value.to_owned());
     set("PATH", FUNCTION_PATH);
@@ -67,14 +68,9 @@ pub(crate) fn environment(
         1 => drop(env.remove(slots)),
         several => drop(env.insert(slots.to_owned(), several.to_string())),
     }
-    for (volume, place) in volumes {
-        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-        let variable: String = volume.chars().map(sign).collect();
-        let variable = format!("OPENLAMBDA_VOLUME_{variable}");
-        if env.insert(variable.clone(), place.clone()).is_some() {
-            return Err(unsupported(format!(
-                "two volumes in ol.toml share the variable {variable}; rename one"
-            )));
+    for volume in &manifest.volumes {
+        if let Some(place) = volumes.get(&volume.name) {
+            env.insert(volume.variable(), place.clone());
         }
     }
     Ok(env)
