@@ -7,9 +7,8 @@ use tar::EntryType;
 
 use super::Packed;
 use super::entries::{Checker, Kind, path_of, target_of};
-use super::limits::{
-    BundleError, Limits, copy, each_entry, is_manifest, plain, read_error, read_rest, refuse,
-};
+use super::error::{BundleError, refuse};
+use super::limits::{Limits, copy, each_entry, is_manifest, plain, read_error, read_rest};
 use super::write::Writer;
 use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
 

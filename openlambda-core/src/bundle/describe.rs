@@ -10,7 +10,7 @@ use std::io;
 
 use tar::{EntryType, Header};
 
-use super::limits::{BundleError, refuse};
+use super::error::{BundleError, refuse};
 
 const BLOCK: usize = 512;
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::limits::{BundleError, Limits, is_manifest, refuse, too_large};
+use super::error::{BundleError, refuse};
+use super::limits::{Limits, is_manifest, too_large};
 
 /// What a path in a bundle names.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Why a bundle is refused: [`BundleError`]; and how large one may be: [`Limits`].
+//! How large a bundle may be: [`Limits`].
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufReader, Read, Write};
@@ -7,10 +7,8 @@ use std::rc::Rc;
 use thiserror::Error;
 
 use super::describe::{Names, is_end, names_of};
-use crate::failure::chain;
-use crate::function::Digest;
-use crate::manifest::{MANIFEST_FILES, ManifestError};
-use crate::registry::RegistryError;
+use super::error::BundleError;
+use crate::manifest::MANIFEST_FILES;
 
 /// How large a bundle may be. A decompression bomb is refused at the limit, not when the disk is
 /// full.
@@ -35,55 +33,6 @@ pub(super) const HEADERS_LIMIT: u64 = 1 << 20;
 
 pub(super) fn is_manifest(path: &str) -> bool {
     MANIFEST_FILES.contains(&path)
-}
-
-/// Why something is no bundle.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum BundleError {
-    /// An entry is refused.
-    #[error("\"{path}\" {why}")]
-    Entry {
-        /// The entry's path, as the archive names it.
-        path: String,
-        /// What is wrong, and what to do.
-        why: String,
-    },
-    /// It is too large as a whole.
-    #[error("{0}")]
-    TooLarge(String),
-    /// Its manifest is not valid, or the files do not tell what to run.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Its bytes are not those that the digest names.
-    #[error("the bundle is damaged: it has the digest {found}, not {wanted}")]
-    Damaged {
-        /// The digest that was asked for.
-        wanted: Digest,
-        /// The digest of what came.
-        found: Digest,
-    },
-    /// The archive, or the folder, cannot be read.
-    #[error("the bundle cannot be read")]
-    Read(#[source] io::Error),
-    /// The result cannot be written.
-    #[error("the bundle cannot be written")]
-    Write(#[source] io::Error),
-}
-
-impl From<BundleError> for RegistryError {
-    fn from(error: BundleError) -> Self {
-        match error {
-            BundleError::Write(_) | BundleError::Damaged { .. } => {
-                RegistryError::Storage(error.into())
-            }
-            _ => RegistryError::BadBundle { reason: chain(&error) },
-        }
-    }
-}
-
-pub(super) fn refuse(path: &str, why: impl Into<String>) -> BundleError {
-    BundleError::Entry { path: path.to_owned(), why: why.into() }
 }
 
 pub(super) fn too_large(limits: Limits) -> BundleError {

@@ -28,6 +28,7 @@
 mod canonical;
 mod describe;
 mod entries;
+mod error;
 mod limits;
 mod manifest;
 mod pack;
@@ -38,7 +39,8 @@ mod unpack;
 mod write;
 
 pub use canonical::canonicalise;
-pub use limits::{BundleError, Limits};
+pub use error::BundleError;
+pub use limits::Limits;
 pub use manifest::manifest_text;
 pub use pack::pack_dir;
 pub use stream::{PIECE, Pace, spool, stream};

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::entries::{Checker, Kind, path_of, target_of};
-use super::limits::{BundleError, Limits, refuse};
+use super::error::{BundleError, refuse};
+use super::limits::Limits;
 use super::write::Writer;
 use super::{Packed, is_left_out};
 use crate::manifest::Manifest;

@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
 use super::entries::{Checker, Kind, path_of, target_of};
-use super::limits::{BundleError, Limited, Limits, copy, each_entry, refuse};
+use super::error::{BundleError, refuse};
+use super::limits::{Limited, Limits, copy, each_entry};
 use crate::function::Digest;
 
 /// Unpacks a bundle, as [`pack_dir`](super::pack_dir) or [`canonicalise`](super::canonicalise) wrote it, into the empty folder `into`.

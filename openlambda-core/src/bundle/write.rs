@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
-use super::limits::{BundleError, refuse};
+use super::error::{BundleError, refuse};
 use crate::function::Digest;
 
 /// Writes a canonical tar and hashes it.

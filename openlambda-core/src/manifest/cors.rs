@@ -5,7 +5,7 @@ use http::uri::{Authority, Scheme};
 use serde::{Deserialize, Serialize};
 
 use super::ManifestError;
-use super::check::{is_short, short};
+use super::lists::{is_short, short};
 
 /// Which pages of other origins may call the function, and how: the headers of
 /// [CORS](https://fetch.spec.whatwg.org/#http-cors-protocol). The balancer answers their preflights

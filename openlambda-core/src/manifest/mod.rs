@@ -8,6 +8,7 @@ mod check;
 mod cors;
 mod error;
 mod files;
+mod lists;
 mod names;
 mod yaml;
 
