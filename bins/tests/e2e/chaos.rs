@@ -176,6 +176,8 @@ fn kill_everything(sandbox: &str) {
             status["workers"][0]["pid"].as_i64(),
             status["workers"][1]["pid"].as_i64(),
         ];
+        // On a busy machine it would start a worker again between two kills, which cleans up at once.
+        kill(status["pid"].as_i64().unwrap() as i32, Signal::STOP);
         pids.rotate_left(round as usize % 5);
         for pid in pids.into_iter().flatten() {
             // Its parent's death may have ended it already.
