@@ -928,18 +928,10 @@ def f(event):
 #[tokio::test]
 async fn what_this_kind_cannot_do_is_refused_with_the_next_step() {
     let setup = setup();
-    for (manifest, hint) in [
-        ("network = \"bridge\"", "network = \"host\""),
-        (
-            "[[volumes]]\nname = \"a-b\"\npath = \"/a\"\n[[volumes]]\nname = \"a.b\"\npath = \"/b\"",
-            "rename one",
-        ),
-    ] {
-        let files = [("f.py", "def f(event): pass"), ("ol.toml", manifest)];
-        let error = setup.try_create(setup.spec(&files)).await.unwrap_err();
-        assert_eq!((error.kind, error.started), (SandboxErrorKind::Unsupported, Started::No));
-        assert!(error.message.contains(hint), "{error}");
-    }
+    let files = [("f.py", "def f(event): pass"), ("ol.toml", "network = \"bridge\"")];
+    let error = setup.try_create(setup.spec(&files)).await.unwrap_err();
+    assert_eq!((error.kind, error.started), (SandboxErrorKind::Unsupported, Started::No));
+    assert!(error.message.contains("network = \"host\""), "{error}");
     let mut spec = setup.spec(&[("f.py", "def f(event): pass")]);
     spec.manifest = Arc::new(Manifest::default());
     let error = setup.try_create(spec).await.unwrap_err();
