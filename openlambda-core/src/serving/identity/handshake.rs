@@ -351,7 +351,9 @@ fn broken(why: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::Arc;
 
     use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -408,6 +410,53 @@ mod tests {
             assert_eq!(&reply, b"200");
             client.write_all(b"x").await.unwrap();
             assert_eq!(served.read_u8().await.unwrap(), b'x');
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a stranger sends, in whatever pieces, and whichever way the server looks first: it gets
+        /// all of it, or the connection ends; and nobody is taken for one of the cluster.
+        #[test]
+        fn no_bytes_of_a_stranger_are_lost_or_believed(
+            begins in proptest::sample::select(vec!["", "o", MAGIC, "openlambda/1 00000000000000000000000000000000 "]),
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400),
+            piece in 1..100_usize,
+            room in 1..50_usize,
+            writes_first in proptest::bool::ANY,
+        ) {
+            let sent = [begins.as_bytes(), &bytes].concat();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let told = runtime.block_on(async {
+                let (mut client, mut server) = tokio::io::duplex(piece);
+                let places = Places { here: None, forwarded: Arc::default() };
+                let mut greeting = Greeting::new(secret("k"), places, Duration::MAX);
+                let sends = async {
+                    let _ = client.write_all(&sent).await;
+                    let _ = client.shutdown().await;
+                    let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
+                };
+                let reads = async move {
+                    if writes_first {
+                        poll_fn(|cx| greeting.poll_write(&mut server, cx)).await?;
+                    }
+                    let mut got = Vec::new();
+                    loop {
+                        let mut room = vec![0; room];
+                        let mut out = ReadBuf::new(&mut room);
+                        let proved = poll_fn(|cx| greeting.poll_read(&mut server, cx, &mut out)).await?;
+                        assert!(!proved);
+                        if out.filled().is_empty() {
+                            return Ok::<_, io::Error>(got);
+                        }
+                        got.extend_from_slice(out.filled());
+                    }
+                };
+                tokio::join!(sends, reads).1
+            });
+            match told {
+                Ok(got) => proptest::prop_assert!(got == sent || (got.is_empty() && sent.starts_with(MAGIC.as_bytes()))),
+                Err(error) => proptest::prop_assert!(sent.starts_with(MAGIC.as_bytes()), "{error}"),
+            }
         }
     }
 
