@@ -255,6 +255,9 @@ impl Registry for Audited {
             let digest = this.digest_of(&name, version).await;
             let old_digest = this.digest_of(&name, expected).await;
             this.inner.set_alias(&name, &alias, version, expected).await?;
+            if version == expected {
+                return Ok(());
+            }
             let (function, alias, old_version) = (&name, &*alias, expected);
             let change =
                 Change::Alias { function, alias, version, digest, old_version, old_digest };

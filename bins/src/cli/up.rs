@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use openlambda_core::serving::Secret;
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
 use openlambda_sandbox::sys::{CommandSpec, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
@@ -243,6 +244,10 @@ async fn look(dir: &DataDir) -> Result<Found> {
                 return Ok(Found::Lock(lock));
             }
             if let Some(state) = dir.read_state().filter(|state| state.ready) {
+                if let (None, Some(file)) = (&state.secret, &state.secret_file) {
+                    // Nobody answers without it.
+                    Secret::read(file)?;
+                }
                 match tokio::time::timeout(ANSWER, balancer_status(&state)).await {
                     Ok(Ok(_)) => {
                         return Ok(Found::Cluster { state: Box::new(state), answers: true });

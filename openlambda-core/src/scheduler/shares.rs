@@ -35,9 +35,10 @@ pub(super) struct Shares {
 struct Share {
     /// The start tag of its next call, microseconds of virtual time.
     start: u64,
-    /// By how much that may lie before the virtual time: what calls were charged too much and that was given
-    /// back after the virtual time had gone on. Without it, who is charged wrongly both ways, now too much
-    /// and now too little, would pay for the one and not get back the other.
+    /// By how much that may lie before the virtual time: what calls were charged too much, less what they were
+    /// charged too little. Without it, who is charged wrongly both ways would pay for the one and not get
+    /// back the other. It cannot be saved up: the estimate follows what calls take, so what the two differ by
+    /// over many calls is not more than a few calls.
     owed: u64,
     /// What its calls were charged that run, and how many they are.
     charged: u64,
@@ -151,8 +152,8 @@ impl Shares {
         share.charged -= charge;
         share.running -= 1;
         share.start = share.start.saturating_add(took).saturating_sub(charge);
-        let back = charge.saturating_sub(took);
-        share.owed = share.owed.saturating_add(back).min(now.saturating_sub(share.start));
+        let net = share.owed.saturating_add(charge).saturating_sub(took);
+        share.owed = net.min(now.saturating_sub(share.start));
     }
 
     // Memory.

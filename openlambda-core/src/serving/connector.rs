@@ -45,7 +45,11 @@ impl Connector {
     {
         let Some(secret) = &self.secret else { return Ok(()) };
         let proved = tokio::time::timeout(self.limit, prove(stream, secret, place, name)).await;
-        proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        proved.unwrap_or_else(|_| {
+            let told =
+                format!("it did not prove within {:?} that it is of this cluster", self.limit);
+            Err(io::Error::new(io::ErrorKind::TimedOut, told))
+        })
     }
 }
 
@@ -60,13 +64,20 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
-        let address = uri.authority().map_or_else(String::new, ToString::to_string);
+        let host = uri.host().unwrap_or_default();
+        let name = format!("{host}:{}", uri.port_u16().unwrap_or(80));
         let connecting = self.tcp.call(uri);
         Box::pin(async move {
             let mut stream = connecting.await?.into_inner();
             let place = stream.peer_addr()?.into();
-            let proved = this.prove(&mut stream, place, &address).await;
-            proved.map_err(|error| format!("{address} is not of this cluster: {error}"))?;
+            let proved = this.prove(&mut stream, place, &name).await;
+            proved.map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    io::Error::new(error.kind(), format!("{name} is not of this cluster: {error}"))
+                }
+                // It is gone, or busy.
+                kind => io::Error::new(kind, format!("{name}: {error}")),
+            })?;
             Ok(TokioIo::new(stream))
         })
     }

@@ -121,33 +121,58 @@ pub fn tells_origin(name: &HeaderName) -> bool {
         return HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| tells_origin(&name));
     }
     match name.as_bytes().first() {
-        Some(b'x') => {
-            name.starts_with("x-forwarded")
-                || matches!(
-                    name,
-                    "x-real-ip"
-                        | "x-client-ip"
-                        | "x-cluster-client-ip"
-                        | "x-original-forwarded-for"
-                        | "x-original-host"
-                        | "x-envoy-external-address"
-                        | "x-scheme"
-                        | "x-url-scheme"
-                        | "x-original-url"
-                        | "x-rewrite-url"
-                        | "x-azure-clientip"
-                        | "x-azure-socketip"
-                        | "x-appengine-user-ip"
-                        | "x-proxyuser-ip"
-                )
-        }
-        Some(b'f') => {
-            matches!(name, "forwarded" | "forwarded-for" | "fastly-client-ip" | "front-end-https")
-        }
+        Some(b'x') => matches!(
+            name,
+            "x-forwarded"
+                | "x-forwarded-for"
+                | "x-forwarded-proto"
+                | "x-forwarded-host"
+                | "x-forwarded-port"
+                | "x-forwarded-prefix"
+                | "x-forwarded-path"
+                | "x-forwarded-uri"
+                | "x-forwarded-by"
+                | "x-forwarded-server"
+                | "x-forwarded-scheme"
+                | "x-forwarded-protocol"
+                | "x-forwarded-ssl"
+                | "x-real-ip"
+                | "x-remote-ip"
+                | "x-client-ip"
+                | "x-cluster-client-ip"
+                | "x-originating-ip"
+                | "x-original-forwarded-for"
+                | "x-original-host"
+                | "x-original-url"
+                | "x-rewrite-url"
+                | "x-envoy-external-address"
+                | "x-scheme"
+                | "x-url-scheme"
+                | "x-azure-clientip"
+                | "x-azure-socketip"
+                | "x-appengine-user-ip"
+                | "x-proxyuser-ip"
+        ),
+        Some(b'f') => matches!(
+            name,
+            "forwarded"
+                | "forwarded-for"
+                | "fastly-client-ip"
+                | "fly-client-ip"
+                | "front-end-https"
+        ),
         Some(b't') => name == "true-client-ip",
-        Some(b'c') => {
-            name.starts_with("cf-") || matches!(name, "client-ip" | "cloudfront-viewer-address")
-        }
+        Some(b'c') => matches!(
+            name,
+            "client-ip"
+                | "cf-connecting-ip"
+                | "cf-connecting-ipv6"
+                | "cf-pseudo-ipv4"
+                | "cf-visitor"
+                | "cloudfront-viewer-address"
+        ),
+        Some(b'p') => name == "proxy-client-ip",
+        Some(b'w') => name == "wl-proxy-client-ip",
         _ => false,
     }
 }

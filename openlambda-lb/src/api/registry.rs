@@ -14,7 +14,7 @@
 //!
 //! Those may who know the cluster's secret, where there is one, as far as [`Admin`] lets them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -57,15 +57,22 @@ impl RegistryApi {
         &self,
         path: Result<RegistryPath, Failure>,
         request: Request<Body>,
-        peer: SocketAddr,
+        (peer, client): (SocketAddr, IpAddr),
         user: Option<u32>,
         admitted: Result<Principal, Failure>,
     ) -> Response<Body> {
         let actor = match user {
             Some(user) => Actor { by: format!("uid {user}"), from: "a Unix socket".to_owned() },
-            None => Actor { by: "an HTTP client".to_owned(), from: peer.to_string() },
+            None => {
+                let end = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                let by = "an HTTP client".to_owned();
+                match client == end.ip() {
+                    true => Actor { by, from: end.to_string() },
+                    false => Actor { by, from: format!("{client} through {end}") },
+                }
+            }
         };
-        let mut record = self.telemetry.begin(&request, peer.ip().to_canonical(), Subject::Other);
+        let mut record = self.telemetry.begin(&request, client, Subject::Other);
         let id = wire::request_id_of(request.headers()).ok().flatten();
         let id = id.unwrap_or_else(|| self.ids.next());
         record.named(&id);

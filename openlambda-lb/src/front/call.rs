@@ -24,7 +24,7 @@ use openlambda_core::wire;
 use super::cors::Caller;
 use super::decode::decode;
 use super::forward::forward;
-use super::forwarded::TrustedProxies;
+use super::forwarded::{Origin, TrustedProxies};
 use super::limits::{Limits, Places};
 use super::outcome;
 use super::reply::{ReplyBody, recorded};
@@ -50,8 +50,8 @@ impl Front {
     /// One call, from the client's request to the reply, whose body may still be on its way. Whatever goes
     /// wrong is an answer.
     pub(crate) async fn call(&self, request: Request<Body>, peer: SocketAddr) -> Response<Body> {
-        let client = self.proxies.client(request.headers(), peer);
-        let record = self.telemetry.begin(&request, client, Subject::Call);
+        let origin = self.proxies.origin(request.headers(), peer);
+        let record = self.telemetry.begin(&request, origin.client(), Subject::Call);
         let caller = Caller::of(&request);
         // One count for all connections. Only calls: the checks must answer when it is full.
         let _place = match self.places.enter() {
@@ -62,7 +62,7 @@ impl Front {
             }
         };
         // A panic, say in a policy of the user's own, ends one call only.
-        let answer = AssertUnwindSafe(self.hops(request, peer, &caller, record)).catch_unwind();
+        let answer = AssertUnwindSafe(self.hops(request, origin, &caller, record)).catch_unwind();
         // Boxed, for the compiler cannot tell that so deep a future is Send.
         answer.boxed().await.unwrap_or_else(|_| {
             let message = "a part of the balancer panicked; its log says where";
@@ -75,13 +75,13 @@ impl Front {
     async fn hops(
         &self,
         request: Request<Body>,
-        peer: SocketAddr,
+        origin: Origin,
         caller: &Caller,
         mut record: Record,
     ) -> Response<Body> {
         let mut request = request;
         self.access.withhold(request.headers_mut());
-        let (id, call) = decode(request, peer, &self.proxies, &self.limits, &self.ids).await;
+        let (id, call) = decode(request, origin, &self.limits, &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);
         let answer = async {

@@ -1,6 +1,5 @@
 //! Makes a [`Call`] from a client's request: the first hop.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
@@ -11,7 +10,7 @@ use openlambda_core::invocation::{Body, RequestId, RequestIds};
 use openlambda_core::wire::{self, Target};
 
 use super::body::CallBody;
-use super::forwarded::TrustedProxies;
+use super::forwarded::Origin;
 use super::limits::{Limits, MOST_HEADERS};
 
 /// An invocation as the later hops need it.
@@ -30,8 +29,7 @@ pub(crate) struct Call {
 /// Reads a client's request. The id is there even when the rest is not valid.
 pub(crate) async fn decode(
     request: Request<Body>,
-    peer: SocketAddr,
-    proxies: &TrustedProxies,
+    origin: Origin,
     limits: &Limits,
     ids: &RequestIds,
 ) -> (RequestId, Result<Call, Failure>) {
@@ -41,7 +39,7 @@ pub(crate) async fn decode(
         Err(failure) => (ids.next(), Err(failure)),
     };
     let call = match given {
-        Ok(()) => read(request, peer, proxies, limits, &id).await,
+        Ok(()) => read(request, origin, limits, &id).await,
         Err(failure) => Err(failure),
     };
     (id, call)
@@ -49,8 +47,7 @@ pub(crate) async fn decode(
 
 async fn read(
     request: Request<Body>,
-    peer: SocketAddr,
-    proxies: &TrustedProxies,
+    origin: Origin,
     limits: &Limits,
     id: &RequestId,
 ) -> Result<Call, Failure> {
@@ -83,7 +80,7 @@ async fn read(
     // The server has told the client to go on already.
     headers.remove(header::EXPECT);
     // Behind what `Connection` may have removed.
-    proxies.settle(&mut headers, peer);
+    origin.settle(&mut headers);
     headers.insert(wire::REQUEST_ID, wire::id_value(id));
     // The connection to the worker is ours, and we do take trailers.
     headers.insert(header::TE, HeaderValue::from_static("trailers"));

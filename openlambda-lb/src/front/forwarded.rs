@@ -36,10 +36,19 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let canonical = |address: IpAddr| IpNet::from(address.to_canonical());
-        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(canonical));
+        let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
         let told = format!("\"{text}\" is not a network; write an address, or 10.0.0.0/8");
-        network.map(Network).map_err(|_| told)
+        network.map(|network| Network(canonical(network))).map_err(|_| told)
+    }
+}
+
+/// Addresses of IPv4 that are written as such of IPv6 (`::ffff:10.0.0.0/104`) are those of IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    match (network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+        (IpAddr::V4(address), Some(prefix)) if matches!(network, IpNet::V6(_)) => {
+            IpNet::new(address.into(), prefix).unwrap_or(network)
+        }
+        _ => network,
     }
 }
 
@@ -74,53 +83,12 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// Where the request of `peer` comes from.
-    pub(crate) fn client(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+    /// Where a request of `peer` comes from, by its headers as they came.
+    pub(crate) fn origin(&self, headers: &HeaderMap, peer: SocketAddr) -> Origin {
         let peer = peer.ip().to_canonical();
-        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
-        told.chain.first().copied().unwrap_or(peer)
-    }
-
-    /// Makes the headers of a request of `peer` say where it comes from, and no more than is known: with
-    /// `x-forwarded-for` always, with the others where the request had them.
-    pub(crate) fn settle(&self, headers: &mut HeaderMap, peer: SocketAddr) {
-        let peer = peer.ip().to_canonical();
-        let said: Vec<HeaderName> =
-            headers.keys().filter(|name| wire::tells_origin(name)).cloned().collect();
-        if said.is_empty() {
-            // As most requests come.
-            headers.insert(&FOR, value(&[peer]));
-            return;
-        }
-        let told = if self.has(peer) { self.believe(headers) } else { Told::default() };
-        let had = [&PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].map(|name| said.contains(name));
-        for name in said {
-            headers.remove(name);
-        }
-        let client = told.chain.first().copied().unwrap_or(peer);
-        let mut chain = told.chain;
-        chain.push(peer);
-        headers.insert(&FOR, value(&chain));
-        let [had_proto, had_host, had_real_ip, had_forwarded] = had;
-        let proto = told.proto.unwrap_or("http");
-        if had_proto || told.proto.is_some() {
-            headers.insert(&PROTO, HeaderValue::from_static(proto));
-        }
-        let host = told.host.or_else(|| headers.get(HOST).cloned());
-        if had_real_ip {
-            headers.insert(&REAL_IP, value(&[client]));
-        }
-        if had_forwarded {
-            let node = match client {
-                IpAddr::V4(address) => address.to_string(),
-                IpAddr::V6(address) => format!("\"[{address}]\""),
-            };
-            let told = HeaderValue::try_from(format!("for={node};proto={proto}"));
-            headers.insert(header::FORWARDED, told.expect("an address is text"));
-        }
-        if let Some(host) = host.filter(|_| had_host) {
-            headers.insert(&FORWARDED_HOST, host);
-        }
+        let trusted = self.has(peer);
+        let told = if trusted { self.believe(headers) } else { Told::default() };
+        Origin { peer, trusted, told }
     }
 
     /// What a proxy that is trusted says: in the `X-` headers, or else in `Forwarded`, or else in `X-Real-IP`.
@@ -172,6 +140,73 @@ impl TrustedProxies {
         chain.reverse();
         chain
     }
+}
+
+/// Where a request comes from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The other end of the connection.
+    peer: IpAddr,
+    /// It is a proxy whose word counts.
+    trusted: bool,
+    told: Told,
+}
+
+impl Origin {
+    /// The client's address.
+    pub(crate) fn client(&self) -> IpAddr {
+        self.told.chain.first().copied().unwrap_or(self.peer)
+    }
+
+    /// Makes the headers say that, and no more than is known: `x-forwarded-for` always, the others where the
+    /// request had them. What else a trusted proxy says of itself (`x-forwarded-port`, `x-forwarded-user`)
+    /// stays; of others it goes.
+    pub(crate) fn settle(self, headers: &mut HeaderMap) {
+        let trusted = self.trusted;
+        let goes = |name: &&HeaderName| match trusted {
+            true => wire::tells_origin(name) && (is_settled(name) || name.as_str().contains('_')),
+            false => wire::tells_origin(name) || name.as_str().starts_with("x-forwarded-"),
+        };
+        let said: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
+        if said.is_empty() {
+            // As most requests come.
+            headers.insert(&FOR, value(&[self.peer]));
+            return;
+        }
+        let client = self.client();
+        let Origin { peer, told: Told { mut chain, proto, host }, .. } = self;
+        let had = [&PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].map(|name| said.contains(name));
+        for name in said {
+            headers.remove(name);
+        }
+        chain.push(peer);
+        headers.insert(&FOR, value(&chain));
+        let [had_proto, had_host, had_real_ip, had_forwarded] = had;
+        if had_proto || proto.is_some() {
+            headers.insert(&PROTO, HeaderValue::from_static(proto.unwrap_or("http")));
+        }
+        let host = host.or_else(|| headers.get(HOST).cloned());
+        if had_real_ip {
+            headers.insert(&REAL_IP, value(&[client]));
+        }
+        if had_forwarded {
+            let node = match client {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("\"[{address}]\""),
+            };
+            let told = format!("for={node};proto={}", proto.unwrap_or("http"));
+            let told = HeaderValue::try_from(told).expect("an address is text");
+            headers.insert(header::FORWARDED, told);
+        }
+        if let Some(host) = host.filter(|_| had_host) {
+            headers.insert(&FORWARDED_HOST, host);
+        }
+    }
+}
+
+/// Whether it is one of those that are written anew.
+fn is_settled(name: &HeaderName) -> bool {
+    [&FOR, &PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].contains(&name)
 }
 
 /// What is believed.
@@ -253,9 +288,9 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         let peer = SocketAddr::new(peer.parse().unwrap(), 1234);
-        let proxies = TrustedProxies::new(trusted);
-        let client = proxies.client(&map, peer);
-        proxies.settle(&mut map, peer);
+        let origin = TrustedProxies::new(trusted).origin(&map, peer);
+        let client = origin.client();
+        origin.settle(&mut map);
         let mut lines: Vec<String> = map
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -344,7 +379,7 @@ mod tests {
         bytes.insert(&FOR, HeaderValue::from_bytes(b"\xff, 192.0.2.1").unwrap());
         let proxies = TrustedProxies::new(vec!["127.0.0.1".parse().unwrap()]);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert_eq!(proxies.client(&bytes, peer).to_string(), "192.0.2.1");
+        assert_eq!(proxies.origin(&bytes, peer).client().to_string(), "192.0.2.1");
     }
 
     #[test]
@@ -379,6 +414,18 @@ mod tests {
         }
     }
 
+    /// A proxy that asks for a login tells who it was; a client that claims it does not.
+    #[test]
+    fn what_else_a_proxy_says_stays_and_of_others_it_goes() {
+        let told = [("x-forwarded-user", "ann"), ("x-forwarded-port", "443"), ("cf-ray", "1")];
+        let (_, headers) = settled(&["127.0.0.1"], "127.0.0.1", &told);
+        for line in ["x-forwarded-user: ann", "x-forwarded-port: 443", "cf-ray: 1"] {
+            assert!(headers.contains(line), "{headers}");
+        }
+        let (_, headers) = settled(&[], "127.0.0.1", &told);
+        assert_eq!(headers, "cf-ray: 1\nx-forwarded-for: 127.0.0.1");
+    }
+
     #[test]
     fn networks_are_read_as_they_are_written() {
         for text in ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"] {
@@ -387,6 +434,7 @@ mod tests {
         for text in ["192.0.2.1", "::ffff:192.0.2.1"] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), "192.0.2.1/32");
         }
+        assert_eq!("::ffff:10.0.0.0/104".parse::<Network>().unwrap().to_string(), "10.0.0.0/8");
         for text in ["", "10.0.0.0/33", "proxy.lan", "10.0.0"] {
             let error = text.parse::<Network>().unwrap_err();
             assert!(error.contains("write an address, or 10.0.0.0/8"), "{error}");

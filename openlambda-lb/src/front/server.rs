@@ -54,7 +54,8 @@ impl Server {
         match (part, admitted) {
             (Part::Registry(path), admitted) => {
                 let (request, user) = (request.map(steady), identity.user());
-                self.registry.answer(path, request, peer, user, admitted).boxed().await
+                let client = self.front.proxies.origin(request.headers(), peer).client();
+                self.registry.answer(path, request, (peer, client), user, admitted).boxed().await
             }
             (_, Err(failure)) => wire::failure_response(&failure, None),
             (Part::Internal, Ok(caller)) => {

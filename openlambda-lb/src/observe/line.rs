@@ -5,7 +5,7 @@
 //! | `time_ms` | when the request came, milliseconds since 1970 |
 //! | `request_id` | the reply's `x-openlambda-request-id`; `null` when the balancer was full and the request had none |
 //! | `trace_id` | the trace of the request's `traceparent` (W3C Trace Context); `null` without one |
-//! | `client` | the address at the other end of the connection |
+//! | `client` | where the request comes from: the other end of the connection, or whom a trusted proxy there stands for |
 //! | `method`, `path` | of the request, without the query, which may hold secrets |
 //! | `function`, `version` | the function called; `null` when none was found |
 //! | `worker` | the worker that was tried last; `null` when none was |

@@ -85,7 +85,11 @@ where
         let read = stream.read(&mut more[..room]).await?;
         line.extend_from_slice(&more[..read]);
         let begins = line.starts_with(&MAGIC.as_bytes()[..line.len().min(MAGIC.len())]);
-        if read == 0 || !begins || (line.len() == LONGEST && !line.ends_with(b"\n")) {
+        if read == 0 && begins {
+            let told = "the other end closed the connection before it had proved itself";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, told));
+        }
+        if !begins || (line.len() == LONGEST && !line.ends_with(b"\n")) {
             return Err(stranger(
                 "the other end does not speak as a daemon of a cluster with a secret",
             ));
@@ -93,7 +97,9 @@ where
     }
     let line = String::from_utf8_lossy(&line[MAGIC.len()..line.len() - 1]).into_owned();
     match line.split_once(' ') {
-        Some(("refused", why)) => return Err(stranger(why)),
+        Some(("refused", why)) => {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
         Some((server, proof)) if server.len() == NONCE => {
             terms.server = server.to_owned();
             if terms.holds(secret, SERVER, proof) {
@@ -320,11 +326,10 @@ impl Greeting {
         let [client, place, name] = [nonce, place, name].map(str::to_owned);
         self.terms = Terms { client, server: String::new(), place, name };
         if !self.places.has(at, &self.terms.name) {
-            let here = self.places.here.map_or_else(String::new, |here| here.to_string());
-            // The client's own words go back to it alone.
+            // The client's own words alone: it may be a stranger, who is not to learn where the server is.
             let why = format!(
-                "the server is at {here} and was reached as {at}, {}; if something forwards that, name it with \
-                 --host (a worker's --advertise)",
+                "the server is not at {at}, {}; if something forwards that to it, name it with --host (a worker's \
+                 --advertise)",
                 self.terms.name
             );
             self.reply = format!("{MAGIC}refused {why}\n").into_bytes();
@@ -553,19 +558,17 @@ mod tests {
         }
     }
 
-    /// A server that says what it was told to say.
-    async fn impostor(reply: &[u8]) -> io::Error {
-        let (mut client, mut server) = tokio::io::duplex(1024);
-        let mut hello = [0; 64];
-        let _ = server.write_all(reply).await;
-        let key = secret("k");
-        let place = SocketAddr::from((Ipv4Addr::LOCALHOST, 80)).into();
-        let proves = super::prove(&mut client, &key, place, "localhost:80");
-        let (proved, _) = tokio::join!(proves, async {
-            let _ = server.read(&mut hello).await;
-            drop(server);
-        });
-        proved.unwrap_err()
+    /// A server that says what it was told to say: what it has heard by then, and what the client says.
+    async fn impostor(reply: &[u8]) -> (String, io::Error) {
+        let (mut client, mut server) = tokio::io::duplex(4096);
+        server.write_all(reply).await.unwrap();
+        server.shutdown().await.unwrap();
+        let (key, place) = (secret("k"), SocketAddr::from((Ipv4Addr::LOCALHOST, 80)).into());
+        let error = super::prove(&mut client, &key, place, "localhost:80").await.unwrap_err();
+        drop(client);
+        let mut heard = String::new();
+        server.read_to_string(&mut heard).await.unwrap();
+        (heard, error)
     }
 
     #[tokio::test]
@@ -573,15 +576,20 @@ mod tests {
         let [place, name] = ["127.0.0.1:80", "localhost:80"].map(str::to_owned);
         let right = Terms { client: "c".into(), server: "0".repeat(NONCE), place, name };
         let replayed = format!("{MAGIC}{} {}\n", right.server, right.proof(&secret("k"), SERVER));
-        for reply in [
-            b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(),
-            b"openlambda/1 ",
-            b"",
-            replayed.as_bytes(),
-            format!("{MAGIC}{}\n", "0".repeat(600)).as_bytes(),
+        let endless = format!("{MAGIC}{}\n", "0".repeat(600));
+        for (reply, kind) in [
+            ("HTTP/1.1 400 Bad Request\r\n\r\n", io::ErrorKind::PermissionDenied),
+            (&*replayed, io::ErrorKind::PermissionDenied),
+            (&*endless, io::ErrorKind::PermissionDenied),
+            ("openlambda/1 ", io::ErrorKind::UnexpectedEof),
+            ("", io::ErrorKind::UnexpectedEof),
         ] {
-            let error = impostor(reply).await;
-            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+            let (heard, error) = impostor(reply.as_bytes()).await;
+            assert_eq!(error.kind(), kind, "{error}");
+            // The greeting, which has nothing of the secret in it, and no proof.
+            let words: Vec<_> = heard.split([' ', '\n']).collect();
+            assert_eq!((words.len(), words[0], words[4]), (5, "openlambda/1", ""), "{heard}");
+            assert_eq!(&words[2..4], ["127.0.0.1:80", "localhost:80"]);
         }
     }
 
@@ -619,7 +627,7 @@ mod tests {
             assert_eq!(told.is_ok(), proved, "{place} {name}: {told:?}");
             assert_eq!(read.is_ok(), proved, "{place} {name}");
             if let Err(error) = told {
-                let (why, next) = (format!("the server is at 127.0.0.1:{port}"), "with --host");
+                let (why, next) = (format!("the server is not at {place}, {name}"), "with --host");
                 let error = error.to_string();
                 assert!(error.contains(&why) && error.contains(next), "{error}");
             }
