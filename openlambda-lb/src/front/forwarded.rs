@@ -160,12 +160,13 @@ impl Origin {
 
     /// Makes the headers say that, and no more than is known: `x-forwarded-for` always, the others where the
     /// request had them. What else a trusted proxy says of itself (`x-forwarded-port`, `x-forwarded-user`)
-    /// stays; of others it goes.
+    /// stays; of others it goes. Other names for the client (`true-client-ip`) always go: a proxy that does
+    /// not know them passes on what its client has written.
     pub(crate) fn settle(self, headers: &mut HeaderMap) {
         let trusted = self.trusted;
         let goes = |name: &&HeaderName| match trusted {
-            true => wire::tells_origin(name) && (is_settled(name) || name.as_str().contains('_')),
-            false => wire::tells_origin(name) || name.as_str().starts_with("x-forwarded-"),
+            true => wire::tells_origin(name) && (is_settled(name) || !is_forwarded(name)),
+            false => wire::tells_origin(name) || is_forwarded(name),
         };
         let said: Vec<HeaderName> = headers.keys().filter(goes).cloned().collect();
         if said.is_empty() {
@@ -207,6 +208,10 @@ impl Origin {
 /// Whether it is one of those that are written anew.
 fn is_settled(name: &HeaderName) -> bool {
     [&FOR, &PROTO, &FORWARDED_HOST, &REAL_IP, &FORWARDED].contains(&name)
+}
+
+fn is_forwarded(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-forwarded-")
 }
 
 /// What is believed.
@@ -418,7 +423,9 @@ mod tests {
     #[test]
     fn what_else_a_proxy_says_stays_and_of_others_it_goes() {
         let told = [("x-forwarded-user", "ann"), ("x-forwarded-port", "443"), ("cf-ray", "1")];
-        let (_, headers) = settled(&["127.0.0.1"], "127.0.0.1", &told);
+        let passed_on = [("true-client-ip", "6.6.6.6"), ("cf-connecting-ip", "6.6.6.6")];
+        let (_, headers) = settled(&["127.0.0.1"], "127.0.0.1", &[&told[..], &passed_on].concat());
+        assert!(!headers.contains("6.6.6.6"), "{headers}");
         for line in ["x-forwarded-user: ann", "x-forwarded-port: 443", "cf-ray: 1"] {
             assert!(headers.contains(line), "{headers}");
         }
