@@ -245,5 +245,8 @@ fn a_flood_of_one_namespace_leaves_another_its_memory() {
         mean_waits(&config).1
     };
     let (together, apart) = (waits(1), waits(2));
-    assert!(apart[1] < together[1] / 10.0, "{together:?}, {apart:?}");
+    // The first of four calls of 100 ms to end, and a start of 50 ms, where there is no instance yet. Within
+    // one namespace a function that has none waits for as long as `fairness` says, which is a second.
+    assert!(apart[1] < 150.0, "{together:?}, {apart:?}");
+    assert!(together[1] > 4.0 * apart[1], "{together:?}, {apart:?}");
 }

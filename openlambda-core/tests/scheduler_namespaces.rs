@@ -14,8 +14,8 @@ use openlambda_core::invocation::StartKind;
 use openlambda_core::keep_alive::Lru;
 use openlambda_core::queue;
 use openlambda_core::scheduler::{
-    Action, Event, InstanceId, InvocationId, Limits, NamespaceId, RunningLimit, Scheduler,
-    SchedulerConfig, VersionId,
+    Action, Event, InstanceId, InvocationId, Limits, NamespaceId, Rejection, RunningLimit,
+    Scheduler, SchedulerConfig, VersionId,
 };
 use openlambda_core::time::Time;
 use proptest::prelude::*;
@@ -31,6 +31,19 @@ struct Function {
     run: u64,
     /// Calls of it that wait all the time.
     backlog: u32,
+    /// MiB that each instance takes.
+    memory: u64,
+    /// Each call has an instance of its own.
+    fresh: bool,
+    /// Milliseconds until its code is there.
+    fetch: u64,
+}
+
+impl Function {
+    /// One whose instances take 1 MiB and are used again.
+    fn new(namespace: u32, run: u64, backlog: u32) -> Function {
+        Function { namespace, run, backlog, memory: 1, fresh: false, fetch: 0 }
+    }
 }
 
 struct World {
@@ -56,7 +69,7 @@ struct World {
 }
 
 impl World {
-    /// `start` and `end` of an instance take so many milliseconds; an instance takes 1 of `memory`.
+    /// `start` and `end` of an instance take so many milliseconds; `memory` is in MiB.
     fn new(
         functions: Vec<Function>,
         running: RunningLimit,
@@ -119,26 +132,31 @@ impl World {
         }
         if let Some((namespace, share)) = self.share {
             let its = |of: &&usize| self.functions[**of].namespace == namespace;
-            let held = self.instances.values().filter(its).count() as u64 * MB;
+            let held = self.held(self.instances.values().filter(its));
             let most = self.scheduler.pool().total() as f64 * share;
             assert!(held as f64 <= most, "{held} of {most}");
         }
-        let held = self.instances.len() as u64 * MB;
+        let held = self.held(self.instances.values());
         assert_eq!(self.scheduler.pool().used(), held);
+    }
+
+    fn held<'a>(&self, versions: impl Iterator<Item = &'a usize>) -> u64 {
+        versions.map(|of| self.functions[*of].memory * MB).sum()
     }
 
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Fetch { version } => {
                 let limits = Limits {
-                    memory: MB,
+                    memory: self.functions[version.0 as usize].memory * MB,
                     slots: 1,
                     max_instances: 100,
                     queue: 1_000_000,
                     timeout: Duration::from_secs(1_000_000),
-                    reuse: true,
+                    reuse: !self.functions[version.0 as usize].fresh,
                 };
-                self.later(0, Event::CodeReady { version, limits });
+                let fetch = self.functions[version.0 as usize].fetch * MS;
+                self.later(fetch, Event::CodeReady { version, limits });
             }
             Action::Start { instance, version } => {
                 self.instances.insert(instance.0, version.0 as usize);
@@ -154,6 +172,7 @@ impl World {
                 let run = self.functions[of].run * MS;
                 self.later(run, Event::Finished { invocation, reusable: true });
             }
+            Action::Reject { why: Rejection::Cancelled, .. } => {}
             Action::Reject { invocation, why } => panic!("{invocation:?} is rejected: {why:?}"),
             _ => {}
         }
@@ -214,6 +233,20 @@ impl World {
         (self.served.get(&namespace).copied().unwrap_or(0) + under_way) / MS
     }
 
+    /// Whether a call of this version, now, has begun after so many milliseconds.
+    fn begins_within(&mut self, of: usize, milliseconds: u64) -> bool {
+        let count = |world: &World| world.waits.get(&of).map_or(0, Vec::len);
+        let before = count(self);
+        self.call(of);
+        let until = self.now + Duration::from_millis(milliseconds);
+        while self.now <= until && count(self) == before {
+            self.step();
+        }
+        self.waits.get(&of).is_some_and(|waits| {
+            waits.len() > before && waits[before] <= Duration::from_millis(milliseconds)
+        })
+    }
+
     /// A call of this version, now; how long it waits, milliseconds.
     fn wait_of(&mut self, of: usize) -> u64 {
         let before = self.waits.get(&of).map_or(0, Vec::len);
@@ -231,7 +264,91 @@ impl World {
 }
 
 fn flood(namespace: u32, runs: &[u64], backlog: u32) -> Vec<Function> {
-    runs.iter().map(|run| Function { namespace, run: *run, backlog }).collect()
+    runs.iter().map(|run| Function::new(namespace, *run, backlog)).collect()
+}
+
+/// A start of an instance takes a place as a call does, for as long as it takes.
+#[test]
+fn who_starts_an_instance_for_each_call_pays_for_the_places_that_starts_take() {
+    let slow = Function { fresh: true, ..Function::new(0, 1, 20) };
+    let functions = vec![slow, Function::new(1, 1, 20)];
+    let mut world = World::new(functions, RunningLimit::Calls(4), 1_000, (200, 1), "fifo", None);
+    world.know_namespaces();
+    world.until(20_000);
+    // Of four places for 20 s; its own first starts apart.
+    assert!(world.service(1) > 36_000, "{} ms of 80,000", world.service(1));
+}
+
+/// A claim is no more than what was under way: not what others had while nothing of it waited, nor while it
+/// waited for something else.
+#[test]
+fn who_was_idle_or_could_not_run_has_saved_up_nothing() {
+    for (fetch, floods_at) in [(5_000, 0), (0, 5_000)] {
+        let late = Function { fetch, ..Function::new(1, 10, 0) };
+        let functions = vec![Function::new(0, 10, 20), late];
+        let running = RunningLimit::Calls(2);
+        let mut world = World::new(functions, running, 1_000, (5, 1), "fifo", None);
+        world.know_namespaces();
+        world.until(floods_at);
+        world.functions[1].backlog = 20;
+        world.until(5_100);
+        let before = [world.service(0), world.service(1)];
+        world.until(6_100);
+        for (n, before) in before.into_iter().enumerate() {
+            let had = world.service(n as u32) - before;
+            assert!((900..=1_100).contains(&had), "{n} had {had} of 2,000 ms, {fetch}");
+        }
+    }
+}
+
+/// A function whose calls are served wishes for another instance all the time. The first wish of one that has
+/// none is not behind that for ever.
+#[test]
+fn a_flood_that_wishes_for_more_starves_no_other_function() {
+    for (memory, share) in [(1, None), (4, Some((0, 0.3)))] {
+        let functions = flood(0, &[1, 1], 2);
+        let mut world = World::new(functions, RunningLimit::None, memory, (5, 2), "fifo", share);
+        world.know_namespaces();
+        world.until(20_000);
+        for of in 0..2 {
+            let served = world.waits.get(&of).map_or(0, Vec::len);
+            assert!(served > 5_000, "{of} is served {served} times, {share:?}");
+        }
+    }
+}
+
+/// What a namespace waited for may be over without that anything of it ends.
+#[test]
+fn a_wish_that_is_taken_back_holds_up_no_smaller_one() {
+    let large = Function { memory: 3, ..Function::new(0, 10, 0) };
+    let functions =
+        vec![Function::new(0, 10_000, 0), large, Function::new(0, 10, 0), Function::new(1, 10, 1)];
+    let share = Some((0, 0.5));
+    let mut world = World::new(functions, RunningLimit::None, 8, (5, 1), "fifo", share);
+    world.know_namespaces();
+    world.call(0);
+    world.call(0);
+    world.until(100);
+    // Two of four MiB are taken, so this does not fit.
+    assert!(!world.begins_within(1, 100));
+    let invocation = InvocationId(*world.arrived.iter().find(|(_, (of, _))| *of == 1).unwrap().0);
+    world.arrived.remove(&invocation.0);
+    world.tell(Event::Cancelled { invocation });
+    assert!(world.begins_within(2, 20));
+}
+
+/// One that has all the memory that it may have gives some of it up for another, as one without a bound does.
+#[test]
+fn a_flood_at_its_share_makes_room_for_others() {
+    let large = Function { memory: 4, ..Function::new(1, 10, 0) };
+    let functions = vec![Function::new(0, 20, 40), large];
+    for share in [None, Some((0, 0.9))] {
+        let mut world =
+            World::new(functions.clone(), RunningLimit::None, 16, (5, 1), "fifo", share);
+        world.know_namespaces();
+        world.until(1_000);
+        assert!(world.begins_within(1, 200), "{share:?}");
+    }
 }
 
 const POLICIES: [&str; 4] = ["fifo", "sjf", "fair", "adaptive-lifo"];
@@ -281,7 +398,7 @@ proptest! {
         policy in proptest::sample::select(&POLICIES),
     ) {
         let mut functions = flood(0, &runs, backlog + limit);
-        functions.push(Function { namespace: 1, run: own, backlog: 0 });
+        functions.push(Function::new(1, own, 0));
         let it = functions.len() - 1;
         let running = RunningLimit::Calls(limit);
         let mut world = World::new(functions, running, 10_000, (0, 0), policy, None);
@@ -310,7 +427,7 @@ proptest! {
         policy in proptest::sample::select(&POLICIES),
     ) {
         let mut functions = flood(0, &runs, 3);
-        functions.push(Function { namespace: 1, run: 5, backlog: 0 });
+        functions.push(Function::new(1, 5, 0));
         let it = functions.len() - 1;
         let mut world = World::new(functions, RunningLimit::None, memory, times, policy, None);
         world.know_namespaces();
@@ -365,7 +482,7 @@ proptest! {
     ) {
         let functions: Vec<_> = runs
             .iter()
-            .map(|(run, backlog)| Function { namespace: 0, run: *run, backlog: *backlog + 1 })
+            .map(|(run, backlog)| Function::new(0, *run, *backlog + 1))
             .collect();
         let running = limit.map_or(RunningLimit::None, RunningLimit::Calls);
         let log = |know: bool| {

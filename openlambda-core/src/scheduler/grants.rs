@@ -74,7 +74,7 @@ impl Scheduler {
         {
             let missing = self.instances[paused].missing();
             if self.shares.counts() && !self.shares.fits(namespace, missing, false) {
-                return self.make_room_within(now, namespace, missing);
+                return self.make_room_within(now, namespace, id, missing);
             }
             if !self.take_memory(namespace, missing) {
                 self.make_room(now, missing);
@@ -99,7 +99,7 @@ impl Scheduler {
             }
         };
         if self.shares.counts() && !self.shares.fits(namespace, memory, false) {
-            return self.make_room_within(now, namespace, memory);
+            return self.make_room_within(now, namespace, id, memory);
         }
         if !self.take_memory(namespace, memory) {
             self.make_room(now, memory);
@@ -129,9 +129,15 @@ impl Scheduler {
         }
     }
 
-    /// The same within a namespace's own share: its own idle instances end. Returns whether the wishes of
-    /// others are to be looked at.
-    fn make_room_within(&mut self, now: Time, namespace: NamespaceId, bytes: u64) -> bool {
+    /// The same within a namespace's own share, for a wish of this version: its own idle instances end. Returns
+    /// whether the wishes of others are to be looked at.
+    fn make_room_within(
+        &mut self,
+        now: Time,
+        namespace: NamespaceId,
+        first: VersionId,
+        bytes: u64,
+    ) -> bool {
         while !self.shares.fits(namespace, bytes, true) {
             let versions = &self.versions;
             let own = |of: &Instance| {
@@ -146,7 +152,7 @@ impl Scheduler {
             let Some(victim) = first else { break };
             self.evict(now, victim, EvictReason::Memory);
         }
-        self.shares.set_full(namespace);
+        self.shares.set_full(namespace, first);
         self.shares.several()
     }
 
@@ -185,13 +191,23 @@ impl Scheduler {
         if self.wishes.is_empty() {
             return false;
         }
-        let own = self.versions[version.0 as usize].namespace;
-        let Some(Wish { version: wisher, since }) = self.wish_of(own).or_else(|| {
-            let (_, wish) = self.next_wish(now)?;
-            Some(wish)
-        }) else {
-            return false;
-        };
+        let fairness = self.config.fairness;
+        let it = &mut self.versions[version.0 as usize];
+        let own = it.namespace;
+        if !self.queueing.orders {
+            // It has an instance, so that its calls are served; who has none would wait behind it for ever.
+            self.wishes.defer(&mut it.wishes, version, fairness, now);
+        }
+        let next = self.next_wish(now).map(|(_, wish)| wish);
+        [self.wish_of(own), next]
+            .into_iter()
+            .flatten()
+            .any(|wish| self.yields_to(now, version, wish))
+    }
+
+    /// Whether it must for this wish.
+    fn yields_to(&self, now: Time, version: VersionId, wish: Wish) -> bool {
+        let Wish { version: wisher, since } = wish;
         if wisher == version {
             return false;
         }
@@ -200,6 +216,7 @@ impl Scheduler {
             limits.map_or(0, |limits| limits.memory)
         };
         let needs = memory(wisher);
+        let own = self.versions[version.0 as usize].namespace;
         let its = self.versions[wisher.0 as usize].namespace;
         // More even with it than without.
         let has_less = its != own
@@ -211,13 +228,16 @@ impl Scheduler {
 
     /// The first wish of a namespace that has all the memory that it may have.
     fn wish_of(&self, namespace: NamespaceId) -> Option<Wish> {
-        if !self.shares.is_full(namespace) {
+        if !self.shares.counts() {
             return None;
         }
-        if !self.queueing.orders {
-            return self.wishes.oldest();
-        }
-        let id = self.queueing.wishing.first_of(namespace)?;
-        self.wishes.oldest_of(&self.versions[id.0 as usize].wishes)
+        let wish = match self.queueing.orders {
+            true => {
+                let id = self.queueing.wishing.first_of(namespace)?;
+                self.wishes.oldest_of(&self.versions[id.0 as usize].wishes)?
+            }
+            false => self.wishes.oldest()?,
+        };
+        self.shares.is_full(namespace, wish.version).then_some(wish)
     }
 }

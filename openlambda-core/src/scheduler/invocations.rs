@@ -80,6 +80,9 @@ impl Scheduler {
         let running = self.places_in_use();
         let version = &mut self.versions[id.0 as usize];
         version.superseded = false;
+        if self.shares.several() {
+            self.shares.arrives(version.namespace);
+        }
         let free = if version.waiting == 0 { self.instances.next_free(version) } else { None };
         let call = Arrival { version: id, arrived: now, deadline: place.deadline };
         let queueing = &mut self.queueing;
@@ -96,6 +99,9 @@ impl Scheduler {
             let others = self.calls.count_waiting() + self.calls.count_reserved();
             queueing.push(now, &mut version.line, invocation.slot(), &call, rank, others);
             version.waiting += 1;
+            if self.shares.several() {
+                self.shares.waits(version.namespace);
+            }
             self.calls.set(invocation, Call::Waiting(place));
             self.timers.set(Timer::Wait, invocation.slot(), place.deadline);
         }
@@ -127,6 +133,9 @@ impl Scheduler {
         self.timers.clear_call(invocation.slot());
         let version = &mut self.versions[place.version.0 as usize];
         version.waiting -= 1;
+        if self.shares.several() {
+            self.shares.waits_no_more(version.namespace);
+        }
         if self.queueing.learns {
             self.queueing.policy.left(place.version);
         }
@@ -214,6 +223,9 @@ impl Scheduler {
         let waiting = self.queueing.get(slot);
         self.queueing.remove(&mut version.line, slot);
         version.waiting -= 1;
+        if self.shares.several() {
+            self.shares.waits_no_more(version.namespace);
+        }
         let invocation = self.calls.at(slot);
         let place = *self.calls.waiting(invocation).expect("what is in a queue waits");
         if self.queueing.learns {

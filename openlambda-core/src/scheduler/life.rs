@@ -27,7 +27,9 @@ impl Scheduler {
             _ => return,
         }
         instance.fresh = Some(start);
-        let (version_id, slots) = (instance.version, instance.slots);
+        let (version_id, slots, started) = (instance.version, instance.slots, instance.started);
+        self.start_is_over(version_id, now.since(started));
+        let instance = &self.instances[id];
         let facts = InstanceFacts {
             version: version_id,
             memory: instance.memory,
@@ -48,6 +50,13 @@ impl Scheduler {
         self.rest(now, id);
     }
 
+    /// An instance takes the place of a call no more.
+    fn start_is_over(&mut self, version: VersionId, took: Duration) {
+        if self.shares.several() {
+            self.shares.started(self.versions[version.0 as usize].namespace, took);
+        }
+    }
+
     /// An instance has the slots that it has promised.
     fn comes_up(&mut self, id: InstanceId, version: VersionId, slots: u32) {
         self.instances.set_state(id, State::Up);
@@ -59,9 +68,11 @@ impl Scheduler {
     pub(super) fn on_sandbox_failed(&mut self, now: Time, id: InstanceId) {
         let Some(instance) = self.instances.get(id) else { return };
         let (version_id, slots, memory) = (instance.version, instance.slots, instance.memory);
+        let started = instance.started;
         match instance.state() {
             State::Starting => {
                 self.starting -= 1;
+                self.start_is_over(version_id, now.since(started));
                 let version = &mut self.versions[version_id.0 as usize];
                 version.promised -= slots;
                 version.instances -= 1;
@@ -107,6 +118,9 @@ impl Scheduler {
             let soon = if needed { now + LOOK_AGAIN } else { now };
             instance.expire_at = until.map(|until| until.max(soon));
             self.actions.push_back(Action::TellIdle { version: version_id });
+            if self.shares.counts() {
+                self.shares.rests(self.versions[version_id.0 as usize].namespace);
+            }
         }
         let pause = self.config.pause_after.map(|after| (now + after, Timer::Pause));
         let expire = self.instances[id].expire_at.map(|at| (at, Timer::Expire));
@@ -231,6 +245,8 @@ impl Scheduler {
         }
         if before == State::Starting {
             self.starting -= 1;
+            let started = self.instances[id].started;
+            self.start_is_over(version_id, now.since(started));
         } else {
             self.keep_alive.ended(id, now);
         }

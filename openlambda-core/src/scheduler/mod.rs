@@ -328,8 +328,13 @@ impl Scheduler {
         let pool = self.pool.total();
         let most = share.map_or(u64::MAX, |share| (share.clamp(0.0, 1.0) * pool as f64) as u64);
         self.version(id).namespace = namespace;
-        let counted = self.shares.counts();
+        let (counted, knew) = (self.shares.counts(), self.shares.several());
         self.shares.know(namespace, most);
+        if self.shares.several() && !knew {
+            for version in &self.versions {
+                (0..version.waiting).for_each(|_| self.shares.waits(version.namespace));
+            }
+        }
         if self.shares.counts() && !counted {
             self.count_memory();
         }

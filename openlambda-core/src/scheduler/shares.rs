@@ -3,9 +3,11 @@
 //! The [queue policy](crate::queue) orders what waits *within* a namespace. Between namespaces the one
 //! comes first that has had least of what is scarce, whatever the policy:
 //!
-//! * where running calls are limited, of time in a place, by start-time fair queueing as the policy
-//!   [`Fair`](crate::queue::Fair) does it between functions: a namespace that begins to wait begins at the
-//!   virtual time, so that nobody saves up. A start of an instance takes a place, and is charged like a call;
+//! * where running calls are limited, of time in a place, by start-time fair queueing (Goyal, Vin and Cheng,
+//!   SIGCOMM 1996) as the policy [`Fair`](crate::queue::Fair) does it between functions. A start of an
+//!   instance takes a place, and is charged for as long as it takes. A namespace that begins to wait begins
+//!   where those are that wait, so that nobody saves up while nothing of theirs waits; and who waits but has
+//!   no instance that is free keeps a claim to no more than what is under way just then;
 //! * else, of memory: the namespace whose instances take least of the pool.
 //!
 //! While all versions are of one namespace that may have all the memory, nothing is counted, and the order
@@ -27,61 +29,75 @@ pub(super) struct Shares {
     several: bool,
     /// There is, or the one may not have all the memory: what each takes is counted.
     counts: bool,
-    /// The start tag of the namespace whose call began last, microseconds.
-    virtual_time: u64,
+    /// The latest start tag of what has begun, microseconds.
+    begun: u64,
+    /// What is charged for all that is under way, microseconds.
+    under_way: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Share {
     /// The start tag of its next call, microseconds of virtual time.
     start: u64,
-    /// By how much that may lie before the virtual time: what calls were charged too much, less what they were
-    /// charged too little. Without it, who is charged wrongly both ways would pay for the one and not get
-    /// back the other. It cannot be saved up: the estimate follows what calls take, so what the two differ by
-    /// over many calls is not more than a few calls.
-    owed: u64,
-    /// What its calls were charged that run, and how many they are.
-    charged: u64,
-    running: u64,
-    /// What a call of it takes, as far as is known: half of it is what the last one took.
-    estimate: u64,
+    /// Its calls that wait.
+    waiting: u32,
+    calls: Charges,
+    starts: Charges,
     /// Bytes that its instances take, and those of them that end.
     memory: u64,
     ending: u64,
     /// The most that they may take.
     most: u64,
-    /// Its first wish does not fit into that.
-    full: bool,
+    /// The version whose wish, if it is the first, does not fit into that.
+    full: Option<VersionId>,
 }
 
 impl Default for Share {
     fn default() -> Self {
         Share {
             start: 0,
-            owed: 0,
-            charged: 0,
-            running: 0,
-            estimate: UNKNOWN,
+            waiting: 0,
+            calls: Charges::default(),
+            starts: Charges::default(),
             memory: 0,
             ending: 0,
             most: u64::MAX,
-            full: false,
+            full: None,
         }
     }
 }
 
-impl Share {
-    /// The start tag of its next call. Who begins to wait begins at the virtual time, so that nobody saves up.
-    fn next(&self, now: u64) -> u64 {
-        self.start.max(now.saturating_sub(self.owed))
+/// What is charged for things of one kind, calls or starts, that take a place for a while.
+#[derive(Clone, Copy, Debug)]
+struct Charges {
+    /// For those that are under way, and how many they are.
+    charged: u64,
+    open: u64,
+    /// What one takes, as far as is known: half of it is what the last one took.
+    estimate: u64,
+}
+
+impl Default for Charges {
+    fn default() -> Self {
+        Charges { charged: 0, open: 0, estimate: UNKNOWN }
+    }
+}
+
+impl Charges {
+    /// One begins, and is charged this.
+    fn begin(&mut self) -> u64 {
+        self.charged = self.charged.saturating_add(self.estimate);
+        self.open += 1;
+        self.estimate
     }
 
-    /// A call begins, and is charged. Returns its start tag.
-    fn begin(&mut self, now: u64, charge: u64) -> u64 {
-        let start = self.next(now);
-        self.owed = now.saturating_sub(start);
-        self.start = start.saturating_add(charge);
-        start
+    /// One is over: what it was charged, unless it began before there were several namespaces.
+    fn end(&mut self, took: u64) -> Option<u64> {
+        self.estimate = (self.estimate.saturating_add(took)).div_ceil(2);
+        let charge = self.charged.checked_div(self.open)?;
+        self.charged -= charge;
+        self.open -= 1;
+        Some(charge)
     }
 }
 
@@ -125,35 +141,78 @@ impl Shares {
 
     /// A call begins to run.
     pub(super) fn begins(&mut self, namespace: NamespaceId) {
-        let now = self.virtual_time;
-        let share = self.share(namespace);
-        let charge = share.estimate;
-        let start = share.begin(now, charge);
-        share.charged = share.charged.saturating_add(charge);
-        share.running += 1;
-        self.virtual_time = now.max(start);
+        self.takes_place(namespace, |share| &mut share.calls);
+    }
+
+    /// A call is over that took so long.
+    pub(super) fn ends(&mut self, namespace: NamespaceId, took: Duration) {
+        self.leaves_place(namespace, took, |share| &mut share.calls);
     }
 
     /// An instance is started, in the place of a call.
     pub(super) fn starts(&mut self, namespace: NamespaceId) {
-        let now = self.virtual_time;
-        let share = self.share(namespace);
-        let start = share.begin(now, share.estimate);
-        self.virtual_time = now.max(start);
+        self.takes_place(namespace, |share| &mut share.starts);
     }
 
-    /// A call is over that took so long: what it was charged is corrected.
-    pub(super) fn ends(&mut self, namespace: NamespaceId, took: Duration) {
-        let (took, now) = (micros(took), self.virtual_time);
+    /// A start is over that took so long, with or without an instance.
+    pub(super) fn started(&mut self, namespace: NamespaceId, took: Duration) {
+        self.leaves_place(namespace, took, |share| &mut share.starts);
+    }
+
+    fn takes_place(&mut self, namespace: NamespaceId, of: impl Fn(&mut Share) -> &mut Charges) {
+        let floor = self.floor();
         let share = self.share(namespace);
-        share.estimate = (share.estimate + took).div_ceil(2);
-        // One that began before there were several namespaces was not charged.
-        let Some(charge) = share.charged.checked_div(share.running) else { return };
-        share.charged -= charge;
-        share.running -= 1;
-        share.start = share.start.saturating_add(took).saturating_sub(charge);
-        let net = share.owed.saturating_add(charge).saturating_sub(took);
-        share.owed = net.min(now.saturating_sub(share.start));
+        let charge = of(share).begin();
+        let start = share.start.max(floor);
+        share.start = start.saturating_add(charge);
+        self.begun = self.begun.max(start);
+        self.under_way = self.under_way.saturating_add(charge);
+    }
+
+    fn leaves_place(
+        &mut self,
+        namespace: NamespaceId,
+        took: Duration,
+        of: impl Fn(&mut Share) -> &mut Charges,
+    ) {
+        let took = micros(took);
+        let share = self.share(namespace);
+        if let Some(charge) = of(share).end(took) {
+            // What was charged is corrected to what it took.
+            share.start = share.start.saturating_add(took).saturating_sub(charge);
+            self.under_way = self.under_way.saturating_sub(charge);
+        }
+    }
+
+    /// A call arrives, which waits or begins at once.
+    pub(super) fn arrives(&mut self, namespace: NamespaceId) {
+        if self.share(namespace).waiting == 0 {
+            let now = self.virtual_time();
+            let share = self.share(namespace);
+            share.start = share.start.max(now);
+        }
+    }
+
+    /// It waits.
+    pub(super) fn waits(&mut self, namespace: NamespaceId) {
+        self.share(namespace).waiting += 1;
+    }
+
+    /// It does not wait any more.
+    pub(super) fn waits_no_more(&mut self, namespace: NamespaceId) {
+        self.share(namespace).waiting -= 1;
+    }
+
+    /// The earliest start tag that counts.
+    fn floor(&self) -> u64 {
+        self.begun.saturating_sub(self.under_way)
+    }
+
+    /// Where one begins that has not waited: where the last began, or, where that was out of turn, the first of
+    /// those that wait.
+    fn virtual_time(&self) -> u64 {
+        let waiting = self.of.iter().filter(|share| share.waiting > 0).map(|share| share.start);
+        waiting.min().map_or(self.begun, |first| first.clamp(self.floor(), self.begun))
     }
 
     // Memory.
@@ -165,7 +224,7 @@ impl Shares {
     pub(super) fn gives_back(&mut self, namespace: NamespaceId, bytes: u64) {
         let share = self.share(namespace);
         share.memory -= bytes;
-        share.full = false;
+        share.full = None;
     }
 
     /// An instance that takes so much begins to end.
@@ -195,15 +254,21 @@ impl Shares {
         held.saturating_add(bytes) <= most
     }
 
-    /// Whether its first wish waits for that.
+    /// Whether its first wish, which is of this version, waits for that.
     #[inline]
-    pub(super) fn is_full(&self, namespace: NamespaceId) -> bool {
-        self.of.get(namespace.0 as usize).is_some_and(|share| share.full)
+    pub(super) fn is_full(&self, namespace: NamespaceId, first: VersionId) -> bool {
+        self.of.get(namespace.0 as usize).is_some_and(|share| share.full == Some(first))
     }
 
-    /// Its first wish waits until some of its instances are gone, and holds up no other namespace's.
-    pub(super) fn set_full(&mut self, namespace: NamespaceId) {
-        self.share(namespace).full = true;
+    /// Its first wish, which is of this version, waits until some of its instances are gone or idle, and holds
+    /// up no other namespace's.
+    pub(super) fn set_full(&mut self, namespace: NamespaceId, first: VersionId) {
+        self.share(namespace).full = Some(first);
+    }
+
+    /// One of its instances is idle now, which may end for its first wish.
+    pub(super) fn rests(&mut self, namespace: NamespaceId) {
+        self.share(namespace).full = None;
     }
 }
 
@@ -260,8 +325,8 @@ impl Turns {
             let (key, version) = order.first()?;
             let (namespace, share) = (NamespaceId(n), shares.get(NamespaceId(n)));
             let had = match scarce {
-                _ if wishes && share.full => return None,
-                Scarce::Places => (share.next(shares.virtual_time), share.running),
+                _ if wishes && share.full == Some(version) => return None,
+                Scarce::Places => (share.start.max(shares.floor()), share.calls.open),
                 Scarce::Memory => (share.memory, 0),
             };
             Some(Turn { had, namespace, key, version })

@@ -1,6 +1,8 @@
 //! Wishes, each for memory for one more instance, in the order in which they were made. The scheduler
 //! decides which is served first; a version withdraws its latest wishes first.
 
+use std::time::Duration;
+
 use super::VersionId;
 use crate::arena::{List, Lists};
 use crate::time::Time;
@@ -73,6 +75,19 @@ impl Wishes {
         }
     }
 
+    /// Those of a version that come before all others and are older than this are made anew, behind the others'
+    /// wishes; if there are no others, they stay.
+    pub(super) fn defer(&mut self, own: &mut Own, version: VersionId, age: Duration, now: Time) {
+        while let Some(first) = self.oldest()
+            && first.version == version
+            && now.since(first.since) > age
+            && self.order.len() > own.count()
+        {
+            self.pop(own);
+            self.push(own, version, now);
+        }
+    }
+
     /// The version takes its latest ones back until it has this many.
     pub(super) fn shrink(&mut self, own: &mut Own, count: u32) {
         while own.count() > count
@@ -98,15 +113,25 @@ mod tests {
     proptest! {
         #[test]
         fn wishes_are_as_in_a_vector(
-            ops in proptest::collection::vec((0..6usize, 0..5u32), 1..200),
+            ops in proptest::collection::vec((0..9usize, 0..5u32), 1..200),
         ) {
             let mut wishes = Wishes::default();
             let mut owns = [Own::default(); 3];
             let mut model: Vec<(VersionId, Time)> = Vec::new();
             for (n, (op, count)) in ops.into_iter().enumerate() {
-                let (version, pops) = (op % 3, op >= 3);
+                let (version, pops, defers) = (op % 3, op / 3 == 1, op / 3 == 2);
                 let (own, id) = (&mut owns[version], VersionId(version as u32));
-                if pops {
+                if defers {
+                    let age = u64::from(count);
+                    wishes.defer(own, id, Duration::from_nanos(age), Time(n as u64));
+                    while model.iter().any(|wish| wish.0 != id)
+                        && model[0].0 == id
+                        && n as u64 - model[0].1.as_nanos() > age
+                    {
+                        model.remove(0);
+                        model.push((id, Time(n as u64)));
+                    }
+                } else if pops {
                     wishes.pop(own);
                     if let Some(at) = model.iter().position(|wish| wish.0 == id) {
                         model.remove(at);
