@@ -219,7 +219,41 @@ pub struct Failure {
     pub allow: Option<Box<str>>,
 }
 
+/// How much of a failure its caller is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Detail {
+    /// Everything: the whole message and the stack.
+    #[default]
+    Full,
+    /// The type of the error and the first line of its message. The rest is in the function's log, under the
+    /// call's id.
+    Type,
+}
+
+/// What stands in a message between what happened to an instance and what it printed last.
+pub const LAST_WORDS: &str = "; its last words: ";
+
 impl Failure {
+    /// As its caller is told of it.
+    #[must_use]
+    pub fn told(mut self, detail: Detail) -> Self {
+        if detail == Detail::Full {
+            return self;
+        }
+        let brief = |message: &str| {
+            let line = message.lines().next().unwrap_or_default();
+            let line = line.split(LAST_WORDS).next().unwrap_or_default();
+            line.trim_end().to_owned()
+        };
+        self.message = brief(&self.message);
+        if let Some(error) = &mut self.function_error {
+            error.message = brief(&error.message);
+            error.stack_trace = Vec::new();
+        }
+        self
+    }
+
     /// A failure with the usual culprit and start state of its kind.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Failure {

@@ -892,8 +892,11 @@ async fn every_call_is_recorded_and_every_line_logged_under_its_request() {
     let text = std::fs::read_to_string(rig.folder.path().join("logs/team/f.jsonl")).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let ids: Vec<&str> = lines.iter().map(|line| line["request_id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["one", "two", "three"]);
-    assert!(lines.iter().all(|line| line["text"] == "printed" && line["stream"] == "stdout"));
+    assert_eq!(ids, ["one", "two", "three", "three"]);
+    let (why, printed) = lines.split_last().unwrap();
+    assert!(printed.iter().all(|line| line["text"] == "printed" && line["stream"] == "stdout"));
+    assert_eq!(why["stream"], "platform");
+    assert!(why["text"].as_str().unwrap().starts_with("function_error: "), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1128,10 +1131,13 @@ async fn a_streamed_reply_ends_with_its_run_time_or_breaks_off() {
     let rig = Rig::odd(factory).await;
     rig.publish("f", "", "").await;
     let mut answers = BTreeMap::new();
-    for path in ["/", "/fail"] {
+    for (path, trailers) in
+        [("/", "TE: trailers\r\n"), ("/fail", "TE: trailers\r\n"), ("/fail ", "")]
+    {
         let mut stream = TcpStream::connect(&rig.address).await.unwrap();
         let head = format!(
-            "GET /run/f{path} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: close\r\n\r\n"
+            "GET /run/f{} HTTP/1.1\r\nHost: x\r\n{trailers}Connection: close\r\n\r\n",
+            path.trim()
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut text = String::new();
@@ -1141,7 +1147,10 @@ async fn a_streamed_reply_ends_with_its_run_time_or_breaks_off() {
     let good = &answers["/"];
     assert!(good.contains("one ") && good.contains("two"), "{good}");
     assert!(good.ends_with("0\r\nserver-timing: run;dur=9.000\r\n\r\n"), "{good}");
-    let bad = &answers["/fail"];
+    let told = &answers["/fail"];
+    assert!(told.contains("one ") && told.contains("0\r\nx-openlambda-error: function"), "{told}");
+    assert!(told.ends_with("x-openlambda-failure: sandbox_crashed\r\n\r\n"), "{told}");
+    let bad = &answers["/fail "];
     assert!(bad.contains("one ") && !bad.contains("\r\n0\r\n"), "{bad}");
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use openlambda_core::balancing::retry::RetryConfig;
+use openlambda_core::failure::Detail;
 use openlambda_core::serving::identity::Host;
 use openlambda_core::serving::{HttpConfig, Patience, Secret};
 use openlambda_core::wire::DEFAULT_BODY_LIMIT;
@@ -73,6 +74,8 @@ pub struct ProxyConfig {
     pub admin: Admin,
     /// The largest bundle that is taken over HTTP, bytes as they come; then 413.
     pub bundle_limit: u64,
+    /// How much callers are told of functions' failures, where a manifest does not say.
+    pub error_detail: Detail,
     /// The seed of the policy's randomness; by default another one in each run.
     pub seed: Option<u64>,
 }
@@ -101,6 +104,7 @@ impl Default for ProxyConfig {
             trusted_proxies: Vec::new(),
             admin: Admin::Loopback,
             bundle_limit: 512 << 20,
+            error_detail: Detail::Full,
             seed: None,
         }
     }

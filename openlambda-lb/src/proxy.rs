@@ -98,6 +98,7 @@ impl Proxy {
             selector: Arc::clone(&selector),
             telemetry: Arc::clone(&telemetry),
             stats: Arc::clone(&stats),
+            detail: config.error_detail,
         };
         let operate = Operate {
             policy: Arc::clone(&policy),

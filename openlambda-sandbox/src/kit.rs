@@ -113,6 +113,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use openlambda_core::failure::LAST_WORDS;
 use openlambda_core::invocation::{Invocation, Reply, StartKind};
 use openlambda_core::sandbox::{
     Created, Exit, Sandbox, SandboxError, SandboxErrorKind, SandboxSpec, Usage,
@@ -431,7 +432,7 @@ impl<V: Vessel> Instance<V> {
         output.settle();
         match output.last_words() {
             words if words.is_empty() => message,
-            words => format!("{message}; its last words: {words}"),
+            words => format!("{message}{LAST_WORDS}{words}"),
         }
     }
 }
@@ -489,7 +490,13 @@ pub async fn create<V: Vessel>(
                 return Err(shutting_down());
             }
             instance.vessel.explain_failed_start().unwrap_or_else(|| {
-                let message = format!("the instance {exit} before it asked for its first event");
+                let mut message =
+                    format!("the instance {exit} before it asked for its first event");
+                if exit == Exit::OutOfMemory {
+                    let limit = spec.manifest.memory_mb;
+                    let next = format!("; raise memory_mb in its manifest, which is {limit}");
+                    message.push_str(&next);
+                }
                 init_error("Runtime.ExitError", instance.with_last_words(message))
             })
         }

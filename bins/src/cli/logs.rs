@@ -41,6 +41,9 @@ pub(super) struct LogsArgs {
     /// Show what was printed since then: 90s, 10m, 2h or 1d ago, or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     since: Option<u64>,
+    /// Show the time, the worker, the call's id and the stream of each line, too
+    #[arg(long)]
+    long: bool,
     /// Show the lines of one call only
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
@@ -200,6 +203,9 @@ fn show(args: &LogsArgs, lines: &[Line]) -> std::io::Result<()> {
     for line in lines {
         if args.common.json {
             text.push_str(&json_line(&serde_json::to_string(line).unwrap_or_default()));
+        } else if !args.long {
+            text.push_str(&for_output(&line.text));
+            text.push('\n');
         } else {
             let id = line.request_id.as_deref().unwrap_or("-");
             let (time, worker) = (utc(line.time_ms), &line.worker);

@@ -27,7 +27,8 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());
     let policy = settings.policy.name.clone();
-    let proxy = Proxy::new(settings.config(Some(secret)), policy, built, registry, clock);
+    let told = settings.config(&config.errors, Some(secret));
+    let proxy = Proxy::new(told, policy, built, registry, clock);
     if let Some(place) = &settings.access_log {
         let log = AccessLog::open(place, settings.access_log_mb.get() << 20)
             .context(|| format!("cannot write {}; pass another --access-log", place.display()))?;

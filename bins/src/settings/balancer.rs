@@ -11,6 +11,7 @@ use openlambda_lb::proxy::{AccessLog, Admin, Network, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::count::Count;
+use super::errors::ErrorSettings;
 use super::seconds::Seconds;
 use super::section::Section;
 use super::share::Share;
@@ -159,7 +160,7 @@ impl Default for BalancerSettings {
 
 impl BalancerSettings {
     /// What the library is told.
-    pub(crate) fn config(&self, secret: Option<Secret>) -> ProxyConfig {
+    pub(crate) fn config(&self, errors: &ErrorSettings, secret: Option<Secret>) -> ProxyConfig {
         ProxyConfig {
             secret,
             hosts: self.hosts.clone(),
@@ -174,6 +175,7 @@ impl BalancerSettings {
             header_limit: (self.head_limit_kb.get() as usize) << 10,
             body_limit: self.body_limit_mb.get() << 20,
             bundle_limit: self.bundle_limit_mb.get() << 20,
+            error_detail: errors.detail(self.listen),
             retries: self.retries,
             retry_share: self.retry_share.get(),
             retry_reserve: self.retry_reserve,

@@ -8,6 +8,7 @@ use toml::Table;
 use super::allow::AllowSettings;
 use super::balancer::BalancerSettings;
 use super::cluster::ClusterSettings;
+use super::errors::ErrorSettings;
 use super::file;
 use super::given::Given;
 use super::program::{Program, Registry, Up};
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) balancer: BalancerSettings,
     pub(crate) worker: WorkerSettings,
     pub(crate) registry: RegistrySettings,
+    pub(crate) errors: ErrorSettings,
     pub(crate) allow: AllowSettings,
 }
 
@@ -89,6 +91,7 @@ impl Settings {
             balancer: self.section()?,
             worker: self.section()?,
             registry: self.section()?,
+            errors: self.section()?,
             allow: self.section()?,
         })
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!  flags  >  environment  >  file  >  defaults
 //!                              │
-//!     [cluster] [balancer] [worker] [registry] [allow], the same for every program
+//!     [cluster] [balancer] [worker] [registry] [errors] [allow], the same for every program
 //! ```
 //!
 //! A section is a struct (`ClusterSettings` and so on): its fields are the keys of its table in a file,
@@ -19,6 +19,7 @@ mod balancer;
 mod cluster;
 mod config;
 mod count;
+mod errors;
 mod file;
 mod given;
 mod limits;

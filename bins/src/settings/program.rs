@@ -7,6 +7,7 @@ use toml::Value;
 use super::allow::AllowSettings;
 use super::balancer::BalancerSettings;
 use super::cluster::ClusterSettings;
+use super::errors::ErrorSettings;
 use super::registry::RegistrySettings;
 use super::section::{Known, Section};
 use super::worker::WorkerSettings;
@@ -65,6 +66,7 @@ impl Program for Up {
                 ClusterSettings::NAME => "Cluster",
                 BalancerSettings::NAME => "Balancer",
                 WorkerSettings::NAME => "Workers",
+                ErrorSettings::NAME => "What callers are told",
                 AllowSettings::NAME => "What functions may ask for",
                 _ => "Registry",
             });
@@ -87,7 +89,9 @@ impl Program for Balancer {
     const OWN: &'static str = BalancerSettings::NAME;
 
     fn known() -> Vec<Known> {
-        with_bounds(Known::of::<BalancerSettings>())
+        let mut known = Known::of::<BalancerSettings>();
+        known.extend(Known::of::<ErrorSettings>());
+        with_bounds(known)
     }
 }
 
@@ -106,6 +110,7 @@ pub(crate) fn everything() -> Vec<Known> {
     known.extend(Known::of::<BalancerSettings>());
     known.extend(Known::of::<WorkerSettings>());
     known.extend(Known::of::<RegistrySettings>());
+    known.extend(Known::of::<ErrorSettings>());
     with_bounds(known)
 }
 

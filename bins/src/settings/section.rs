@@ -116,6 +116,13 @@ impl Known {
     }
 }
 
+/// What a file writes as a word.
+pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    Value::String(text.to_owned())
+        .try_into()
+        .map_err(|error: toml::de::Error| error.message().to_owned())
+}
+
 /// The help, which ends with the default unless it says what holds without one.
 fn help_with(argument: &Arg, default: Option<&Value>) -> StyledStr {
     let help = argument.get_help().map(ToString::to_string).unwrap_or_default();

@@ -20,7 +20,7 @@ use toml::Value;
 
 use super::count::Count;
 use super::seconds::Seconds;
-use super::section::Section;
+use super::section::{Section, word};
 use crate::Catalog;
 use crate::catalog::SandboxOptions;
 use crate::error::{CliError, Result};
@@ -357,11 +357,4 @@ fn running_limit<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error>
     };
     // How many processors there are does not decide whether it is one.
     RunningLimit::parse(&limit, 1).map(|_| limit).map_err(D::Error::custom)
-}
-
-/// What a file writes as a word.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    Value::String(text.to_owned())
-        .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
 }

@@ -285,7 +285,7 @@ fn logs_follow_new_workers_and_rotations() {
     };
 
     // A function that has not printed yet can be followed.
-    let follow = Following::start(&place, &["logs", "f", "-f"]);
+    let follow = Following::start(&place, &["logs", "f", "-f", "--long"]);
     append("worker-1", &line(86_400_000, "a", "first"));
     assert!(follow.until("first").starts_with("1970-01-02T00:00:00.000Z worker-1 a stdout: "));
     append("worker-2", &line(86_401_000, "b", "of a new worker"));

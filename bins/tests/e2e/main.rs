@@ -19,6 +19,7 @@
 //! | `removal` | what is left of functions that were removed |
 //! | `attack` | requests that no honest client sends, to every port |
 //! | `bodies` | the memory of bodies that wait at a worker |
+//! | `failures` | what authors and callers are told of functions' failures |
 //! | `drain` | ends and limits under load |
 //! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
@@ -41,6 +42,7 @@ mod drain;
 #[path = "../../../openlambda-sandbox/tests/common/engine.rs"]
 mod engine;
 mod examples;
+mod failures;
 mod formats;
 mod hostile;
 mod http;

@@ -62,7 +62,8 @@ fn up_deploy_invoke_ls_logs_rm_down() {
     let line: Value = serde_json::from_str(logs.lines().next().unwrap()).unwrap();
     assert_eq!((&line["stream"], &line["text"]), (&json!("stdout"), &json!("out 7")));
     assert_eq!(line["request_id"], id);
-    assert!(place.ol(&["logs", "printer", "--request-id", id]).contains("stdout: out 7"));
+    assert!(place.ol(&["logs", "printer", "--request-id", id, "--long"]).contains("stdout: out 7"));
+    assert_eq!(place.ol(&["logs", "printer", "--request-id", id]), "out 7\n");
     assert_eq!(place.ol(&["logs", "printer", "--request-id", "other"]), "");
     // To have printed nothing is no failure; to be unknown is.
     cluster.deploy("silent", &[("f.py", "def f(event):\n    return event\n")]);

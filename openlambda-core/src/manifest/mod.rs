@@ -24,7 +24,7 @@ pub(crate) use names::TOO_LONG;
 pub use names::{ENVIRONMENT_LIMIT, MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
 
 use crate::config::parse_toml;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Detail, Failure, FailureKind};
 
 /// What a function is and what it may use. Every field has its meaning in the README's table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct Manifest {
     pub volumes: Vec<Volume>,
     /// Which pages of other origins may call it; `None`: the balancer sends no CORS headers.
     pub cors: Option<Cors>,
+    /// How much callers are told of what goes wrong.
+    #[serde(skip_serializing_if = "Errors::say_nothing")]
+    pub errors: Errors,
 }
 
 impl Default for Manifest {
@@ -98,7 +101,22 @@ impl Default for Manifest {
             environment: BTreeMap::new(),
             volumes: Vec::new(),
             cors: None,
+            errors: Errors::default(),
         }
+    }
+}
+
+/// How much callers are told of a function's failures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Errors {
+    /// `None`: as much as the balancer's own setting says.
+    pub detail: Option<Detail>,
+}
+
+impl Errors {
+    fn say_nothing(&self) -> bool {
+        *self == Errors::default()
     }
 }
 
@@ -300,6 +318,8 @@ mod tests {
         expose_headers = ["x-openlambda-request-id"]
         max_age_seconds = 600
         allow_credentials = false
+        [errors]
+        detail = "type"
     "#;
 
     #[test]
@@ -321,6 +341,7 @@ mod tests {
                 max_age_seconds: Some(600),
                 allow_credentials: false,
             }),
+            errors: Errors { detail: Some(Detail::Type) },
             ..Manifest::default()
         };
         assert_eq!(sample, expected);

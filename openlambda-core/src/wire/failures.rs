@@ -93,6 +93,17 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
     response
 }
 
+/// The trailers that a streamed reply may have, for its `Trailer` header.
+pub const TRAILERS: &str = "server-timing, x-openlambda-error, x-openlambda-failure";
+
+/// The trailers that end a streamed reply which failed midway: the headers that its failure has otherwise.
+pub fn failure_trailers(failure: &Failure) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(ERROR, HeaderValue::from_static(lower(failure.culprit)));
+    trailers.insert(FAILURE, HeaderValue::from_static(failure.kind.code()));
+    trailers
+}
+
 /// Statuses that promise a `Retry-After` get a default one when no better time is known.
 fn usual_retry_after(kind: FailureKind) -> Option<Duration> {
     matches!(status_of(kind), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Detail, Failure, FailureKind};
 use crate::invocation::RequestId;
 
 /// The invocation's id, on requests (optional) and replies to clients (always).
@@ -40,6 +40,9 @@ pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer"
 /// From worker to balancer, on a complete reply: an instance of the function is idle now. It replaces
 /// [`WorkerEvent::Idle`](super::WorkerEvent::Idle), and saves a message.
 pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
+
+/// How much the caller is told of a failure, a [`Detail`], from balancer to worker; without it, everything.
+pub const DETAIL: HeaderName = HeaderName::from_static("x-openlambda-detail");
 
 /// Where the time went, on replies: <https://www.w3.org/TR/server-timing/>.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -88,6 +91,21 @@ pub fn remove_own(headers: &mut HeaderMap) {
         headers.keys().filter(|name| name.as_str().starts_with(PREFIX)).cloned().collect();
     for name in own {
         headers.remove(name);
+    }
+}
+
+/// Whether who sent these headers takes trailers after a reply's body (RFC 9110, section 10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(http::header::TE).iter().filter_map(|value| value.to_str().ok());
+    let mut codings = values.flat_map(|value| value.split(','));
+    codings.any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// How much of a failure the caller is told, from a request's headers.
+pub fn detail_of(headers: &HeaderMap) -> Detail {
+    match headers.get(DETAIL) {
+        Some(value) if value == "type" => Detail::Type,
+        _ => Detail::Full,
     }
 }
 

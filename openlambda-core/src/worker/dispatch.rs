@@ -34,7 +34,7 @@ use crate::scheduler::{Counts, InvocationId, VersionId};
 use crate::time::{Clock, SystemClock, Time};
 use crate::wire::{self, Reservation, ReservationKey, WorkerEvent};
 use crate::worker_core::recording::Recording;
-use crate::worker_core::{Call, CallRecord, Input, Notice, Output, StreamId, WorkerCore};
+use crate::worker_core::{Accepted, Call, CallRecord, Input, Notice, Output, StreamId, WorkerCore};
 
 /// A call, decoded.
 #[derive(Debug)]
@@ -135,8 +135,11 @@ struct State {
 #[derive(Debug)]
 struct Carried {
     id: RequestId,
+    version: VersionId,
     request: Option<(RequestHead, Body)>,
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    /// Its function's log says why it failed.
+    explained: bool,
 }
 
 impl Dispatcher {
@@ -192,8 +195,9 @@ impl Dispatcher {
                 call
             }
         };
-        let invocation = state.core.call(now, call).invocation;
-        let carried = Carried { id, request: Some((head, body)), answer: Some(answer) };
+        let Accepted { invocation, version } = state.core.call(now, call);
+        let request = Some((head, body));
+        let carried = Carried { id, version, request, answer: Some(answer), explained: false };
         state.calls.insert(invocation.0, carried);
         self.carry_out_all(&mut state);
         drop(state);
@@ -231,22 +235,22 @@ impl Dispatcher {
                     done.unwrap_or_else(|failure| self.broke(began, failure))
                 };
                 if at_hand {
-                    let completion = done.await;
+                    let completion = self.blamed(invocation, done.await);
                     let answer = answer(CompletionOf::Known(completion.clone()));
                     (completion, Some(Ok(answer)))
                 } else {
                     self.answer(invocation, Ok(answer(CompletionOf::Streaming(receiver))));
-                    let completion = done.await;
+                    let completion = self.blamed(invocation, done.await);
                     let _ = sender.send(completion.clone());
                     (completion, None)
                 }
             }
             Ok(Err(error)) => {
-                let run = self.clock.now().since(began);
-                let reusable = error.reusable;
-                let failure = self.state.lock().core.blamed(error.into());
-                let last = Some(Err(failure.clone()));
-                (Completion { run, reusable, failure: Some(failure) }, last)
+                let (run, reusable) = (self.clock.now().since(began), error.reusable);
+                let completion = Completion { run, reusable, failure: Some(error.into()) };
+                let completion = self.blamed(invocation, completion);
+                let last = completion.failure.clone().map(Err);
+                (completion, last)
             }
             Err(failure) => {
                 let last = Some(Err(failure.clone()));
@@ -254,6 +258,15 @@ impl Dispatcher {
             }
         };
         self.release(invocation, &completion, last);
+    }
+
+    /// What came of a call, with whose fault it is.
+    fn blamed(&self, invocation: InvocationId, completion: Completion) -> Completion {
+        let Some(failure) = completion.failure else { return completion };
+        let state = self.state.lock();
+        let version = state.calls.get(invocation.0).map(|carried| carried.version);
+        let failure = Some(state.core.blamed(version, failure));
+        Completion { failure, ..completion }
     }
 
     fn broke(&self, began: Time, failure: Failure) -> Completion {
@@ -280,6 +293,9 @@ impl Dispatcher {
         let sender = state.answer_of(invocation);
         let replies = sender.is_some() && matches!(answer, Some(Ok(_)));
         let (run, reusable) = (completion.run, completion.reusable);
+        if let Some(failure) = &completion.failure {
+            self.explain(&mut state, invocation, failure);
+        }
         let failure = completion.failure.as_ref().map(|failure| failure.kind);
         let finished = Input::Finished { invocation, run, reusable, failure, replies };
         self.step(&mut state, finished);
@@ -428,6 +444,7 @@ impl Dispatcher {
             Output::Resume { instance, raise } => state.instances.resume(self, instance, raise),
             Output::Destroy { instance, .. } => state.instances.destroy(self, instance),
             Output::Answer { invocation, failure } => {
+                self.explain(state, invocation, &failure);
                 if let Some(sender) = state.answer_of(invocation) {
                     let _ = sender.send(Err(*failure));
                 }
@@ -485,6 +502,15 @@ impl Dispatcher {
                 Input::FetchFailed { digest, failure }
             }
         });
+    }
+
+    /// Why a call failed stands in its function's log, once.
+    fn explain(&self, state: &mut State, invocation: InvocationId, failure: &Failure) {
+        let Some(carried) = state.calls.get_mut(invocation.0) else { return };
+        if !std::mem::replace(&mut carried.explained, true) {
+            let (function, ..) = state.core.version(carried.version);
+            self.log.failed(function, Some(&carried.id), failure);
+        }
     }
 
     /// A call is over.

@@ -16,9 +16,7 @@ use super::metrics::Metrics;
 use crate::arena::Owned;
 use crate::failure::{Failure, Started};
 use crate::function::FunctionName;
-use crate::sandbox::{
-    Created, LogLine, LogSink, LogStream, Sandbox, SandboxError, SandboxFactory, SandboxSpec,
-};
+use crate::sandbox::{Created, Sandbox, SandboxError, SandboxFactory, SandboxSpec};
 use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
 
@@ -151,8 +149,8 @@ impl Instances {
     fn start_failed(&mut self, instance: InstanceId, failure: Failure) -> Input<'static> {
         self.maker.metrics.start_failed.fetch_add(1, Ordering::Relaxed);
         if let Some(place) = self.places.remove(instance.0) {
-            let text = format!("an instance did not start: {failure}");
-            self.maker.log.line(LogLine::new(&place.function, None, LogStream::Platform, &text));
+            // A call that this fails is told of, too, with its id.
+            self.maker.log.failed(&place.function, None, &failure);
         }
         Input::StartFailed { instance, failure }
     }

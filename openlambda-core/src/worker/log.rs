@@ -19,8 +19,9 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::allow::Allow;
+use crate::failure::{Culprit, Failure};
 use crate::function::FunctionName;
-use crate::invocation::InvocationRecord;
+use crate::invocation::{InvocationRecord, RequestId};
 use crate::json_lines;
 use crate::sandbox::{LogLine, LogSink, LogStream};
 use crate::serving::LogFile;
@@ -28,6 +29,10 @@ use crate::time::{Clock, SystemClock};
 
 /// Open log files at once; above that the one written last alphabetically is closed and reopened.
 const MOST_FILES: usize = 64;
+/// What is written of one failure: an error may bring megabytes.
+const MOST_LINES_OF_A_FAILURE: usize = 200;
+const MOST_OF_A_LINE: usize = 4 << 10;
+const MOST_OF_A_FAILURE: usize = 32 << 10;
 /// Lines between the runtime and the writing thread.
 const BACKLOG: usize = 8192;
 /// Bytes of the lines among them. A line of raw bytes can be some hundred KiB of JSON.
@@ -110,6 +115,34 @@ impl LogWriter {
     pub(super) fn record(&self, record: impl FnOnce() -> InvocationRecord) {
         if self.records {
             self.send(Entry::Record(Box::new(record())));
+        }
+    }
+
+    /// Writes why a call failed, or why an instance did not start, to the function's log, if it is for the
+    /// function's author: the kind and the message, then the stack.
+    pub(super) fn failed(
+        &self,
+        function: &FunctionName,
+        id: Option<&RequestId>,
+        failure: &Failure,
+    ) {
+        if !matches!(failure.culprit, Culprit::Function | Culprit::Sandbox) {
+            return;
+        }
+        let first = format!("{}: {}", failure.kind, failure.message);
+        let stack = failure.function_error.iter().flat_map(|error| &error.stack_trace);
+        let lines = first.lines().chain(stack.flat_map(|frame| frame.lines()));
+        let (mut count, mut bytes) = (0, 0);
+        for line in lines {
+            let most = line.len().min(MOST_OF_A_LINE);
+            let end = (0..=most).rev().find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+            (count, bytes) = (count + 1, bytes + end);
+            let over = count > MOST_LINES_OF_A_FAILURE || bytes > MOST_OF_A_FAILURE;
+            let text = if over { "…" } else { &line[..end] };
+            self.line(LogLine::new(function, id.map(RequestId::as_str), LogStream::Platform, text));
+            if over {
+                return;
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -66,6 +67,8 @@ async fn answer(
         }
         None => return operate(&shared, &request),
     };
+    let (detail, trailers) =
+        (wire::detail_of(request.headers()), wire::takes_trailers(request.headers()));
     let to_balancer = request.headers().contains_key(wire::BALANCER);
     let mut id = None;
     let called = async {
@@ -78,8 +81,8 @@ async fn answer(
         shared.dispatcher.call(call).answer().await
     };
     let mut response = match called.await.and_then(check_head) {
-        Ok(answer) => encode(answer),
-        Err(failure) => wire::failure_response(&failure, id.as_ref()),
+        Ok(answer) => encode(answer, trailers),
+        Err(failure) => wire::failure_response(&failure.told(detail), id.as_ref()),
     };
     if to_balancer {
         // It knows which call it is and where it sent it, and tells its client.
@@ -182,7 +185,7 @@ fn check_head(answer: Answer) -> Result<Answer, Failure> {
 /// Headers that speak for the platform are not the function's to set, not even when it relays them
 /// from another call: `started: no` would have the balancer run it again, and a length that is not
 /// the body's would let the rest pass for the reply to somebody else's call.
-fn encode(answer: Answer) -> Response<Body> {
+fn encode(answer: Answer, trailers: bool) -> Response<Body> {
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
@@ -203,35 +206,53 @@ fn encode(answer: Answer) -> Response<Body> {
         }
         CompletionOf::Streaming(completion) => {
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, false));
-            headers.insert(TRAILER, HeaderValue::from_static("server-timing"));
-            streamed(answer.body, completion)
+            headers.insert(TRAILER, HeaderValue::from_static(wire::TRAILERS));
+            streamed(answer.body, completion, trailers)
         }
     };
     response.map(|()| body)
 }
 
-/// A reply on its way: the function's data, then one frame of trailers with the run time. A handler
-/// that fails midway breaks the body off, so that no client takes the part for the whole.
-fn streamed(body: Body, completion: oneshot::Receiver<Completion>) -> Body {
+/// A reply on its way: the function's data, then one frame of trailers with the run time. Of a handler that
+/// fails midway they tell who is to blame; for a client that takes none the body breaks off, so that it does
+/// not take the part for the whole.
+fn streamed(body: Body, completion: oneshot::Receiver<Completion>, trailers: bool) -> Body {
     let data = BodyStream::new(body).try_filter(|frame| std::future::ready(frame.is_data()));
-    let last = stream::once(async move {
-        let completion = completion.await?;
-        if let Some(failure) = completion.failure {
-            return Err(BoxError::from(failure));
-        }
-        let text = format!("run;dur={:.3}", completion.run.as_secs_f64() * 1e3);
-        let mut trailers = HeaderMap::new();
-        trailers.insert(wire::SERVER_TIMING, HeaderValue::from_str(&text)?);
-        Ok(Frame::trailers(trailers))
-    });
-    // A connection is cut at once when its body breaks off: what came before has to be sent first.
-    let frames = data.chain(last).then(|frame| async {
-        if frame.is_err() {
+    let frames = stream::unfold(Some((data, completion)), move |state| async move {
+        let (mut data, completion) = state?;
+        let broke = match data.next().await {
+            Some(Ok(frame)) => return Some((Ok(frame), Some((data, completion)))),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let last = last_frame(completion.await, broke, trailers);
+        if last.is_err() {
+            // A connection is cut at once when its body breaks off: what came before has to be sent first.
             tokio::task::yield_now().await;
         }
-        frame
+        Some((last, None))
     });
     StreamBody::new(frames).boxed_unsync()
+}
+
+/// What ends a streamed reply: `broke` is why its data did.
+fn last_frame(
+    completion: Result<Completion, oneshot::error::RecvError>,
+    broke: Option<BoxError>,
+    trailers: bool,
+) -> Result<Frame<Bytes>, BoxError> {
+    let Completion { run, failure, .. } = completion?;
+    let broke = broke.map(|error| Failure::new(FailureKind::BadReply, error.to_string()));
+    match failure.or(broke) {
+        Some(failure) if trailers => Ok(Frame::trailers(wire::failure_trailers(&failure))),
+        Some(failure) => Err(failure.into()),
+        None => {
+            let text = format!("run;dur={:.3}", run.as_secs_f64() * 1e3);
+            let mut trailers = HeaderMap::new();
+            trailers.insert(wire::SERVER_TIMING, HeaderValue::from_str(&text)?);
+            Ok(Frame::trailers(trailers))
+        }
+    }
 }
 
 /// The largest head of a request, bytes: what a balancer lets through, and what it adds.

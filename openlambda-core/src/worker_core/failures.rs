@@ -93,6 +93,15 @@ pub(super) fn refused(
     Some(Failure::new(FailureKind::Forbidden, message).blame(Culprit::Function))
 }
 
+/// An instance that wanted more memory than this limit, MiB.
+pub(super) fn out_of_memory(failure: Failure, limit: u64) -> Failure {
+    let message = format!(
+        "the instance ran out of memory in the middle of the invocation: its memory_mb is {limit}; raise \
+         memory_mb in its manifest, or hold less at once"
+    );
+    Failure { message, ..failure }
+}
+
 /// How a call that was rejected counts.
 pub(super) fn outcome_of(why: Rejection, failure: &Failure) -> Outcome {
     match why {

@@ -379,8 +379,15 @@ impl WorkerCore {
         }
     }
 
-    /// What a sandbox's failure is. One that ends because the worker does is not the function's fault.
-    pub fn blamed(&self, failure: Failure) -> Failure {
+    /// What a sandbox's failure is, of a call of this version if that is known. One that ends because the worker
+    /// does is not the function's fault, and one for lack of memory names the limit.
+    pub fn blamed(&self, version: Option<VersionId>, failure: Failure) -> Failure {
+        if failure.kind == FailureKind::OutOfMemory
+            && let Some(version) = version
+        {
+            let limit = self.versions.get(version).manifest.memory_mb;
+            return failures::out_of_memory(failure, limit);
+        }
         if failure.kind != FailureKind::SandboxCrashed || self.drain != Drain::GaveUp {
             return failure;
         }

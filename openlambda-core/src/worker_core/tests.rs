@@ -450,14 +450,25 @@ fn a_sandbox_that_the_end_of_the_grace_ended_is_not_to_blame() {
     let mut bench = Bench::new();
     let crash = || Failure::new(FailureKind::SandboxCrashed, "it is gone").started(Started::Yes);
     let (_, _) = bench.cold("f", 1, 1);
-    assert_eq!(bench.core.blamed(crash()), crash());
+    assert_eq!(bench.core.blamed(None, crash()), crash());
     bench.tell(Input::Drain { until: bench.now + Duration::from_secs(5) });
-    assert_eq!(bench.core.blamed(crash()), crash(), "it may answer yet");
+    assert_eq!(bench.core.blamed(None, crash()), crash(), "it may answer yet");
     assert!(bench.wait(5).contains(&Output::Drained { in_time: false }));
-    let failure = bench.core.blamed(crash());
+    let failure = bench.core.blamed(None, crash());
     assert_eq!((failure.kind, failure.started), (FailureKind::WorkerDied, Started::Yes));
     let own = Failure::new(FailureKind::FunctionError, "it raised");
-    assert_eq!(bench.core.blamed(own.clone()), own);
+    assert_eq!(bench.core.blamed(None, own.clone()), own);
+}
+
+#[test]
+fn what_lacks_memory_is_told_its_limit() {
+    let mut bench = Bench::new();
+    bench.cold("f", 1, 1);
+    let version = bench.core.version_id(&"f".parse().unwrap(), &digest(1));
+    let failure = Failure::new(FailureKind::OutOfMemory, "it ran out of memory");
+    let told = bench.core.blamed(version, failure.clone());
+    assert!(told.message.contains("its memory_mb is 100; raise memory_mb"), "{told}");
+    assert_eq!(bench.core.blamed(None, failure.clone()), failure);
 }
 
 #[test]

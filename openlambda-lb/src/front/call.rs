@@ -13,10 +13,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use openlambda_core::balancing::retry::{FailedAttempt, Verdict};
-use openlambda_core::failure::{Culprit, Failure, FailureKind, Started};
+use openlambda_core::failure::{Culprit, Detail, Failure, FailureKind, Started};
 use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::serving::Access;
 use openlambda_core::wire;
@@ -44,6 +44,8 @@ pub(crate) struct Front {
     pub(crate) selector: Arc<Selector>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) stats: Arc<Stats>,
+    /// How much callers are told where a manifest does not say.
+    pub(crate) detail: Detail,
 }
 
 impl Front {
@@ -80,10 +82,12 @@ impl Front {
         mut record: Record,
     ) -> Response<Body> {
         let mut request = request;
+        let trailers = wire::takes_trailers(request.headers());
         self.access.withhold(request.headers_mut());
         let (id, call) = decode(request, origin, &self.limits, &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);
+        let mut detail = self.detail;
         let answer = async {
             let mut call = call?;
             record.takes(call.body.taken());
@@ -98,6 +102,10 @@ impl Front {
             meant.manifest.admits(&call.method)?;
             call.headers.insert(wire::DIGEST, function.digest.clone());
             call.headers.insert(wire::VERSION, function.version.clone());
+            detail = meant.manifest.errors.detail.unwrap_or(detail);
+            if detail == Detail::Type {
+                call.headers.insert(wire::DETAIL, HeaderValue::from_static("type"));
+            }
             // For the worker to tell us of what it tells one balancer alone.
             call.headers.insert(wire::BALANCER, self.selector.header().clone());
             let mut route = Route::begin(&self.selector, &function.function);
@@ -109,7 +117,7 @@ impl Front {
                         if reply.headers_mut().remove(wire::IDLE).is_some() {
                             route.idle(chosen);
                         }
-                        return Ok(outcome::stream(reply, route, call.limit, function));
+                        return Ok(outcome::stream(reply, route, call.limit, function, trailers));
                     }
                     Err(failure) => {
                         let body = call.body.can_be_sent_again();
@@ -131,7 +139,7 @@ impl Front {
             // The request was refused before it was looked at which function it calls.
             resolved = self.resolver.resolve(&called).await.ok();
         }
-        let mut answer = outcome::answer(answer, &id, worker.as_deref(), &self.stats);
+        let mut answer = outcome::answer(answer, &id, worker.as_deref(), detail, &self.stats);
         if let Some(cors) = resolved.as_ref().and_then(|function| function.cors.as_ref()) {
             cors.allow(caller, answer.headers_mut());
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{Response, header};
-use openlambda_core::failure::{Culprit, Failure};
+use openlambda_core::failure::{Culprit, Detail, Failure};
 use openlambda_core::invocation::{Body, RequestId, StartKind};
 use openlambda_core::wire;
 
@@ -12,12 +12,14 @@ use super::resolver::Resolution;
 use crate::observe::Stats;
 use crate::workers::{Peer, Route};
 
-/// The reply on its way to the client. The call counts as in flight until its body ended.
+/// The reply on its way to the client, who may take `trailers`. The call counts as in flight until its body
+/// ended.
 pub(super) fn stream(
     reply: Response<Body>,
     route: Route,
     limit: Duration,
     function: &Resolution,
+    trailers: bool,
 ) -> Response<ReplyBody> {
     let (mut parts, body) = reply.into_parts();
     let trailer = parts.headers.remove(header::TRAILER);
@@ -30,7 +32,8 @@ pub(super) fn stream(
     let start: Option<StartKind> =
         parts.headers.get(wire::START).and_then(|value| value.to_str().ok()?.parse().ok());
     let ok = !parts.headers.contains_key(wire::ERROR);
-    let body = ReplyBody::from_worker(body, route, limit + function.timeout, start, ok);
+    let mut body = ReplyBody::from_worker(body, route, limit + function.timeout, start, ok);
+    body.takes_trailers(trailers);
     Response::from_parts(parts, body)
 }
 
@@ -39,6 +42,7 @@ pub(super) fn answer(
     result: Result<Response<ReplyBody>, Failure>,
     id: &RequestId,
     worker: Option<&Peer>,
+    detail: Detail,
     stats: &Stats,
 ) -> Response<ReplyBody> {
     stats.answered();
@@ -53,7 +57,7 @@ pub(super) fn answer(
                 }
                 _ => tracing::info!(request = %id, kind = %failure.kind, %failure, "call failed"),
             }
-            wire::failure_response(&failure, Some(id)).map(ReplyBody::of)
+            wire::failure_response(&failure.told(detail), Some(id)).map(ReplyBody::of)
         }
     };
     let headers = response.headers_mut();

@@ -9,6 +9,7 @@ use http::Response;
 use http_body::{Body as _, Frame, SizeHint};
 use openlambda_core::invocation::{Body, BoxError, StartKind};
 use openlambda_core::metrics::Outcome;
+use openlambda_core::wire;
 use tokio::time::Sleep;
 
 use crate::observe::Record;
@@ -19,6 +20,8 @@ pub(crate) struct ReplyBody {
     body: Body,
     start: Option<StartKind>,
     ok: bool,
+    /// Its client takes trailers.
+    trailers: bool,
     /// Why it broke off, which the server is told when it has sent what came before: it cuts the
     /// connection at once.
     broken: Option<BoxError>,
@@ -35,7 +38,8 @@ impl ReplyBody {
     /// One that no worker sends.
     pub(crate) fn of(body: Body) -> Self {
         let (start, broken, silence, route, record) = (None, None, None, None, None);
-        ReplyBody { body, start, ok: true, broken, limit: Duration::MAX, silence, route, record }
+        let (ok, trailers, limit) = (true, false, Duration::MAX);
+        ReplyBody { body, start, ok, trailers, broken, limit, silence, route, record }
     }
 
     /// A worker's, which may be silent for `limit` in the middle. Its end is the end of the call, by
@@ -50,6 +54,11 @@ impl ReplyBody {
         let mut reply = ReplyBody::of(body);
         (reply.start, reply.ok, reply.limit, reply.route) = (start, ok, limit, Some(route));
         reply
+    }
+
+    /// Its client takes trailers: in them it is told of a failure midway, and else by a broken transfer.
+    pub(super) fn takes_trailers(&mut self, takes: bool) {
+        self.trailers = takes;
     }
 
     fn end(&mut self, how: Outcome) {
@@ -78,6 +87,19 @@ impl http_body::Body for ReplyBody {
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 this.silence = None;
+                let failed = frame.as_ref().and_then(|frame| {
+                    let trailers = frame.as_ref().ok()?.trailers_ref()?;
+                    wire::failure_kind_of(trailers)
+                });
+                if let Some(kind) = failed {
+                    if !this.trailers {
+                        let why = format!("the call failed in the middle of its reply ({kind})");
+                        this.broken = Some(why.into());
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    this.end(Outcome::BrokenOff);
+                }
                 match &frame {
                     None => this.end(Outcome::Ok),
                     Some(Err(_)) => {
