@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream};
-use openlambda_core::bundle::{self, is_left_out};
+use openlambda_core::bundle::{self, Ignore};
 use openlambda_core::function::{
     DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version,
 };
@@ -417,13 +417,15 @@ fn look(folder: &Path) -> io::Result<Look> {
         facts.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
     };
     visit(Path::new(""), &fs::metadata(folder)?);
+    let ignore = Ignore::of(folder).unwrap_or_else(|_| Ignore::usual());
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
         let mut entries = fs::read_dir(folder.join(&below))?.collect::<io::Result<Vec<_>>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let path = below.join(entry.file_name());
-            if path.to_str().is_some_and(is_left_out) {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if path.to_str().is_some_and(|path| !ignore.matters(path, is_folder)) {
                 continue;
             }
             // One that is gone again: the folder's own time has changed with it.

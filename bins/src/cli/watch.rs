@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use openlambda_core::bundle::is_left_out;
+use openlambda_core::bundle::Ignore;
 
 /// How often a folder is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -28,7 +28,8 @@ impl Look {
     /// The folder as it is now.
     pub(super) fn at(folder: &Path) -> Self {
         let mut facts = Vec::new();
-        visit(folder, Path::new(""), &mut facts);
+        let ignore = Ignore::of(folder).unwrap_or_else(|_| Ignore::usual());
+        visit(folder, Path::new(""), &ignore, &mut facts);
         facts.sort();
         Look(facts)
     }
@@ -52,15 +53,15 @@ impl Look {
 }
 
 /// What cannot be read is left out; packing says why.
-fn visit(folder: &Path, below: &Path, facts: &mut Vec<Fact>) {
+fn visit(folder: &Path, below: &Path, ignore: &Ignore, facts: &mut Vec<Fact>) {
     for entry in std::fs::read_dir(folder.join(below)).into_iter().flatten().flatten() {
         let path = below.join(entry.file_name());
-        if path.to_str().is_some_and(is_left_out) {
+        let Ok(metadata) = entry.metadata() else { continue };
+        if path.to_str().is_some_and(|path| !ignore.matters(path, metadata.is_dir())) {
             continue;
         }
-        let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_dir() {
-            visit(folder, &path, facts);
+            visit(folder, &path, ignore, facts);
         }
         facts.push(fact(path, &metadata));
     }

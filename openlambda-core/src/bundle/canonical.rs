@@ -117,5 +117,5 @@ pub fn canonicalise(
         }
     }
     let (digest, bytes) = writer.finish()?;
-    Ok(Packed { digest, manifest, bytes })
+    Ok(Packed { digest, manifest, bytes, left_out: Vec::new() })
 }

@@ -29,6 +29,7 @@ mod canonical;
 mod describe;
 mod entries;
 mod error;
+mod ignore;
 mod limits;
 mod manifest;
 mod pack;
@@ -40,6 +41,7 @@ mod write;
 
 pub use canonical::canonicalise;
 pub use error::BundleError;
+pub use ignore::{IGNORE_FILE, Ignore, USUALLY_LEFT_OUT};
 pub use limits::Limits;
 pub use manifest::manifest_text;
 pub use pack::pack_dir;
@@ -49,7 +51,7 @@ pub use unpack::unpack;
 use crate::function::Digest;
 use crate::manifest::Manifest;
 
-/// Names that [`pack_dir`] leaves out wherever they are: what tools leave behind, and what is not
+/// Names that [`pack_dir`] always leaves out, wherever they are: what tools leave behind, and what is not
 /// the function's.
 pub const LEFT_OUT: [&str; 7] =
     [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
@@ -58,7 +60,7 @@ pub const LEFT_OUT: [&str; 7] =
 /// own, so it is no part of the bundle, whose digest is the same everywhere.
 pub const PAGE_CONFIG: [&str; 2] = ["static/config.json", "static/config.js"];
 
-/// Whether [`pack_dir`] leaves out what is at this path below the function's folder: [`PAGE_CONFIG`],
+/// Whether [`pack_dir`] always leaves out what is at this path below the function's folder: [`IGNORE_FILE`], [`PAGE_CONFIG`],
 /// and wherever it is, what is named like one of [`LEFT_OUT`] or like what an editor keeps beside a
 /// file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would make every
 /// look of a bundle another one.
@@ -68,7 +70,7 @@ pub fn is_left_out(path: &str) -> bool {
         || (name.len() > 1 && name.ends_with('~'))
         || name.starts_with(".#")
         || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
-    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path)
+    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path) || path == IGNORE_FILE
 }
 
 /// A bundle that was packed.
@@ -80,4 +82,7 @@ pub struct Packed {
     pub manifest: Manifest,
     /// The size of its tar, bytes.
     pub bytes: u64,
+    /// What [patterns](Ignore) have left out, in order; a folder ends with `/`, and stands for all that is in
+    /// it.
+    pub left_out: Vec<String>,
 }

@@ -9,17 +9,19 @@ use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
 use super::limits::Limits;
 use super::write::Writer;
-use super::{Packed, is_left_out};
+use super::{Ignore, Packed, is_left_out};
 use crate::manifest::Manifest;
 
-/// Packs the function in the folder `dir` as a bundle. What [`is_left_out`] names is left out.
+/// Packs the function in the folder `dir` as a bundle, but for what [`Ignore`] leaves out.
 ///
 /// # Errors
 ///
 /// [`BundleError`]; `out` may have got a part by then.
 pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
     let mut found = Checker::new(Limits::default());
-    collect(dir, &mut found)?;
+    let mut left_out = Vec::new();
+    collect(dir, &Ignore::of(dir)?, &mut found, &mut left_out)?;
+    left_out.sort();
     let manifest = Manifest::load(dir)?;
     let mut writer = Writer::new(out);
     for (path, kind) in &found.entries {
@@ -35,11 +37,16 @@ pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
         }
     }
     let (digest, bytes) = writer.finish()?;
-    Ok(Packed { digest, manifest, bytes })
+    Ok(Packed { digest, manifest, bytes, left_out })
 }
 
 /// Lists what is in a folder.
-fn collect(dir: &Path, found: &mut Checker) -> Result<(), BundleError> {
+fn collect(
+    dir: &Path,
+    ignore: &Ignore,
+    found: &mut Checker,
+    left_out: &mut Vec<String>,
+) -> Result<(), BundleError> {
     let mut folders = vec![String::new()];
     while let Some(below) = folders.pop() {
         let named = |error: io::Error| match &*below {
@@ -55,6 +62,11 @@ fn collect(dir: &Path, found: &mut Checker) -> Result<(), BundleError> {
             };
             let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
             if is_left_out(&path) {
+                continue;
+            }
+            let kind = entry.file_type().map_err(named)?;
+            if ignore.patterns_leave_out(&path, kind.is_dir()) {
+                left_out.push(if kind.is_dir() { path + "/" } else { path });
                 continue;
             }
             let path = path_of(path.as_bytes())?;

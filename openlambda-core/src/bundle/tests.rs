@@ -653,3 +653,101 @@ fn where_a_page_finds_its_function_is_no_part_of_a_bundle() {
     assert!(into.path().join("static/static/config.js").exists());
     assert!(!into.path().join("static/config.js").exists());
 }
+
+/// What these files' folder leaves out by its patterns, and what its bundle holds.
+fn left_out(files: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in files {
+        let path = folder.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let mut bundle = Vec::new();
+    let packed = pack_dir(folder.path(), &mut bundle).unwrap();
+    let mut held = Vec::new();
+    for entry in tar::Archive::new(&*bundle).entries().unwrap() {
+        let entry = entry.unwrap();
+        if entry.header().entry_type().is_file() {
+            held.push(entry.path().unwrap().display().to_string());
+        }
+    }
+    (packed.left_out, held)
+}
+
+#[test]
+fn what_is_of_the_author_s_machine_is_left_out_unless_it_is_wanted() {
+    let code = ("f.py", "def f(event): pass\n");
+    let mess = [
+        code,
+        (".venv/bin/python", ""),
+        (".venv/lib/x.py", ""),
+        (".env", "KEY=1"),
+        (".env.local", "KEY=1"),
+        ("node_modules/.cache/a", ""),
+        ("node_modules/left-pad/index.js", ""),
+        ("target/debug/f", ""),
+        ("lib/target/kept.py", ""),
+        (".vscode/settings.json", ""),
+        ("sub/.idea/x", ""),
+        ("environment.py", ""),
+        ("__pycache__/f.pyc", ""),
+    ];
+    let (out, held) = left_out(&mess);
+    let usual = [
+        ".env",
+        ".env.local",
+        ".venv/",
+        ".vscode/",
+        "node_modules/.cache/",
+        "sub/.idea/",
+        "target/",
+    ];
+    assert_eq!(out, usual);
+    assert_eq!(
+        held,
+        ["environment.py", "f.py", "lib/target/kept.py", "node_modules/left-pad/index.js"]
+    );
+
+    let own = "# mine\n*.log\n/data/*\n!/data/kept\n!.env\nbuild/\n\\#odd\n";
+    let files = [
+        code,
+        (".olignore", own),
+        (".env", ""),
+        (".env.local", ""),
+        ("a.log", ""),
+        ("sub/b.log", ""),
+        ("data/big", ""),
+        ("data/kept", ""),
+        ("sub/build/x", ""),
+        ("sub/data/x", ""),
+        ("build.py", ""),
+        ("#odd", ""),
+        (".git/x", ""),
+    ];
+    let (out, held) = left_out(&files);
+    assert_eq!(out, ["#odd", ".env.local", "a.log", "data/big", "sub/b.log", "sub/build/"]);
+    assert_eq!(held, [".env", "build.py", "data/kept", "f.py", "sub/data/x"]);
+}
+
+#[test]
+fn patterns_that_are_none_are_told_with_their_line() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("f.py"), "def f(event): pass\n").unwrap();
+    let file = folder.path().join(IGNORE_FILE);
+    fs::write(&file, "a\n[z-a]\n").unwrap();
+    let error = pack_dir(folder.path(), io::sink()).unwrap_err().to_string();
+    assert!(
+        error.contains(".olignore") && error.contains("line 2: \"[z-a]\" is no pattern"),
+        "{error}"
+    );
+    fs::write(&file, b"\xff\n").unwrap();
+    let error = pack_dir(folder.path(), io::sink()).unwrap_err().to_string();
+    assert!(error.contains("is not UTF-8"), "{error}");
+    fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let error = pack_dir(folder.path(), io::sink()).unwrap_err().to_string();
+    assert!(error.contains(".olignore"), "{error}");
+    let ignore = Ignore::usual();
+    assert!(ignore.leaves_out(".venv", true) && !ignore.leaves_out(".venv", false));
+    assert!(ignore.matters(IGNORE_FILE, false) && ignore.leaves_out(IGNORE_FILE, false));
+}

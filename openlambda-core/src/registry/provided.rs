@@ -19,7 +19,7 @@ impl Bundle {
         let mut tar = tempfile::tempfile().map_err(BundleError::Write)?;
         let packed = bundle::canonicalise(archive, limits, &mut tar)?;
         tar.rewind().map_err(BundleError::Write)?;
-        let bundle::Packed { digest, manifest, bytes } = packed;
+        let bundle::Packed { digest, manifest, bytes, .. } = packed;
         Ok(Bundle { digest, manifest, bytes, tar })
     }
 }
