@@ -135,6 +135,23 @@ async fn what_is_no_request_is_refused_and_cut_off() {
         ),
         ("an unknown coding", with("Transfer-Encoding: cow\r\n", "a"), &["400"]),
         ("chunked not last", with("Transfer-Encoding: chunked, gzip\r\n", "0\r\n\r\n"), &["400"]),
+        (
+            "chunked twice",
+            with("Transfer-Encoding: chunked, chunked\r\n", "1\r\na\r\n0\r\n\r\n"),
+            &["", "400"],
+        ),
+        (
+            "chunked in two lines",
+            with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+            &["", "400"],
+        ),
+        (
+            "a coding before it",
+            with("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+            &["", "400"],
+        ),
+        ("two hosts", with("Host: y\r\nContent-Length: 0\r\n", ""), &["", "400"]),
+        ("one host twice", with("Host: x\r\nContent-Length: 0\r\n", ""), &["", "400"]),
         ("half a body", with("Content-Length: 10\r\n", "half"), &["", "400"]),
         ("half a large body", with("Content-Length: 1000000\r\n", "half"), &["", "400"]),
         (
@@ -178,6 +195,22 @@ async fn what_is_no_request_is_refused_and_cut_off() {
             let refused = got == "403" && server == "worker" && !inside;
             let fits = expected.contains(&got) || lost || refused;
             assert!(fits, "{server}, {what}: {answers:?}");
+        }
+    }
+    // What would come behind a request that readers understand differently is never read.
+    for (server, address) in site.servers() {
+        for headers in [
+            "Host: x\r\nContent-Length: 0\r\n",
+            "Host: y\r\nContent-Length: 0\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let body = if headers.contains("chunked") { "0\r\n\r\n" } else { "" };
+            let next = with("Content-Length: 0\r\n", "");
+            let answer = raw_inside(address, &[with(headers, body), next].concat());
+            assert_eq!(statuses(&answer), ["400"], "{server}, {headers}: {answer}");
+            assert!(answer.contains("connection: close\r\n"), "{server}, {headers}: {answer}");
         }
     }
     // The registry speaks HTTP/2 only: it closes, whatever this is.

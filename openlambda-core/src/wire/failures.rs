@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,12 @@ pub fn failure_response(failure: &Failure, request_id: Option<&RequestId>) -> Re
     if let Some(allow) = failure.allow.as_deref().and_then(|allow| allow.parse().ok()) {
         headers.insert(ALLOW, allow);
     }
+    response
+}
+
+/// The same answer, after which the connection is closed.
+pub fn closing(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

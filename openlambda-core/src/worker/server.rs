@@ -42,6 +42,9 @@ async fn answer(
     mut request: Request<Incoming>,
     caller: Principal,
 ) -> Response<Body> {
+    if let Err(failure) = wire::refuse_ambiguous(request.headers()) {
+        return wire::closing(wire::failure_response(&failure, None));
+    }
     let target = wire::parse_target(request.uri().path());
     if caller != Principal::Cluster {
         let resource = match request.uri().path() {

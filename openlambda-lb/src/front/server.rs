@@ -48,6 +48,9 @@ impl Server {
         identity: &Identity,
     ) -> Response<Body> {
         let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
+        if let Err(failure) = wire::refuse_ambiguous(headers) {
+            return wire::closing(wire::failure_response(&failure, None));
+        }
         let part = Part::of(path);
         let admitted = self.access.admit(identity.principal(), uri, headers, part.resource());
         // Boxed, as below: what is rare is not to make the futures of calls larger.
