@@ -112,12 +112,12 @@ impl ClusterState {
         command: &str,
     ) -> Result<Arc<dyn Registry>> {
         let by = format!("uid {}, {command}", rustix::process::getuid().as_raw());
-        let allow = DataDir { root: self.folder.clone() }.allow()?;
         let (spec, secret) = (&self.registry.spec, self.secret.as_ref());
-        let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         if self.registry.kind == "native" {
-            return Ok(registry);
+            return catalog.open_registry(spec, secret, &by);
         }
+        let allow = DataDir { root: self.folder.clone() }.allow()?;
+        let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         let path = self.folder.join("logs/audit-ol.jsonl");
         let log = private::open_file(&path, File::options().create(true).append(true))
             .and_then(|_| AuditLog::open(&path))

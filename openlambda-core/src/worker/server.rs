@@ -13,7 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, TRAILER};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
@@ -106,11 +106,7 @@ async fn decode(
     id: RequestId,
     request: Request<Incoming>,
 ) -> Result<Called, Failure> {
-    let limit = shared.bodies.limit();
     let (mut parts, body) = request.into_parts();
-    if wire::declares_more_than(&parts.headers, limit) {
-        return Err(wire::body_too_large(limit));
-    }
     let (version, digest) = match digest_of(&parts.headers)? {
         Some(digest) => (version_of(&parts.headers)?, digest),
         None => {
@@ -119,7 +115,9 @@ async fn decode(
             (Some(resolved.version), resolved.digest)
         }
     };
-    let body = shared.bodies.read(body, &target.function.name, &shared.config.allow).await?;
+    let asks_first = parts.headers.contains_key(EXPECT);
+    let (name, allow) = (&target.function.name, &shared.config.allow);
+    let body = shared.bodies.read(body, asks_first, name, allow).await?;
     let reservation = reservation_of(&parts.headers)?;
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
