@@ -119,9 +119,7 @@ impl ClusterState {
         let allow = DataDir { root: self.folder.clone() }.allow()?;
         let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         let path = self.folder.join("logs/audit-ol.jsonl");
-        let log = private::open_file(&path, File::options().create(true).append(true))
-            .and_then(|_| AuditLog::open(&path))
-            .context(|| format!("cannot write {}", path.display()))?;
+        let log = AuditLog::open(&path).context(|| format!("cannot write {}", path.display()))?;
         let actor = Actor { by, from: "this machine".to_owned() };
         Ok(Arc::new(Audited::new(registry, log, actor)))
     }
