@@ -167,6 +167,8 @@ impl Door {
         let tcp = async {
             let Some(listener) = &self.tcp else { return pending().await };
             let (stream, peer) = listener.accept().await?;
+            // A listener for both kinds of addresses has 127.0.0.1 as ::ffff:127.0.0.1: one client, one name.
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             // Replies are written in whole pieces; waiting for more only delays them.
             let _ = stream.set_nodelay(true);
             Ok((Stream::Tcp(stream), peer, None))
@@ -234,6 +236,16 @@ mod tests {
         }
         drop(two);
         assert_eq!(third.await.peer(), clients[2].local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_client_has_the_same_address_at_a_listener_of_both_kinds() {
+        let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
+        let port = listener.local_addr().unwrap().port();
+        let door = Door::new(listener, Patience::default());
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let served = door.accept(|error| panic!("{error}")).await;
+        assert_eq!(served.peer(), client.local_addr().unwrap());
     }
 
     #[tokio::test]
