@@ -124,12 +124,14 @@ impl Bodies {
             };
             // Trailers say nothing to a function.
             let Ok(data) = frame.into_data() else { continue };
-            let length = held.bytes.len() + data.len();
-            if length as u64 > self.limit {
+            let length = (held.bytes.len() + data.len()) as u64;
+            if length > self.limit {
                 return Err(wire::body_too_large(self.limit));
             }
-            if length > held.bytes.capacity() {
-                let taken = held.take(data.len().max(STEP), bound);
+            if let Some(needed @ 1..) = length.checked_sub(held.taken) {
+                // Ahead, if there is room; what is needed suffices.
+                let ahead = held.take(STEP.max(needed as usize), bound);
+                let taken = ahead.or_else(|_| held.take(needed as usize, bound));
                 taken.map_err(|full| self.full(held.function.namespace(), full))?;
             }
             held.bytes.extend_from_slice(&data);
