@@ -61,7 +61,8 @@ pub struct Door {
     secret: Option<Secret>,
     /// By which names clients reach it, of what hands connections on.
     forwarded: Arc<[Host]>,
-    places: Arc<Semaphore>,
+    /// For how many more connections there is room.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -106,8 +107,8 @@ impl Door {
 
     fn of(tcp: Option<TcpListener>, local: Option<Local>, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
-        let (local_first, places) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
-        Door { tcp, local, local_first, patience, secret: None, forwarded: Arc::default(), places }
+        let (local_first, room) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
+        Door { tcp, local, local_first, patience, secret: None, forwarded: Arc::default(), room }
     }
 
     /// How the server treats clients that connect.
@@ -126,7 +127,7 @@ impl Door {
     ///
     /// Dropping the future loses no connection.
     pub async fn accept(&self, failed: impl Fn(io::Error)) -> Caller {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let place = Arc::clone(&self.room).acquire_owned().await.ok();
         loop {
             match self.next().await {
                 Ok((stream, peer, known)) => {

@@ -10,6 +10,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -22,7 +23,7 @@ use hyper::service::service_fn;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
-use super::balancers::{refuse_relayed, reservations};
+use super::balancers::reservations;
 use super::config::WorkerConfig;
 use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::operate::operate;
@@ -40,7 +41,7 @@ use crate::wire::{self, ReservationKey};
 async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Incoming>,
-    caller: Principal,
+    (caller, peer): (Principal, IpAddr),
 ) -> Response<Body> {
     if let Err(failure) = wire::refuse_ambiguous(request.headers()) {
         return wire::closing(wire::failure_response(&failure, None));
@@ -51,10 +52,11 @@ async fn answer(
             "/livez" | "/readyz" => Resource::Health,
             // Without a secret, a balancer is as anyone.
             _ if target.is_some() && !shared.access.has_secret() => Resource::Call,
+            path if path.starts_with(wire::INTERNAL) => Resource::Internal,
             _ => Resource::Control,
         };
-        let admitted = shared.access.admit(caller, request.uri(), request.headers(), resource);
-        if let Err(failure) = admitted.and_then(|caller| refuse_relayed(&request, caller)) {
+        let (uri, headers) = (request.uri(), request.headers());
+        if let Err(failure) = shared.access.admit(caller, peer, uri, headers, resource) {
             return wire::failure_response(&failure, None);
         }
         shared.access.withhold(request.headers_mut());
@@ -268,8 +270,9 @@ pub(super) async fn serve(
     let config = HttpConfig { header_limit, drain, ..HttpConfig::default() };
     let welcome = |caller: &Caller| {
         let (shared, identity) = (shared.clone(), caller.identity().clone());
+        let peer = caller.peer().ip();
         Ok(service_fn(move |request| {
-            let (shared, caller) = (shared.clone(), identity.principal());
+            let (shared, caller) = (shared.clone(), (identity.principal(), peer));
             async move { Ok::<_, Infallible>(answer(shared, request, caller).await) }
         }))
     };

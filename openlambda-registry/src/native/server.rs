@@ -100,17 +100,19 @@ pub async fn serve(
 /// Lets a request in, or says why not.
 fn admit(access: &Access, request: Request<()>) -> Result<Request<()>, Status> {
     let client = request.extensions().get::<Client>();
-    let caller = client.map_or(Principal::Anyone, Client::principal);
+    let Some(client) = client else {
+        return Err(Status::internal("the connection is not known"));
+    };
+    let caller = client.principal();
     if caller == Principal::Cluster {
         return Ok(request);
     }
     let headers = request.metadata().clone().into_headers();
-    let admitted = access.admit(caller, &Uri::from_static("/"), &headers, Resource::Control);
+    let (peer, uri) = (client.peer.ip(), Uri::from_static("/"));
+    let admitted = access.admit(caller, peer, &uri, &headers, Resource::Control);
     match admitted {
         Ok(_) => {
-            if let Some(client) = client {
-                client.admitted.store(true, Ordering::Relaxed);
-            }
+            client.admitted.store(true, Ordering::Relaxed);
             Ok(request)
         }
         Err(failure) if failure.kind == FailureKind::Unauthorized => {
