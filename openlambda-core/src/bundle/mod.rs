@@ -39,6 +39,7 @@ mod unpack;
 mod write;
 
 pub use canonical::canonicalise;
+pub use entries::{DEPTH_LIMIT, PATH_LIMIT};
 pub use error::BundleError;
 pub use limits::Limits;
 pub use manifest::manifest_text;
