@@ -34,6 +34,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -189,9 +190,15 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
         };
-        for folder in [root.clone(), root.join("blobs"), root.join("tmp")] {
-            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        fs::create_dir_all(&root).map_err(io_error(&root))?;
+        // Bundles are nobody else's, whatever folder they are in.
+        for folder in [root.join("blobs"), root.join("tmp")] {
+            let mut folders = fs::DirBuilder::new();
+            folders.recursive(true).mode(0o700).create(&folder).map_err(io_error(&folder))?;
         }
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(&tables).map_err(io_error(&tables))?;
         let database = Database::create(tables).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: root.clone() },
             other => StoreError::Database { dir: root.clone(), source: Box::new(other.into()) },
@@ -826,6 +833,8 @@ fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryE
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     /// Earlier releases of the same format could not read rows that hold more, or would drop it. A change
@@ -848,6 +857,20 @@ mod tests {
         let text = |row: Vec<u8>| String::from_utf8(row).unwrap();
         assert_eq!(text(json(&function).unwrap()), FUNCTION_ROW);
         assert_eq!(text(json(&version).unwrap()), VERSION_ROW);
+    }
+
+    #[test]
+    fn what_a_store_makes_is_its_user_s_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = Store::open(&root).unwrap();
+        store.publish(&"f".parse().unwrap(), &*tar("1")).unwrap();
+        for (name, expected) in
+            [("FORMAT", 0o600), (TABLES, 0o600), ("blobs", 0o700), ("tmp", 0o700)]
+        {
+            let mode = fs::metadata(root.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, expected, "{name}");
+        }
     }
 
     fn tar(content: &str) -> Vec<u8> {
