@@ -164,7 +164,7 @@ impl Supervisor {
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
         let mut args = vec!["lb", "--registry", &registry, "--socket", &socket];
-        args.extend(["--audit-log", &audit_of_balancer]);
+        args.extend(["--audit-log", &audit_of_balancer, "--volumes-dir", &volumes]);
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
