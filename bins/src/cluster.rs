@@ -18,7 +18,7 @@
 //! Every command looks at `FORMAT` first, and none touches a folder that a later release wrote. The
 //! store in `registry/` has a format of its own, since it can be elsewhere.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,16 +112,14 @@ impl ClusterState {
         command: &str,
     ) -> Result<Arc<dyn Registry>> {
         let by = format!("uid {}, {command}", rustix::process::getuid().as_raw());
-        let allow = DataDir { root: self.folder.clone() }.allow()?;
         let (spec, secret) = (&self.registry.spec, self.secret.as_ref());
-        let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         if self.registry.kind == "native" {
-            return Ok(registry);
+            return catalog.open_registry(spec, secret, &by);
         }
+        let allow = DataDir { root: self.folder.clone() }.allow()?;
+        let registry = catalog.open_registry_within(spec, secret, &by, allow)?;
         let path = self.folder.join("logs/audit-ol.jsonl");
-        let log = private::open_file(&path, File::options().create(true).append(true))
-            .and_then(|_| AuditLog::open(&path))
-            .context(|| format!("cannot write {}", path.display()))?;
+        let log = AuditLog::open(&path).context(|| format!("cannot write {}", path.display()))?;
         let actor = Actor { by, from: "this machine".to_owned() };
         Ok(Arc::new(Audited::new(registry, log, actor)))
     }
@@ -273,10 +271,13 @@ impl DataDir {
     /// Takes the cluster's lock; `None` while a supervisor holds it. It is free again when the file
     /// is closed, by a crash too.
     pub(crate) fn try_lock(&self) -> Result<Option<File>> {
+        self.lock_by(File::options().create(true).truncate(false).write(true))
+    }
+
+    fn lock_by(&self, options: &mut OpenOptions) -> Result<Option<File>> {
         let path = self.join("lock");
-        let file =
-            private::open_file(&path, File::options().create(true).truncate(false).write(true))
-                .context(|| format!("cannot open {}", path.display()))?;
+        let file = private::open_file(&path, options)
+            .context(|| format!("cannot open {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -289,7 +290,8 @@ impl DataDir {
         if !self.join("lock").exists() {
             return Ok(false);
         }
-        Ok(self.try_lock()?.is_none())
+        // Nothing is written, so that it can be told on a disk that takes nothing.
+        Ok(self.lock_by(File::options().read(true))?.is_none())
     }
 
     pub(crate) fn write_state(&self, state: &ClusterState) -> io::Result<()> {
@@ -380,6 +382,24 @@ impl DataDir {
         }
         report
     }
+}
+
+/// Why a log may have no word in it of what went wrong: the disk that it is on has no room for one.
+pub(crate) fn no_room_for(log: &Path) -> Option<String> {
+    const TOO_LITTLE: u64 = 1 << 20;
+    let found = rustix::fs::statvfs(log).ok()?;
+    let left = found.f_bavail.saturating_mul(found.f_frsize);
+    if left >= TOO_LITTLE && (found.f_favail > 0 || found.f_files == 0) {
+        return None;
+    }
+    let folder = log.parent().unwrap_or(log).display();
+    let what = match left >= TOO_LITTLE {
+        true => "no more files fit on".to_owned(),
+        false => format!("only {} KiB are left on", left >> 10),
+    };
+    Some(format!(
+        "{what} the disk of {folder}; make room there, or use another folder, with --data-dir"
+    ))
 }
 
 /// Puts a file of this user's own in the place of `path`, at one stroke.

@@ -28,6 +28,7 @@ mod settings;
 mod supervisor;
 mod terminal;
 mod version;
+mod volumes;
 
 pub use catalog::{
     BuildRegistry, BuildSandbox, Catalog, CheckSandbox, RegistryContext, RegistryEntry,

@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+pub(crate) use openlambda_core::files::open_private as open_file;
 use openlambda_core::serving::Secret;
 use rustix::fs::OFlags;
 use tokio::net::UnixListener;
@@ -99,36 +100,22 @@ fn open_to_others(found: &Metadata) -> bool {
 pub(crate) fn make_folder(path: &Path) -> Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => open(path, OpenOptions::new().read(true), true)
+        _ => open_folder(path)
             .and_then(|folder| folder.set_permissions(Permissions::from_mode(0o700))),
     }
     .context(|| format!("cannot use {} as a folder of this user's own", path.display()))
 }
 
-/// Opens a file of this user's own as `options` say, and makes it one that nobody else can read.
-///
-/// # Errors
-///
-/// It cannot be opened; it is a link, no file, another user's, or has another name elsewhere.
-pub(crate) fn open_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let file = open(path, options.mode(0o600), false)?;
-    if file.metadata()?.mode() & 0o7777 != 0o600 {
-        file.set_permissions(Permissions::from_mode(0o600))?;
-    }
-    Ok(file)
-}
-
-fn open(path: &Path, options: &mut OpenOptions, is_folder: bool) -> io::Result<File> {
+/// Opens a folder, if it is this user's own.
+fn open_folder(path: &Path) -> io::Result<File> {
     // A pipe in its place would be waited for.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = options.custom_flags(flags.bits() as i32).open(path)?;
-    let found = file.metadata()?;
-    let fits = if is_folder { found.is_dir() } else { found.is_file() && found.nlink() == 1 };
-    if !fits || found.uid() != own_id() {
-        let what = if is_folder { "folder" } else { "file" };
-        return Err(io::Error::other(format!("it is no {what} of this user's alone; remove it")));
+    let folder = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    let found = folder.metadata()?;
+    if !found.is_dir() || found.uid() != own_id() {
+        return Err(io::Error::other("it is no folder of this user's alone; remove it"));
     }
-    Ok(file)
+    Ok(folder)
 }
 
 /// Makes a file with a new secret, at one stroke: no other process sees half of it.

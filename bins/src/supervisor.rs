@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState};
+use crate::cluster::{ClusterState, DataDir, RegistryState, WorkerState, no_room_for};
 use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::{self, Config};
@@ -164,7 +164,7 @@ impl Supervisor {
             state.registry = RegistryState { kind, spec: registry.clone(), pid };
         });
         let mut args = vec!["lb", "--registry", &registry, "--socket", &socket];
-        args.extend(["--audit-log", &audit_of_balancer]);
+        args.extend(["--audit-log", &audit_of_balancer, "--volumes-dir", &volumes]);
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
@@ -312,7 +312,10 @@ impl Shared {
                 "{name} does not serve after {} s, which start_limit_seconds can raise; see {log_name}",
                 self.limits.0.as_secs_f64()
             ),
-            false => format!("{name} did not start; see {log_name}"),
+            false => match no_room_for(&log) {
+                Some(full) => format!("{name} did not start: {full}"),
+                None => format!("{name} did not start; see {log_name}"),
+            },
         };
         Err(CliError::new(last_words(&log, begin).unwrap_or(silent)))
     }

@@ -111,11 +111,12 @@ struct Line<'a> {
 }
 
 impl AuditLog {
-    /// Appends to the file at `path`, which is made, for its user alone, if it is not there.
+    /// Appends to the file at `path`, which is made if it is not there, and is for its user alone. Several
+    /// processes may write to one file.
     ///
     /// # Errors
     ///
-    /// The file cannot be opened, or is a link.
+    /// The file cannot be opened; it is a link, no file, or another user's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = LogFile::private(path, MOST_BYTES)?;
         let (file, path) = (Arc::new(Mutex::new(file)), Arc::new(path.to_owned()));

@@ -31,6 +31,31 @@ pub fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a file of this user's own as `options` say, and makes it one that nobody else can read.
+///
+/// # Errors
+///
+/// It cannot be opened; it is a link, no file, another user's, or has another name elsewhere.
+#[cfg(feature = "serving")]
+pub fn open_private(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+    use rustix::fs::OFlags;
+
+    // A pipe in its place would be waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options.mode(0o600).custom_flags(flags.bits() as i32).open(path)?;
+    let found = file.metadata()?;
+    let own = found.uid() == rustix::process::geteuid().as_raw();
+    if !found.is_file() || found.nlink() > 1 || !own {
+        return Err(io::Error::other("it is no file of this user's alone; remove it"));
+    }
+    if found.mode() & 0o7777 != 0o600 {
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -104,7 +105,10 @@ impl Format {
                 Err(error) if !is_missing(&error) => return Err(error),
                 _ => {}
             }
-            let mut file = File::options().write(true).create_new(true).open(&temporary)?;
+            // Its user's alone, as what is beside it.
+            let mut options = File::options();
+            options.write(true).create_new(true).mode(0o600);
+            let mut file = options.open(&temporary)?;
             serde_json::to_writer(&mut file, &said)?;
             file.write_all(b"\n")?;
             file.sync_all()?;

@@ -400,7 +400,13 @@ fn put(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Looks no further than a bundle may reach: what is deeper, or more, is refused when it is packed.
 fn look(folder: &Path) -> io::Result<Look> {
+    let mut left = bundle::Limits::default().entries;
+    let fits = |path: &Path| {
+        path.as_os_str().len() <= bundle::PATH_LIMIT
+            && path.components().count() <= bundle::DEPTH_LIMIT
+    };
     let mut facts = Vec::new();
     let mut newest = 0;
     let mut visit = |path: &Path, metadata: &fs::Metadata| {
@@ -431,7 +437,12 @@ fn look(folder: &Path) -> io::Result<Look> {
             // One that is gone again: the folder's own time has changed with it.
             let Ok(metadata) = entry.metadata() else { continue };
             visit(&path, &metadata);
-            if metadata.is_dir() {
+            let Some(less) = left.checked_sub(1) else {
+                folders.clear();
+                break;
+            };
+            left = less;
+            if metadata.is_dir() && fits(&path) {
                 folders.push(path);
             }
         }

@@ -154,3 +154,34 @@ async fn slow_uploads_hold_up_nobody() {
         }
     }
 }
+
+/// A folder that somebody has made deeper than any path is long is refused as every such bundle is, at once.
+#[tokio::test]
+async fn a_folder_without_a_bottom_is_refused_and_others_are_found() {
+    use openlambda_core::function::FunctionRef;
+    use openlambda_core::registry::RegistryError;
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+
+    let root = tempfile::tempdir().unwrap();
+    let registry = DirRegistry::new(root.path()).unwrap();
+    for name in ["deep", "good"] {
+        std::fs::create_dir(root.path().join(name)).unwrap();
+        std::fs::write(root.path().join(name).join("f.py"), "").unwrap();
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut at = rustix::fs::open(root.path().join("deep"), flags, Mode::empty()).unwrap();
+    for _ in 0..10_000 {
+        mkdirat(&at, "a", Mode::RWXU).unwrap();
+        at = openat(&at, "a", flags, Mode::empty()).unwrap();
+    }
+    let latest = |name: &str| FunctionRef::latest(name.parse().unwrap());
+    for _ in 0..3 {
+        let error = registry.resolve(&latest("deep")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::BadBundle { .. }), "{error:?}");
+        let told = openlambda_core::failure::chain(&error);
+        assert!(told.contains("is over 128 folders deep; move it up"), "{told}");
+    }
+    registry.resolve(&latest("good")).await.unwrap();
+    let list = registry.list().await.unwrap();
+    assert_eq!(list.iter().map(|listing| listing.name.name()).collect::<Vec<_>>(), ["good"]);
+}

@@ -45,6 +45,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let _ = (wire::refuse_pages(&headers), wire::declares_more_than(&headers, 6 << 20));
+    let _ = wire::refuse_ambiguous(&headers);
     wire::remove_hop_by_hop(&mut headers);
     wire::remove_own(&mut headers);
     assert!(!headers.contains_key(CONNECTION));

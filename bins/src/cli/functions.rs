@@ -1,13 +1,11 @@
 //! `ol ls` and `ol rm`: lists and deletes functions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use openlambda_core::function::{FunctionName, Version};
-use openlambda_core::registry::{Listing, RegistryError, Resolved};
-use openlambda_core::sandbox::volumes_of;
-use openlambda_core::time::{Clock, SystemClock};
+use openlambda_core::function::FunctionName;
+use openlambda_core::registry::{Listing, RegistryError};
 
 use super::logs;
 use super::lookup::{list_all, no_function, refresh, url_of};
@@ -15,6 +13,7 @@ use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::error::{Context, Result};
 use crate::terminal::say;
+use crate::volumes::put_aside;
 
 pub(super) fn list(args: &Common, catalog: &Catalog) -> Result<ExitCode> {
     let state = args.dir()?.running()?;
@@ -78,7 +77,8 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
         remove_volumes(&namespace, name)?;
     }
     let kept = match last {
-        Some(last) => put_aside(&namespace, name, &last)?,
+        Some(last) => put_aside(&namespace, name, &last)
+            .context(|| format!("cannot put the volumes of {name} aside; move them yourself"))?,
         None => None,
     };
     if args.common.json {
@@ -110,26 +110,4 @@ fn remove_volumes(namespace: &Path, name: &FunctionName) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Where the volumes of a function that was removed are, if it had any, and where the next one of its
-/// name would look for them. They are put aside where its registry would give them to that one.
-fn put_aside(
-    namespace: &Path,
-    name: &FunctionName,
-    last: &Resolved,
-) -> Result<Option<(PathBuf, PathBuf)>> {
-    let kept = namespace.join(volumes_of(name, last.born));
-    if !kept.exists() {
-        return Ok(None);
-    }
-    if last.born.is_some() {
-        let next = volumes_of(name, Some(Version(last.version.0 + 1)));
-        return Ok(Some((kept, namespace.join(next))));
-    }
-    let now = SystemClock::new().unix_millis();
-    let aside = namespace.join(format!("{}@removed-{now}", name.name()));
-    std::fs::rename(&kept, &aside)
-        .context(|| format!("cannot put {} aside; move it yourself", kept.display()))?;
-    Ok(Some((aside, kept)))
 }

@@ -98,6 +98,9 @@ fs.readFileSync(0, 'utf8').split('\0').slice(0, -1).forEach((file, number) => {
 "#,
 };
 
+/// How much of a line's text, or of what is wrong with it, is shown, characters: a minified file is one line.
+const SHOWN: usize = 160;
+
 /// The most files that are parsed, so that a folder full of packages is not held up.
 const MOST_FILES: usize = 500;
 
@@ -164,6 +167,14 @@ struct Fault {
     text: String,
 }
 
+/// The beginning of a text that may be long.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 /// What cannot be parsed. Nothing where the interpreter cannot be asked: then the first call tells.
 fn faults(language: &Language, files: &[PathBuf]) -> Vec<Fault> {
     let asked = || {
@@ -192,8 +203,8 @@ fn faults(language: &Language, files: &[PathBuf]) -> Vec<Fault> {
         Some(Fault {
             file: parts.next()?.parse().ok().filter(|file| *file < files.len())?,
             line: parts.next()?.parse().ok()?,
-            message: parts.next()?.to_owned(),
-            text: parts.next()?.to_owned(),
+            message: shown(parts.next()?),
+            text: shown(parts.next()?),
         })
     };
     output.lines().filter_map(fault).collect()

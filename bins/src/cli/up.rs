@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::progress::Progress;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
-use crate::cluster::{ClusterState, DataDir};
+use crate::cluster::{ClusterState, DataDir, no_room_for};
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::private;
@@ -221,8 +221,14 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
             let text = text.get(usize::try_from(begin).unwrap_or(0)..).unwrap_or_default();
             let text = String::from_utf8_lossy(text);
             let said = text.lines().rev().find_map(|line| line.strip_prefix("ol: "));
-            let fallback = format!("the cluster did not start; see {}", log.display());
-            Err(CliError::new(said.map_or(fallback, str::to_owned)))
+            Err(CliError::new(match (said, no_room_for(&log)) {
+                (Some(said), None) => said.to_owned(),
+                // What was said may be what the full disk has led to, or a part of it.
+                (Some(said), Some(full)) if !said.contains(&full) => format!("{said}\n    {full}"),
+                (Some(said), Some(_)) => said.to_owned(),
+                (None, Some(full)) => format!("the cluster did not start: {full}"),
+                (None, None) => format!("the cluster did not start; see {}", log.display()),
+            }))
         }
     }
 }

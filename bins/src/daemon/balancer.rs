@@ -10,6 +10,7 @@ use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
 use crate::settings::{Balancer, Given, Settings, check_balancer};
+use crate::volumes::KeepsVolumes;
 
 pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()> {
     let config = Settings::complete(given, None)?.config()?;
@@ -23,6 +24,10 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
     let secret = secret_in(settings.secret_file.as_deref())?;
     let allow = config.allow.allow();
     let registry = catalog.open_registry_within(registry, Some(&secret), "ol-lb", allow)?;
+    let registry = match settings.volumes_dir.clone() {
+        Some(volumes) => Arc::new(KeepsVolumes::new(registry, volumes)),
+        None => registry,
+    };
     let built = catalog.policies().build(&settings.policy)?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());

@@ -1,6 +1,5 @@
 //! What every daemon needs from the system: an address, signals, a log.
 
-use std::fs::File;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +10,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{CliError, Context, Result};
-use crate::private;
 
 /// The cluster's secret, without which no daemon serves.
 pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
@@ -33,9 +31,7 @@ pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
 /// The log of changes in a file, if there is to be one.
 pub(super) fn audit_log(file: Option<&Path>) -> Result<Option<AuditLog>> {
     let open = |file: &Path| {
-        // For its user alone, if it is new.
-        private::open_file(file, File::options().create(true).append(true))
-            .and_then(|_| AuditLog::open(file))
+        AuditLog::open(file)
             .context(|| format!("cannot write {}; pass another --audit-log", file.display()))
     };
     file.map(open).transpose()

@@ -6,18 +6,20 @@ use openlambda_registry::native::{NativeRegistry, ServeConfig, Store, serve};
 
 use super::{audit_log, listen, say_ready, secret_in, stop_signal};
 use crate::error::{CliError, Context, Result};
-use crate::settings::{Given, Registry, Settings};
+use crate::settings::{Given, Registry, Settings, check_registry};
 
 pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
     let config = Settings::complete(given, None)?.config()?;
     let (settings, allow) = (config.registry, config.allow.allow());
-    let store = settings.store.ok_or_else(|| {
+    check_registry(&settings)?;
+    let store = settings.store.clone().ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
     })?;
     let secret = secret_in(settings.secret_file.as_deref())?;
     let mut config = ServeConfig::default();
     config.secret = Some(secret);
     config.hosts.clone_from(&settings.hosts);
+    config.patience = settings.patience();
     config.audit = audit_log(settings.audit_log.as_deref())?;
     let stop = stop_signal()?;
     let listener = listen(settings.listen).await?;

@@ -34,6 +34,10 @@ pub(crate) struct BalancerSettings {
     /// Unix socket to listen on as well; by it, this user's own clients need not know the secret
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub(crate) socket: Option<PathBuf>,
+    /// Folder of the workers' volumes, if they are on this machine: those of a function that is removed over
+    /// HTTP are put aside there, where the registry would give them to the next one of its name
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) volumes_dir: Option<PathBuf>,
     /// File with the cluster's secret, which all its daemons have; `ol secret FILE` makes one
     #[arg(long, value_name = "FILE", env = "OPENLAMBDA_SECRET_FILE")]
     pub(crate) secret_file: Option<PathBuf>,
@@ -115,7 +119,7 @@ pub(crate) struct BalancerSettings {
 impl Section for BalancerSettings {
     const NAME: &'static str = "balancer";
     const OF_ONE: &'static [&'static str] =
-        &["registry", "workers", "secret_file", "socket", "audit_log"];
+        &["registry", "workers", "secret_file", "socket", "audit_log", "volumes_dir"];
 }
 
 impl Default for BalancerSettings {
@@ -130,6 +134,7 @@ impl Default for BalancerSettings {
             hosts: config.hosts,
             trusted_proxies: config.trusted_proxies,
             socket: None,
+            volumes_dir: None,
             secret_file: None,
             registry: None,
             policy: PolicyConfig::named(PolicyCatalog::DEFAULT),

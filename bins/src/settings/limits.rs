@@ -11,6 +11,7 @@
 
 use super::balancer::BalancerSettings;
 use super::config::Config;
+use super::registry::RegistrySettings;
 use super::worker::WorkerSettings;
 use crate::error::{CliError, Result};
 
@@ -26,6 +27,7 @@ const HEAD_OF_WORKER: f64 = 6.0;
 pub(crate) fn check(config: &Config) -> Result<()> {
     check_worker(&config.worker)?;
     check_balancer(&config.balancer)?;
+    check_registry(&config.registry)?;
     if config.cluster.start_limit_seconds.get() <= 0.0 {
         let message = "cluster.start_limit_seconds = 0 leaves no time to start; use more than 0";
         return Err(CliError::new(message));
@@ -126,6 +128,19 @@ pub(crate) fn check_balancer(balancer: &BalancerSettings) -> Result<()> {
     Ok(())
 }
 
+/// What a registry's own times have to be.
+///
+/// # Errors
+///
+/// As [`check`].
+pub(crate) fn check_registry(registry: &RegistrySettings) -> Result<()> {
+    if registry.head_seconds.get() <= 0.0 {
+        let message = "registry.head_seconds = 0 leaves no time; use more than 0";
+        return Err(CliError::new(message));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -141,7 +156,7 @@ mod tests {
     #[test]
     fn each_pair_that_does_not_fit_is_told_by_both_names() {
         type Spoil = fn(&mut Config);
-        let cases: [(Spoil, &str, &str); 9] = [
+        let cases: [(Spoil, &str, &str); 10] = [
             (
                 |c| c.balancer.silence_seconds = Duration::from_secs(60).into(),
                 "balancer.silence_seconds = 60",
@@ -176,6 +191,11 @@ mod tests {
                 |c| c.worker.head_seconds = Duration::from_secs(5).into(),
                 "worker.head_seconds = 5",
                 "use 6 or more",
+            ),
+            (
+                |c| c.registry.head_seconds = Duration::ZERO.into(),
+                "registry.head_seconds = 0",
+                "use more than 0",
             ),
             (
                 |c| c.worker.body_memory_mb = Count::of(11),

@@ -33,7 +33,9 @@ mod worker;
 
 pub(crate) use self::config::{Config, Settings};
 pub(crate) use self::given::Given;
-pub(crate) use self::limits::{check as check_limits, check_balancer, check_worker};
+pub(crate) use self::limits::{
+    check as check_limits, check_balancer, check_registry, check_worker,
+};
 pub(crate) use self::program::{Balancer, Program, Registry, Up, Worker, variables};
 
 #[cfg(test)]
@@ -210,6 +212,7 @@ mod tests {
             "balancer.body_limit_mb",
             "balancer.bundle_limit_mb",
             "balancer.access_log_mb",
+            "registry.most_connections",
             "worker.memory_mb",
             "worker.max_starting",
             "worker.log_mb",

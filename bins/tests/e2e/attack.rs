@@ -135,6 +135,23 @@ async fn what_is_no_request_is_refused_and_cut_off() {
         ),
         ("an unknown coding", with("Transfer-Encoding: cow\r\n", "a"), &["400"]),
         ("chunked not last", with("Transfer-Encoding: chunked, gzip\r\n", "0\r\n\r\n"), &["400"]),
+        (
+            "chunked twice",
+            with("Transfer-Encoding: chunked, chunked\r\n", "1\r\na\r\n0\r\n\r\n"),
+            &["", "400"],
+        ),
+        (
+            "chunked in two lines",
+            with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+            &["", "400"],
+        ),
+        (
+            "a coding before it",
+            with("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+            &["", "400"],
+        ),
+        ("two hosts", with("Host: y\r\nContent-Length: 0\r\n", ""), &["", "400"]),
+        ("one host twice", with("Host: x\r\nContent-Length: 0\r\n", ""), &["", "400"]),
         ("half a body", with("Content-Length: 10\r\n", "half"), &["", "400"]),
         ("half a large body", with("Content-Length: 1000000\r\n", "half"), &["", "400"]),
         (
@@ -178,6 +195,22 @@ async fn what_is_no_request_is_refused_and_cut_off() {
             let refused = got == "403" && server == "worker" && !inside;
             let fits = expected.contains(&got) || lost || refused;
             assert!(fits, "{server}, {what}: {answers:?}");
+        }
+    }
+    // What would come behind a request that readers understand differently is never read.
+    for (server, address) in site.servers() {
+        for headers in [
+            "Host: x\r\nContent-Length: 0\r\n",
+            "Host: y\r\nContent-Length: 0\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let body = if headers.contains("chunked") { "0\r\n\r\n" } else { "" };
+            let next = with("Content-Length: 0\r\n", "");
+            let answer = raw_inside(address, &[with(headers, body), next].concat());
+            assert_eq!(statuses(&answer), ["400"], "{server}, {headers}: {answer}");
+            assert!(answer.contains("connection: close\r\n"), "{server}, {headers}: {answer}");
         }
     }
     // The registry speaks HTTP/2 only: it closes, whatever this is.
@@ -569,15 +602,20 @@ async fn slow_clients_are_given_up_and_do_not_shut_others_out() {
         ],
     );
     let store = place.data_dir().join("store");
-    let remote =
-        Daemon::start(env!("CARGO_BIN_EXE_ol-registry"), &["--store", store.to_str().unwrap()]);
+    let remote = Daemon::start(
+        env!("CARGO_BIN_EXE_ol-registry"),
+        &["--store", store.to_str().unwrap(), "--most-connections=30", "--head-seconds=2"],
+    );
     let url = format!("{}/run/echo", lb.url);
     assert_eq!(wait_for_call(&client(), &url, "1").await.body, "1");
-    // The registry waits for the first byte of HTTP/2, the others for the end of a head.
+    // HTTP/2 has no head that has to end: it is the preface that does not, or the secret that does not come.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let attacks = [
         (lb.address(), &b"POST /run/echo HTTP/1.1\r\nHost: x\r\nX-A: "[..], &b"a"[..]),
         (worker.address(), b"GET /stats HTTP/1.1\r\nX-A: ", b"a"),
         (remote.address(), b"", b""),
+        (remote.address(), b"P", b""),
+        (remote.address(), preface, b"\0\0\x08\x06\0\0\0\0\0whoisit?"),
     ];
     let attackers = attacks.map(|(address, begin, more)| {
         tokio::task::spawn_blocking(move || slow(address, 60, begin, more))
@@ -587,12 +625,21 @@ async fn slow_clients_are_given_up_and_do_not_shut_others_out() {
         let answer = wait_for_call(&client(), &url, &n.to_string()).await;
         assert_eq!(answer.body, n.to_string());
     }
+    let registry = RemoteRegistry::connect(&remote.url).unwrap();
+    let registry = registry.with_secret(Some(secret().known()));
+    // It waits for its turn among those who have come before it.
+    let mut listed = registry.list().await;
+    for _ in 0..10 {
+        if listed.is_err() {
+            listed = registry.list().await;
+        }
+    }
+    assert_eq!(listed.unwrap().len(), 0);
     for attacker in attackers {
         attacker.await.unwrap();
     }
     assert_eq!(post(&client(), &url, "1").await.body, "1");
-    let registry = RemoteRegistry::connect(&remote.url).unwrap();
-    let registry = registry.with_secret(Some(secret().known()));
+    // By the connection that it has made among them.
     assert_eq!(registry.list().await.unwrap().len(), 0);
 }
 

@@ -394,6 +394,19 @@ fn a_syntax_error_of_node_is_told_with_file_and_line_and_nothing_runs() {
         assert!(message.contains(told), "{message}");
         fs::remove_file(folder.join(file)).unwrap();
     }
+    // A minified file is one line, of which a part is shown.
+    for (file, language) in [("min.js", "javascript"), ("min.py", "python")] {
+        let minified = format!("{}retrun 1;", "let_é = 1; ".repeat(100_000));
+        let own = match language {
+            "python" => ("f.py", "def f(event):\n    return event\n"),
+            _ => ("index.js", "exports.handler = async () => 1;\n"),
+        };
+        let folder = place.function(language, &[own, (file, &minified)]);
+        let message = texts(&place.run(&["deploy", folder.to_str().unwrap()])).1;
+        assert!(message.contains(&format!("{file}, line 1: ")), "{message}");
+        let (begins, cut) = (message.contains("é = 1; let_é = 1; let_é"), message.contains("…"));
+        assert!(begins && cut && message.len() < 1000, "{} bytes: {message:.1000}", message.len());
+    }
     assert_eq!(place.json(&["ls", "--json"])["functions"], json!([]));
     // What is right in one kind of module is wrong in the other; what the page's browser runs, and
     // packages of others, are no business of ours.

@@ -92,6 +92,86 @@ async fn bodies_that_wait_have_a_budget_and_their_memory_is_given_back() {
     assert!(metrics.contains("ol_request_body_bytes 0\n"), "{metrics}");
 }
 
+/// A body of a length that nobody has declared, but for its end.
+fn begin_chunked(worker: SocketAddr, path: &str, body: &[u8]) -> TcpStream {
+    let mut stream = connect(worker);
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    for piece in body.chunks(100_000) {
+        let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
+        // One that is refused is closed.
+        let _ = stream.write_all(&chunk);
+    }
+    stream
+}
+
+fn end_chunked(mut stream: TcpStream) -> String {
+    let _ = stream.write_all(b"0\r\n\r\n");
+    let mut answer = vec![0; 64 << 10];
+    let count = stream.read(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[..count]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_without_a_length_are_counted_as_they_come() {
+    let flags = ["--workers", "1", "--sandbox", "process", "--body-memory-mb", "12"];
+    let bound = ["--allow-waiting-mb", "5"];
+    let cluster = Cluster::start(&[&flags[..], &bound].concat());
+    let (client, files) = (inside(), [("f.py", COUNTS)]);
+    cluster.deploy("f", &files);
+    let folder = cluster.place.function("f", &files);
+    cluster.place.ol(&["deploy", folder.to_str().unwrap(), "--name", "other/f"]);
+    let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
+    let address: SocketAddr = worker.strip_prefix("http://").unwrap().parse().unwrap();
+    let (own, other) = ("/run/f", "/ns/other/run/f");
+    let text = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2)).into_bytes();
+    let held = async || -> u64 {
+        let metrics = http::Request::get(format!("{worker}/metrics")).body("").unwrap();
+        let metrics = crate::common::send(&client, metrics).await.unwrap().body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("ol_request_body_bytes "));
+        line.unwrap().parse().unwrap()
+    };
+    // To the last byte of the bound: what is taken ahead of a body is no part of it. All of it but its end is
+    // there, and counted, before a byte of the next is.
+    let first = begin_chunked(address, own, &text(5 * MIB));
+    while held().await < 5 * MIB as u64 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let answer = end_chunked(begin_chunked(address, own, &text(3 * MIB)));
+    assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("(waiting_mb in"), "{answer}");
+    // Another namespace has two thirds of what is left.
+    let answer = end_chunked(begin_chunked(address, other, &text(5 * MIB)));
+    assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");
+    assert!(answer.contains("no more is left for other"), "{answer}");
+    let answer = end_chunked(begin_chunked(address, other, &text(4 * MIB)));
+    assert!(answer.ends_with(&(4 * MIB - 2).to_string()), "{answer}");
+    let answer = end_chunked(first);
+    assert!(answer.ends_with(&(5 * MIB - 2).to_string()), "{answer}");
+    assert_eq!(held().await, 0);
+}
+
+/// Who asks before it sends is told no, and sends nothing.
+#[test]
+fn a_body_that_is_refused_before_it_is_sent_is_not_asked_for() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    cluster.deploy("f", &[("f.py", COUNTS)]);
+    let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
+    for address in [cluster.address(), worker.strip_prefix("http://").unwrap().parse().unwrap()] {
+        let mut stream = connect(address);
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let head = format!(
+            "POST /run/f HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            6 * MIB + 1
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 413") && !answer.contains(" 100 "), "{answer}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_has_no_more_than_the_operator_allows() {
     let flags = ["--workers", "1", "--allow-waiting-mb", "1"];

@@ -14,6 +14,7 @@
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
+//! | `audit` | who has changed what |
 //! | `identity` | who is let in, by the cluster's secret |
 //! | `private` | whose folder a cluster is in |
 //! | `removal` | what is left of functions that were removed |
@@ -31,6 +32,7 @@
 mod admin;
 mod allow;
 mod attack;
+mod audit;
 mod author;
 #[cfg(feature = "bench")]
 mod bench;

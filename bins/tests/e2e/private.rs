@@ -178,3 +178,40 @@ fn an_ordinary_user_has_a_cluster_of_its_own() {
     let (done, said) = ol(&home.join("data"), &["down"]);
     assert!(done, "{said:?}");
 }
+
+/// Runs a program of `sh` as the root of a world of its own, where it may mount; `$ol` is `ol`.
+fn in_a_world_of_its_own(script: &str, folder: &Path) -> String {
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", script, "script"])
+        .env("ol", crate::common::program("ol"))
+        .env("dir", folder)
+        .output()
+        .unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "{out}{err}");
+    format!("{out}{err}")
+}
+
+#[test]
+fn a_cluster_whose_folder_nobody_can_write_any_more_tells_its_status() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let data = cluster.place.data_dir();
+    let script = "mount --bind \"$dir\" \"$dir\"; mount -o remount,bind,ro \"$dir\"
+        ! touch \"$dir/new\"; \"$ol\" status --data-dir \"$dir\"";
+    let said = in_a_world_of_its_own(script, &data);
+    assert!(said.contains(&cluster.url) && said.contains("worker-1"), "{said}");
+}
+
+#[test]
+fn a_disk_that_is_too_small_for_a_cluster_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for size in ["16k", "64k", "100k"] {
+        let script = format!(
+            "mount -t tmpfs -o size={size},mode=700 none \"$dir\"
+            ! \"$ol\" up --detach --data-dir \"$dir/data\" --listen 127.0.0.1:0 --workers 1 --sandbox process"
+        );
+        let said = in_a_world_of_its_own(&script, folder.path());
+        assert!(said.contains("KiB are left on the disk of"), "{size}: {said}");
+        assert!(said.contains("make room there"), "{size}: {said}");
+    }
+}

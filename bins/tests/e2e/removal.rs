@@ -104,6 +104,13 @@ async fn a_name_s_next_function_does_not_read_the_volumes_of_the_last() {
         fs::rename(kept, back).unwrap();
         deploy("fourth");
         assert_eq!(call(&url, "").await, "\"hers again\"", "{sandbox}, {registry}");
+
+        // Over HTTP as by `ol rm`.
+        let delete = http::Request::delete(format!("{}/registry/keeps", cluster.url));
+        let deleted = crate::common::send(&crate::common::inside(), delete.body("").unwrap()).await;
+        assert_eq!(deleted.unwrap().status, 200);
+        deploy("fifth");
+        assert_eq!(call(&url, "").await, "null", "{sandbox}, {registry}");
     }
 }
 

@@ -15,10 +15,10 @@ pub(super) enum Kind {
 
 /// The longest path, and the longest target of a link, bytes. The kernel takes 4,096 with the folder
 /// in front that the bundle is unpacked into, which is another one on each worker.
-pub(super) const PATH_LIMIT: usize = 2048;
+pub const PATH_LIMIT: usize = 2048;
 
 /// The most parts of a path.
-pub(super) const DEPTH_LIMIT: usize = 128;
+pub const DEPTH_LIMIT: usize = 128;
 
 /// What all paths and targets of one bundle may take together, bytes: they are held in memory.
 pub(super) const NAMES_LIMIT: usize = 16 << 20;

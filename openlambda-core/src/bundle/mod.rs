@@ -40,6 +40,7 @@ mod unpack;
 mod write;
 
 pub use canonical::canonicalise;
+pub use entries::{DEPTH_LIMIT, PATH_LIMIT};
 pub use error::BundleError;
 pub use ignore::{IGNORE_FILE, Ignore, USUALLY_LEFT_OUT};
 pub use limits::Limits;

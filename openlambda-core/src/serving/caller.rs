@@ -28,7 +28,8 @@ impl Caller {
         Caller { stream, identity, greeting }
     }
 
-    /// The client's address. A client on a local socket has 127.0.0.1, without a port.
+    /// The client's address, one of IPv4 as such whatever the listener. A client on a local socket has
+    /// 127.0.0.1, without a port.
     pub fn peer(&self) -> SocketAddr {
         self.stream.peer()
     }

@@ -61,7 +61,8 @@ pub struct Door {
     secret: Option<Secret>,
     /// By which names clients reach it, of what hands connections on.
     forwarded: Arc<[Host]>,
-    places: Arc<Semaphore>,
+    /// For how many more connections there is room.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -106,8 +107,8 @@ impl Door {
 
     fn of(tcp: Option<TcpListener>, local: Option<Local>, patience: Patience) -> Self {
         let most = patience.most_connections.clamp(1, Semaphore::MAX_PERMITS);
-        let (local_first, places) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
-        Door { tcp, local, local_first, patience, secret: None, forwarded: Arc::default(), places }
+        let (local_first, room) = (AtomicBool::new(false), Arc::new(Semaphore::new(most)));
+        Door { tcp, local, local_first, patience, secret: None, forwarded: Arc::default(), room }
     }
 
     /// How the server treats clients that connect.
@@ -126,7 +127,7 @@ impl Door {
     ///
     /// Dropping the future loses no connection.
     pub async fn accept(&self, failed: impl Fn(io::Error)) -> Caller {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        let place = Arc::clone(&self.room).acquire_owned().await.ok();
         loop {
             match self.next().await {
                 Ok((stream, peer, known)) => {
@@ -167,6 +168,8 @@ impl Door {
         let tcp = async {
             let Some(listener) = &self.tcp else { return pending().await };
             let (stream, peer) = listener.accept().await?;
+            // A listener for both kinds of addresses has 127.0.0.1 as ::ffff:127.0.0.1: one client, one name.
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             // Replies are written in whole pieces; waiting for more only delays them.
             let _ = stream.set_nodelay(true);
             Ok((Stream::Tcp(stream), peer, None))
@@ -234,6 +237,16 @@ mod tests {
         }
         drop(two);
         assert_eq!(third.await.peer(), clients[2].local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_client_has_the_same_address_at_a_listener_of_both_kinds() {
+        let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
+        let port = listener.local_addr().unwrap().port();
+        let door = Door::new(listener, Patience::default());
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let served = door.accept(|error| panic!("{error}")).await;
+        assert_eq!(served.peer(), client.local_addr().unwrap());
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,12 @@ pub fn failure_trailers(failure: &Failure) -> HeaderMap {
     trailers.insert(ERROR, HeaderValue::from_static(lower(failure.culprit)));
     trailers.insert(FAILURE, HeaderValue::from_static(failure.kind.code()));
     trailers
+}
+
+/// The same answer, after which the connection is closed.
+pub fn closing(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Statuses that promise a `Retry-After` get a default one when no better time is known.

@@ -209,6 +209,26 @@ pub fn refuse_pages(headers: &HeaderMap) -> Result<(), Failure> {
     Err(Failure::new(FailureKind::Forbidden, message))
 }
 
+/// Refuses a request that two readers could understand differently: of two `Host` headers each may follow
+/// another one (RFC 9112, 3.2), and a body in a transfer coding that is not `chunked`, once, ends where each
+/// of them thinks that it does (6.1, 7). The server has to close the connection after the answer.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`].
+pub fn refuse_ambiguous(headers: &HeaderMap) -> Result<(), Failure> {
+    let bad = |message| Err(Failure::new(FailureKind::BadRequest, message));
+    if headers.get_all(http::header::HOST).iter().nth(1).is_some() {
+        return bad("the request has several Host headers; send one");
+    }
+    let mut codings = headers.get_all(http::header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() {
+        return Ok(());
+    }
+    bad("the one transfer coding that is understood here is chunked, once; send the body as it is")
+}
+
 /// Whether `headers` declare a body of more than `limit` bytes.
 pub fn declares_more_than(headers: &HeaderMap, limit: u64) -> bool {
     headers
@@ -220,6 +240,30 @@ pub fn declares_more_than(headers: &HeaderMap, limit: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_readers_could_understand_differently_is_refused() {
+        for (lines, fits) in [
+            (&[][..], true),
+            (&[("host", "a")], true),
+            (&[("host", "a"), ("host", "a")], false),
+            (&[("host", "a"), ("host", "")], false),
+            (&[("transfer-encoding", "chunked")], true),
+            (&[("transfer-encoding", " CHUNKED\t")], true),
+            (&[("transfer-encoding", "chunked, chunked")], false),
+            (&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], false),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (&[("transfer-encoding", "chunked;q=1")], false),
+            (&[("transfer-encoding", "")], false),
+            (&[("transfer-encoding", "identity")], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(refuse_ambiguous(&headers).is_ok(), fits, "{lines:?}");
+        }
+    }
 
     #[test]
     fn hop_by_hop_headers_go_with_those_that_connection_names() {

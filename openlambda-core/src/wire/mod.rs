@@ -40,14 +40,14 @@ pub use cluster::{
     is_balancer_name,
 };
 pub use failures::{
-    FailureBody, TRAILERS, body_too_large, failure_kind_of, failure_response, failure_trailers,
-    read_failure, status_of,
+    FailureBody, TRAILERS, body_too_large, closing, failure_kind_of, failure_response,
+    failure_trailers, read_failure, status_of,
 };
 pub use headers::{
     BALANCER, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX, REQUEST_ID, RESERVATION, SERVER_TIMING,
     START, STARTED, VERSION, WORKER, declares_more_than, detail_of, id_value, is_hop_by_hop,
-    is_relayed, refuse_pages, remove_hop_by_hop, remove_own, request_id_of, takes_trailers,
-    tells_origin,
+    is_relayed, refuse_ambiguous, refuse_pages, remove_hop_by_hop, remove_own, request_id_of,
+    takes_trailers, tells_origin,
 };
 pub use paths::{
     ANNOUNCE_PATH, CLUSTER_PATH, EVENTS_PATH, INTERNAL, LOAD_PATH, REFRESH_PATH, RESERVATIONS_PATH,

@@ -15,26 +15,11 @@ use super::events::line;
 use super::shared::Shared;
 use crate::failure::{Failure, FailureKind};
 use crate::invocation::Body;
-use crate::serving::Principal;
 use crate::wire::{self, Reservation};
 use crate::worker_core::StreamId;
 
 /// The largest body of a request between the project's own processes.
 const INTERNAL_BODY: usize = 64 << 10;
-
-/// What is between balancers and workers is not for clients that come through a proxy, unless they know
-/// the cluster's secret.
-pub(super) fn refuse_relayed(
-    request: &Request<Incoming>,
-    caller: Principal,
-) -> Result<(), Failure> {
-    let path = request.uri().path();
-    let known = caller == Principal::Cluster;
-    if !known && path.starts_with(wire::INTERNAL) && wire::is_relayed(request.headers()) {
-        return Err(no_such_path(path));
-    }
-    Ok(())
-}
 
 /// A balancer has a place kept for a call, or gives it back.
 pub(super) async fn reservations(

@@ -46,17 +46,13 @@ impl Bodies {
         Bodies { budget: Arc::new(Mutex::new(Budget::new(total))), total, limit, patience }
     }
 
-    /// The largest body, bytes.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// What the budget has given out, bytes.
     pub(super) fn held(&self) -> u64 {
         self.budget.lock().used()
     }
 
-    /// All of the body of a call of this function.
+    /// All of the body of a call of this function. `asks_first`: its sender waits until it is told to go on
+    /// (`Expect: 100-continue`), which the first look at the body does.
     ///
     /// # Errors
     ///
@@ -65,6 +61,7 @@ impl Bodies {
     pub(super) async fn read(
         &self,
         body: Incoming,
+        asks_first: bool,
         function: &FunctionName,
         allow: &Allow,
     ) -> Result<Bytes, Failure> {
@@ -75,34 +72,47 @@ impl Bodies {
             return whole.map(|body| body.to_bytes()).map_err(|error| self.broken(&*error));
         }
         let mut body = body;
-        let read = self.read_counted(&mut body, declared, function, allow).await;
-        if read.is_err() && !body.is_end_stream() {
+        let bound = allow.waiting_bytes(function.namespace());
+        let held = self.place_for(declared, function, bound);
+        // Who has not been told to go on has sent nothing that would be in the way of the answer.
+        let sends = held.is_ok() || !asks_first;
+        let read = match held {
+            Ok(held) => self.read_counted(&mut body, held, bound).await,
+            Err(failure) => Err(failure),
+        };
+        if read.is_err() && sends && !body.is_end_stream() {
             tokio::spawn(pass_over(body, self.limit, self.patience));
         }
         read
     }
 
-    async fn read_counted(
+    /// Takes what a body declares that it is long from the budget, before any of it is read.
+    fn place_for(
         &self,
-        body: &mut SteadyBody<Incoming>,
         declared: Option<u64>,
         function: &FunctionName,
-        allow: &Allow,
-    ) -> Result<Bytes, Failure> {
+        bound: Option<u64>,
+    ) -> Result<Held, Failure> {
         let mut held = Held {
             budget: Arc::clone(&self.budget),
             function: function.clone(),
             taken: 0,
             bytes: Vec::new(),
         };
-        let namespace = function.namespace();
-        let bound = allow.waiting_bytes(namespace);
-        let full = |full| self.full(namespace, full);
         if let Some(declared) = declared {
             let length = usize::try_from(declared).ok().filter(|_| declared <= self.limit);
             let length = length.ok_or_else(|| wire::body_too_large(self.limit))?;
-            held.take(length, bound).map_err(full)?;
+            held.take(length, bound).map_err(|full| self.full(function.namespace(), full))?;
         }
+        Ok(held)
+    }
+
+    async fn read_counted(
+        &self,
+        body: &mut SteadyBody<Incoming>,
+        mut held: Held,
+        bound: Option<u64>,
+    ) -> Result<Bytes, Failure> {
         loop {
             let frame = tokio::time::timeout(self.patience, body.frame()).await.map_err(|_| {
                 let patience = self.patience;
@@ -114,12 +124,15 @@ impl Bodies {
             };
             // Trailers say nothing to a function.
             let Ok(data) = frame.into_data() else { continue };
-            let length = held.bytes.len() + data.len();
-            if length as u64 > self.limit {
+            let length = (held.bytes.len() + data.len()) as u64;
+            if length > self.limit {
                 return Err(wire::body_too_large(self.limit));
             }
-            if length > held.bytes.capacity() {
-                held.take(data.len().max(STEP), bound).map_err(full)?;
+            if let Some(needed @ 1..) = length.checked_sub(held.taken) {
+                // Ahead, if there is room; what is needed suffices.
+                let ahead = held.take(STEP.max(needed as usize), bound);
+                let taken = ahead.or_else(|_| held.take(needed as usize, bound));
+                taken.map_err(|full| self.full(held.function.namespace(), full))?;
             }
             held.bytes.extend_from_slice(&data);
         }

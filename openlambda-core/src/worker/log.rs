@@ -331,6 +331,8 @@ mod tests {
         let pipe = dir.path().join("logs/default/f.jsonl");
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        // Who could read it, and does not yet.
+        let reader = File::options().read(true).write(true).open(&pipe).unwrap();
         let log = LogWriter::start(
             dir.path(),
             1 << 40,
@@ -351,7 +353,7 @@ mod tests {
         let written = 100 - log.dropped();
         assert_eq!(written, waiting as u64 / (6 * long.len() as u64), "each is counted");
 
-        let mut lines = BufReader::new(File::open(&pipe).unwrap()).lines();
+        let mut lines = BufReader::new(reader).lines();
         for _ in 0..written {
             assert!(lines.next().unwrap().unwrap().len() > 6 * long.len());
         }

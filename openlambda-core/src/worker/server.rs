@@ -10,11 +10,12 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_LENGTH, HeaderValue, TRAILER};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, TRAILER};
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
@@ -23,7 +24,7 @@ use hyper::service::service_fn;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 
-use super::balancers::{refuse_relayed, reservations};
+use super::balancers::reservations;
 use super::config::WorkerConfig;
 use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::operate::operate;
@@ -41,18 +42,22 @@ use crate::wire::{self, ReservationKey};
 async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Incoming>,
-    caller: Principal,
+    (caller, peer): (Principal, IpAddr),
 ) -> Response<Body> {
+    if let Err(failure) = wire::refuse_ambiguous(request.headers()) {
+        return wire::closing(wire::failure_response(&failure, None));
+    }
     let target = wire::parse_target(request.uri().path());
     if caller != Principal::Cluster {
         let resource = match request.uri().path() {
             "/livez" | "/readyz" => Resource::Health,
             // Without a secret, a balancer is as anyone.
             _ if target.is_some() && !shared.access.has_secret() => Resource::Call,
+            path if path.starts_with(wire::INTERNAL) => Resource::Internal,
             _ => Resource::Control,
         };
-        let admitted = shared.access.admit(caller, request.uri(), request.headers(), resource);
-        if let Err(failure) = admitted.and_then(|caller| refuse_relayed(&request, caller)) {
+        let (uri, headers) = (request.uri(), request.headers());
+        if let Err(failure) = shared.access.admit(caller, peer, uri, headers, resource) {
             return wire::failure_response(&failure, None);
         }
         shared.access.withhold(request.headers_mut());
@@ -106,11 +111,7 @@ async fn decode(
     id: RequestId,
     request: Request<Incoming>,
 ) -> Result<Called, Failure> {
-    let limit = shared.bodies.limit();
     let (mut parts, body) = request.into_parts();
-    if wire::declares_more_than(&parts.headers, limit) {
-        return Err(wire::body_too_large(limit));
-    }
     let (version, digest) = match digest_of(&parts.headers)? {
         Some(digest) => (version_of(&parts.headers)?, digest),
         None => {
@@ -119,7 +120,9 @@ async fn decode(
             (Some(resolved.version), resolved.digest)
         }
     };
-    let body = shared.bodies.read(body, &target.function.name, &shared.config.allow).await?;
+    let asks_first = parts.headers.contains_key(EXPECT);
+    let (name, allow) = (&target.function.name, &shared.config.allow);
+    let body = shared.bodies.read(body, asks_first, name, allow).await?;
     let reservation = reservation_of(&parts.headers)?;
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
@@ -288,8 +291,9 @@ pub(super) async fn serve(
     let config = HttpConfig { header_limit, drain, ..HttpConfig::default() };
     let welcome = |caller: &Caller| {
         let (shared, identity) = (shared.clone(), caller.identity().clone());
+        let peer = caller.peer().ip();
         Ok(service_fn(move |request| {
-            let (shared, caller) = (shared.clone(), identity.principal());
+            let (shared, caller) = (shared.clone(), (identity.principal(), peer));
             async move { Ok::<_, Infallible>(answer(shared, request, caller).await) }
         }))
     };

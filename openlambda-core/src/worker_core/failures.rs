@@ -82,13 +82,18 @@ pub(super) fn of_quota(over: Over, version: &VersionState) -> Failure {
     }
 }
 
-/// Why this function is not run here, if its manifest asks for more than the operator allows.
+/// Why this function is not run here, if its manifest asks for more than the operator allows, or its files,
+/// of so many bytes, are more.
 pub(super) fn refused(
     allow: &Allow,
     function: &FunctionName,
     manifest: &Manifest,
+    bytes: u64,
 ) -> Option<Failure> {
-    let refused = allow.check(function.namespace(), manifest).err()?;
+    let namespace = function.namespace();
+    let too_large = allow.check_size(namespace, bytes).err().map(|over| over.to_string());
+    let refused =
+        too_large.or_else(|| Some(allow.check(namespace, manifest).err()?.to_string()))?;
     let message = format!("{function} may not run here: {refused}");
     Some(Failure::new(FailureKind::Forbidden, message).blame(Culprit::Function))
 }

@@ -198,7 +198,7 @@ impl WorkerCore {
             }
             Input::Fetched { digest, bytes, manifest } => {
                 self.cache.fetched(digest, bytes, now);
-                self.versions.unpacked(digest, manifest);
+                self.versions.unpacked(digest, bytes, manifest);
                 self.code_came(now, digest, None);
             }
             Input::FetchFailed { digest, failure } => {
@@ -709,11 +709,12 @@ impl WorkerCore {
         match found {
             Lookup::Held => {
                 // Unpacked before, for itself or for another function with the same bytes.
-                let manifest = self.versions.manifest_of(&digest).expect("it is unpacked").clone();
+                let (manifest, bytes) = self.versions.contents_of(&digest).expect("it is unpacked");
+                let manifest = manifest.clone();
                 let version = self.versions.get_mut(id);
                 version.pulled = Some((now, now));
                 let allow = self.versions.namespaces.allow();
-                let refused = refused(allow, &self.versions.get(id).function, &manifest);
+                let refused = refused(allow, &self.versions.get(id).function, &manifest, bytes);
                 let version = self.versions.get_mut(id);
                 let limits = limits_of(&manifest);
                 version.manifest = manifest;
@@ -740,26 +741,27 @@ impl WorkerCore {
     /// A fetch is over; those who wait for it learn of it.
     fn code_came(&mut self, now: Time, digest: Digest, failure: Option<&Failure>) {
         let began = self.versions.fetch_began(&digest).unwrap_or(now);
-        let manifest = self.versions.manifest_of(&digest).cloned();
+        let contents = self.versions.contents_of(&digest);
+        let contents = contents.map(|(manifest, bytes)| (manifest.clone(), bytes));
         let waiting = self.versions.with_bundle(&digest);
         let waiting: Vec<_> = waiting.filter(|id| self.versions.get(*id).fetching).collect();
         for id in waiting {
             let version = self.versions.get_mut(id);
             version.fetching = false;
             version.pulled = Some((began, now));
-            let failure = match &manifest {
+            let failure = match &contents {
                 _ if failure.is_some() => failure.cloned(),
                 // The bundle may be older than the bound, and functions of two namespaces may have it.
-                Some(manifest) => {
+                Some((manifest, bytes)) => {
                     let allow = self.versions.namespaces.allow();
-                    refused(allow, &self.versions.get(id).function, manifest)
+                    refused(allow, &self.versions.get(id).function, manifest, *bytes)
                 }
                 None => None,
             };
             let version = self.versions.get_mut(id);
             version.failure = failure.map(Box::new);
-            match &manifest {
-                Some(manifest) if version.failure.is_none() => {
+            match &contents {
+                Some((manifest, _)) if version.failure.is_none() => {
                     version.manifest = manifest.clone();
                     let limits = limits_of(manifest);
                     self.step(now, Event::CodeReady { version: id, limits });

@@ -519,6 +519,38 @@ fn what_asks_for_more_than_the_operator_allows_gets_no_sandbox() {
     assert!(created(&outputs).is_empty() && outputs.len() == 2, "{outputs:?}");
 }
 
+/// As a manifest is: a bundle that was published before there was a bound, and the same one in a namespace
+/// that may have it.
+#[test]
+fn a_bundle_that_is_larger_than_the_operator_allows_gets_no_sandbox() {
+    let mut allow = Allow::default();
+    let all = crate::allow::Bounds { bundle_mb: Some(2), ..Default::default() };
+    allow.namespace.insert("ok".to_owned(), all);
+    allow.all.bundle_mb = Some(1);
+    let mut bench = Bench::allowing(allow);
+    let refused = bench.call("a", 1, 1, None);
+    let admitted = bench.call("ok/a", 1, 1, None);
+    bench.outputs();
+    let manifest = Arc::new(Manifest::default());
+    let outputs = bench.tell(Input::Fetched { digest: digest(1), bytes: (1 << 20) + 1, manifest });
+    let answered = answered(&outputs);
+    let [instance] = created(&outputs)[..] else { panic!("{outputs:?}") };
+    assert_eq!(answered.len(), 1, "{outputs:?}");
+    assert_eq!(answered[0].0, refused);
+    let told = outputs.iter().find_map(|output| match output {
+        Output::Answer { failure, .. } => Some(failure),
+        _ => None,
+    });
+    let told = told.expect("it is refused");
+    assert_eq!(told.kind, FailureKind::Forbidden);
+    let why = "a may not run here: namespace default would have a bundle of 1.0 MiB unpacked, and the operator \
+               allows at most 1 MiB (bundle_mb in [allow])";
+    assert!(told.message.starts_with(why), "{}", told.message);
+    assert_eq!(ran(&bench.started(instance)), [(admitted, instance)]);
+    bench.call("a", 1, 1, None);
+    assert!(created(&bench.outputs()).is_empty());
+}
+
 /// Quotas of a namespace are its functions' together, and nobody else's.
 #[test]
 fn calls_over_a_quota_are_refused_and_leave_nothing() {

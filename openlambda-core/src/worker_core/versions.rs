@@ -75,6 +75,8 @@ struct Bundle {
     versions: Option<(VersionId, VersionId)>,
     /// What is in it, while it is unpacked here.
     manifest: Option<Arc<Manifest>>,
+    /// What its files take then, bytes.
+    bytes: u64,
     /// When the fetch that is under way began.
     began: Time,
 }
@@ -292,9 +294,10 @@ impl Versions {
         std::iter::successors(first, |id| self.get(*id).next_of_bundle)
     }
 
-    /// What is in a bundle that is unpacked here.
-    pub(super) fn manifest_of(&self, digest: &Digest) -> Option<&Arc<Manifest>> {
-        self.bundles.get(digest)?.manifest.as_ref()
+    /// What is in a bundle that is unpacked here: its manifest, and the bytes that its files take.
+    pub(super) fn contents_of(&self, digest: &Digest) -> Option<(&Arc<Manifest>, u64)> {
+        let bundle = self.bundles.get(digest)?;
+        Some((bundle.manifest.as_ref()?, bundle.bytes))
     }
 
     /// A fetch of the bundle begins.
@@ -308,8 +311,9 @@ impl Versions {
     }
 
     /// The bundle is unpacked here.
-    pub(super) fn unpacked(&mut self, digest: Digest, manifest: Arc<Manifest>) {
-        self.bundles.entry(digest).or_default().manifest = Some(manifest);
+    pub(super) fn unpacked(&mut self, digest: Digest, bytes: u64, manifest: Arc<Manifest>) {
+        let bundle = self.bundles.entry(digest).or_default();
+        (bundle.manifest, bundle.bytes) = (Some(manifest), bytes);
     }
 
     /// The bundle is not here, or no more.

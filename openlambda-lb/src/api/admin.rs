@@ -17,10 +17,11 @@ use serde::Deserialize;
 pub enum Admin {
     /// No client.
     Off,
-    /// Clients on this machine, except those whose requests came through another proxy.
+    /// Of those who have been admitted, clients on this machine, except those whose requests came through
+    /// another proxy.
     #[default]
     Loopback,
-    /// Every client that reaches the balancer.
+    /// All who have been admitted, from wherever they come.
     Any,
 }
 
@@ -59,8 +60,8 @@ impl Admin {
                  loopback",
             ),
             Admin::Loopback if !peer.to_canonical().is_loopback() || relayed => forbidden(
-                "the registry is open to clients on the balancer's own machine; start it with --admin \
-                 any to open it to all",
+                "the registry is open to clients on the balancer's own machine; start the balancer with \
+                 --admin any to open it to those on others, too",
             ),
             Admin::Loopback | Admin::Any => Ok(()),
         }

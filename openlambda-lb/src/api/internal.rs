@@ -1,4 +1,4 @@
-//! Requests between the project's own processes on one machine.
+//! Requests between the processes of one cluster.
 //!
 //! | request | answer |
 //! |---|---|
@@ -6,7 +6,8 @@
 //! | `POST /internal/refresh`, a function | its present version, which calls use from now on |
 //! | `GET /internal/cluster` | the workers, as the balancer sees them |
 //!
-//! Where the cluster has no secret, clients on other machines or behind a proxy get 404 here.
+//! [`Access`](openlambda_core::serving::Access) has let them in: those who know the cluster's secret, or where
+//! there is none, those on this machine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +18,6 @@ use hyper::body::Incoming;
 use openlambda_core::failure::{Failure, FailureKind};
 use openlambda_core::function::FunctionRef;
 use openlambda_core::invocation::Body;
-use openlambda_core::serving::Principal;
 use openlambda_core::wire::{self, Announcement};
 use serde_json::json;
 
@@ -28,7 +28,7 @@ use crate::workers::membership::Announcements;
 /// The largest body of a request.
 const MOST_BODY: usize = 64 << 10;
 
-/// Answers the project's own processes.
+/// Answers the cluster's own processes.
 #[derive(Debug)]
 pub(crate) struct Internal {
     /// The policy's name.
@@ -43,17 +43,12 @@ impl Internal {
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
-        caller: Principal,
     ) -> Response<Body> {
         let nothing = || {
             let message = "there is nothing here; call /run/<function>";
             wire::failure_response(&Failure::new(FailureKind::NotFound, message), None)
         };
         let (parts, body) = request.into_parts();
-        let nearby = peer.ip().to_canonical().is_loopback() && !wire::is_relayed(&parts.headers);
-        if caller != Principal::Cluster && !nearby {
-            return nothing();
-        }
         let path = parts.uri.path();
         if parts.method == Method::GET && path == wire::CLUSTER_PATH {
             return wire::json_response(&self.selector.status(&self.policy));

@@ -64,11 +64,10 @@ impl RegistryApi {
         let actor = match user {
             Some(user) => Actor { by: format!("uid {user}"), from: "a Unix socket".to_owned() },
             None => {
-                let end = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 let by = "an HTTP client".to_owned();
-                match client == end.ip() {
-                    true => Actor { by, from: end.to_string() },
-                    false => Actor { by, from: format!("{client} through {end}") },
+                match client == peer.ip() {
+                    true => Actor { by, from: peer.to_string() },
+                    false => Actor { by, from: format!("{client} through {peer}") },
                 }
             }
         };

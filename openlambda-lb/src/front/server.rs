@@ -48,8 +48,12 @@ impl Server {
         identity: &Identity,
     ) -> Response<Body> {
         let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
+        if let Err(failure) = wire::refuse_ambiguous(headers) {
+            return wire::closing(wire::failure_response(&failure, None));
+        }
         let part = Part::of(path);
-        let admitted = self.access.admit(identity.principal(), uri, headers, part.resource());
+        let (caller, resource) = (identity.principal(), part.resource());
+        let admitted = self.access.admit(caller, peer.ip(), uri, headers, resource);
         // Boxed, as below: what is rare is not to make the futures of calls larger.
         match (part, admitted) {
             (Part::Registry(path), admitted) => {
@@ -58,9 +62,7 @@ impl Server {
                 self.registry.answer(path, request, (peer, client), user, admitted).boxed().await
             }
             (_, Err(failure)) => wire::failure_response(&failure, None),
-            (Part::Internal, Ok(caller)) => {
-                self.internal.answer(request, peer, caller).boxed().await
-            }
+            (Part::Internal, Ok(_)) => self.internal.answer(request, peer).boxed().await,
             (Part::Operate(answer), Ok(_)) => self.operate.answer(request.method(), answer),
             (Part::Call, Ok(_)) => self.front.call(request.map(steady), peer).await,
         }
@@ -96,7 +98,8 @@ impl Part {
         match self {
             Part::Call => Resource::Call,
             Part::Operate(Report::Live | Report::Ready) => Resource::Health,
-            Part::Internal | Part::Operate(_) | Part::Registry(_) => Resource::Control,
+            Part::Internal => Resource::Internal,
+            Part::Operate(_) | Part::Registry(_) => Resource::Control,
         }
     }
 }

@@ -24,6 +24,7 @@ use openlambda_core::serving::{Connector, Quiet, SteadyBody, Stream, local};
 use openlambda_core::time::{Clock, Time};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::client::MOST_IDLE;
@@ -110,27 +111,32 @@ impl Connections {
         }
     }
 
+    /// By the local socket, or by the port; together they take no longer than one may.
     async fn connect(&self) -> Result<Connection, SendError> {
-        Connection::over(match self.connect_locally().await {
+        let (limit, begun) = (self.connector.limit(), Instant::now());
+        let stream = match self.connect_locally(&self.connector.within(limit / 2)).await {
             Some(stream) => Stream::Local(stream),
-            None => Stream::Tcp(self.connect_by_tcp().await?),
-        })
-        .await
+            None => {
+                let left = limit.saturating_sub(begun.elapsed());
+                Stream::Tcp(self.connect_by_tcp(self.connector.within(left)).await?)
+            }
+        };
+        Connection::over(stream).await
     }
 
     /// Whatever is wrong with the local socket, the port says what is wrong with the worker.
-    async fn connect_locally(&self) -> Option<Quiet> {
+    async fn connect_locally(&self, connector: &Connector) -> Option<Quiet> {
         let port = port_here(&self.authority)?;
         let mut stream = local::connect(port, self.incarnation).await.ok()?;
         let (place, name) = (Place::Local(port), self.authority.as_str());
-        self.connector.prove(&mut stream, place, name).await.ok()?;
+        connector.prove(&mut stream, place, name).await.ok()?;
         Some(stream)
     }
 
-    async fn connect_by_tcp(&self) -> Result<TcpStream, SendError> {
+    async fn connect_by_tcp(&self, connector: Connector) -> Result<TcpStream, SendError> {
         let uri = Uri::builder().scheme("http").authority(self.authority.clone());
         let uri = uri.path_and_query("/").build().expect("each part is valid");
-        let stream = self.connector.clone().oneshot(uri).await;
+        let stream = connector.oneshot(uri).await;
         Ok(stream.map_err(SendError::Connect)?.into_inner())
     }
 
@@ -442,6 +448,30 @@ mod tests {
             assert_eq!(worker.call(&format!("/{path}")).await, path);
         }
         assert_eq!(worker.accepted(), 1);
+    }
+
+    /// It has stopped, or is a stranger's: whichever way, a call is told so in the time for one.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_silent_at_both_of_its_doors_costs_the_time_for_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let silent = local::listen(address.port(), 1).unwrap();
+        let (limit, secret) = (Duration::from_secs(2), "0123456789abcdef0123456789abcdef");
+        let connector = Connector::new(Some(secret.parse().unwrap()), limit);
+        let clock = Arc::new(ManualClock::default());
+        let authority: Authority = address.to_string().parse().unwrap();
+        let connections =
+            Connections::new(authority, 1, connector.clone(), Arc::clone(&clock) as _);
+        let begun = Instant::now();
+        let reply = connections.send(Request::new(Full::default())).await;
+        assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
+        assert_eq!(begun.elapsed().as_secs_f64().round() as u64, 2);
+        // By the port alone, too.
+        drop(silent);
+        let begun = Instant::now();
+        let reply = connections.send(Request::new(Full::default())).await;
+        assert!(matches!(reply, Err(SendError::Connect(_))), "{reply:?}");
+        assert_eq!(begun.elapsed().as_secs_f64().round() as u64, 2);
     }
 
     #[test]

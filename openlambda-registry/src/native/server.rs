@@ -1,9 +1,10 @@
 //! The server: a [`NativeRegistry`] over gRPC.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use openlambda_core::serving::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
@@ -37,6 +39,9 @@ const HEADER_LIMIT: u32 = 16 << 10;
 /// The most requests at once on one connection: a balancer has one for all its uploads.
 const MOST_REQUESTS: u32 = 4096;
 
+/// What each connection of HTTP/2 begins with, bytes (RFC 9113, 3.4).
+const PREFACE: usize = 24;
+
 /// How a registry is served. Every field has a default.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -47,6 +52,9 @@ pub struct ServeConfig {
     pub hosts: Vec<Host>,
     /// Where changes are written down.
     pub audit: Option<AuditLog>,
+    /// How many clients there may be at once, and how slow. `head` is how long one may take until it speaks
+    /// HTTP/2 and, where there is a secret, has shown that it knows it.
+    pub patience: Patience,
 }
 
 /// Serves `registry` on `listener` until `stop` resolves; then finishes the requests under way, and
@@ -63,14 +71,16 @@ pub async fn serve(
 ) -> Result<(), BoxError> {
     let stopped = CancellationToken::new();
     let stopping = stopped.clone().drop_guard();
-    let ServeConfig { secret, hosts, audit } = config;
+    let ServeConfig { secret, hosts, audit, patience } = config;
     let service = Service { registry, audit, stopped };
     let access = Access::new(secret.clone(), Vec::new());
     let admit = move |request| admit(&access, request);
     let service = v1::registry_server::RegistryServer::with_interceptor(service, admit);
-    let door = Door::new(listener, Patience::default()).and_secret(secret, hosts);
+    let (asks, head) = (secret.is_some(), patience.head);
+    let door = Door::new(listener, patience).and_secret(secret, hosts);
     let incoming = door.into_connections();
-    let incoming = incoming.map(|caller| Ok::<_, std::io::Error>(Connection(caller)));
+    let incoming =
+        incoming.map(move |caller| Ok::<_, io::Error>(Connection::new(caller, asks, head)));
     let stop = async move {
         stop.await;
         drop(stopping);
@@ -89,14 +99,22 @@ pub async fn serve(
 
 /// Lets a request in, or says why not.
 fn admit(access: &Access, request: Request<()>) -> Result<Request<()>, Status> {
-    let caller = request.extensions().get().map_or(Principal::Anyone, Client::principal);
+    let client = request.extensions().get::<Client>();
+    let Some(client) = client else {
+        return Err(Status::internal("the connection is not known"));
+    };
+    let caller = client.principal();
     if caller == Principal::Cluster {
         return Ok(request);
     }
     let headers = request.metadata().clone().into_headers();
-    let admitted = access.admit(caller, &Uri::from_static("/"), &headers, Resource::Control);
+    let (peer, uri) = (client.peer.ip(), Uri::from_static("/"));
+    let admitted = access.admit(caller, peer, &uri, &headers, Resource::Control);
     match admitted {
-        Ok(_) => Ok(request),
+        Ok(_) => {
+            client.admitted.store(true, Ordering::Relaxed);
+            Ok(request)
+        }
         Err(failure) if failure.kind == FailureKind::Unauthorized => {
             Err(Status::unauthenticated(failure.message))
         }
@@ -105,13 +123,40 @@ fn admit(access: &Access, request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// A client's connection.
-struct Connection(Caller);
+///
+/// HTTP/2 has no bound on how long a client takes to begin, and none on how long it stays without a request.
+/// So those who are not of the cluster could hold all connections that there are, each with one byte.
+struct Connection {
+    caller: Caller,
+    client: Client,
+    /// Who does not know the secret is not to stay.
+    asks: bool,
+    /// What has not come of the [`PREFACE`], bytes.
+    preface: usize,
+    /// Until it is known that the client may stay.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// `head`: how long the client may take until it is known that it may stay.
+    fn new(caller: Caller, asks: bool, head: Duration) -> Self {
+        let (identity, peer) = (caller.identity().clone(), caller.peer());
+        let client = Client { identity, peer, admitted: Arc::default() };
+        let deadline = (head < Duration::MAX).then(|| Box::pin(tokio::time::sleep(head)));
+        Connection { caller, client, asks, preface: PREFACE, deadline }
+    }
+
+    /// Whether it speaks the protocol and, where it has to, has shown that it knows the secret.
+    fn may_stay(&self) -> bool {
+        self.preface == 0 && (!self.asks || self.client.is_known())
+    }
+}
 
 impl Connected for Connection {
     type ConnectInfo = Client;
 
     fn connect_info(&self) -> Client {
-        Client { identity: self.0.identity().clone(), peer: self.0.peer() }
+        self.client.clone()
     }
 }
 
@@ -120,11 +165,17 @@ impl Connected for Connection {
 struct Client {
     identity: Identity,
     peer: SocketAddr,
+    /// A request has had the secret in it.
+    admitted: Arc<AtomicBool>,
 }
 
 impl Client {
     fn principal(&self) -> Principal {
         self.identity.principal()
+    }
+
+    fn is_known(&self) -> bool {
+        self.principal() == Principal::Cluster || self.admitted.load(Ordering::Relaxed)
     }
 }
 
@@ -133,8 +184,23 @@ impl AsyncRead for Connection {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.caller).poll_read(cx, buffer);
+        if this.deadline.is_none() {
+            return read;
+        }
+        this.preface = this.preface.saturating_sub(buffer.filled().len() - before);
+        if this.may_stay() {
+            this.deadline = None;
+        } else if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            let message = "the client has not shown in time that it is of the cluster";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+        }
+        read
     }
 }
 
@@ -143,28 +209,28 @@ impl AsyncWrite for Connection {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.caller).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bytes)
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.caller).poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.caller.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.caller).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.caller).poll_shutdown(cx)
     }
 }
 
@@ -213,8 +279,8 @@ impl v1::registry_server::Registry for Service {
             let data = match part {
                 Ok(Some(part)) if part.last => return None,
                 Ok(Some(part)) => Ok(part.data),
-                Ok(None) => Err(std::io::Error::other("the sender broke off")),
-                Err(status) => Err(std::io::Error::other(status)),
+                Ok(None) => Err(io::Error::other("the sender broke off")),
+                Err(status) => Err(io::Error::other(status)),
             };
             Some((data, (None, parts)))
         });

@@ -34,6 +34,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -189,9 +190,15 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
         };
-        for folder in [root.clone(), root.join("blobs"), root.join("tmp")] {
-            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        fs::create_dir_all(&root).map_err(io_error(&root))?;
+        // Bundles are nobody else's, whatever folder they are in.
+        for folder in [root.join("blobs"), root.join("tmp")] {
+            let mut folders = fs::DirBuilder::new();
+            folders.recursive(true).mode(0o700).create(&folder).map_err(io_error(&folder))?;
         }
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(&tables).map_err(io_error(&tables))?;
         let database = Database::create(tables).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { dir: root.clone() },
             other => StoreError::Database { dir: root.clone(), source: Box::new(other.into()) },
@@ -218,7 +225,7 @@ impl Store {
         // Again: another release may have opened it since the first look.
         STORE_FORMAT.mark(&store.root)?;
         store.prepare().map_err(broken)?;
-        let (events, last) = store.read_events().map_err(broken)?;
+        let (events, last) = store.opened(read_events).map_err(broken)?;
         store.remove_leftovers(&["tmp", "blobs"])?;
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
     }
@@ -254,7 +261,7 @@ impl Store {
         let temporary = self.temporary();
         temporary.write(|file| io::copy(&mut bundle, file).map_err(storage))?;
         let Bundle { digest, manifest, bytes, .. } = bundle;
-        self.add(name, temporary, Packed { digest, manifest, bytes })
+        self.add(name, temporary, Packed { digest, manifest, bytes, left_out: Vec::new() })
     }
 
     /// Makes a file in `tmp/` the next version of `name`.
@@ -603,15 +610,17 @@ impl Store {
         // Closed before it is opened: only one may have it open.
         *database = None;
         // Not created: without its file, every bundle would be one that nobody names.
-        *database = Some(Database::open(self.root.join(TABLES)).map_err(storage)?);
-        drop(database);
-        // A change that failed at its very end may be in the tables nevertheless.
+        let opened = Database::open(self.root.join(TABLES)).map_err(storage)?;
+        // A change that failed at its very end may be in the tables nevertheless. Those who watch are told of
+        // it before anybody reads it, so that nobody knows it and then keeps what was before it.
         writing.clear();
-        let (events, _) = self.read_events().map_err(storage)?;
+        let (events, _) = read_events(&opened).map_err(storage)?;
         let known = self.events.last();
         for event in events.into_iter().filter(|event| event.revision() > known) {
             self.events.add(|_| event);
         }
+        *database = Some(opened);
+        drop(database);
         self.remove_leftovers(&["blobs"]).map_err(storage)?;
         tracing::warn!(dir = %self.root.display(), "the tables were opened anew: the disk had failed");
         Ok(())
@@ -648,20 +657,6 @@ impl Store {
         transaction.open_table(FACTS)?.insert(FORMAT, u64::from(STORE_FORMAT.number))?;
         transaction.commit()?;
         Ok(())
-    }
-
-    fn read_events(&self) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
-        let transaction = self.opened(|database| Ok(database.begin_read()?))?;
-        let last = transaction.open_table(FACTS)?.get(REVISION)?.map_or(0, |last| last.value());
-        let mut events = Vec::new();
-        for row in transaction.open_table(EVENT_LOG)?.iter()? {
-            // One that cannot be read ends those before it: watchers are told that they are lost.
-            match serde_json::from_slice(row?.1.value()) {
-                Ok(event) => events.push(event),
-                Err(_) => events.clear(),
-            }
-        }
-        Ok((events, last))
     }
 
     /// Writes down the next change.
@@ -763,6 +758,21 @@ impl Drop for Temporary {
     }
 }
 
+/// The last changes, and the revision of the last one.
+fn read_events(database: &Database) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
+    let transaction = database.begin_read()?;
+    let last = transaction.open_table(FACTS)?.get(REVISION)?.map_or(0, |last| last.value());
+    let mut events = Vec::new();
+    for row in transaction.open_table(EVENT_LOG)?.iter()? {
+        // One that cannot be read ends those before it: watchers are told that they are lost.
+        match serde_json::from_slice(row?.1.value()) {
+            Ok(event) => events.push(event),
+            Err(_) => events.clear(),
+        }
+    }
+    Ok((events, last))
+}
+
 fn read_function(
     transaction: &WriteTransaction,
     name: &FunctionName,
@@ -823,6 +833,8 @@ fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryE
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     /// Earlier releases of the same format could not read rows that hold more, or would drop it. A change
@@ -845,6 +857,67 @@ mod tests {
         let text = |row: Vec<u8>| String::from_utf8(row).unwrap();
         assert_eq!(text(json(&function).unwrap()), FUNCTION_ROW);
         assert_eq!(text(json(&version).unwrap()), VERSION_ROW);
+    }
+
+    #[test]
+    fn what_a_store_makes_is_its_user_s_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = Store::open(&root).unwrap();
+        store.publish(&"f".parse().unwrap(), &*tar("1")).unwrap();
+        for (name, expected) in
+            [("FORMAT", 0o600), (TABLES, 0o600), ("blobs", 0o700), ("tmp", 0o700)]
+        {
+            let mode = fs::metadata(root.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, expected, "{name}");
+        }
+    }
+
+    fn tar(content: &str) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("f.py"), content).unwrap();
+        let mut tar = Vec::new();
+        bundle::pack_dir(dir.path(), &mut tar).unwrap();
+        tar
+    }
+
+    /// Whoever reads a change knows of its event: also of a change that was in the tables although it seemed
+    /// to have failed.
+    #[test]
+    fn tables_that_are_opened_anew_are_read_when_their_events_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: FunctionName = "f".parse().unwrap();
+        let latest = FunctionRef::latest(name.clone());
+        let store = Store::open(dir.path()).unwrap();
+        store.publish(&name, &*tar("1")).unwrap();
+        // What another has changed stands for what this one takes for failed.
+        let changes_unseen = |content: &str| {
+            *store.database.write() = None;
+            Store::open(dir.path()).unwrap().publish(&name, &*tar(content)).unwrap();
+        };
+        for version in 2..40 {
+            changes_unseen(&version.to_string());
+            std::thread::scope(|threads| {
+                for _ in 0..4 {
+                    threads.spawn(|| {
+                        assert_eq!(store.resolve(&latest).unwrap().version, Version(version));
+                        assert_eq!(store.events().last().0, version);
+                    });
+                }
+            });
+        }
+        // Nobody reads tables whose events cannot be read.
+        changes_unseen("unknown");
+        let tables = Database::open(dir.path().join(TABLES)).unwrap();
+        let transaction = tables.begin_write().unwrap();
+        transaction.delete_table(EVENT_LOG).unwrap();
+        transaction.commit().unwrap();
+        drop(tables);
+        *store.database.write() = None;
+        for _ in 0..2 {
+            let error = store.resolve(&latest).unwrap_err();
+            assert!(matches!(error, RegistryError::Storage(_)), "{error:?}");
+        }
     }
 
     const FUNCTION_ROW: &str = r#"{"last":3,"newest":3,"aliases":{"live":2},"born":1}"#;

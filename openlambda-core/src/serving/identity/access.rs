@@ -20,8 +20,10 @@ pub enum Resource {
     Call,
     /// Whether the server lives and is ready: everybody's, but no page's.
     Health,
-    /// All else: what the cluster does and is, and what its processes tell each other.
+    /// What the cluster does and is.
     Control,
+    /// What the cluster's processes tell each other.
+    Internal,
 }
 
 /// Decides who may have what.
@@ -48,15 +50,18 @@ impl Access {
         self.secret.is_some()
     }
 
-    /// Lets a request have what it asks for, and says whose it is. `caller` has made the connection.
+    /// Lets a request have what it asks for, and says whose it is. `caller` has made the connection, from
+    /// `peer`.
     ///
     /// # Errors
     ///
     /// [`FailureKind::Forbidden`] to pages, [`FailureKind::Unauthorized`] to those who do not know the
-    /// secret.
+    /// secret. Where there is none, [`FailureKind::NotFound`] to those who ask for what is internal from
+    /// another machine, or through a proxy.
     pub fn admit(
         &self,
         caller: Principal,
+        peer: IpAddr,
         uri: &Uri,
         headers: &HeaderMap,
         resource: Resource,
@@ -67,7 +72,14 @@ impl Access {
         }
         self.check_host(uri, headers)?;
         wire::refuse_pages(headers)?;
-        let Some(secret) = &self.secret else { return Ok(caller) };
+        let Some(secret) = &self.secret else {
+            let nearby = peer.to_canonical().is_loopback() && !wire::is_relayed(headers);
+            if resource == Resource::Internal && !nearby {
+                let message = "there is nothing here; call /run/<function>";
+                return Err(Failure::new(FailureKind::NotFound, message));
+            }
+            return Ok(caller);
+        };
         if resource == Resource::Health {
             return Ok(caller);
         }
@@ -194,6 +206,8 @@ impl fmt::Display for Host {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const TEXT: &str = "0123456789abcdef0123456789abcdef";
@@ -204,7 +218,8 @@ mod tests {
             map.append(*name, value.parse().unwrap());
         }
         let uri = Uri::from_static("/stats");
-        match access.admit(Principal::Anyone, &uri, &map, resource) {
+        let peer = Ipv4Addr::LOCALHOST.into();
+        match access.admit(Principal::Anyone, peer, &uri, &map, resource) {
             Ok(_) => 200,
             Err(failure) => wire::status_of(failure.kind).as_u16(),
         }
@@ -222,6 +237,7 @@ mod tests {
             (Resource::Call, 200, 200),
             (Resource::Health, 200, 200),
             (Resource::Control, 200, 401),
+            (Resource::Internal, 200, 401),
         ] {
             assert_eq!(asks(&Access::default(), resource, &[]), open, "{resource:?}");
             assert_eq!(asks(&with_secret(), resource, &[]), closed, "{resource:?}");
@@ -236,7 +252,8 @@ mod tests {
         assert_eq!(asks(&with_secret(), Resource::Control, &twice), 401);
         // A connection that has proved itself needs no header.
         let (uri, none) = (Uri::from_static("/stats"), HeaderMap::new());
-        let admitted = with_secret().admit(Principal::Cluster, &uri, &none, Resource::Control);
+        let far = [10, 0, 0, 7].into();
+        let admitted = with_secret().admit(Principal::Cluster, far, &uri, &none, Resource::Control);
         assert_eq!(admitted, Ok(Principal::Cluster));
     }
 
@@ -281,8 +298,48 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(HOST, "127.0.0.1".parse().unwrap());
             let uri = Uri::from_static("http://evil.org/registry/");
-            let admitted = access.admit(Principal::Anyone, &uri, &headers, Resource::Health);
+            let here = Ipv4Addr::LOCALHOST.into();
+            let admitted = access.admit(Principal::Anyone, here, &uri, &headers, Resource::Health);
             assert_eq!(admitted.unwrap_err().kind, FailureKind::Forbidden);
+        }
+    }
+
+    #[test]
+    fn without_a_secret_what_is_internal_is_for_this_machine() {
+        let uri = Uri::from_static("/internal/workers");
+        for (peer, relayed, near) in [
+            ("127.0.0.1", false, true),
+            ("::1", false, true),
+            ("::ffff:127.0.0.1", false, true),
+            ("127.0.0.1", true, false),
+            ("10.0.0.7", false, false),
+            ("fe80::1", false, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if relayed {
+                headers.insert("x-forwarded-for", "127.0.0.1".parse().unwrap());
+            }
+            let ask = |access: &Access, resource| {
+                let peer = peer.parse().unwrap();
+                access.admit(Principal::Anyone, peer, &uri, &headers, resource)
+            };
+            let open = Access::default();
+            assert_eq!(ask(&open, Resource::Internal).is_ok(), near, "{peer}");
+            if let Err(failure) = ask(&open, Resource::Internal) {
+                assert_eq!(failure.kind, FailureKind::NotFound);
+            }
+            for resource in [Resource::Call, Resource::Health, Resource::Control] {
+                ask(&open, resource).unwrap();
+            }
+            // With one, it decides alone.
+            let failure = ask(&with_secret(), Resource::Internal).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::Unauthorized);
+            let bearer = format!("Bearer {TEXT}").parse().unwrap();
+            headers.insert(AUTHORIZATION, bearer);
+            let peer = peer.parse().unwrap();
+            with_secret()
+                .admit(Principal::Anyone, peer, &uri, &headers, Resource::Internal)
+                .unwrap();
         }
     }
 
