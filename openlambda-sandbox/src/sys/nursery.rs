@@ -387,7 +387,14 @@ impl Newborn {
             std::fs::metadata(place).ok().map(|metadata| metadata.ino())
         };
         let own = Pid::from_raw(self.pid).and_then(place);
-        let (Some(own), Ok(entries)) = (own, std::fs::read_dir("/proc")) else { return Vec::new() };
+        let Some(own) = own else {
+            // For a moment, until its program runs, an ordinary user may not look into the first one.
+            let pids = self.tree().into_iter().filter_map(Pid::from_raw);
+            let open = |pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?));
+            let found: Vec<_> = pids.filter_map(open).collect();
+            return if self.lives() { found } else { Vec::new() };
+        };
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
         // What was read may be of others who had the ids by then, unless it lives still.
         if !self.lives() {
             return Vec::new();
