@@ -84,6 +84,8 @@ unsafe extern "C" {
     fn sigemptyset(set: *mut SignalSet) -> c_int;
     fn sigaddset(set: *mut SignalSet, signal: c_int) -> c_int;
     fn sigfillset(set: *mut SignalSet) -> c_int;
+    fn sigwaitinfo(set: *const SignalSet, information: *mut c_void) -> c_int;
+    fn kill(process: c_int, signal: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
 }
@@ -704,6 +706,21 @@ pub(crate) fn block_signals() {
         sigfillset(&mut set);
         sigprocmask(SIG_SETMASK, &set, ptr::null_mut());
     }
+}
+
+/// One of those that are blocked, when it comes; negative if something else has.
+pub(crate) fn wait_for_signal() -> c_int {
+    let mut set = SignalSet([0; 128]);
+    // SAFETY: the set is as large as the C library's and outlives the calls.
+    unsafe {
+        sigfillset(&mut set);
+        sigwaitinfo(&set, ptr::null_mut())
+    }
+}
+
+pub(crate) fn send_signal(process: c_int, signal: c_int) {
+    // SAFETY: it takes numbers.
+    unsafe { kill(process, signal) };
 }
 
 pub(crate) fn drain_signals(fd: RawFd) {
