@@ -76,6 +76,9 @@
 //! ends, the worker is told, be it a status or a signal. The init does not count among the manifest's
 //! `processes`, though in the cgroup's memory it does, with some 50 KiB of the kernel's. What about it could
 //! be a way in, and why it is none, its own documentation says.
+//!
+//! Processes that a function leaves running do count. Where a call has failed and all that the manifest
+//! allows are in use, the function can start no other: the instance gets no more calls, and the log says why.
 
 mod bridge;
 mod cell;
@@ -719,6 +722,7 @@ impl Shared {
             told,
             oom_kills,
             memory: limits.memory,
+            processes: spec.manifest.processes,
             sockets,
             watchdog,
             paused: AtomicBool::new(false),

@@ -16,7 +16,7 @@ use openlambda_sandbox::sys::{MarkedProcess, marked_processes};
 use serde_json::{Value, json};
 
 use attempts::{TRY, all_fail, attempt, result, trying};
-use common::{Setup, call};
+use common::{Setup, call, invocation, read};
 use containers::{Containers, again_as_an_ordinary_user, ask, containers, is_root};
 
 /// Both kinds of sandboxes: what is asked of one is asked of the other.
@@ -178,6 +178,56 @@ import builtins; builtins.kept = child
     assert_eq!(sandbox.usage().await.unwrap().processes, 2);
     result(&*sandbox, "kept.kill(); kept.wait()").await;
     assert_eq!(result(&*sandbox, "result = subprocess.run(['true']).returncode").await, 0);
+    shut_down(&containers).await;
+}
+
+/// Whoever leaves processes running until there is room for no other gets a new instance.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_can_start_no_process_is_not_used_again() {
+    let containers = containers();
+    let leave = "
+import subprocess
+def f(event): subprocess.Popen(['sleep', '1000'])
+";
+    let web = "
+import subprocess
+def app(environ, start_response):
+    try: subprocess.Popen(['sleep', '1000']); start_response('200 OK', [])
+    except OSError: start_response('500 Internal Server Error', [])
+    return [b'']
+";
+    let threads = "
+import threading, time
+def f(event): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+";
+    for (code, manifest) in
+        [(leave, ""), (threads, ""), (web, "handler = \"f.app\"\nstyle = \"wsgi\"\n")]
+    {
+        let manifest = format!("{manifest}processes = 5");
+        let sandbox = containers.create(spec(&containers.setup, "f.py", code, &manifest)).await;
+        let mut calls = 0;
+        let reusable = loop {
+            calls += 1;
+            match sandbox.invoke(invocation("r", "null")).await {
+                Ok(reply) if reply.status.is_success() => {
+                    assert!(read(reply).await.1.reusable);
+                }
+                Ok(reply) => break read(reply).await.1.reusable,
+                Err(error) => break error.reusable,
+            }
+        };
+        assert_eq!((calls, reusable), (5, false), "{code}");
+        let said = containers.setup.lines.texts();
+        assert!(said.iter().any(|line| line.contains("raise processes in ol.toml")), "{said:?}");
+        containers.setup.lines.0.lock().unwrap().clear();
+        sandbox.destroy().await;
+    }
+    // What fails for another reason is used again, also where most are in use.
+    let code = "import subprocess\ndef f(event): subprocess.Popen(['sleep', '1000']); raise ValueError(event)";
+    let sandbox = containers.create(spec(&containers.setup, "f.py", code, "processes = 5")).await;
+    for _ in 0..3 {
+        assert!(call(&*sandbox, "1").await.unwrap_err().reusable);
+    }
     shut_down(&containers).await;
 }
 

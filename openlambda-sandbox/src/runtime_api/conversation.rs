@@ -1,9 +1,10 @@
 //! The state of the conversation, and the worker's end of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,8 +63,19 @@ pub(super) struct Shared {
     pub(super) says_farewell: AtomicBool,
     /// There is news in `State::departed`.
     departures: Notify,
+    /// Whether the instance is of no use any more.
+    is_spent: OnceLock<Check>,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
+}
+
+/// What is asked after a call that failed.
+struct Check(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
 }
 
 /// How far the code has come.
@@ -146,10 +158,17 @@ impl RuntimeApi {
             takes_raw: AtomicBool::new(false),
             says_farewell: AtomicBool::new(false),
             departures: Notify::new(),
+            is_spent: OnceLock::new(),
             state: Mutex::default(),
             stage,
         };
         RuntimeApi { shared: Arc::new(shared) }
+    }
+
+    /// After each call that failed, also by a status of 500 or more, `check` is asked whether the instance
+    /// is of no use any more; then it gets no other call. Only the first `check` counts.
+    pub fn ask_after_failures(&self, check: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.shared.is_spent.set(Check(Box::new(check)));
     }
 
     /// Resolves when the code has asked for its first event.
@@ -468,6 +487,14 @@ impl Shared {
         if let Some(output) = &self.config.output {
             output.settle();
         }
+        let failed = failure.is_some()
+            || match &outcome {
+                Some(Ok(head)) => head.status.is_server_error(),
+                Some(Err(_)) => true,
+                None => false,
+            };
+        let is_spent = || self.is_spent.get().is_some_and(|Check(is_spent)| is_spent());
+        let reusable = reusable && !(failed && is_spent());
         let call = {
             let mut state = self.state.lock();
             let Some(call) = state.calls.remove(wire_id) else { return };

@@ -33,6 +33,8 @@ pub(super) struct Container {
     pub(super) oom_kills: u64,
     /// Its manifest's, bytes.
     pub(super) memory: u64,
+    /// Its manifest's.
+    pub(super) processes: u32,
     /// Those of a network of its own.
     pub(super) sockets: Option<Sockets>,
     /// Bounds memory where no cgroup does.
@@ -218,6 +220,21 @@ impl Vessel for Container {
 
     fn output(&self) -> Option<&FunctionOutput> {
         Some(&self.output)
+    }
+
+    fn is_exhausted(&self) -> bool {
+        let counted = self.with_cgroup(Cgroup::tasks).and_then(Result::ok);
+        let tasks = counted.unwrap_or_else(|| self.newborn.tasks());
+        let exhausted = tasks.saturating_sub(INITS) >= self.processes;
+        if exhausted {
+            self.output.note(&format!(
+                "after a call that failed all {} processes and threads that the function may have are in \
+                 use, so it can start no other: the instance is ended, and the next call gets a new one; end \
+                 children with the call that started them, or raise processes in ol.toml",
+                self.processes
+            ));
+        }
+        exhausted
     }
 
     fn explain_failed_start(&self) -> Option<SandboxError> {

@@ -436,6 +436,13 @@ impl Newborn {
         tree
     }
 
+    /// How many threads its processes have, those that have ended and are not waited for as one each.
+    pub(crate) fn tasks(&self) -> u32 {
+        let threads =
+            |pid| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(1, Iterator::count);
+        self.tree().into_iter().map(threads).sum::<usize>() as u32
+    }
+
     /// Whether it has not ended.
     pub(crate) fn lives(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
