@@ -13,7 +13,8 @@
 //! | IPC and host-name namespaces | shared memory, queues, the machine's name |
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
-//! | `/tmp` of bounded size and number of files | memory that no process is charged for |
+//! | `/tmp` and `/dev/shm` of bounded size and number of files | memory that no process is charged for |
+//! | `/dev/pts` of its own | terminals of others, more than eight at once |
 //! | `/proc` read-only, without what is the machine's own business | changing the kernel's settings, being killed after the worker when memory is short, seeing others' keys and locks, how the machine was started |
 //! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
@@ -648,6 +649,7 @@ impl Shared {
         let recipe = Recipe {
             mounts,
             tmp_bytes: spec.manifest.tmp_mb << 20,
+            shm_bytes: spec.manifest.memory_bytes(),
             outside_id,
             inside_id: INSIDE_ID,
             user_namespace: true,

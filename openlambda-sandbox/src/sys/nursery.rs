@@ -98,6 +98,8 @@ pub struct Recipe {
     pub mounts: Vec<(String, String, bool)>,
     /// The size of its `/tmp`, bytes.
     pub tmp_bytes: u64,
+    /// The size of its `/dev/shm`, bytes.
+    pub shm_bytes: u64,
     /// Who it is on the machine: a user and group of this number; 0 leaves it the nursery's own.
     pub outside_id: u32,
     /// Who it is to itself.
@@ -295,6 +297,7 @@ impl Nursery {
                 .collect(),
             mounts: recipe.mounts,
             tmp_bytes: recipe.tmp_bytes,
+            shm_bytes: recipe.shm_bytes,
             outside_id: recipe.outside_id,
             inside_id: recipe.inside_id,
             has_network: belongings.network.is_some(),

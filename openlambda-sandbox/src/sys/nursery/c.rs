@@ -166,6 +166,7 @@ pub(crate) const ENOENT: i32 = 2;
 pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
+pub(crate) const ENODEV: i32 = 19;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const EMSGSIZE: i32 = 90;
 pub(crate) const EAFNOSUPPORT: i32 = 97;

@@ -340,7 +340,8 @@ impl Home {
             stderr,
             errors,
             network,
-            tmp: cstring(&tmp_options(start))?,
+            tmp: cstring(&options_of(start.tmp_bytes, start.outside_id))?,
+            shm: cstring(&options_of(start.shm_bytes, start.outside_id))?,
             folder: cstring(&start.folder)?,
             program: cstring(&start.program)?,
             arguments: cstrings(&start.arguments)?,
@@ -377,8 +378,9 @@ fn own_user_namespace() -> Result<(), Failed> {
 /// /            tmpfs, read-only
 /// /usr         the machine's own, read-only; /bin, /lib … as the machine has them
 /// /etc         copies of what programs need, names for two users
-/// /dev         null, zero, full, random, urandom
-/// /var/task    where the bundle goes      /tmp, /proc    where each start mounts its own
+/// /dev         null, zero, full, random, urandom, tty
+/// /var/task    where the bundle goes
+/// /tmp, /dev/shm, /dev/pts, /proc    where each start mounts its own
 /// ```
 fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
     c::unshare(c::CLONE_NEWNS).map_err(|e| ("unshare mount namespace", e))?;
@@ -488,16 +490,18 @@ fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
 /// The devices that hold nothing of the machine's. `zero` can be mapped as memory that several share;
 /// where nobody could see that, it is `full`, which reads the same and cannot.
 fn devices(root: &str, watched: bool) -> Result<(), Failed> {
-    let zero = if watched { ("full", 7) } else { ("zero", 5) };
-    for (name, (own, minor)) in [
-        ("null", ("null", 3)),
+    let zero = if watched { ("full", 1, 7) } else { ("zero", 1, 5) };
+    for (name, (own, major, minor)) in [
+        ("null", ("null", 1, 3)),
         ("zero", zero),
-        ("full", ("full", 7)),
-        ("random", ("random", 8)),
-        ("urandom", ("urandom", 9)),
+        ("full", ("full", 1, 7)),
+        ("random", ("random", 1, 8)),
+        ("urandom", ("urandom", 1, 9)),
+        // The terminal of whoever opens it, if it has one.
+        ("tty", ("tty", 5, 0)),
     ] {
         let target = cstring(&format!("{root}/dev/{name}"))?;
-        if c::make_device(&target, 1, minor).is_ok() {
+        if c::make_device(&target, major, minor).is_ok() {
             continue;
         }
         // A user namespace may not make devices, but may show those that are there.
@@ -512,11 +516,14 @@ fn devices(root: &str, watched: bool) -> Result<(), Failed> {
         ("stdin", "/proc/self/fd/0"),
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
-        // Shared memory is a file in /tmp, and counts as one.
-        ("shm", "/tmp"),
+        ("ptmx", "pts/ptmx"),
     ] {
         symlink(target, format!("{root}/dev/{name}"))
             .map_err(|e| ("make link", e.raw_os_error().unwrap_or(c::EIO)))?;
+    }
+    for name in ["shm", "pts"] {
+        fs::create_dir(format!("{root}/dev/{name}"))
+            .map_err(|e| ("make folder", e.raw_os_error().unwrap_or(c::EIO)))?;
     }
     Ok(())
 }
@@ -541,6 +548,7 @@ struct Plan<'a> {
     errors: OwnedFd,
     network: Option<OwnedFd>,
     tmp: CString,
+    shm: CString,
     folder: CString,
     program: CString,
     arguments: Vec<CString>,
@@ -549,10 +557,11 @@ struct Plan<'a> {
     home: &'a Home,
 }
 
-/// Bounded in files too, which take memory of the kernel's: one for each page, as large files need.
-fn tmp_options(start: &Start) -> String {
-    let (bytes, files) = (start.tmp_bytes.max(4096), start.tmp_bytes / 4096 + 1024);
-    let owner = match start.outside_id {
+/// Of a file system in memory, bounded in files too, which take memory of the kernel's: one for each page,
+/// as large files need.
+fn options_of(bytes: u64, owner: u32) -> String {
+    let (bytes, files) = (bytes.max(4096), bytes / 4096 + 1024);
+    let owner = match owner {
         0 => String::new(),
         id => format!(",uid={id},gid={id}"),
     };
@@ -684,11 +693,22 @@ fn own_output(plan: &Plan<'_>) -> Result<(), Failed> {
     c::close_on_exec_from(3).map_err(|e| ("mark descriptors", e))
 }
 
-/// Its bundle, its volumes, an empty `/tmp` of bounded size, and `/proc` with its own processes only.
+/// Its bundle, its volumes, an empty `/tmp` and `/dev/shm` of bounded size, a few terminals, and `/proc`
+/// with its own processes only.
 fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
     let quiet = c::MS_NOSUID | c::MS_NODEV;
     c::mount(Some(c"tmp"), c"/tmp", Some(c"tmpfs"), quiet, Some(&plan.tmp))
         .map_err(|e| ("mount /tmp", e))?;
+    c::mount(Some(c"shm"), c"/dev/shm", Some(c"tmpfs"), quiet, Some(&plan.shm))
+        .map_err(|e| ("mount /dev/shm", e))?;
+    // The kernel counts them for the machine, and keeps some for whoever is in no sandbox.
+    let terminals = c"mode=600,ptmxmode=666,max=8";
+    let silent = c::MS_NOSUID | c::MS_NOEXEC;
+    match c::mount(Some(c"devpts"), c"/dev/pts", Some(c"devpts"), silent, Some(terminals)) {
+        // A kernel without terminals.
+        Ok(()) | Err(c::ENODEV) => {}
+        Err(errno) => return Err(("mount /dev/pts", errno)),
+    }
     for (tree, target) in &plan.mounts {
         // A volume may be asked for below it, which has been empty until now.
         if let Some(path) = target.to_str().ok().filter(|path| path.starts_with("/tmp/")) {
