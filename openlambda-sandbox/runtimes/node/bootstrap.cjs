@@ -18,6 +18,17 @@ const { inspect } = require('util');
 
 const API = '/2018-06-01/runtime/';
 const { env } = process;
+const WORKER = env.OPENLAMBDA_RUNTIME_SOCKET;
+if (WORKER === undefined) {
+  // Of cluster.fork(), say, which runs again what runs now.
+  console.error(
+    "this is the function's runtime, which the worker starts; name another program to be run, " +
+      'as in cluster.setupPrimary({ exec: file })',
+  );
+  process.exit(1);
+}
+// Whoever is started by the function is not to speak with the worker.
+delete env.OPENLAMBDA_RUNTIME_SOCKET;
 const ROOT = fs.realpathSync(env.LAMBDA_TASK_ROOT);
 const SLOTS = Number(env.AWS_LAMBDA_MAX_CONCURRENCY || 1);
 const STREAMING = Symbol.for('aws.lambda.runtime.handler.streaming');
@@ -624,8 +635,7 @@ process.on('exit', (code) => {
 });
 
 async function main() {
-  const where = env.OPENLAMBDA_RUNTIME_SOCKET;
-  loading = await Connection.connect(where);
+  loading = await Connection.connect(WORKER);
   connections.push(loading);
   hold();
   let loaded;
@@ -638,7 +648,7 @@ async function main() {
     process.exit(1);
   }
   loading = null;
-  while (connections.length < SLOTS) connections.push(await Connection.connect(where));
+  while (connections.length < SLOTS) connections.push(await Connection.connect(WORKER));
   hold();
   for (const connection of connections) serve(connection, loaded);
 }

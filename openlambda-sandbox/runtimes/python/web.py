@@ -11,9 +11,8 @@ import io
 import posix
 import sys
 from _contextvars import copy_context
-from binascii import unhexlify
 
-import __main__ as bootstrap
+import openlambda_bootstrap as bootstrap
 
 RAW = "OpenLambda-Raw: 1\r\n"
 FAREWELL = "OpenLambda-Farewell: 1\r\n"
@@ -55,7 +54,10 @@ def unquote(text):
     decoded = [first]
     for part in parts:
         try:
-            decoded.append((unhexlify(part[:2]) or b"%") + part[2:])
+            # (Which would pass over white space.)
+            if not part[:2].isalnum():
+                raise ValueError
+            decoded.append(bytes.fromhex(part[:2].decode()) + part[2:])
         except ValueError:
             decoded.append(b"%" + part)
     return b"".join(decoded)
@@ -241,8 +243,8 @@ class WsgiReply:
 
 def serve_asgi(connection, application, style):
     """All slots, each a task of one event loop, until the worker ends the process."""
-    import asyncio
-
+    global asyncio, socket
+    asyncio, socket = bootstrap.own("asyncio", stays=True), bootstrap.own("socket")
     asyncio.run(AsgiServer(application).serve(connection))
 
 
@@ -258,15 +260,13 @@ class AsgiServer:
         self.listening = None
 
     async def serve(self, connection):
-        import asyncio
-
         lifespan = Lifespan(self)
         failure = await lifespan.start()
         if failure is not None:
             bootstrap.flush()
             connection.request("POST", "init/error", failure)
             posix._exit(1)
-        place = bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"]
+        place = bootstrap.WORKER
         connections = [connection]
         connections += [bootstrap.Connection(place) for _ in range(bootstrap.SLOTS - 1)]
         asks = RAW + (FAREWELL if lifespan.known else "")
@@ -279,13 +279,11 @@ class AsgiServer:
 
     async def slot(self, connection, asks):
         """Request after request. Each has a task of its own, and with it context variables."""
-        from asyncio import create_task
-
         while (event := await connection.next_event(asks)) is not None:
             headers, body = event
             exchange = Exchange(self, connection, Request(headers), body)
             self.exchanges[exchange.request.id] = exchange
-            leave = await create_task(exchange.run())
+            leave = await asyncio.create_task(exchange.run())
             del self.exchanges[exchange.request.id]
             if posix.getpid() != self.own_pid:
                 # A child that the application forked: its parent answers, and goes on.
@@ -297,13 +295,11 @@ class AsgiServer:
 
     def listen(self):
         """Sees to it that applications are told when clients leave; for the first that asks."""
-        from asyncio import create_task
-
         if self.listening is None:
-            self.listening = create_task(self.tell_departures())
+            self.listening = asyncio.create_task(self.tell_departures())
 
     async def tell_departures(self):
-        connection = bootstrap.Connection(bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"])
+        connection = bootstrap.Connection(bootstrap.WORKER)
         connection = await AsyncConnection.of(connection)
         while True:
             connection.writer.write(bootstrap.request_head("GET", "invocation/departed", 0))
@@ -319,8 +315,6 @@ class Lifespan:
     """The application's startup and shutdown, where it has them."""
 
     def __init__(self, server):
-        import asyncio
-
         self.server = server
         self.inbox = asyncio.Queue()
         # None when it has started, or why it has not.
@@ -329,10 +323,8 @@ class Lifespan:
         self.task = None
 
     async def start(self):
-        from asyncio import create_task
-
         self.inbox.put_nowait({"type": "lifespan.startup"})
-        self.task = create_task(self.run())
+        self.task = asyncio.create_task(self.run())
         return await self.started
 
     async def end(self):
@@ -348,12 +340,10 @@ class Lifespan:
         except SystemExit as error:
             message = f"The application exited with {error.code!r} when it started"
             failure = bootstrap.describe(error, "Runtime.ExitError", message)
-        except BaseException:
+        except BaseException as error:
             # It knows no lifespan, which is its right; unless it has said so.
             if self.known:
-                import traceback
-
-                traceback.print_exc()
+                bootstrap.print_error(error, bootstrap.OWN_FILES)
         self.tell(failure)
 
     async def send(self, message):
@@ -373,8 +363,6 @@ class Exchange:
     """One request and its reply."""
 
     def __init__(self, server, connection, request, body):
-        import asyncio
-
         self.server = server
         self.connection, self.request, self.body = connection, request, body
         self.path = request.path_of_reply
@@ -401,9 +389,7 @@ class Exchange:
             self.failure = bootstrap.describe(error)
             if self.complete:
                 # The client has its reply, so only the log can be told.
-                import traceback
-
-                traceback.print_exc()
+                bootstrap.print_error(error, bootstrap.OWN_FILES)
         return leave
 
     def scope(self):
@@ -501,9 +487,6 @@ class AsyncConnection:
 
     @classmethod
     async def of(cls, connection):
-        import asyncio
-        import socket
-
         opened = socket.socket(fileno=connection.socket.detach())
         opened.setblocking(False)
         # A head of the worker's has up to 90 headers of the client's in one line.
@@ -536,11 +519,9 @@ class AsyncConnection:
         await self.writer.drain()
 
     async def reply(self):
-        from asyncio import IncompleteReadError
-
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             status, headers = bootstrap.parse_head(head[:-4])
             return status, headers, await self.reader.readexactly(int(headers["content-length"]))
-        except IncompleteReadError:
+        except asyncio.IncompleteReadError:
             raise ConnectionError("the worker closed the connection") from None
