@@ -139,6 +139,13 @@ class Connection:
         for part in chunk(data):
             self.socket.sendall(part)
 
+    def left(self):
+        """Whether the client that such a body is for has left: then the worker has answered already."""
+        try:
+            return bool(self.socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
     def end(self, trailers=""):
         """Ends such a body, and returns what `request` does."""
         self.socket.sendall(stream_end(trailers))
@@ -192,7 +199,7 @@ def parse_head(head):
 
 
 def stream_head(path, headers):
-    mode = "Transfer-Encoding: chunked\r\nLambda-Runtime-Function-Response-Mode: streaming\r\n"
+    mode = "Transfer-Encoding: chunked\r\nLambda-Runtime-Function-Response-Mode: streaming\r\nOpenLambda-Early: 1\r\n"
     return f"POST {API}{path} HTTP/1.1\r\nHost: worker\r\n{mode}{headers}\r\n".encode()
 
 
@@ -585,6 +592,9 @@ def serve(connection, handler, style):
                 connection.begin(request + "/response", f"Content-Type: {kind}\r\n")
                 connection.send(first)
                 for piece in result:
+                    if connection.left():
+                        result.close()
+                        break
                     connection.send(as_bytes(piece))
                 reply = b""
             else:

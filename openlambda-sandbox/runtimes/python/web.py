@@ -101,6 +101,8 @@ def serve_wsgi(connection, application, style):
             environ = environ_of(request, body)
             copy_context().run(call_wsgi, application, environ, reply)
             del environ
+        except ClientLeft:
+            pass
         except SystemExit as error:
             leave = error
             message = f"The application exited with {error.code!r}"
@@ -161,13 +163,26 @@ def call_wsgi(application, environ, reply):
         reply.only_piece = hasattr(result, "__len__") and len(result) == 1
         for piece in result:
             reply.write(piece)
-            if reply.without_body:
+            if reply.without_body or reply.left:
                 break
         if reply.head is None:
             raise RuntimeError("the application returned without calling start_response")
     finally:
         if hasattr(result, "close"):
             result.close()
+
+
+class ClientLeft(ConnectionError):
+    """Nobody is there to get what the application sends."""
+
+
+def comes_of_leaving(error):
+    """Whether frameworks have made this error of a ClientLeft."""
+    for _ in range(16):
+        if error is None or isinstance(error, ClientLeft):
+            break
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class WsgiReply:
@@ -181,6 +196,8 @@ class WsgiReply:
         self.only_piece = False
         self.length = None
         self.whole = None
+        # The client has, in the middle of the reply.
+        self.left = False
 
     def start_response(self, status, headers, exc_info=None):
         if exc_info:
@@ -202,7 +219,7 @@ class WsgiReply:
             if name.lower() == "content-length" and value.isdecimal():
                 self.length = int(value)
         self.head = head_of(int(code), checked_headers)
-        return self.write
+        return self.push
 
     def write(self, data):
         if self.head is None:
@@ -219,7 +236,15 @@ class WsgiReply:
         elif not self.begun:
             self.begin()
             self.connection.send(self.whole)
-        self.connection.send(data)
+        self.left = self.left or self.connection.left()
+        if not self.left:
+            self.connection.send(data)
+
+    def push(self, data):
+        """What applications get that do not return pieces: only an error can tell them to stop."""
+        self.write(data)
+        if self.left:
+            raise ClientLeft("the client has left")
 
     def begin(self):
         self.begun = True
@@ -249,7 +274,7 @@ def serve_asgi(connection, application, style):
 
 
 class AsgiServer:
-    VERSIONS = {"version": "3.0", "spec_version": "2.3"}
+    VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
     def __init__(self, application):
         self.application = application
@@ -308,6 +333,7 @@ class AsgiServer:
                 return
             exchange = self.exchanges.get(bootstrap.loads(body.decode())["id"])
             if exchange is not None:
+                exchange.left = True
                 exchange.departed.set()
 
 
@@ -370,7 +396,9 @@ class Exchange:
         self.begun = False
         # The reply has been sent as a whole.
         self.complete = False
-        # So it has, or its client has left.
+        # The client has left before that.
+        self.left = False
+        # Either of the two.
         self.departed = asyncio.Event()
         self.without_body = request.method == "HEAD"
 
@@ -379,13 +407,15 @@ class Exchange:
         leave = None
         try:
             await self.server.application(self.scope(), self.receive, self.send)
-            if not self.complete:
+            if not self.complete and not self.left:
                 raise RuntimeError("the application returned before its reply was complete")
         except SystemExit as error:
             leave = error
             message = f"The application exited with {error.code!r}"
             self.failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException as error:
+            if self.left and comes_of_leaving(error):
+                return None
             self.failure = bootstrap.describe(error)
             if self.complete:
                 # The client has its reply, so only the log can be told.
@@ -436,6 +466,8 @@ class Exchange:
             return
         if self.without_body:
             data, more = b"", False
+        if self.left:
+            raise ClientLeft("the client has left")
         if not self.begun:
             bootstrap.flush()
             if len(data) <= MOST_AT_ONCE and (not more or len(data) == self.length):
@@ -443,6 +475,7 @@ class Exchange:
                 self.connection.post(self.path + "/response", data, self.head)
                 return
             self.begun = True
+            self.server.listen()
             self.connection.begin(self.path + "/response", self.head)
         self.connection.send(data)
         if not more:
@@ -473,7 +506,7 @@ class Exchange:
         self.finish()
         exiting = bootstrap.EXITING if leave else ""
         if self.begun:
-            self.connection.end(bootstrap.trailers(self.failure, exiting))
+            self.connection.end(bootstrap.trailers(self.failure, exiting) if self.failure else "")
         else:
             self.connection.post(self.path + "/error", self.failure, exiting)
 

@@ -120,6 +120,8 @@ enum CallStage {
     Queued(Event),
     Delivered,
     Answering,
+    /// It has been answered already that the client has left; what is left of the reply is on its way.
+    Left,
 }
 
 /// What `next` answers.
@@ -297,7 +299,7 @@ impl RuntimeApi {
             self.shared.config.running.remove(&call.id);
             let started = match call.stage {
                 CallStage::Queued(_) => Started::No,
-                CallStage::Delivered | CallStage::Answering => Started::Yes,
+                CallStage::Delivered | CallStage::Answering | CallStage::Left => Started::Yes,
             };
             let run = match call.stage {
                 CallStage::Queued(_) => Duration::ZERO,
@@ -387,7 +389,9 @@ impl Shared {
                     return Err(Refusal::InvalidState("the initialisation has failed"));
                 }
             }
-            let delivered = state.calls.len() - state.queued.len();
+            let runs =
+                |call: &&Call| matches!(call.stage, CallStage::Delivered | CallStage::Answering);
+            let delivered = state.calls.values().filter(runs).count();
             if delivered >= self.config.slots as usize {
                 return Err(Refusal::InvalidState("answer the last invocation first"));
             }
@@ -413,9 +417,15 @@ impl Shared {
         Ok(event)
     }
 
-    /// The call's client has left in the middle of the reply.
-    pub(super) fn depart(&self, wire_id: &str) {
-        self.state.lock().departed.push_back(wire_id.to_owned());
+    /// The call's client has left in the middle of the reply. With `answered`, the code is told by an answer
+    /// at once, and may ask for the next event before we have read the rest.
+    pub(super) fn depart(&self, wire_id: &str, answered: bool) {
+        let mut state = self.state.lock();
+        state.departed.push_back(wire_id.to_owned());
+        if let Some(call) = state.calls.get_mut(wire_id).filter(|_| answered) {
+            call.stage = CallStage::Left;
+        }
+        drop(state);
         self.departures.notify_one();
     }
 
@@ -454,7 +464,7 @@ impl Shared {
         let again = state.over.iter().any(|over| over == wire_id);
         match state.calls.get_mut(wire_id).map(|call| &mut call.stage) {
             Some(stage @ CallStage::Delivered) => *stage = CallStage::Answering,
-            Some(CallStage::Answering) => return Err(AGAIN),
+            Some(CallStage::Answering | CallStage::Left) => return Err(AGAIN),
             None if again => return Err(AGAIN),
             Some(CallStage::Queued(_)) | None => return Err(Refusal::InvalidRequestId),
         }
