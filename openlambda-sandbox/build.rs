@@ -1,5 +1,5 @@
 //! Compiles the programs that the crate carries inside of itself: the nursery, in which `sock`
-//! sandboxes are born; `ol-init`, the first program of a `docker` one; and for the laboratory the function
+//! sandboxes are born, and their init; `ol-init`, the first program of a `docker` one; and for the laboratory the function
 //! that does nothing, with which starts are measured, and the least that a start can be, beside which they
 //! are.
 //!
@@ -18,6 +18,8 @@ fn main() {
     println!("cargo:rerun-if-changed=src/sys/init");
     println!("cargo:rerun-if-changed=src/noop");
     if env::var_os("CARGO_FEATURE_SOCK").is_some() {
+        // The nursery has it inside of itself.
+        compile_bare("ol-init-of-sock", "src/sys/nursery/init.rs");
         compile("nursery", "src/sys/nursery/main.rs");
     }
     if env::var_os("CARGO_FEATURE_DOCKER").is_some() {
@@ -31,28 +33,42 @@ fn main() {
 
 /// Compiles `source` into a program of this name in the folder of built things.
 fn compile(name: &str, source: &str) {
-    let var = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
-    let out = Path::new(&var("OUT_DIR")).join(name);
-    let compile = |link: &[&str]| {
-        let mut rustc = Command::new(var("RUSTC"));
-        rustc
-            .args(["--edition", "2024", "--crate-name", &name.replace('-', "_")])
-            .args(["--target", &var("TARGET")])
-            .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "lto=fat"])
-            .args(["-C", "codegen-units=1", "-C", "strip=symbols"])
-            .args(link)
-            .arg("-o")
-            .arg(&out)
-            .arg(source);
-        if let Ok(linker) = env::var("RUSTC_LINKER") {
-            rustc.arg("-C").arg(format!("linker={linker}"));
-        }
-        rustc.status().is_ok_and(|status| status.success())
-    };
     // Some systems keep the static C library in a package of its own. The nursery is started before
     // anything is hidden from it, and roots made of this machine's files have the libraries too, so
     // dynamic ones work in the usual cases.
-    if !compile(&["-C", "target-feature=+crt-static"]) && !compile(&[]) {
+    if !rustc(name, source, &["-C", "target-feature=+crt-static"]) && !rustc(name, source, &[]) {
         panic!("cannot compile {source}; the compiler's message is above");
     }
+}
+
+/// The same for a program that uses neither std nor the C library.
+fn compile_bare(name: &str, source: &str) {
+    let link = "link-args=-nostartfiles -nostdlib -static -no-pie -Wl,--build-id=none";
+    let mut arguments = vec!["-C", link, "-C", "relocation-model=static"];
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
+        // Else the compiler brings a beginning of its own for programs.
+        arguments.extend(["-C", "link-self-contained=no"]);
+    }
+    if !rustc(name, source, &arguments) {
+        panic!("cannot compile {source}; the compiler's message is above");
+    }
+}
+
+/// Calls the compiler. Whether it has compiled the program.
+fn rustc(name: &str, source: &str, arguments: &[&str]) -> bool {
+    let var = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
+    let mut rustc = Command::new(var("RUSTC"));
+    rustc
+        .args(["--edition", "2024", "--crate-name", &name.replace('-', "_")])
+        .args(["--target", &var("TARGET")])
+        .args(["-C", "opt-level=3", "-C", "panic=abort", "-C", "lto=fat"])
+        .args(["-C", "codegen-units=1", "-C", "strip=symbols"])
+        .args(arguments)
+        .arg("-o")
+        .arg(Path::new(&var("OUT_DIR")).join(name))
+        .arg(source);
+    if let Ok(linker) = env::var("RUSTC_LINKER") {
+        rustc.arg("-C").arg(format!("linker={linker}"));
+    }
+    rustc.status().is_ok_and(|status| status.success())
 }

@@ -18,7 +18,7 @@
 //! # A start
 //!
 //! ```text
-//! create ─▶ folder with sockets ─▶ engine: create, start ─▶ ol-init ⇄ worker ─▶ exec ─▶ first `next` ─▶ ready
+//! create ─▶ folder with sockets ─▶ engine: create, start ─▶ ol-init ⇄ worker ─▶ program ─▶ first `next` ─▶ ready
 //!                                                             │ descriptors: output in, listener out
 //!           cleaned ◀── engine: kill, remove ◀── exit (told by events), destroy, Drop
 //! ```
@@ -30,6 +30,9 @@
 //! engine's socket. Descriptors cannot pass into a runtime with its own kernel (gVisor): there the output
 //! comes from the engine's stream, the worker opens the listener in the container's network from
 //! outside, which takes root, and `ol-init` waits for it.
+//!
+//! `ol-init` stays as process 1: it waits for orphans and passes signals on to the function's program. It
+//! does not count among the manifest's `processes`.
 //!
 //! # When the engine goes away
 //!
@@ -503,7 +506,8 @@ impl Shared {
             memory_swap: when(has.memory_limit, memory),
             cpu_period: when(has.cpu_limit, CPU_PERIOD),
             cpu_quota: when(has.cpu_limit, ((manifest.cpus * CPU_PERIOD as f64) as i64).max(1000)),
-            pids_limit: when(has.process_limit, manifest.processes.into()),
+            // And `ol-init`, which is not the function's.
+            pids_limit: when(has.process_limit, i64::from(manifest.processes) + 1),
             ulimits: Some(vec![core]),
             mounts: Some(mounts),
             tmpfs: Some(HashMap::from([("/tmp".to_owned(), tmp)])),

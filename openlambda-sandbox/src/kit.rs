@@ -188,6 +188,12 @@ pub trait Vessel: fmt::Debug + Send + Sync + 'static {
         Err(unsupported("the memory use of this kind's sandboxes is not known; use another kind"))
     }
 
+    /// Whether it is of no use any more, because its code can start no process: asked after a call that
+    /// failed. It gets no other call then. By default it is not.
+    fn is_exhausted(&self) -> bool {
+        false
+    }
+
     /// A sentence on why it failed to start, where the kind knows more than the exit status.
     fn explain_failed_start(&self) -> Option<SandboxError> {
         None
@@ -300,6 +306,10 @@ impl<V: Vessel> Instances<V> {
             live.instances.insert(id, Arc::clone(&instance));
             instance
         };
+        let weak = Arc::downgrade(&instance);
+        instance.api.ask_after_failures(move || {
+            weak.upgrade().is_some_and(|instance| instance.vessel.is_exhausted())
+        });
         tokio::spawn(monitor(Arc::clone(&self.shared), Arc::clone(&instance), serving));
         Handle { instance }
     }

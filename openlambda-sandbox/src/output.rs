@@ -131,6 +131,14 @@ impl FunctionOutput {
         }
     }
 
+    /// Adds a line of ours to the log, among those of standard error.
+    pub fn note(&self, text: &str) {
+        let pipe = &self.pipes[1];
+        let id = pipe.running.only();
+        let id = id.as_ref().map(RequestId::as_str);
+        pipe.log.line(LogLine::new(&pipe.function, id, pipe.stream, text));
+    }
+
     /// Which pipes hold something: mostly none does, and one question is enough for both.
     fn readable(&self) -> [bool; 2] {
         let mut asked = [0, 1].map(|n| PollFd::new(self.pipes[n].fd.get_ref(), PollFlags::IN));

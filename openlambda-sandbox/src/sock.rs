@@ -9,11 +9,12 @@
 //! | step (`sys/nursery/main.rs`) | what it takes away |
 //! |---|---|
 //! | mount namespace, root of its own | every file of the machine but `/usr`, read-only, its bundle, its volumes |
-//! | process namespace | seeing and signalling others; everything in it dies with its first process |
+//! | process namespace | seeing and signalling others; everything in it dies with its first process, an init, which it cannot look into |
 //! | IPC and host-name namespaces | shared memory, queues, the machine's name |
 //! | network namespace, from the pool | every network but a loopback of its own; with `network = "bridge"` (`sock/bridge.rs`), the machine and what is on it |
 //! | cgroup, from the pool | more memory, swap, processes and processor time than its manifest says |
-//! | `/tmp` of bounded size and number of files | memory that no process is charged for |
+//! | `/tmp` and `/dev/shm` of bounded size and number of files | memory that no process is charged for |
+//! | `/dev/pts` of its own | terminals of others, more than eight at once |
 //! | `/proc` read-only, without what is the machine's own business | changing the kernel's settings, being killed after the worker when memory is short, seeing others' keys and locks, how the machine was started |
 //! | limits of single processes | core files, more than 1024 open files, a higher priority than others |
 //! | signals, umask, session keyring, descriptors of its own | what the worker was started with |
@@ -24,7 +25,7 @@
 //! # A start
 //!
 //! ```text
-//! create ─▶ cell from the pool ─▶ Recipe ──▶ nursery: one clone, the steps, exec ─▶ first `next` ─▶ ready
+//! create ─▶ cell from the pool ─▶ Recipe ─▶ nursery: two clones, the steps, exec ─▶ first `next` ─▶ ready
 //!                 ▲                                                │ a step that fails says which
 //!                 └── cleaned ◀── the process namespace is empty ◀─┴─ exit, destroy, Drop
 //! ```
@@ -68,10 +69,17 @@
 //! has its Runtime API at a port that others on the machine's network can reach too. Disk bandwidth is
 //! not bounded.
 //!
-//! A sandbox's first process is the function's program, not an init: orphaned descendants become its
-//! children, and count as processes, dead or alive, until it waits for them or the instance ends. An init
-//! in front of it was tried, and cost 4 to 20 % of a start. A program that leaves many orphans can bring
-//! an init as its `bootstrap`.
+//! # Processes
+//!
+//! A sandbox's first process is an init (`sys/nursery/init.rs`); the function's program is the second one.
+//! So orphans are waited for, and do not stay until no process can be started; signals act on the program
+//! as on any other, also those that it sends to itself; signals to process 1 are passed on to it; and how it
+//! ends, the worker is told, be it a status or a signal. The init does not count among the manifest's
+//! `processes`, though in the cgroup's memory it does, with some 50 KiB of the kernel's. What about it could
+//! be a way in, and why it is none, its own documentation says.
+//!
+//! Processes that a function leaves running do count. Where a call has failed and all that the manifest
+//! allows are in use, the function can start no other: the instance gets no more calls, and the log says why.
 
 mod bridge;
 mod cell;
@@ -103,6 +111,7 @@ use openlambda_core::sandbox::{
 };
 use openlambda_core::time::Clock;
 use parking_lot::Mutex;
+use rustix::fs::{Gid, Uid};
 use rustix::process::{Resource, Rlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::OnceCell;
@@ -110,7 +119,7 @@ use tokio::sync::OnceCell;
 use self::bridge::Bridge;
 use self::cell::{Cells, Network as CellNetwork};
 use self::cgroup::{Cgroups, Limits};
-use self::container::{Cell, Container};
+use self::container::{Cell, Container, INITS};
 use self::watchdog::Watchdog;
 use crate::errors::{resources, shutting_down, unsupported};
 use crate::kit::{self, Handle, Instances};
@@ -545,7 +554,7 @@ impl Shared {
 
         let limits = Limits {
             memory: spec.manifest.memory_bytes(),
-            processes: spec.manifest.processes,
+            processes: spec.manifest.processes + INITS,
             cpus: spec.manifest.cpus,
         };
         let cgroup = match &self.cgroups {
@@ -640,6 +649,7 @@ impl Shared {
         let recipe = Recipe {
             mounts,
             tmp_bytes: spec.manifest.tmp_mb << 20,
+            shm_bytes: spec.manifest.memory_bytes(),
             outside_id,
             inside_id: INSIDE_ID,
             user_namespace: true,
@@ -666,7 +676,18 @@ impl Shared {
         };
 
         let pipe = || io::pipe().map_err(|error| resources("no pipe can be made", error));
-        let ((out, stdout), (err, stderr), (failed, errors)) = (pipe()?, pipe()?, pipe()?);
+        let ((out, stdout), (err, stderr), (told, errors)) = (pipe()?, pipe()?, pipe()?);
+        // It is read when somebody has written, or never will.
+        let set = rustix::io::ioctl_fionbio(&told, true);
+        set.map_err(|error| resources("no pipe can be made", error))?;
+        if outside_id != 0 {
+            // So that it can open them by name, as /dev/stdout: a pipe belongs to whoever makes it.
+            let (user, group) = (Uid::from_raw(outside_id), Gid::from_raw(outside_id));
+            for end in [&stdout, &stderr] {
+                let given = rustix::fs::fchown(end, Some(user), Some(group));
+                given.map_err(|error| resources("its output cannot be given to it", error))?;
+            }
+        }
         let belongings = Belongings {
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
@@ -700,9 +721,10 @@ impl Shared {
             program,
             newborn,
             output,
-            failed: Mutex::new(Some(failed)),
+            told,
             oom_kills,
             memory: limits.memory,
+            processes: spec.manifest.processes,
             sockets,
             watchdog,
             paused: AtomicBool::new(false),

@@ -102,7 +102,7 @@ def f(event):
     print("to the log")
     with open("/dev/stdout", "w") as out: out.write("by its name\n")
     return {
-        "ids": [os.getuid(), os.getgid()], "pid": os.getpid(), "cwd": os.getcwd(),
+        "ids": [os.getuid(), os.getgid()], "parent": os.getppid(), "cwd": os.getcwd(),
         "capabilities": [status[name].strip() for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")],
         "no_new_privs": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
         "task": refused("/var/task/f.py"), "new": refused("/var/task/new"), "etc": refused("/etc/x"),
@@ -118,11 +118,11 @@ def f(event):
     let mut told = ask(&*sandbox, json!(1)).await;
     let environment = told.as_object_mut().unwrap().remove("environment").unwrap();
     let expected = json!({
-        "ids": [1000, 1000], "pid": 1, "cwd": "/var/task", "capabilities": vec!["0000000000000000"; 4],
+        "ids": [1000, 1000], "parent": 1, "cwd": "/var/task", "capabilities": vec!["0000000000000000"; 4],
         "no_new_privs": "1", "seccomp": "2", "task": "Read-only file system",
         "new": "Read-only file system", "etc": "Read-only file system",
         "runtime": "Read-only file system", "sockets": ["api.sock"], "tmp": 32 << 20, "runs": 5,
-        "links": ["lo"], "outside": "Network is unreachable", "processes": 1,
+        "links": ["lo"], "outside": "Network is unreachable", "processes": 2,
     });
     assert_eq!(told, expected);
     for (name, value) in [
@@ -140,6 +140,38 @@ def f(event):
     };
     assert_eq!(*docker.setup.lines.0.lock().unwrap(), [line("to the log"), line("by its name")]);
     sandbox.destroy().await;
+    docker.end().await;
+}
+
+/// `ol-init` stays: as in the other kinds, orphans do not, and signals act.
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_do_not_stay_and_signals_act() {
+    let docker = docker().await;
+    const CODE: &str = r#"
+import os, signal
+seen = []
+signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+def f(event):
+    if event == "end": os.kill(os.getpid(), 9)
+    if event == "pass on":
+        os.kill(1, signal.SIGUSR1)
+        signal.sigtimedwait([], 0.5)
+        return seen
+    for n in range(10):
+        child = os.fork()
+        if child == 0:
+            if os.fork() == 0: os._exit(0)
+            os._exit(0)
+        os.waitpid(child, 0)
+    return event
+"#;
+    let sandbox = docker.create(&[("f.py", CODE), ("ol.toml", "processes = 8")]).await;
+    for n in 0..20 {
+        assert_eq!(ask(&*sandbox, json!(n)).await, n);
+    }
+    assert_eq!(ask(&*sandbox, json!("pass on")).await, json!([10]));
+    call(&*sandbox, "\"end\"").await.unwrap_err();
+    assert_eq!(sandbox.exited().await, Exit::Signal(9));
     docker.end().await;
 }
 

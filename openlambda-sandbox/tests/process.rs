@@ -327,7 +327,6 @@ path = "/data"
         "LAMBDA_TASK_ROOT",
         "LANG",
         "OPENLAMBDA_MARK",
-        "OPENLAMBDA_RUNTIME_SOCKET",
         "OPENLAMBDA_STYLE",
         "OPENLAMBDA_VOLUME_MY_DATA_1",
         "PATH",

@@ -55,8 +55,6 @@ async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written
         "/sys/kernel",
         "/dev/mem",
         "/dev/kmsg",
-        "/dev/ptmx",
-        "/dev/tty",
         "/dev/vda",
         "/dev/kvm",
         "/run/docker.sock",
@@ -65,8 +63,7 @@ async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written
         &state,
         &own_code,
         "/proc/self/root/etc/shadow",
-        "/proc/1/root/root",
-        "/proc/1/cwd/../../../root",
+        "/proc/self/cwd/../../../root",
         "/var/task/absolute",
         "/var/task/relative",
         "/tmp/secret",
@@ -75,6 +72,15 @@ async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written
     let attempts = machines.map(|path| format!("os.stat({path:?})"));
     let attempts: Vec<_> = attempts.iter().map(|code| (&**code, "ENOENT", not_there)).collect();
     all_fail(&*sandbox, &attempts).await;
+    let init = "nobody may look into the init";
+    all_fail(
+        &*sandbox,
+        &[
+            ("os.stat('/proc/1/root/root')", "EACCES", init),
+            ("os.stat('/proc/1/cwd/../../../root')", "EACCES", init),
+        ],
+    )
+    .await;
 
     let read_only = "the mount is read-only, and mounts belong to a user namespace around its own";
     all_fail(
@@ -108,7 +114,7 @@ async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written
                 "EROFS ETXTBSY",
                 "the program is a file of the read-only /usr",
             ),
-            ("write('/proc/1/exe')", "EROFS ETXTBSY", "as above"),
+            ("write('/proc/1/exe')", "EACCES", "nobody may look into the init"),
             (
                 "os.mknod('/tmp/null', stat.S_IFCHR | 0o666, os.makedev(1, 3))",
                 "EPERM",
@@ -121,11 +127,17 @@ async fn files_of_the_machine_are_not_there_and_those_that_are_cannot_be_written
             ),
             ("os.chown('/tmp', 0, 0)", "EINVAL", "no other user has a name in its user namespace"),
             ("write('/proc/self/cgroup', '/')", "EROFS EACCES", "that file is for reading"),
+            ("os.open('/dev/tty', os.O_RDWR)", "ENXIO", "it has no terminal"),
+            (
+                "os.mkdir('/dev/pts/x')",
+                "EACCES EPERM",
+                "the folder is for terminals, by way of ptmx",
+            ),
         ],
     )
     .await;
     assert_eq!(result(&*sandbox, "result = os.listdir('/tmp')").await, json!(["link"]));
-    // Nothing but devices, its own processes' files and /tmp can be written at all.
+    // Nothing but devices, its own processes' files, /dev/shm and /tmp can be written at all.
     let writable = "
 result = []
 for top in ['/dev', '/etc', '/lib', '/mnt', '/run', '/sys', '/var']:
@@ -135,8 +147,20 @@ for top in ['/dev', '/etc', '/lib', '/mnt', '/run', '/sys', '/var']:
             if os.access(path, os.W_OK) and not os.path.islink(path): result.append(path)
 ";
     let mut found = result(&*sandbox, writable).await;
-    found.as_array_mut().unwrap().sort_by_key(Value::to_string);
-    let devices = ["/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"];
+    let paths = found.as_array_mut().unwrap();
+    paths.sort_by_key(Value::to_string);
+    // Without root this folder is its user's, and takes no file all the same.
+    paths.retain(|path| is_root() || path != "/dev/pts/");
+    let devices = [
+        "/dev/full",
+        "/dev/null",
+        "/dev/pts/ptmx",
+        "/dev/random",
+        "/dev/shm/",
+        "/dev/tty",
+        "/dev/urandom",
+        "/dev/zero",
+    ];
     assert_eq!(found, json!(devices));
     // Programs with the setuid bit, and devices, are nothing special on any mount that could hold one.
     let mounts = result(&*sandbox, "result = read('/proc/self/mountinfo')").await;
@@ -390,23 +414,26 @@ async fn processes_of_others_are_neither_seen_nor_signalled() {
     let containers = containers();
     let (sandbox, other) = tokio::join!(trying(&containers), trying(&containers));
     let seen = "result = sorted(int(name) for name in os.listdir('/proc') if name.isdigit())";
-    assert_eq!(result(&*sandbox, seen).await, json!([1]));
+    // Its init, which is the sandbox's own, and itself.
+    assert_eq!(result(&*sandbox, seen).await, json!([1, 2]));
     let own = std::process::id();
     let kill = format!("os.kill({own}, 0)");
     all_fail(
         &*sandbox,
         &[
             (&kill, "ESRCH", "processes outside of its process namespace have no number in it"),
-            ("os.kill(2, 9)", "ESRCH", "as above"),
+            ("os.kill(3, 9)", "ESRCH", "as above"),
             ("os.kill(-1, 9)", "ESRCH", "as above; and there is no other inside"),
-            ("call(434, 2, 0)", "ESRCH", "pidfd_open, as above"),
+            ("call(434, 3, 0)", "ESRCH", "pidfd_open, as above"),
         ],
     )
     .await;
-    // A child cannot kill the first process, which the sandbox stands and falls with.
-    let kill = "subprocess.run(['/bin/sh', '-c', 'kill -9 1; kill -STOP 1; kill -TERM 1'])";
-    result(&*sandbox, kill).await;
-    assert_eq!(result(&*other, seen).await, json!([1]));
+    // It cannot kill or stop the first process, which the sandbox stands and falls with.
+    let kill = "
+os.kill(1, 9); os.kill(1, signal.SIGSTOP)
+result = read('/proc/1/stat').split(') ')[1][0]";
+    assert_eq!(result(&*sandbox, kill).await, "S");
+    assert_eq!(result(&*other, seen).await, json!([1, 2]));
 
     // Every namespace is its own.
     let namespaces = "result = {kind: os.stat('/proc/self/ns/' + kind).st_ino for kind in os.listdir('/proc/self/ns')}";
@@ -591,7 +618,9 @@ exec /usr/bin/python3 -S -c 'import os; print(*[(fd, os.readlink(f"/proc/self/fd
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bootstrap_that_names_the_nursery_as_its_interpreter_gets_nothing_of_it() {
     let containers = containers();
-    for script in ["#!/proc/self/exe\n", "#!/proc/self/fd/3\n", "#!/proc/1/fd/4\n"] {
+    for script in
+        ["#!/proc/self/exe\n", "#!/proc/self/fd/3\n", "#!/proc/1/fd/4\n", "#!/proc/1/exe\n"]
+    {
         let error =
             containers.try_create(containers.spec(&[("bootstrap", script)])).await.unwrap_err();
         assert_eq!(error.kind, SandboxErrorKind::Init, "{script} {error:?}");
@@ -715,7 +744,7 @@ async fn with_the_machines_network_the_rest_holds() {
     )
     .await;
     let seen = "result = sorted(int(name) for name in os.listdir('/proc') if name.isdigit())";
-    assert_eq!(result(&*sandbox, seen).await, json!([1]));
+    assert_eq!(result(&*sandbox, seen).await, json!([1, 2]));
     // By name: it has what it needs to ask for one.
     assert_eq!(result(&*sandbox, "result = socket.gethostbyname('localhost')").await, "127.0.0.1");
     containers.factory.shutdown().await;

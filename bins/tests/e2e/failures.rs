@@ -54,7 +54,7 @@ async fn authors_are_told(kind: &str) {
         ),
         ("python", &python, "exits", &["Runtime.ExitError: The handler exited with 3"]),
         ("python", &python, "leaves", &["sandbox_crashed: the instance exited with status 7"]),
-        ("python", &python, "is killed", &["sandbox_crashed: the instance "]),
+        ("python", &python, "is killed", &["sandbox_crashed: the instance was ended by signal 6"]),
         ("python", &python, "is late", &["timeout: ", "raise timeout_seconds"]),
         ("python", &python, "is no JSON", &["Runtime.MarshalError: Unable to marshal response"]),
         ("python", &python, "wants memory", &memory),

@@ -18,6 +18,17 @@ const { inspect } = require('util');
 
 const API = '/2018-06-01/runtime/';
 const { env } = process;
+const WORKER = env.OPENLAMBDA_RUNTIME_SOCKET;
+if (WORKER === undefined) {
+  // Of cluster.fork(), say, which runs again what runs now.
+  console.error(
+    "this is the function's runtime, which the worker starts; name another program to be run, " +
+      'as in cluster.setupPrimary({ exec: file })',
+  );
+  process.exit(1);
+}
+// Whoever is started by the function is not to speak with the worker.
+delete env.OPENLAMBDA_RUNTIME_SOCKET;
 const ROOT = fs.realpathSync(env.LAMBDA_TASK_ROOT);
 const SLOTS = Number(env.AWS_LAMBDA_MAX_CONCURRENCY || 1);
 const STREAMING = Symbol.for('aws.lambda.runtime.handler.streaming');
@@ -26,6 +37,9 @@ const HTTP_INTEGRATION = 'application/vnd.awslambda.http-integration-response';
 const EXITING = 'OpenLambda-Exiting: 1\r\n';
 // With a reply that the next event is to answer: both of us are woken once for a call, not twice.
 const NEXT = 'OpenLambda-Next: 1\r\n';
+
+/** Codes of errors that come of a response stream whose client has left. */
+const LEFT = ['ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ABORT_ERR'];
 
 /** The slots' connections. */
 const connections = [];
@@ -230,11 +244,15 @@ class Invocation {
   async awaitStream(result) {
     const { stream } = this;
     this.whenEmpty = () =>
-      this.fail(new Error('the response stream was never ended; call responseStream.end()'));
+      stream.left
+        ? this.close()
+        : this.fail(new Error('the response stream was never ended; call responseStream.end()'));
     try {
-      await result;
+      // Whoever waits for a stream that is closed may wait for ever, so not for long then.
+      await Promise.race([result, stream.gone.then(() => (stream.left ? patience() : result))]);
       await stream.gone;
-      if (stream.ended) this.finish();
+      if (stream.left) this.close();
+      else if (stream.ended) this.finish();
       else this.whenEmpty();
     } catch (error) {
       this.fail(error);
@@ -257,6 +275,12 @@ class Invocation {
 
   fail(error, kind, message, headers = '') {
     if (this.answered) return;
+    if (this.stream?.left) {
+      // What comes of a stream that was closed is no news.
+      if (!LEFT.includes(error?.code)) console.error('error after the client has left:', error);
+      this.close();
+      return;
+    }
     const told = describe(error, kind, message);
     if (this.stream?.begun) {
       if (!this.stream.ended) {
@@ -282,6 +306,13 @@ class Invocation {
     this.asked = what === 'response';
     if (this.asked) headers = NEXT;
     this.connection.request('POST', `invocation/${this.id}/${what}`, body, headers).then(this.end);
+  }
+
+  /** The client has left, and with it whoever could be told an error. */
+  close() {
+    if (this.answered) return;
+    this.connection.socket.write('0\r\n\r\n');
+    this.finish();
   }
 
   /** The stream has told its end, and the worker's answer to it is there or on its way. */
@@ -325,6 +356,11 @@ class Invocation {
   }
 }
 
+/** How long a handler has after its stream was closed. */
+function patience() {
+  return new Promise((resolve) => setTimeout(resolve, 1000).unref());
+}
+
 function clientContext(header) {
   if (header === undefined) return undefined;
   try {
@@ -341,6 +377,8 @@ class ResponseStream extends Writable {
     this.invocation = invocation;
     this.begun = false;
     this.ended = false;
+    /** The client has, in the middle of the reply. */
+    this.left = false;
     this.contentType = 'application/octet-stream';
     this.prelude = null;
     this.gone = new Promise((resolve) => this.once('close', resolve));
@@ -362,9 +400,17 @@ class ResponseStream extends Writable {
     const { connection, id } = this.invocation;
     const headers =
       `Content-Type: ${this.contentType.replace(/[\r\n]/g, ' ')}\r\n` +
-      'Lambda-Runtime-Function-Response-Mode: streaming\r\nTransfer-Encoding: chunked\r\n';
+      'Lambda-Runtime-Function-Response-Mode: streaming\r\nTransfer-Encoding: chunked\r\n' +
+      'OpenLambda-Early: 1\r\n';
     connection.socket.write(headOf('POST', `invocation/${id}/response`, headers), 'latin1');
     this.reply = connection.reply();
+    // An answer before the end says that the client has left. The handler is told as by Node's own
+    // server: its stream is closed.
+    this.reply.then(() => {
+      if (this.ended || this.invocation.answered) return;
+      this.left = true;
+      this.destroy();
+    });
     if (this.prelude !== null) this.send(Buffer.from(`${this.prelude}\0\0\0\0\0\0\0\0`));
   }
 
@@ -624,8 +670,7 @@ process.on('exit', (code) => {
 });
 
 async function main() {
-  const where = env.OPENLAMBDA_RUNTIME_SOCKET;
-  loading = await Connection.connect(where);
+  loading = await Connection.connect(WORKER);
   connections.push(loading);
   hold();
   let loaded;
@@ -638,7 +683,7 @@ async function main() {
     process.exit(1);
   }
   loading = null;
-  while (connections.length < SLOTS) connections.push(await Connection.connect(where));
+  while (connections.length < SLOTS) connections.push(await Connection.connect(WORKER));
   hold();
   for (const connection of connections) serve(connection, loaded);
 }

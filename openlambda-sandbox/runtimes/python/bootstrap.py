@@ -5,15 +5,26 @@ OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file, so it imports built
 `json` alone would cost as much as the rest of the interpreter's start, and is used only when its C
 parts are not where they were. Web applications are run by web.py beside it.
 
+A function may bring files that are called as Python's own modules are (types.py, token.py …), and a
+__main__.py. So once it has been loaded, this file imports nothing but by `own`, and it is no longer
+`__main__`: the children of `multiprocessing` import that, and would ask for events, too.
+
 The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,
 lambda, wsgi, asgi), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (slots: a thread and a
 connection each; with ASGI, a task each; absent: one).
 """
 
 import _socket
+import _thread
 import posix
 import sys
 import time
+
+if __name__ != "__main__":
+    raise ImportError("the runtime is a program; it is not there to be imported")
+__name__ = "openlambda_bootstrap"
+sys.modules[__name__] = sys.modules["__main__"]
+sys.modules["__main__"] = type(sys)("__main__")
 
 API = "/2018-06-01/runtime/"
 # With an error after which this process ends.
@@ -21,6 +32,11 @@ EXITING = "OpenLambda-Exiting: 1\r\n"
 # With a reply that the next event is to answer: both of us are woken once for a call, not twice.
 NEXT = "OpenLambda-Next: 1\r\n"
 environ = {k.decode(): v.decode("utf-8", "surrogateescape") for k, v in posix.environ.items()}
+ROOT = environ.get("LAMBDA_TASK_ROOT", "")
+# Whoever is started by the function is not to speak with the worker.
+WORKER = environ.pop("OPENLAMBDA_RUNTIME_SOCKET", None)
+posix.environ.pop(b"OPENLAMBDA_RUNTIME_SOCKET", None)
+posix.unsetenv(b"OPENLAMBDA_RUNTIME_SOCKET")
 SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
 
 
@@ -123,6 +139,13 @@ class Connection:
         for part in chunk(data):
             self.socket.sendall(part)
 
+    def left(self):
+        """Whether the client that such a body is for has left: then the worker has answered already."""
+        try:
+            return bool(self.socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
     def end(self, trailers=""):
         """Ends such a body, and returns what `request` does."""
         self.socket.sendall(stream_end(trailers))
@@ -176,7 +199,7 @@ def parse_head(head):
 
 
 def stream_head(path, headers):
-    mode = "Transfer-Encoding: chunked\r\nLambda-Runtime-Function-Response-Mode: streaming\r\n"
+    mode = "Transfer-Encoding: chunked\r\nLambda-Runtime-Function-Response-Mode: streaming\r\nOpenLambda-Early: 1\r\n"
     return f"POST {API}{path} HTTP/1.1\r\nHost: worker\r\n{mode}{headers}\r\n".encode()
 
 
@@ -237,6 +260,42 @@ class Client:
             setattr(self, name, values.get(name))
 
 
+importing = _thread.RLock()
+
+
+def own(name, stays=False):
+    """A module of Python's own, whatever the function has called so. Of its modules, and of those that
+    it will import, none is replaced; but this one where it `stays`, because it imports parts of itself
+    later."""
+    with importing:
+        return import_own(name, stays)
+
+
+def import_own(name, stays):
+    if hasattr(sys, "stdlib_module_names") and ROOT:
+        hides = {file.partition(".")[0] for file in posix.listdir(ROOT)} & sys.stdlib_module_names
+    else:
+        hides = set()
+    theirs = [known for known in list(sys.modules) if known.partition(".")[0] in hides and is_theirs(known)]
+    theirs = {known: sys.modules.pop(known) for known in theirs}
+    known, path = set(sys.modules), sys.path
+    sys.path = [folder for folder in path if folder not in ("", ROOT)]
+    try:
+        __import__(name)
+        return sys.modules[name]
+    finally:
+        sys.path = path
+        for new in set(sys.modules) - known:
+            if new.partition(".")[0] in hides and not (stays and new.partition(".")[0] == name):
+                del sys.modules[new]
+        for known, module in theirs.items():
+            sys.modules.setdefault(known, module)
+
+
+def is_theirs(name):
+    return str(getattr(sys.modules[name], "__file__", None)).startswith(ROOT + "/")
+
+
 class LateSite:
     """Finds installed packages. The interpreter was started without `site`, which not every
     function needs, so it is loaded when a module is found nowhere else."""
@@ -245,31 +304,144 @@ class LateSite:
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if cls.loaded or path is not None:
+        if path is not None:
             return None
-        cls.loaded = True
-        import site
-        from importlib.machinery import PathFinder
+        cls.load()
+        return sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name, path, target)
 
-        site.main()
-        return PathFinder.find_spec(name, path, target)
+    @classmethod
+    def load(cls):
+        # Whoever comes while another is at it finds the path as it is afterwards.
+        with importing:
+            if cls.loaded:
+                return
+            cls.loaded = True
+            site = own("site")
+            # It runs what is called sitecustomize, and lines of .pth files that import modules.
+            others = [sys.path.pop(0)] if sys.path[:1] == [ROOT] else []
+            try:
+                site.main()
+            finally:
+                sys.path[:0] = others
+
+
+class EarlySite:
+    """Children that are not forked find by the path that they are given, so it must be whole."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"):
+            LateSite.load()
 
 
 def describe(error, kind=None, message=None):
     """The error as Lambda's JSON, without this file's own frames."""
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in OWN_FILES]
     if message is None:
-        try:
-            message = str(error)
-        except Exception:
-            message = "the exception cannot be shown as text"
-    lines = traceback.format_list(frames)
+        message = text_of(error)
+    lines = stack_of(error, OWN_FILES)
     if isinstance(error, SyntaxError) and kind:
-        lines += traceback.format_exception_only(type(error), error)
+        lines += place_of(error)
     error = {"errorMessage": message, "errorType": kind or type(error).__name__, "stackTrace": lines}
     return encode(error)
+
+
+def text_of(error):
+    try:
+        return str(error)
+    except Exception:
+        return "the exception cannot be shown as text"
+
+
+def print_error(error, but=()):
+    """Prints it as `traceback` does, without the frames of some files."""
+    lines = []
+    for depth in range(16):
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        told = ["Traceback (most recent call last):\n", *stack_of(error, but)]
+        told += place_of(error) if isinstance(error, SyntaxError) else [f"{name}: {text_of(error)}\n"]
+        lines = told + lines
+        cause = error.__cause__
+        why = "The above exception was the direct cause of the following exception"
+        if cause is None and not error.__suppress_context__:
+            cause, why = error.__context__, "During handling of the above exception, another exception occurred"
+        if cause is None:
+            break
+        error, lines = cause, ["\n", why + ":\n", "\n", *lines]
+    try:
+        sys.stderr.write("".join(lines))
+    except Exception:
+        pass
+
+
+def stack_of(error, but):
+    """The frames of an error but for those of some files, as `traceback` writes them. What is called
+    from the same place again and again is told three times."""
+    lines, files, last, repeated = [], {}, None, 0
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if code.co_filename not in but:
+            place = code, frame.tb_lineno
+            repeated = repeated + 1 if place == last else 0
+            last = place
+            if repeated < 3:
+                line = f'  File "{code.co_filename}", line {frame.tb_lineno}, in {code.co_name}\n'
+                lines.append(line + source_of(frame, files))
+            elif repeated == 3:
+                lines.append("  [Previous line repeated 1 more time]\n")
+            else:
+                lines[-1] = f"  [Previous line repeated {repeated - 2} more times]\n"
+        frame = frame.tb_next
+    return lines
+
+
+def source_of(frame, files):
+    """The line of a frame, with marks below what of it runs; nothing where there is no source."""
+    code, number = frame.tb_frame.f_code, frame.tb_lineno
+    try:
+        if code.co_filename not in files:
+            try:
+                with open(code.co_filename, "rb") as file:
+                    source = file.read()
+            except OSError:
+                # In an archive, say.
+                source = frame.tb_frame.f_globals["__loader__"].get_source(frame.tb_frame.f_globals["__name__"]).encode()
+            files[code.co_filename] = source.split(b"\n")
+        line = files[code.co_filename][number - 1]
+        text = line.decode("utf-8", "replace").strip()
+        if not text:
+            return ""
+        marks = ""
+        if hasattr(code, "co_positions"):
+            positions = list(code.co_positions())[frame.tb_lasti // 2]
+            first, last, begin, end = positions
+            if None not in positions and first == number:
+                indent = len(line) - len(line.lstrip())
+                # Places are told in bytes.
+                begin = len(line[indent:begin].decode("utf-8", "replace"))
+                end = len(line[indent:end].decode("utf-8", "replace")) if last == number else len(text)
+                if 0 <= begin < end and end - begin < len(text):
+                    marks = "    " + " " * begin + "^" * (end - begin) + "\n"
+        return f"    {text}\n{marks}"
+    except Exception:
+        return ""
+
+
+def place_of(error):
+    """Where a syntax error is, and what it is."""
+    lines = []
+    if error.lineno is not None:
+        lines.append(f'  File "{error.filename or "<string>"}", line {error.lineno}\n')
+        text = (error.text or "").rstrip()
+        if text.strip():
+            shown = text.lstrip()
+            lines.append(f"    {shown}\n")
+            column = (error.offset or 0) - 1 - (len(text) - len(shown))
+            if column >= 0:
+                lines.append("    " + " " * min(column, len(shown)) + "^\n")
+    lines.append(f"{type(error).__name__}: {error.msg or '<no detail available>'}\n")
+    return lines
 
 
 def encode(value):
@@ -278,15 +450,11 @@ def encode(value):
         return text.encode()
     except UnicodeEncodeError:
         # Half of a surrogate pair has no UTF-8, but JSON can name it.
-        import json
-
-        return json.dumps(value, allow_nan=False).encode()
+        return own("json").dumps(value, allow_nan=False).encode()
 
 
 def trailers(failure, extra=""):
     """What ends a streamed reply that breaks off, with the JSON of `describe`."""
-    import binascii
-
     error = loads(str(failure, "utf-8"))
     if len(failure) > 8000:
         # There is not much room in trailers.
@@ -294,9 +462,21 @@ def trailers(failure, extra=""):
         error["stackTrace"] = [line[:300] for line in error["stackTrace"][-6:]]
         failure = encode(error)
     kind = error["errorType"].encode("ascii", "replace").decode()
-    body = binascii.b2a_base64(failure, newline=False).decode()
+    body = base64(failure)
     names = ("Type", kind), ("Body", body)
     return "".join(f"Lambda-Runtime-Function-Error-{name}: {value}\r\n" for name, value in names) + extra
+
+
+def base64(data):
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    text = []
+    for at in range(0, len(data), 3):
+        three = data[at : at + 3]
+        number = int.from_bytes(three + bytes(3 - len(three)), "big")
+        text += [letters[number >> shift & 63] for shift in (18, 12, 6, 0)]
+    missing = -len(data) % 3
+    text[len(text) - missing :] = "=" * missing
+    return "".join(text)
 
 
 def load(name, style):
@@ -308,8 +488,11 @@ def load(name, style):
     module_name = module_name.replace("/", ".")
     file = module_name.replace(".", "/") + ".py"
     try:
-        __import__(module_name)
-        module = sys.modules[module_name]
+        if module_name == "__main__":
+            module = load_main()
+        else:
+            __import__(module_name)
+            module = sys.modules[module_name]
     except SyntaxError as error:
         message = f"Syntax error in module '{module_name}': {error}"
         return None, style, describe(error, "Runtime.UserCodeSyntaxError", message)
@@ -330,6 +513,23 @@ def load(name, style):
     what = "is not callable" if function in vars(module) else "is missing"
     error = AttributeError(f"Handler '{function}' {what} in module '{module_name}'; define it in {file}")
     return None, style, describe(error, "Runtime.HandlerNotFound")
+
+
+def load_main():
+    """The function's __main__.py, by the name that children of `multiprocessing` know it by, too. What is
+    for `__name__ == "__main__"` does not run: it is not called as a program."""
+    path = ROOT + "/__main__.py"
+    try:
+        posix.stat(path)
+    except FileNotFoundError:
+        raise ModuleNotFoundError("No module named '__main__'", name="__main__") from None
+    spec = sys.modules["_frozen_importlib_external"].spec_from_file_location("__mp_main__", path)
+    module = sys.modules["_frozen_importlib"].module_from_spec(spec)
+    # They are told the path if there is no name by which it could be found.
+    module.__spec__ = None
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def hint(error, module_name, file):
@@ -392,6 +592,9 @@ def serve(connection, handler, style):
                 connection.begin(request + "/response", f"Content-Type: {kind}\r\n")
                 connection.send(first)
                 for piece in result:
+                    if connection.left():
+                        result.close()
+                        break
                     connection.send(as_bytes(piece))
                 reply = b""
             else:
@@ -452,13 +655,16 @@ def exit_code(leave):
 def main():
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
+    if WORKER is None:
+        sys.exit("this is the function's runtime, which the worker starts; start another program")
     style = environ.get("OPENLAMBDA_STYLE", "lambda")
-    runtimes, sys.path[0] = sys.path[0], environ["LAMBDA_TASK_ROOT"]
+    connection = Connection(WORKER)
+    runtimes, sys.path[0] = sys.path[0], ROOT
+    sys.meta_path.insert(0, EarlySite)
     sys.meta_path.append(LateSite)
     # What `site` would have put there, and code relies on.
     builtins = sys.modules["builtins"]
     builtins.exit = builtins.quit = sys.exit
-    connection = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
     handler, style, failure = load(environ["_HANDLER"], style)
     if handler is None:
         flush()
@@ -470,24 +676,16 @@ def main():
     elif style == "asgi":
         run, threads = load_web(runtimes).serve_asgi, 1
     for _ in range(threads - 1):
-        import _thread
-
-        another = Connection(environ["OPENLAMBDA_RUNTIME_SOCKET"])
+        another = Connection(WORKER)
         _thread.start_new_thread(guarded, (run, another, handler, style))
     guarded(run, connection, handler, style)
 
 
 def load_web(folder):
     """web.py, which lies beside this file. A module of the function's may have the same name."""
-    others = sys.modules.pop("web", None)
-    sys.path.insert(0, folder)
-    try:
-        import web
-    finally:
-        sys.path.remove(folder)
-        del sys.modules["web"]
-        if others is not None:
-            sys.modules["web"] = others
+    spec = sys.modules["_frozen_importlib_external"].PathFinder.find_spec("web", [folder])
+    web = sys.modules["_frozen_importlib"].module_from_spec(spec)
+    spec.loader.exec_module(web)
     OWN_FILES.add(web.serve_wsgi.__code__.co_filename)
     return web
 
@@ -498,10 +696,8 @@ def guarded(run, connection, handler, style):
         run(connection, handler, style)
     except ConnectionError:
         posix._exit(1)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:
+        print_error(error)
         flush()
         posix._exit(1)
 

@@ -11,9 +11,8 @@ import io
 import posix
 import sys
 from _contextvars import copy_context
-from binascii import unhexlify
 
-import __main__ as bootstrap
+import openlambda_bootstrap as bootstrap
 
 RAW = "OpenLambda-Raw: 1\r\n"
 FAREWELL = "OpenLambda-Farewell: 1\r\n"
@@ -55,7 +54,10 @@ def unquote(text):
     decoded = [first]
     for part in parts:
         try:
-            decoded.append((unhexlify(part[:2]) or b"%") + part[2:])
+            # (Which would pass over white space.)
+            if not part[:2].isalnum():
+                raise ValueError
+            decoded.append(bytes.fromhex(part[:2].decode()) + part[2:])
         except ValueError:
             decoded.append(b"%" + part)
     return b"".join(decoded)
@@ -99,6 +101,8 @@ def serve_wsgi(connection, application, style):
             environ = environ_of(request, body)
             copy_context().run(call_wsgi, application, environ, reply)
             del environ
+        except ClientLeft:
+            pass
         except SystemExit as error:
             leave = error
             message = f"The application exited with {error.code!r}"
@@ -159,13 +163,26 @@ def call_wsgi(application, environ, reply):
         reply.only_piece = hasattr(result, "__len__") and len(result) == 1
         for piece in result:
             reply.write(piece)
-            if reply.without_body:
+            if reply.without_body or reply.left:
                 break
         if reply.head is None:
             raise RuntimeError("the application returned without calling start_response")
     finally:
         if hasattr(result, "close"):
             result.close()
+
+
+class ClientLeft(ConnectionError):
+    """Nobody is there to get what the application sends."""
+
+
+def comes_of_leaving(error):
+    """Whether frameworks have made this error of a ClientLeft."""
+    for _ in range(16):
+        if error is None or isinstance(error, ClientLeft):
+            break
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class WsgiReply:
@@ -179,6 +196,8 @@ class WsgiReply:
         self.only_piece = False
         self.length = None
         self.whole = None
+        # The client has, in the middle of the reply.
+        self.left = False
 
     def start_response(self, status, headers, exc_info=None):
         if exc_info:
@@ -200,7 +219,7 @@ class WsgiReply:
             if name.lower() == "content-length" and value.isdecimal():
                 self.length = int(value)
         self.head = head_of(int(code), checked_headers)
-        return self.write
+        return self.push
 
     def write(self, data):
         if self.head is None:
@@ -217,7 +236,15 @@ class WsgiReply:
         elif not self.begun:
             self.begin()
             self.connection.send(self.whole)
-        self.connection.send(data)
+        self.left = self.left or self.connection.left()
+        if not self.left:
+            self.connection.send(data)
+
+    def push(self, data):
+        """What applications get that do not return pieces: only an error can tell them to stop."""
+        self.write(data)
+        if self.left:
+            raise ClientLeft("the client has left")
 
     def begin(self):
         self.begun = True
@@ -241,13 +268,13 @@ class WsgiReply:
 
 def serve_asgi(connection, application, style):
     """All slots, each a task of one event loop, until the worker ends the process."""
-    import asyncio
-
+    global asyncio, socket
+    asyncio, socket = bootstrap.own("asyncio", stays=True), bootstrap.own("socket")
     asyncio.run(AsgiServer(application).serve(connection))
 
 
 class AsgiServer:
-    VERSIONS = {"version": "3.0", "spec_version": "2.3"}
+    VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
     def __init__(self, application):
         self.application = application
@@ -258,15 +285,13 @@ class AsgiServer:
         self.listening = None
 
     async def serve(self, connection):
-        import asyncio
-
         lifespan = Lifespan(self)
         failure = await lifespan.start()
         if failure is not None:
             bootstrap.flush()
             connection.request("POST", "init/error", failure)
             posix._exit(1)
-        place = bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"]
+        place = bootstrap.WORKER
         connections = [connection]
         connections += [bootstrap.Connection(place) for _ in range(bootstrap.SLOTS - 1)]
         asks = RAW + (FAREWELL if lifespan.known else "")
@@ -279,13 +304,11 @@ class AsgiServer:
 
     async def slot(self, connection, asks):
         """Request after request. Each has a task of its own, and with it context variables."""
-        from asyncio import create_task
-
         while (event := await connection.next_event(asks)) is not None:
             headers, body = event
             exchange = Exchange(self, connection, Request(headers), body)
             self.exchanges[exchange.request.id] = exchange
-            leave = await create_task(exchange.run())
+            leave = await asyncio.create_task(exchange.run())
             del self.exchanges[exchange.request.id]
             if posix.getpid() != self.own_pid:
                 # A child that the application forked: its parent answers, and goes on.
@@ -297,13 +320,11 @@ class AsgiServer:
 
     def listen(self):
         """Sees to it that applications are told when clients leave; for the first that asks."""
-        from asyncio import create_task
-
         if self.listening is None:
-            self.listening = create_task(self.tell_departures())
+            self.listening = asyncio.create_task(self.tell_departures())
 
     async def tell_departures(self):
-        connection = bootstrap.Connection(bootstrap.environ["OPENLAMBDA_RUNTIME_SOCKET"])
+        connection = bootstrap.Connection(bootstrap.WORKER)
         connection = await AsyncConnection.of(connection)
         while True:
             connection.writer.write(bootstrap.request_head("GET", "invocation/departed", 0))
@@ -312,6 +333,7 @@ class AsgiServer:
                 return
             exchange = self.exchanges.get(bootstrap.loads(body.decode())["id"])
             if exchange is not None:
+                exchange.left = True
                 exchange.departed.set()
 
 
@@ -319,8 +341,6 @@ class Lifespan:
     """The application's startup and shutdown, where it has them."""
 
     def __init__(self, server):
-        import asyncio
-
         self.server = server
         self.inbox = asyncio.Queue()
         # None when it has started, or why it has not.
@@ -329,10 +349,8 @@ class Lifespan:
         self.task = None
 
     async def start(self):
-        from asyncio import create_task
-
         self.inbox.put_nowait({"type": "lifespan.startup"})
-        self.task = create_task(self.run())
+        self.task = asyncio.create_task(self.run())
         return await self.started
 
     async def end(self):
@@ -348,12 +366,10 @@ class Lifespan:
         except SystemExit as error:
             message = f"The application exited with {error.code!r} when it started"
             failure = bootstrap.describe(error, "Runtime.ExitError", message)
-        except BaseException:
+        except BaseException as error:
             # It knows no lifespan, which is its right; unless it has said so.
             if self.known:
-                import traceback
-
-                traceback.print_exc()
+                bootstrap.print_error(error, bootstrap.OWN_FILES)
         self.tell(failure)
 
     async def send(self, message):
@@ -373,8 +389,6 @@ class Exchange:
     """One request and its reply."""
 
     def __init__(self, server, connection, request, body):
-        import asyncio
-
         self.server = server
         self.connection, self.request, self.body = connection, request, body
         self.path = request.path_of_reply
@@ -382,7 +396,9 @@ class Exchange:
         self.begun = False
         # The reply has been sent as a whole.
         self.complete = False
-        # So it has, or its client has left.
+        # The client has left before that.
+        self.left = False
+        # Either of the two.
         self.departed = asyncio.Event()
         self.without_body = request.method == "HEAD"
 
@@ -391,19 +407,19 @@ class Exchange:
         leave = None
         try:
             await self.server.application(self.scope(), self.receive, self.send)
-            if not self.complete:
+            if not self.complete and not self.left:
                 raise RuntimeError("the application returned before its reply was complete")
         except SystemExit as error:
             leave = error
             message = f"The application exited with {error.code!r}"
             self.failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException as error:
+            if self.left and comes_of_leaving(error):
+                return None
             self.failure = bootstrap.describe(error)
             if self.complete:
                 # The client has its reply, so only the log can be told.
-                import traceback
-
-                traceback.print_exc()
+                bootstrap.print_error(error, bootstrap.OWN_FILES)
         return leave
 
     def scope(self):
@@ -450,6 +466,8 @@ class Exchange:
             return
         if self.without_body:
             data, more = b"", False
+        if self.left:
+            raise ClientLeft("the client has left")
         if not self.begun:
             bootstrap.flush()
             if len(data) <= MOST_AT_ONCE and (not more or len(data) == self.length):
@@ -457,6 +475,7 @@ class Exchange:
                 self.connection.post(self.path + "/response", data, self.head)
                 return
             self.begun = True
+            self.server.listen()
             self.connection.begin(self.path + "/response", self.head)
         self.connection.send(data)
         if not more:
@@ -487,7 +506,7 @@ class Exchange:
         self.finish()
         exiting = bootstrap.EXITING if leave else ""
         if self.begun:
-            self.connection.end(bootstrap.trailers(self.failure, exiting))
+            self.connection.end(bootstrap.trailers(self.failure, exiting) if self.failure else "")
         else:
             self.connection.post(self.path + "/error", self.failure, exiting)
 
@@ -501,9 +520,6 @@ class AsyncConnection:
 
     @classmethod
     async def of(cls, connection):
-        import asyncio
-        import socket
-
         opened = socket.socket(fileno=connection.socket.detach())
         opened.setblocking(False)
         # A head of the worker's has up to 90 headers of the client's in one line.
@@ -536,11 +552,9 @@ class AsyncConnection:
         await self.writer.drain()
 
     async def reply(self):
-        from asyncio import IncompleteReadError
-
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             status, headers = bootstrap.parse_head(head[:-4])
             return status, headers, await self.reader.readexactly(int(headers["content-length"]))
-        except IncompleteReadError:
+        except asyncio.IncompleteReadError:
             raise ConnectionError("the worker closed the connection") from None

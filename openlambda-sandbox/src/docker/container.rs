@@ -169,7 +169,9 @@ impl Vessel for Container {
         let files =
             ["total_inactive_file", "inactive_file"].iter().find_map(|key| detail.get(*key));
         let memory_bytes = memory.usage.unwrap_or(0).saturating_sub(*files.unwrap_or(&0));
+        // Without `ol-init`.
         let processes = stats.pids_stats.and_then(|pids| pids.current).unwrap_or(0);
+        let processes = processes.saturating_sub(1);
         Ok(Usage { memory_bytes, processes: u32::try_from(processes).unwrap_or(u32::MAX) })
     }
 }

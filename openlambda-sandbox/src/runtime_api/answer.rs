@@ -17,8 +17,8 @@ use openlambda_core::serving::SteadyBody;
 use tokio::sync::mpsc;
 
 use super::conversation::{Claim, Head, describe};
-use super::headers::EXITING;
-use super::refusal::{Refusal, accepted};
+use super::headers::{EARLY, EXITING};
+use super::refusal::{Refusal, accepted, json_response};
 use crate::{event, raw};
 
 /// The largest buffered reply: Lambda's 6 MiB and 100 bytes. Streamed ones have no limit.
@@ -158,29 +158,35 @@ impl Claim {
         if !first.is_empty() {
             let _ = sender.send(first.freeze()).await;
         }
-        let (mut trailers, mut departed) = (None, false);
-        loop {
-            let frame = tokio::select! {
-                frame = body.frame() => frame,
-                () = sender.closed(), if !departed => {
-                    departed = true;
-                    self.shared.depart(&self.wire_id);
-                    continue;
+        let looks = headers.contains_key(EARLY);
+        let trailers = tokio::select! {
+            trailers = pass_on(&mut body, &sender) => trailers?,
+            () = sender.closed() => {
+                self.shared.depart(&self.wire_id, looks);
+                if looks {
+                    // Hyper goes on to read while it answers.
+                    tokio::spawn(self.rest_of_stream(body, sender, end));
+                    return Ok(json_response(StatusCode::ACCEPTED, r#"{"status":"the client has left"}"#));
                 }
-            };
-            let Some(frame) = frame else { break };
-            match frame.map(Frame::into_data) {
-                // When nobody reads any more, the handler still gets to its end.
-                Ok(Ok(data)) => drop(sender.send(data).await),
-                Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
-                Err(_) => return Err(Refusal::BodyLost),
+                pass_on(&mut body, &sender).await?
             }
+        };
+        self.end_of_stream(trailers, &end);
+        Ok(accepted())
+    }
+
+    /// When nobody reads any more, the handler still gets to its end.
+    async fn rest_of_stream(self, mut body: Incoming, sender: mpsc::Sender<Bytes>, end: StreamEnd) {
+        if let Ok(trailers) = pass_on(&mut body, &sender).await {
+            self.end_of_stream(trailers, &end);
         }
+    }
+
+    fn end_of_stream(self, trailers: Option<HeaderMap>, end: &StreamEnd) {
         let error = trailers.as_ref().filter(|trailers| trailers.contains_key(ERROR_TYPE));
         let Some(trailers) = error else {
             let _ = end.set(Ok(()));
-            self.end(true, None, None);
-            return Ok(accepted());
+            return self.end(true, None, None);
         };
         let text = trailers.get(ERROR_BODY).map(HeaderValue::as_bytes).unwrap_or_default();
         // Clients send the error's JSON in base64, since a trailer holds no line breaks.
@@ -192,15 +198,33 @@ impl Claim {
             .into();
         let _ = end.set(Err(message));
         self.end(!trailers.contains_key(EXITING), None, Some(failure));
-        Ok(accepted())
     }
+}
+
+/// How a streamed reply has ended; nothing as long as it has not.
+type StreamEnd = Arc<OnceLock<Result<(), String>>>;
+
+/// Hands on what comes, to the trailers. What was read and not handed on when this is dropped is lost.
+async fn pass_on(
+    body: &mut Incoming,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<Option<HeaderMap>, Refusal> {
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => drop(sender.send(data).await),
+            Ok(Err(frame)) => trailers = frame.into_trailers().ok(),
+            Err(_) => return Err(Refusal::BodyLost),
+        }
+    }
+    Ok(trailers)
 }
 
 /// The body of a streamed reply. It is complete only when its end was told.
 struct StreamedBody {
     frames: mpsc::Receiver<Bytes>,
     /// Set before the sender of the frames goes.
-    end: Arc<OnceLock<Result<(), String>>>,
+    end: StreamEnd,
     over: bool,
 }
 

@@ -1,9 +1,10 @@
 //! The state of the conversation, and the worker's end of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,8 +63,19 @@ pub(super) struct Shared {
     pub(super) says_farewell: AtomicBool,
     /// There is news in `State::departed`.
     departures: Notify,
+    /// Whether the instance is of no use any more.
+    is_spent: OnceLock<Check>,
     state: Mutex<State>,
     stage: watch::Sender<Stage>,
+}
+
+/// What is asked after a call that failed.
+struct Check(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Check")
+    }
 }
 
 /// How far the code has come.
@@ -108,6 +120,8 @@ enum CallStage {
     Queued(Event),
     Delivered,
     Answering,
+    /// It has been answered already that the client has left; what is left of the reply is on its way.
+    Left,
 }
 
 /// What `next` answers.
@@ -146,10 +160,17 @@ impl RuntimeApi {
             takes_raw: AtomicBool::new(false),
             says_farewell: AtomicBool::new(false),
             departures: Notify::new(),
+            is_spent: OnceLock::new(),
             state: Mutex::default(),
             stage,
         };
         RuntimeApi { shared: Arc::new(shared) }
+    }
+
+    /// After each call that failed, also by a status of 500 or more, `check` is asked whether the instance
+    /// is of no use any more; then it gets no other call. Only the first `check` counts.
+    pub fn ask_after_failures(&self, check: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.shared.is_spent.set(Check(Box::new(check)));
     }
 
     /// Resolves when the code has asked for its first event.
@@ -278,7 +299,7 @@ impl RuntimeApi {
             self.shared.config.running.remove(&call.id);
             let started = match call.stage {
                 CallStage::Queued(_) => Started::No,
-                CallStage::Delivered | CallStage::Answering => Started::Yes,
+                CallStage::Delivered | CallStage::Answering | CallStage::Left => Started::Yes,
             };
             let run = match call.stage {
                 CallStage::Queued(_) => Duration::ZERO,
@@ -368,7 +389,9 @@ impl Shared {
                     return Err(Refusal::InvalidState("the initialisation has failed"));
                 }
             }
-            let delivered = state.calls.len() - state.queued.len();
+            let runs =
+                |call: &&Call| matches!(call.stage, CallStage::Delivered | CallStage::Answering);
+            let delivered = state.calls.values().filter(runs).count();
             if delivered >= self.config.slots as usize {
                 return Err(Refusal::InvalidState("answer the last invocation first"));
             }
@@ -394,9 +417,15 @@ impl Shared {
         Ok(event)
     }
 
-    /// The call's client has left in the middle of the reply.
-    pub(super) fn depart(&self, wire_id: &str) {
-        self.state.lock().departed.push_back(wire_id.to_owned());
+    /// The call's client has left in the middle of the reply. With `answered`, the code is told by an answer
+    /// at once, and may ask for the next event before we have read the rest.
+    pub(super) fn depart(&self, wire_id: &str, answered: bool) {
+        let mut state = self.state.lock();
+        state.departed.push_back(wire_id.to_owned());
+        if let Some(call) = state.calls.get_mut(wire_id).filter(|_| answered) {
+            call.stage = CallStage::Left;
+        }
+        drop(state);
         self.departures.notify_one();
     }
 
@@ -435,7 +464,7 @@ impl Shared {
         let again = state.over.iter().any(|over| over == wire_id);
         match state.calls.get_mut(wire_id).map(|call| &mut call.stage) {
             Some(stage @ CallStage::Delivered) => *stage = CallStage::Answering,
-            Some(CallStage::Answering) => return Err(AGAIN),
+            Some(CallStage::Answering | CallStage::Left) => return Err(AGAIN),
             None if again => return Err(AGAIN),
             Some(CallStage::Queued(_)) | None => return Err(Refusal::InvalidRequestId),
         }
@@ -468,6 +497,14 @@ impl Shared {
         if let Some(output) = &self.config.output {
             output.settle();
         }
+        let failed = failure.is_some()
+            || match &outcome {
+                Some(Ok(head)) => head.status.is_server_error(),
+                Some(Err(_)) => true,
+                None => false,
+            };
+        let is_spent = || self.is_spent.get().is_some_and(|Check(is_spent)| is_spent());
+        let reusable = reusable && !(failed && is_spent());
         let call = {
             let mut state = self.state.lock();
             let Some(call) = state.calls.remove(wire_id) else { return };

@@ -15,6 +15,11 @@ pub const EXITING: HeaderName = HeaderName::from_static("openlambda-exiting");
 /// answer to the `response`, or to a `next` at that time.
 pub const NEXT: HeaderName = HeaderName::from_static("openlambda-next");
 
+/// From our bootstraps with a streamed `response`: they look for an answer while they send. One that comes
+/// before the end says that the client has left; the rest is read all the same, and the call is over when
+/// the body is.
+pub(super) const EARLY: HeaderName = HeaderName::from_static("openlambda-early");
+
 /// What `next` answers with beside the event: all headers but the id.
 pub(super) fn next_headers(
     arn: &HeaderValue,

@@ -455,9 +455,14 @@ impl Cgroup {
             Cgroups::V1(_) => self.read("memory", "memory.usage_in_bytes")?,
             Cgroups::V2(..) => self.read("memory", "memory.current")?,
         };
-        let number = |text: String| text.trim().parse().unwrap_or(0);
-        let processes = self.read("pids", "pids.current").map_or(0, number);
-        Ok((number(memory), processes as u32))
+        let memory = memory.trim().parse().unwrap_or(0);
+        Ok((memory, self.tasks().unwrap_or(0)))
+    }
+
+    /// Processes and threads, also those that have ended and are not waited for.
+    pub(super) fn tasks(&self) -> io::Result<u32> {
+        let text = self.read("pids", "pids.current")?;
+        text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     /// Whether no process is in it.

@@ -27,12 +27,14 @@ pub(super) struct Container {
     pub(super) program: Program,
     pub(super) newborn: Newborn,
     pub(super) output: Arc<FunctionOutput>,
-    /// Where it said which step failed.
-    pub(super) failed: Mutex<Option<io::PipeReader>>,
+    /// Where it says which step failed, and its init which signal has ended its program.
+    pub(super) told: io::PipeReader,
     /// What its cgroup's counter stood at before.
     pub(super) oom_kills: u64,
     /// Its manifest's, bytes.
     pub(super) memory: u64,
+    /// Its manifest's.
+    pub(super) processes: u32,
     /// Those of a network of its own.
     pub(super) sockets: Option<Sockets>,
     /// Bounds memory where no cgroup does.
@@ -51,7 +53,29 @@ pub(super) struct Cell {
     pub(super) folder: Option<Folder>,
 }
 
+/// Processes of a sandbox that are not the function's, and for which its limit has room: the init.
+pub(super) const INITS: u32 = 1;
+
+/// What the init says of a program that a signal has ended.
+const SIGNAL: &str = "signal: ";
+
 impl Container {
+    /// What it has told, if anything: once its first process has ended, or has begun its program.
+    fn told(&self) -> Option<String> {
+        let mut told = [0; 1024];
+        let length = (&self.told).read(&mut told).ok().filter(|length| *length > 0)?;
+        Some(String::from_utf8_lossy(&told[..length]).into_owned())
+    }
+
+    /// How the program has ended, from the end of the init, which passes it on in its way.
+    fn exit_of_program(&self, exit: Exit) -> Exit {
+        let Exit::Status(status @ 129..) = exit else { return exit };
+        match self.told() {
+            Some(told) if told.starts_with(SIGNAL) => Exit::Signal(status - 128),
+            _ => exit,
+        }
+    }
+
     fn cgroup(&self) -> Option<Arc<Cgroup>> {
         self.cell.lock().cgroup.clone()
     }
@@ -151,6 +175,7 @@ impl Vessel for Container {
                 self.newborn.gone().await
             }
         });
+        let exit = self.exit_of_program(exit);
         let killed = uncounted
             || self.with_cgroup(Cgroup::oom_kills).is_some_and(|now| now > self.oom_kills)
             || self.watchdog.as_ref().is_some_and(Watchdog::has_bitten);
@@ -197,11 +222,24 @@ impl Vessel for Container {
         Some(&self.output)
     }
 
+    fn is_exhausted(&self) -> bool {
+        let counted = self.with_cgroup(Cgroup::tasks).and_then(Result::ok);
+        let tasks = counted.unwrap_or_else(|| self.newborn.tasks());
+        let exhausted = tasks.saturating_sub(INITS) >= self.processes;
+        if exhausted {
+            self.output.note(&format!(
+                "after a call that failed all {} processes and threads that the function may have are in \
+                 use, so it can start no other: the instance is ended, and the next call gets a new one; end \
+                 children with the call that started them, or raise processes in ol.toml",
+                self.processes
+            ));
+        }
+        exhausted
+    }
+
     fn explain_failed_start(&self) -> Option<SandboxError> {
-        let mut failed = self.failed.lock().take()?;
-        let mut why = String::new();
-        failed.read_to_string(&mut why).ok()?;
-        if why.is_empty() {
+        let why = self.told()?;
+        if why.starts_with(SIGNAL) {
             return None;
         }
         if let Some(why) = why.strip_prefix("execute: ") {
@@ -244,9 +282,9 @@ impl Vessel for Container {
 
     async fn usage(&self) -> Result<Usage, SandboxError> {
         if let Some(Ok((memory_bytes, processes))) = self.with_cgroup(Cgroup::usage) {
-            return Ok(Usage { memory_bytes, processes });
+            return Ok(Usage { memory_bytes, processes: processes.saturating_sub(INITS) });
         }
-        let processes = self.newborn.tree().len() as u32;
+        let processes = (self.newborn.tree().len() as u32).saturating_sub(INITS);
         let memory_bytes = watchdog::measure(&self.newborn, self.sockets.as_ref(), 0);
         Ok(Usage { memory_bytes, processes })
     }

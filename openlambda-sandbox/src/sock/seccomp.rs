@@ -22,7 +22,7 @@
 //! | `vmsplice` | keep pages in pipes that no process has any more |
 //! | `seccomp`, `setsockopt` that attaches a program | use up `bpf_jit_limit`, without which no filter can be made |
 //! | `mmap`, `memfd_create` of huge pages | take those that the machine has set aside |
-//! | `socket` of rare protocols, `socketpair` but of Unix | have the kernel load a module |
+//! | `socket` of rare protocols, `socketpair` but of Unix, `ioctl` with `TIOCSETD` | have the kernel load a module |
 //!
 //! `setsockopt` of a buffer's size succeeds and does nothing: the kernel takes the size as a wish in any
 //! case, and a socket of the usual size is what is counted with.
@@ -118,10 +118,13 @@ fn restricted(memory: Memory) -> Vec<(c_long, Vec<Condition>)> {
                 .map(|option| when(0, Holds::IsNot(option as u32)))
                 .to_vec(),
         ),
-        // Everything, but not to type on a terminal that it may have been given.
+        // Everything, but not to type on a terminal that it may have been given, nor another discipline for
+        // one of its own, for which the kernel would load a module.
         (
             libc::SYS_ioctl,
-            vec![when(1, Holds::IsNot(libc::TIOCSTI as u32)), when(1, Holds::IsNot(TIOCLINUX))],
+            [libc::TIOCSTI as u32, TIOCLINUX, libc::TIOCSETD as u32]
+                .map(|request| when(1, Holds::IsNot(request)))
+                .to_vec(),
         ),
         // To find out which it is; other personalities switch protections off.
         (libc::SYS_personality, vec![when(0, Holds::Is(0))]),

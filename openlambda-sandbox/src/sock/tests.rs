@@ -43,10 +43,10 @@ async fn sandboxes_are_cloned_into_their_cgroup_of_version_2_and_frozen_there() 
     let spec = SandboxSpec::new(name, digest, code, manifest, Arc::new(NoLog));
     for round in 0..3 {
         let sandbox = factory.create(spec.clone()).await.unwrap().sandbox;
-        // One group for all rounds, with both processes in it.
+        // One group for all rounds, with both processes and their init in it.
         let group = folder.join("0");
         let members = fs::read_to_string(group.join("cgroup.procs")).unwrap();
-        assert_eq!(members.lines().count(), 2);
+        assert_eq!(members.lines().count(), 3);
         let frozen =
             || fs::read_to_string(group.join("cgroup.events")).unwrap().contains("frozen 1");
         sandbox.pause().await.unwrap();

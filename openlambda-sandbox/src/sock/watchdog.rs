@@ -1,7 +1,7 @@
 //! Bounds memory where no cgroup can be made: a watchdog measures it periodically.
 //!
-//! A measurement adds up the memory of the sandbox's processes and its tables, the files of its `/tmp`,
-//! which are memory too, what waits in its sockets (`sockets.rs`), and what its pipes may hold. Files without names (memfd) and other shared memory without a file stay when nothing of
+//! A measurement adds up the memory of the sandbox's processes and its tables, the files of its `/tmp` and
+//! `/dev/shm`, which are memory too, what waits in its sockets (`sockets.rs`), and what its pipes may hold. Files without names (memfd) and other shared memory without a file stay when nothing of
 //! them is mapped or open that could be seen, so they cannot be made (`seccomp.rs`). Memory that several
 //! processes share counts once. Once a second small things of the kernel's are counted, too: mappings,
 //! locks of files, and what epoll watches, of which a sandbox may have a part of what its worker's user
@@ -149,7 +149,7 @@ const SMALL_PIPE: u64 = 8 << 10;
 pub(super) fn measure(newborn: &Newborn, sockets: Option<&Sockets>, limit: u64) -> u64 {
     let pids = newborn.tree();
     let processes: Vec<Process> = pids.iter().map(|pid| Process::of(*pid)).collect();
-    let files = tmp_of(newborn.pid()).unwrap_or(0);
+    let files = files_of(newborn.pid());
     let tables: u64 = processes.iter().map(|process| process.tables).sum();
     let most_in_sockets = sockets.map_or(0, |sockets| sockets.count() * most_of_one());
     let upper = files
@@ -276,11 +276,15 @@ fn most_watches() -> u64 {
     })
 }
 
-/// The bytes of the files in its `/tmp`. A file takes the kernel a kilobyte, also if it is empty.
-fn tmp_of(pid: i32) -> Option<u64> {
-    let used = rustix::fs::statvfs(format!("/proc/{pid}/root/tmp")).ok()?;
-    let files = used.f_files.saturating_sub(used.f_ffree) << 10;
-    Some(used.f_blocks.saturating_sub(used.f_bfree) * used.f_frsize + files)
+/// The bytes of the files in its `/tmp` and `/dev/shm`. A file takes the kernel a kilobyte, also if it is
+/// empty.
+fn files_of(pid: i32) -> u64 {
+    let bytes = |folder: &str| {
+        let used = rustix::fs::statvfs(format!("/proc/{pid}/root/{folder}")).ok()?;
+        let files = used.f_files.saturating_sub(used.f_ffree) << 10;
+        Some(used.f_blocks.saturating_sub(used.f_bfree) * used.f_frsize + files)
+    };
+    ["tmp", "dev/shm"].into_iter().filter_map(bytes).sum()
 }
 
 /// A process's share of what it has in memory, without the files of `/tmp`, which are counted elsewhere:

@@ -98,6 +98,8 @@ pub struct Recipe {
     pub mounts: Vec<(String, String, bool)>,
     /// The size of its `/tmp`, bytes.
     pub tmp_bytes: u64,
+    /// The size of its `/dev/shm`, bytes.
+    pub shm_bytes: u64,
     /// Who it is on the machine: a user and group of this number; 0 leaves it the nursery's own.
     pub outside_id: u32,
     /// Who it is to itself.
@@ -295,6 +297,7 @@ impl Nursery {
                 .collect(),
             mounts: recipe.mounts,
             tmp_bytes: recipe.tmp_bytes,
+            shm_bytes: recipe.shm_bytes,
             outside_id: recipe.outside_id,
             inside_id: recipe.inside_id,
             has_network: belongings.network.is_some(),
@@ -387,7 +390,14 @@ impl Newborn {
             std::fs::metadata(place).ok().map(|metadata| metadata.ino())
         };
         let own = Pid::from_raw(self.pid).and_then(place);
-        let (Some(own), Ok(entries)) = (own, std::fs::read_dir("/proc")) else { return Vec::new() };
+        let Some(own) = own else {
+            // For a moment, until its program runs, an ordinary user may not look into the first one.
+            let pids = self.tree().into_iter().filter_map(Pid::from_raw);
+            let open = |pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?));
+            let found: Vec<_> = pids.filter_map(open).collect();
+            return if self.lives() { found } else { Vec::new() };
+        };
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
         // What was read may be of others who had the ids by then, unless it lives still.
         if !self.lives() {
             return Vec::new();
@@ -427,6 +437,13 @@ impl Newborn {
             }
         }
         tree
+    }
+
+    /// How many threads its processes have, those that have ended and are not waited for as one each.
+    pub(crate) fn tasks(&self) -> u32 {
+        let threads =
+            |pid| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(1, Iterator::count);
+        self.tree().into_iter().map(threads).sum::<usize>() as u32
     }
 
     /// Whether it has not ended.

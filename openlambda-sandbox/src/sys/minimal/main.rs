@@ -153,7 +153,7 @@ impl Minimal {
         self.own_root()?;
         if self.root {
             c::become_id(OUTSIDE_ID).map_err(|e| ("become nobody", e))?;
-            c::be_dumpable();
+            c::be_dumpable(true);
         }
         c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
         let outside = if self.root { OUTSIDE_ID } else { 0 };
@@ -164,7 +164,7 @@ impl Minimal {
             c::lower_limit(resource, value).map_err(|e| ("set limit", e))?;
         }
         c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
-        c::drop_capabilities().map_err(|e| ("drop capabilities", e))?;
+        c::drop_capabilities_but(0).map_err(|e| ("drop capabilities", e))?;
         c::no_new_privileges().map_err(|e| ("no new privileges", e))?;
         c::die_with_parent();
         c::umask(0o022);

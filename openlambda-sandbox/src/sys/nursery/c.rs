@@ -45,10 +45,19 @@ unsafe extern "C" {
     fn c_dup2(old: c_int, new: c_int) -> c_int;
     #[link_name = "chdir"]
     fn c_chdir(path: *const c_char) -> c_int;
+    #[link_name = "clone"]
+    fn c_clone(
+        run: unsafe extern "C" fn(*mut c_void) -> c_int,
+        stack: *mut c_void,
+        flags: c_int,
+        argument: *mut c_void,
+        ...
+    ) -> c_int;
     #[link_name = "umask"]
     fn c_umask(mask: c_uint) -> c_uint;
     fn mknod(path: *const c_char, mode: c_uint, device: u64) -> c_int;
     fn chmod(path: *const c_char, mode: c_uint) -> c_int;
+    fn fchmod(fd: c_int, mode: c_uint) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
     #[link_name = "setsid"]
     fn c_setsid() -> c_int;
@@ -74,6 +83,9 @@ unsafe extern "C" {
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn sigemptyset(set: *mut SignalSet) -> c_int;
     fn sigaddset(set: *mut SignalSet, signal: c_int) -> c_int;
+    fn sigfillset(set: *mut SignalSet) -> c_int;
+    fn sigwaitinfo(set: *const SignalSet, information: *mut c_void) -> c_int;
+    fn kill(process: c_int, signal: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
 }
@@ -88,6 +100,8 @@ const SYS_PIDFD_OPEN: c_long = 434;
 #[cfg(target_arch = "x86_64")]
 mod numbers {
     use std::ffi::c_long;
+    pub(super) const EXECVEAT: c_long = 322;
+    pub(super) const MEMFD_CREATE: c_long = 319;
     pub(super) const PIVOT_ROOT: c_long = 155;
     pub(super) const SECCOMP: c_long = 317;
     pub(super) const CAPSET: c_long = 126;
@@ -100,6 +114,8 @@ mod numbers {
 #[cfg(target_arch = "aarch64")]
 mod numbers {
     use std::ffi::c_long;
+    pub(super) const EXECVEAT: c_long = 281;
+    pub(super) const MEMFD_CREATE: c_long = 279;
     pub(super) const PIVOT_ROOT: c_long = 41;
     pub(super) const SECCOMP: c_long = 277;
     pub(super) const CAPSET: c_long = 91;
@@ -120,6 +136,8 @@ pub(crate) const CLONE_NEWNET: u64 = 0x4000_0000;
 pub(crate) const CLONE_PIDFD: u64 = 0x1000;
 pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(crate) const CLONE_VM: u64 = 0x100;
+pub(crate) const CLONE_VFORK: u64 = 0x4000;
 pub(crate) const SIGCHLD: c_int = 17;
 
 pub(crate) const MS_RDONLY: c_ulong = 1;
@@ -148,6 +166,7 @@ pub(crate) const ENOENT: i32 = 2;
 pub(crate) const EINTR: i32 = 4;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
+pub(crate) const ENODEV: i32 = 19;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const EMSGSIZE: i32 = 90;
 pub(crate) const EAFNOSUPPORT: i32 = 97;
@@ -330,6 +349,60 @@ pub(crate) fn clone3(arguments: &mut CloneArgs) -> Result<i32, i32> {
     check(result).map(|pid| pid as i32)
 }
 
+/// A child in our own memory, with a stack of its own, while we wait until it has executed a program or
+/// ended: nothing is copied for it. Its process id.
+///
+/// # Safety
+///
+/// What the child does to our memory must be fit for us to go on with.
+pub(crate) unsafe fn clone_within(
+    stack: &mut [u128],
+    flags: u64,
+    run: unsafe extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> Result<i32, i32> {
+    let flags = flags | CLONE_VM | CLONE_VFORK | SIGCHLD as u64;
+    let top = stack.as_mut_ptr_range().end.cast();
+    // SAFETY: the stack is the child's until it is gone, since we wait; the rest is the caller's word.
+    check(unsafe { c_clone(run, top, flags as c_int, argument) }).map(|pid| pid as i32)
+}
+
+/// A file in memory that can be executed, and not read by its owner.
+pub(crate) fn program_in_memory(name: &CStr, content: &[u8]) -> Result<OwnedFd, i32> {
+    const CLOEXEC: c_uint = 1;
+    const EXEC: c_uint = 0x10;
+    const O_PATH: c_int = 0o10_000_000;
+    let make = |flags: c_uint| {
+        // SAFETY: the text ends with NUL.
+        owned(check(unsafe { syscall(numbers::MEMFD_CREATE, name.as_ptr(), flags) }))
+    };
+    // Kernels before 6.3 do not know the flag and let any such file be run.
+    let file = make(CLOEXEC | EXEC).or_else(|_| make(CLOEXEC))?;
+    write_all(file.as_raw_fd(), content)?;
+    // SAFETY: it takes two numbers.
+    check(unsafe { fchmod(file.as_raw_fd(), 0o111) })?;
+    // What is open for writing cannot be executed.
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    open(&path.map_err(|_| EINVAL)?, O_PATH)
+}
+
+/// Executes an open file.
+pub(crate) fn execute(
+    file: RawFd,
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+) -> i32 {
+    assert!(arguments.last().is_some_and(|last| last.is_null()));
+    assert!(environment.last().is_some_and(|last| last.is_null()));
+    let (arguments, environment) = (arguments.as_ptr(), environment.as_ptr());
+    // SAFETY: both are lists of pointers to texts that end with NUL, as the callers make them, and end
+    // with null, as was seen.
+    unsafe {
+        syscall(numbers::EXECVEAT, file, c"".as_ptr(), arguments, environment, AT_EMPTY_PATH)
+    };
+    errno()
+}
+
 pub(crate) fn open(path: &CStr, flags: c_int) -> Result<OwnedFd, i32> {
     // SAFETY: the text ends with NUL.
     owned(check(unsafe { c_open(path.as_ptr(), flags | O_CLOEXEC) }))
@@ -365,6 +438,21 @@ pub(crate) fn close_on_exec_from(first: u32) -> Result<(), i32> {
     const CLOSE_RANGE_CLOEXEC: c_uint = 4;
     // SAFETY: it takes three numbers.
     check(unsafe { syscall(SYS_CLOSE_RANGE, first, c_uint::MAX, CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Closes all descriptors but these and the first three.
+pub(crate) fn close_all_but(mut kept: Vec<RawFd>) -> Result<(), i32> {
+    kept.sort_unstable();
+    let mut first = 3;
+    for end in kept.into_iter().map(|fd| fd as c_uint).chain([c_uint::MAX]) {
+        let last = end.saturating_sub(u32::from(end < c_uint::MAX));
+        if first <= last {
+            // SAFETY: it takes numbers. Those who own the descriptors are never heard of again.
+            check(unsafe { syscall(SYS_CLOSE_RANGE, first, last, 0 as c_uint) })?;
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
 }
 
 pub(crate) fn chdir(path: &CStr) -> Result<(), i32> {
@@ -440,10 +528,12 @@ pub(crate) fn die_with_parent() {
     unsafe { prctl(PR_SET_PDEATHSIG, 9 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) };
 }
 
-pub(crate) fn be_dumpable() {
+/// Whether others of the same user may look at our memory, descriptors and root.
+pub(crate) fn be_dumpable(dumpable: bool) {
     const PR_SET_DUMPABLE: c_int = 4;
+    let zero: c_ulong = 0;
     // SAFETY: it takes numbers.
-    unsafe { prctl(PR_SET_DUMPABLE, 1 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) };
+    unsafe { prctl(PR_SET_DUMPABLE, c_ulong::from(dumpable), zero, zero, zero) };
 }
 
 pub(crate) fn no_new_privileges() -> Result<(), i32> {
@@ -477,12 +567,17 @@ pub(crate) fn drop_bounding_set() -> Result<(), i32> {
     Ok(())
 }
 
-pub(crate) fn drop_capabilities() -> Result<(), i32> {
-    // struct __user_cap_header_struct: version 3, this thread; then two empty sets of three.
+/// The capability of whoever gives files capabilities.
+pub(crate) const CAP_SETFCAP: u32 = 1 << 31;
+
+/// All but some of the first 32.
+pub(crate) fn drop_capabilities_but(kept: u32) -> Result<(), i32> {
+    // struct __user_cap_header_struct: version 3, this thread; then two sets of three: effective,
+    // permitted, inheritable.
     let header = [0x2008_0522_u32, 0];
-    let nothing = [0_u32; 6];
+    let sets = [kept, kept, 0, 0, 0, 0];
     // SAFETY: both structures have the sizes of version 3.
-    check(unsafe { syscall(numbers::CAPSET, header.as_ptr(), nothing.as_ptr()) }).map(drop)
+    check(unsafe { syscall(numbers::CAPSET, header.as_ptr(), sets.as_ptr()) }).map(drop)
 }
 
 pub(crate) fn filter_of(bytes: &[u8]) -> Vec<SockFilter> {
@@ -601,6 +696,32 @@ pub(crate) fn unblock_signals() {
         sigemptyset(&mut set);
         sigprocmask(SIG_SETMASK, &set, ptr::null_mut());
     }
+}
+
+/// Signals wait until somebody asks for them.
+pub(crate) fn block_signals() {
+    let mut set = SignalSet([0; 128]);
+    const SIG_SETMASK: c_int = 2;
+    // SAFETY: the set is as large as the C library's and outlives the calls.
+    unsafe {
+        sigfillset(&mut set);
+        sigprocmask(SIG_SETMASK, &set, ptr::null_mut());
+    }
+}
+
+/// One of those that are blocked, when it comes; negative if something else has.
+pub(crate) fn wait_for_signal() -> c_int {
+    let mut set = SignalSet([0; 128]);
+    // SAFETY: the set is as large as the C library's and outlives the calls.
+    unsafe {
+        sigfillset(&mut set);
+        sigwaitinfo(&set, ptr::null_mut())
+    }
+}
+
+pub(crate) fn send_signal(process: c_int, signal: c_int) {
+    // SAFETY: it takes numbers.
+    unsafe { kill(process, signal) };
 }
 
 pub(crate) fn drain_signals(fd: RawFd) {

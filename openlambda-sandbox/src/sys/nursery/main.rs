@@ -5,15 +5,19 @@
 //! speaks [`message`] over two sockets, whose descriptors are its arguments:
 //!
 //! ```text
-//! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step ─▶ exec
+//! worker ── Setup ──▶ nursery ─┬─ the home: a Start each ──▶ clone ─▶ isolation, step by step
+//!                              │                               ├─ clone: the last steps ─▶ exec of the program
+//!                              │                               └─ exec of the init, see `init.rs`
 //!                              │    └─ fork: a root with folders that no start has asked for before
 //!                              └─ fork: the network maker: a NetworkRequest each ──▶ namespace,
 //!                                       2 listeners, a pair of devices if it is for a bridged one
 //! ```
 //!
-//! A start is *one* clone. Everything that is the same for many starts is made before it: the mount
-//! namespace that it copies holds a finished root (see [`skeleton`]); the network namespace and the
-//! cgroup come from the worker's pool. The remaining steps are those of [`newborn`], each a function
+//! A start is *one* clone into new namespaces. Everything that is the same for many starts is made before
+//! it: the mount namespace that it copies holds a finished root (see [`skeleton`]); the network namespace
+//! and the cgroup come from the worker's pool. The remaining steps are those of [`newborn`], which becomes
+//! the sandbox's init, and of [`program`], which becomes the function's program: a second clone that
+//! shares the newborn's memory until it is executed, so that nothing is copied. Each step is a function
 //! that says what it takes away.
 //!
 //! It uses nothing but std and the C library, which it declares itself.
@@ -27,7 +31,8 @@ mod links;
 mod message;
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_int};
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -42,6 +47,11 @@ use message::{Answer, Link, NetworkRequest, Setup, Start};
 const API_PORT: u16 = 9001;
 /// The abstract Unix socket of the same, for our own bootstraps.
 const API_SOCKET: &[u8] = b"openlambda-runtime";
+
+/// The first process of each sandbox, once its program runs, as `build.rs` compiled it.
+static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ol-init-of-sock"));
+/// What processes are found by, see `sys/mark.rs`.
+const MARK: &str = "OPENLAMBDA_MARK=";
 
 /// A step that failed, and why.
 type Failed = (&'static str, i32);
@@ -96,6 +106,8 @@ struct Home {
     signals: OwnedFd,
     /// Tells a newborn that this process has ended.
     own: OwnedFd,
+    /// The init's program.
+    init: OwnedFd,
     /// What of `/proc` is to be hidden, of what this kernel has, and below what.
     hidden: Vec<(CString, &'static CStr)>,
     /// How early the kernel kills a sandbox when the machine runs out of memory.
@@ -152,6 +164,7 @@ impl Home {
             builders: Vec::new(),
             signals,
             own: c::own_pidfd().map_err(|e| ("open own process", e))?,
+            init: c::program_in_memory(c"ol-init", INIT).map_err(|e| ("keep the init", e))?,
             hidden,
             // Before the worker and whatever else the machine is for, which may be spared itself.
             oom_score: score.trim().parse().unwrap_or(0).max(500).to_string().into_bytes(),
@@ -327,7 +340,8 @@ impl Home {
             stderr,
             errors,
             network,
-            tmp: cstring(&tmp_options(start))?,
+            tmp: cstring(&options_of(start.tmp_bytes, start.outside_id))?,
+            shm: cstring(&options_of(start.shm_bytes, start.outside_id))?,
             folder: cstring(&start.folder)?,
             program: cstring(&start.program)?,
             arguments: cstrings(&start.arguments)?,
@@ -364,8 +378,9 @@ fn own_user_namespace() -> Result<(), Failed> {
 /// /            tmpfs, read-only
 /// /usr         the machine's own, read-only; /bin, /lib … as the machine has them
 /// /etc         copies of what programs need, names for two users
-/// /dev         null, zero, full, random, urandom
-/// /var/task    where the bundle goes      /tmp, /proc    where each start mounts its own
+/// /dev         null, zero, full, random, urandom, tty
+/// /var/task    where the bundle goes
+/// /tmp, /dev/shm, /dev/pts, /proc    where each start mounts its own
 /// ```
 fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
     c::unshare(c::CLONE_NEWNS).map_err(|e| ("unshare mount namespace", e))?;
@@ -475,16 +490,18 @@ fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
 /// The devices that hold nothing of the machine's. `zero` can be mapped as memory that several share;
 /// where nobody could see that, it is `full`, which reads the same and cannot.
 fn devices(root: &str, watched: bool) -> Result<(), Failed> {
-    let zero = if watched { ("full", 7) } else { ("zero", 5) };
-    for (name, (own, minor)) in [
-        ("null", ("null", 3)),
+    let zero = if watched { ("full", 1, 7) } else { ("zero", 1, 5) };
+    for (name, (own, major, minor)) in [
+        ("null", ("null", 1, 3)),
         ("zero", zero),
-        ("full", ("full", 7)),
-        ("random", ("random", 8)),
-        ("urandom", ("urandom", 9)),
+        ("full", ("full", 1, 7)),
+        ("random", ("random", 1, 8)),
+        ("urandom", ("urandom", 1, 9)),
+        // The terminal of whoever opens it, if it has one.
+        ("tty", ("tty", 5, 0)),
     ] {
         let target = cstring(&format!("{root}/dev/{name}"))?;
-        if c::make_device(&target, 1, minor).is_ok() {
+        if c::make_device(&target, major, minor).is_ok() {
             continue;
         }
         // A user namespace may not make devices, but may show those that are there.
@@ -499,11 +516,14 @@ fn devices(root: &str, watched: bool) -> Result<(), Failed> {
         ("stdin", "/proc/self/fd/0"),
         ("stdout", "/proc/self/fd/1"),
         ("stderr", "/proc/self/fd/2"),
-        // Shared memory is a file in /tmp, and counts as one.
-        ("shm", "/tmp"),
+        ("ptmx", "pts/ptmx"),
     ] {
         symlink(target, format!("{root}/dev/{name}"))
             .map_err(|e| ("make link", e.raw_os_error().unwrap_or(c::EIO)))?;
+    }
+    for name in ["shm", "pts"] {
+        fs::create_dir(format!("{root}/dev/{name}"))
+            .map_err(|e| ("make folder", e.raw_os_error().unwrap_or(c::EIO)))?;
     }
     Ok(())
 }
@@ -528,6 +548,7 @@ struct Plan<'a> {
     errors: OwnedFd,
     network: Option<OwnedFd>,
     tmp: CString,
+    shm: CString,
     folder: CString,
     program: CString,
     arguments: Vec<CString>,
@@ -536,10 +557,11 @@ struct Plan<'a> {
     home: &'a Home,
 }
 
-/// Bounded in files too, which take memory of the kernel's: one for each page, as large files need.
-fn tmp_options(start: &Start) -> String {
-    let (bytes, files) = (start.tmp_bytes.max(4096), start.tmp_bytes / 4096 + 1024);
-    let owner = match start.outside_id {
+/// Of a file system in memory, bounded in files too, which take memory of the kernel's: one for each page,
+/// as large files need.
+fn options_of(bytes: u64, owner: u32) -> String {
+    let (bytes, files) = (bytes.max(4096), bytes / 4096 + 1024);
+    let owner = match owner {
         0 => String::new(),
         id => format!(",uid={id},gid={id}"),
     };
@@ -568,13 +590,8 @@ fn clone(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<(i32, OwnedFd), Failed>
     arguments.flags = flags;
     match c::clone3(&mut arguments) {
         Ok(0) => {
-            let (step, errno) = match newborn(plan, cgroups) {
-                Err(failed) => failed,
-                Ok(never) => match never {},
-            };
-            let message = format!("{step}: {}", io::Error::from_raw_os_error(errno));
-            c::write(plan.errors.as_raw_fd(), message.as_bytes());
-            c::exit(125)
+            let Err(failed) = newborn(plan, cgroups);
+            give_up(plan, failed)
         }
         // SAFETY: the kernel has just opened it for us.
         Ok(pid) => Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) })),
@@ -582,29 +599,55 @@ fn clone(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<(i32, OwnedFd), Failed>
     }
 }
 
-enum Never {}
+/// Says which step failed, and ends.
+fn give_up(plan: &Plan<'_>, (step, errno): Failed) -> ! {
+    let message = format!("{step}: {}", io::Error::from_raw_os_error(errno));
+    c::write(plan.errors.as_raw_fd(), message.as_bytes());
+    c::exit(125)
+}
 
-/// The newborn's way from a copy of the nursery to the function's program. In this order: what needs
-/// power first, then the power goes.
-fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Never, Failed> {
+/// The newborn's way from a copy of the nursery to the sandbox's init. In this order: what needs power
+/// first, then the power goes, then the program begins.
+fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Infallible, Failed> {
     if !plan.start.cgroup_v2 {
         join_cgroups(cgroups)?;
     }
     own_cgroup_root()?;
     own_network(plan)?;
-    c::unblock_signals();
-    own_session_and_name()?;
+    own_session()?;
+    own_name()?;
     own_output(plan)?;
     own_files(plan)?;
     let proc = own_view_of_the_kernel(plan.home)?;
+    c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
     become_nobody(plan.start)?;
-    own_users(plan.start, &proc)?;
-    // After the user namespace: of processes, the kernel then counts those inside of it alone.
-    own_limits(plan.start)?;
-    give_up_power()?;
+    // Without root it is the first user of the namespace around, whom only one with this capability may
+    // give a name in its own. As root it has none by now.
+    give_up_power(if plan.start.outside_id == 0 { c::CAP_SETFCAP } else { 0 })?;
     // After the last change of identity, which would undo it.
     die_with_nursery(plan.home);
+    keep_what_is_needed(plan, &proc)?;
+    // None is lost that comes before the init waits for it.
+    c::block_signals();
+    let program = begin_program(plan, &proc)?;
+    become_init(plan, program)
+}
+
+/// The way from there to the function's program, in a process of its own.
+fn program(plan: &Plan<'_>, proc: &OwnedFd) -> Result<Infallible, Failed> {
+    c::unblock_signals();
+    // Its own too: what it sends to its group is not for the init.
+    own_session()?;
+    own_users(plan.start, proc)?;
+    // In the user namespace: of processes, the kernel then counts those inside of it alone.
+    own_limits(plan.start)?;
+    // Whoever begins a user namespace has all power in it.
+    c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
+    give_up_power(0)?;
     enter_folder(plan)?;
+    // The init's memory, which is the nursery's still: nobody who is born now may look at it. With the
+    // program comes a memory that its own user may look at.
+    c::be_dumpable(false);
     filter_calls(plan.filter)?;
     execute(plan)
 }
@@ -628,9 +671,14 @@ fn own_network(plan: &Plan<'_>) -> Result<(), Failed> {
     c::setns(network.as_raw_fd(), c::CLONE_NEWNET).map_err(|e| ("enter network", e))
 }
 
-/// No terminal of ours, no group of ours, no name of this machine.
-fn own_session_and_name() -> Result<(), Failed> {
+/// No terminal of ours, no group of ours.
+fn own_session() -> Result<(), Failed> {
     c::setsid();
+    Ok(())
+}
+
+/// No name of this machine.
+fn own_name() -> Result<(), Failed> {
     c::sethostname(b"sandbox").map_err(|e| ("set host name", e))
 }
 
@@ -645,11 +693,22 @@ fn own_output(plan: &Plan<'_>) -> Result<(), Failed> {
     c::close_on_exec_from(3).map_err(|e| ("mark descriptors", e))
 }
 
-/// Its bundle, its volumes, an empty `/tmp` of bounded size, and `/proc` with its own processes only.
+/// Its bundle, its volumes, an empty `/tmp` and `/dev/shm` of bounded size, a few terminals, and `/proc`
+/// with its own processes only.
 fn own_files(plan: &Plan<'_>) -> Result<(), Failed> {
     let quiet = c::MS_NOSUID | c::MS_NODEV;
     c::mount(Some(c"tmp"), c"/tmp", Some(c"tmpfs"), quiet, Some(&plan.tmp))
         .map_err(|e| ("mount /tmp", e))?;
+    c::mount(Some(c"shm"), c"/dev/shm", Some(c"tmpfs"), quiet, Some(&plan.shm))
+        .map_err(|e| ("mount /dev/shm", e))?;
+    // The kernel counts them for the machine, and keeps some for whoever is in no sandbox.
+    let terminals = c"mode=600,ptmxmode=666,max=8";
+    let silent = c::MS_NOSUID | c::MS_NOEXEC;
+    match c::mount(Some(c"devpts"), c"/dev/pts", Some(c"devpts"), silent, Some(terminals)) {
+        // A kernel without terminals.
+        Ok(()) | Err(c::ENODEV) => {}
+        Err(errno) => return Err(("mount /dev/pts", errno)),
+    }
     for (tree, target) in &plan.mounts {
         // A volume may be asked for below it, which has been empty until now.
         if let Some(path) = target.to_str().ok().filter(|path| path.starts_with("/tmp/")) {
@@ -698,17 +757,16 @@ fn become_nobody(start: &Start) -> Result<(), Failed> {
     }
     c::become_id(start.outside_id).map_err(|e| ("become nobody", e))?;
     // A change of identity takes away a process's own /proc files, which the next step writes.
-    c::be_dumpable();
+    c::be_dumpable(true);
     Ok(())
 }
 
-/// A user namespace in which it is an ordinary user, and in which no other user of the machine has a
-/// name. All that was made before belongs to the one around it.
+/// The user namespace that it was cloned into has it as an ordinary user, and no name for any other user
+/// of the machine. All that was made before belongs to the one around it.
 fn own_users(start: &Start, proc: &OwnedFd) -> Result<(), Failed> {
     if !start.user_namespace {
         return Ok(());
     }
-    c::unshare(c::CLONE_NEWUSER).map_err(|e| ("unshare user namespace", e))?;
     let outside = start.outside_id;
     let map = format!("{} {outside} 1", start.inside_id);
     write_in(proc, c"self/setgroups", b"deny").map_err(|e| ("deny setgroups", e))?;
@@ -716,10 +774,9 @@ fn own_users(start: &Start, proc: &OwnedFd) -> Result<(), Failed> {
     write_in(proc, c"self/gid_map", map.as_bytes()).map_err(|e| ("map group", e))
 }
 
-/// No capability, now or after any exec.
-fn give_up_power() -> Result<(), Failed> {
-    c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
-    c::drop_capabilities().map_err(|e| ("drop capabilities", e))?;
+/// No capability but these, and no other after any exec.
+fn give_up_power(but: u32) -> Result<(), Failed> {
+    c::drop_capabilities_but(but).map_err(|e| ("drop capabilities", e))?;
     c::no_new_privileges().map_err(|e| ("no new privileges", e))
 }
 
@@ -745,14 +802,58 @@ fn filter_calls(filter: &[c::SockFilter]) -> Result<(), Failed> {
     c::seccomp(filter).map_err(|e| ("seccomp", e))
 }
 
-fn execute(plan: &Plan<'_>) -> Result<Never, Failed> {
-    let pointers = |list: &[CString]| -> Vec<*const std::ffi::c_char> {
-        list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
-    };
+fn pointers(list: &[CString]) -> Vec<*const c_char> {
+    list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+}
+
+fn execute(plan: &Plan<'_>) -> Result<Infallible, Failed> {
     let (arguments, environment) = (pointers(&plan.arguments), pointers(&plan.environment));
     // SAFETY: all are lists of pointers to texts that end with NUL, and the lists end with null.
     unsafe { c::execve(plan.program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     Err(("execute", c::errno()))
+}
+
+/// Closes what came along from the nursery, before there is anybody who could look for it.
+fn keep_what_is_needed(plan: &Plan<'_>, proc: &OwnedFd) -> Result<(), Failed> {
+    let kept = [&plan.errors, proc, &plan.home.init].map(AsRawFd::as_raw_fd);
+    c::close_all_but(kept.to_vec()).map_err(|e| ("close descriptors", e))
+}
+
+/// Starts the function's program, and waits until it is executed or has failed. Its process id in the
+/// sandbox.
+fn begin_program(plan: &Plan<'_>, proc: &OwnedFd) -> Result<i32, Failed> {
+    struct Given<'a>(&'a Plan<'a>, &'a OwnedFd);
+    unsafe extern "C" fn run(given: *mut c_void) -> c_int {
+        // SAFETY: it is the one below, which waits for us.
+        let Given(plan, proc) = unsafe { &*given.cast::<Given<'_>>() };
+        let Err(failed) = program(plan, proc);
+        give_up(plan, failed)
+    }
+    // Its pages are made when they are used.
+    let mut stack = vec![0_u128; 16 << 10];
+    let given = Given(plan, proc);
+    let flags = if plan.start.user_namespace { c::CLONE_NEWUSER } else { 0 };
+    // SAFETY: the child allocates, which is as if we had done it, and changes nothing else that we use.
+    let begun = unsafe {
+        c::clone_within(&mut stack, flags, run, ptr::from_ref(&given).cast_mut().cast())
+    };
+    begun.map_err(|e| ("start the program", e))
+}
+
+/// With the memory and the descriptors of the nursery's copy gone, but for the pipe on which it says how
+/// the program has ended.
+fn become_init(plan: &Plan<'_>, program: i32) -> Result<Infallible, Failed> {
+    let failed = |e| ("start the init", e);
+    c::dup2(plan.errors.as_raw_fd(), 0).map_err(failed)?;
+    c::close(1);
+    c::close(2);
+    c::drop_capabilities_but(0).map_err(failed)?;
+    let mark = plan.start.environment.iter().find(|variable| variable.starts_with(MARK));
+    let mark: Vec<String> = mark.iter().map(|mark| format!("{mark}/init")).collect();
+    let arguments = cstrings(&["ol-init".to_owned(), program.to_string()])?;
+    let environment = cstrings(&mark)?;
+    let init = plan.home.init.as_raw_fd();
+    Err(failed(c::execute(init, &pointers(&arguments), &pointers(&environment))))
 }
 
 // Networks.

@@ -28,6 +28,8 @@ pub(super) struct Start {
     pub(super) mounts: Vec<(String, String, bool)>,
     /// The size of `/tmp`, bytes.
     pub(super) tmp_bytes: u64,
+    /// The size of `/dev/shm`, bytes.
+    pub(super) shm_bytes: u64,
     /// Who it is on the machine; 0 leaves it as it is.
     pub(super) outside_id: u32,
     /// Who it is to itself.
@@ -166,6 +168,7 @@ impl Start {
             w.number((*writes).into());
         });
         w.number(self.tmp_bytes);
+        w.number(self.shm_bytes);
         w.number(self.outside_id.into());
         w.number(self.inside_id.into());
         w.number(self.has_network.into());
@@ -189,6 +192,7 @@ impl Start {
             folders: r.list(Reader::text)?,
             mounts: r.list(|r| Ok((r.text()?, r.text()?, r.number()? != 0)))?,
             tmp_bytes: r.number()?,
+            shm_bytes: r.number()?,
             outside_id: r.number()? as u32,
             inside_id: r.number()? as u32,
             has_network: r.number()? != 0,
