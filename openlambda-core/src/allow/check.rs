@@ -256,6 +256,7 @@ mod tests {
                 "processes = 9, and the operator allows at most 8",
             ),
             ("cpus = 0.5", "cpus = 0.75", 1, "cpus = 0.75, and the operator allows at most 0.5"),
+            // A program's own; no file may say it.
             ("cpus = nan", "cpus = 0.01", 1, "at most NaN"),
             ("tmp_mb = 1", "tmp_mb = 2", 1, "tmp_mb = 2"),
             (

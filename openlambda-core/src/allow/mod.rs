@@ -17,6 +17,7 @@
 
 mod check;
 mod stored;
+mod values;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Refused;
 pub use stored::{OverQuota, Stored};
+pub use values::BadBound;
 
 use crate::manifest::Network;
 
