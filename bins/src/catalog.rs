@@ -22,6 +22,7 @@ use openlambda_sandbox::sock::{self, SockConfig, SockFactory};
 use openlambda_sandbox::sys::Spawner;
 
 use crate::error::{CliError, Context, Result};
+use crate::terminal::say;
 
 /// The sandboxes, the registries, and the policies of balancers and workers, that a binary offers by
 /// name.
@@ -282,7 +283,7 @@ impl Catalog {
                     }
                     Err(error) => {
                         let why = openlambda_core::failure::chain(&*error);
-                        eprintln!("sandbox {} does not work here: {why}", entry.name);
+                        say!("sandbox {} does not work here: {why}", entry.name);
                     }
                 }
             }

@@ -420,8 +420,10 @@ fn begin_anew(path: &Path) -> io::Result<()> {
         Path::new(&older),
         File::options().create(true).truncate(true).write(true),
     )?;
-    io::copy(&mut log, &mut older)?;
-    log.set_len(0)
+    // On a full disk it ends in the middle; the log itself has to be shorter, then most of all.
+    let copied = io::copy(&mut log, &mut older);
+    log.set_len(0)?;
+    copied.map(drop)
 }
 
 /// The last line that a daemon which did not start left in its log: it says why.

@@ -82,11 +82,16 @@ pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
     })
 }
 
-/// `eprintln!` for a text that may hold words of strangers.
+/// `eprintln!` for a text that may hold words of strangers. It is lost where it cannot be written, as on a
+/// full disk.
 macro_rules! say {
-    ($($text:tt)*) => {
-        eprintln!("{}", crate::terminal::for_errors(&format!($($text)*)))
-    };
+    ($($text:tt)*) => {{
+        let text = format!($($text)*);
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("{}\n", crate::terminal::for_errors(&text)),
+        );
+    }};
 }
 pub(crate) use say;
 

@@ -146,6 +146,10 @@ impl ProcessFactory {
         for (path, text) in python.into_iter().chain([node]) {
             let path = runtimes.join(path);
             private(path.with_file_name(""))?;
+            // A worker that starts again needs no room for it, which a full disk does not have.
+            if fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+                continue;
+            }
             // By renaming: a function may be reading the file of an earlier version.
             fs::write(path.with_extension("new"), text)?;
             fs::rename(path.with_extension("new"), path)?;

@@ -20,12 +20,14 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use openlambda_core::manifest::Network;
-use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory, SandboxSpec};
+use openlambda_core::sandbox::{
+    Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
+};
 use openlambda_sandbox::sock::{SockFactory, remove_network_rules};
 use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
 use serde_json::{Value, json};
 
-use common::{Setup, eventually, setup, start_worker};
+use common::{Setup, call, eventually, setup, start_worker};
 use containers::{
     Containers, again_as_an_ordinary_user, alone_in, ask, config, containers, is_root,
 };
@@ -254,6 +256,64 @@ async fn a_bridged_sandbox_reaches_the_world_and_nothing_else() {
         assert_eq!(found["203.0.113.2:80"], "OSError");
         containers.factory.shutdown().await;
         no_trace_is_left().await;
+    }
+}
+
+/// Keeps what fits into sockets of TCP whose buffers have grown: those of who reads fast do, and stay so.
+/// Beside the loopback that has no room for it, since a bridged network's buffers are the machine's.
+const GROW: &str = r#"
+import socket, threading
+kept, held = [], 0
+def f(event):
+    global held
+    if event == "held": return held
+    s = socket.socket(type=socket.SOCK_DGRAM); s.connect(("203.0.113.2", 1))
+    server = socket.create_server((s.getsockname()[0], 0)); kept.append(server)
+    piece, place = bytes(1 << 18), bytearray(1 << 18)
+    def read(s):
+        left = 64 << 20
+        while left: left -= s.recv_into(place, min(left, len(place)))
+    while held < 100 << 20:
+        one = socket.create_connection(server.getsockname()); other = server.accept()[0]
+        kept.extend([one, other])
+        reader = threading.Thread(target=read, args=[other]); reader.start()
+        for n in range(256): one.sendall(piece)
+        reader.join(); one.setblocking(False)
+        try:
+            while True: held += one.send(piece)
+        except BlockingIOError: pass
+    return held
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_sockets_of_a_bridged_network_is_bounded() {
+    if !on_a_machine("what_waits_in_sockets_of_a_bridged_network_is_bounded") {
+        return;
+    }
+    let _world = world();
+    // By cgroups, where the machine has them, and by the watchdog.
+    for watched in [false, true] {
+        if watched {
+            run("mount", "-t tmpfs tmpfs /sys/fs/cgroup");
+        }
+        let containers = containers();
+        let manifest = "network = \"bridge\"\nmemory_mb = 64";
+        let spec = containers.spec(&[("f.py", GROW), ("ol.toml", manifest)]);
+        let sandbox = containers.create(spec).await;
+        let ended = |error: &SandboxError| {
+            assert_eq!(error.kind, SandboxErrorKind::OutOfMemory, "watched: {watched}: {error}");
+        };
+        match call(&*sandbox, "null").await {
+            Err(error) => ended(&error),
+            Ok(_) => {
+                eventually("it ends", || async {
+                    call(&*sandbox, "\"held\"").await.inspect_err(ended).is_err()
+                })
+                .await;
+            }
+        }
+        sandbox.destroy().await;
+        containers.factory.shutdown().await;
     }
 }
 

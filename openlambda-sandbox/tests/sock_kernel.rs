@@ -45,8 +45,24 @@ async fn counters_of_the_machine_and_of_its_users_are_out_of_reach() {
         (libc::SYS_perf_event_open, "0, 0, -1, -1, 0", machine),
         (libc::SYS_bpf, "0, 0, 0", machine),
         (libc::SYS_socketpair, "30, 1, 0, b'\\0' * 8", module),
+        (libc::SYS_socketpair, "1, 6, 0, b'\\0' * 8", "a type that Unix sockets do not have"),
+        (libc::SYS_socket, "0, 2, 0", module),
         (libc::SYS_socket, "2, 5, 132", module),
         (libc::SYS_socket, "10, 1, 262", "a protocol that few programs need"),
+        // The type decides, too: the kernel looks for a module of family, protocol and type.
+        (libc::SYS_socket, "2, 10, 0", "SOCK_PACKET means a socket of another family"),
+        (libc::SYS_socket, "2, 10 | 0x80800, 0", "as above"),
+        (libc::SYS_socket, "2, 6, 0", module),
+        (libc::SYS_socket, "2, 6, 33", module),
+        (libc::SYS_socket, "10, 6, 33", module),
+        (libc::SYS_socket, "2, 5, 0", module),
+        (libc::SYS_socket, "2, 4, 6", module),
+        (libc::SYS_socket, "2, 1, 17", module),
+        (libc::SYS_socket, "2, 2, 6", module),
+        (libc::SYS_socket, "10, 2, 1", module),
+        (libc::SYS_socket, "2, 2 | 16, 17", "a flag that no kernel has"),
+        (libc::SYS_socket, "16, 1, 0", "as above"),
+        (libc::SYS_socket, "1, 6, 0", "a type that Unix sockets do not have"),
     ];
     let calls = calls.map(|(call, arguments, why)| (format!("call({call}, {arguments})"), why));
     let calls: Vec<_> = calls.iter().map(|(code, why)| (&**code, "ENOSYS", *why)).collect();
@@ -68,6 +84,43 @@ async fn counters_of_the_machine_and_of_its_users_are_out_of_reach() {
         ],
     )
     .await;
+    let module = "the kernel would load a module for it";
+    let ask = |request: u32| format!("fcntl.ioctl(socket.socket(), {request}, bytes(64))");
+    let set = |level: i32, name: i32| {
+        format!("socket.socket().setsockopt({level}, {name}, b'tls' + bytes(253))")
+    };
+    let by_number = [
+        (ask(0x8940), "ENOTTY", module), // SIOCGIFBR
+        (ask(0x8941), "ENOTTY", module),
+        (ask(0x89a0), "ENOTTY", module), // SIOCBRADDBR
+        (ask(0x89a1), "ENOTTY", module),
+        (ask(0x8982), "ENOTTY", module), // SIOCGIFVLAN
+        (ask(0x8983), "ENOTTY", module),
+        (ask(0x8980), "ENOTTY", module), // SIOCADDDLCI
+        (ask(0x8b01), "ENOTTY", "drivers of wireless networks"),
+        (ask(0x89f0), "ENOTTY", "what a driver knows by itself"),
+        (ask(0x894c), "ENOTTY", "the namespace of the network"),
+        // FS_IOC_ADD_ENCRYPTION_KEY, FS_IOC_ENABLE_VERITY: ciphers and hashes by name or number.
+        ("fcntl.ioctl(os.open('/tmp', 0), 0xc0506617, bytes(80))".to_owned(), "ENOTTY", module),
+        ("fcntl.ioctl(os.open('/tmp', 0), 0x40806685, bytes(128))".to_owned(), "ENOTTY", module),
+        (set(6, 31), "ENOSYS", "TCP_ULP: a module by its name, and ciphers in the kernel"),
+        (set(6, 14), "ENOSYS", "TCP_MD5SIG: a hash"),
+        (set(6, 32), "ENOSYS", "as above"),
+        (set(6, 38), "ENOSYS", "TCP_AO_ADD_KEY: a hash by its name"),
+        (set(6, 41), "ENOSYS", "as above"),
+        (set(17, 100), "ENOSYS", "UDP_ENCAP: it slows down the machine's every UDP packet"),
+        // No power to have a module loaded by these.
+        (set(6, 13), "ENOENT", "TCP_CONGESTION of a name that nobody has loaded"),
+        (set(0, 64), "EPERM ENOPROTOOPT", "tables of filters"),
+        (
+            "socket.socket().getsockopt(0, 64, 84)".to_owned(),
+            "EPERM ENOPROTOOPT EINVAL",
+            "as above",
+        ),
+    ];
+    let by_number: Vec<_> =
+        by_number.iter().map(|(code, errors, why)| (&**code, *errors, *why)).collect();
+    all_fail(&*sandbox, &by_number).await;
     // The size of a buffer is a wish, and the kernel's own stays.
     let size = "
 s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
@@ -153,6 +206,24 @@ result = len(e.poll(1)); os.eventfd(0) if hasattr(os, 'eventfd') else 0
 ",
         "result = subprocess.run(['dd', 'if=/dev/zero', 'of=/tmp/zero', 'bs=4096', 'count=1']).returncode",
         "result = open('/dev/zero', 'rb').read(4096) == b'\\0' * 4096",
+        // The kinds of sockets that there are, and what is asked of them by number.
+        "
+import array, termios
+kinds = [(2, 1, 0), (2, 1, 6), (2, 2, 0), (2, 2, 17), (10, 1, 6), (10, 2, 17), (1, 1, 0), (1, 2, 0), (1, 5, 0), (16, 3, 0), (16, 2, 0)]
+for family, kind, protocol in kinds:
+    for flags in (0, 0x800, 0x80000, 0x80800):
+        try: socket.socket(family, kind | flags, protocol).close()
+        except OSError as error: assert (family, error.errno) == (10, errno.EAFNOSUPPORT), (family, kind, protocol, error)
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET); one.send(b'xyz')
+waits = array.array('i', [0]); fcntl.ioctl(other, termios.FIONREAD, waits)
+fcntl.ioctl(other, termios.FIONBIO, array.array('i', [1])); fcntl.ioctl(other, termios.FIOCLEX)
+assert socket.if_nametoindex('lo') == 1 and socket.if_indextoname(1) == 'lo'
+address = fcntl.ioctl(socket.socket(), 0x8915, struct.pack('256s', b'lo'))[20:24]
+assert not os.isatty(0)
+s = socket.socket(); s.setsockopt(6, socket.TCP_NODELAY, 1); s.setsockopt(6, socket.TCP_KEEPIDLE, 9)
+s.setsockopt(6, 13, s.getsockopt(6, 13, 16)); s.setsockopt(1, socket.SO_REUSEPORT, 1)
+result = [waits[0], socket.inet_ntoa(address)]
+",
     ] {
         let (ended, result) = attempt(&*sandbox, code).await;
         assert_eq!(ended, "done", "{code}: {result}");

@@ -86,5 +86,8 @@ pub(crate) fn start_log() {
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)
         .with_ansi(color)
+        // A line that cannot be written, as on a full disk, is lost. It would be told on standard error,
+        // which cannot be written, and who logs would panic.
+        .log_internal_errors(false)
         .init();
 }

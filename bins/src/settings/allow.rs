@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use openlambda_core::allow::{Allow, Bounds};
+use openlambda_core::allow::{Allow, BadBound, Bounds};
 use openlambda_core::manifest::Network;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -83,6 +83,15 @@ pub(crate) struct AllowSettings {
 
 impl Section for AllowSettings {
     const NAME: &'static str = "allow";
+
+    fn check(&self) -> Result<(), String> {
+        let checked = self.allow().check_values();
+        checked.map_err(|BadBound { key, table, message }| match table.as_str() {
+            // Whoever reports it names the key.
+            "[allow]" | "[allow.namespace]" => message,
+            _ => format!("{key}: {message}"),
+        })
+    }
 }
 
 impl Default for AllowSettings {

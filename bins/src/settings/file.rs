@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::Path;
 
 use openlambda_core::config::{ConfigError, explain, nearest};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::cluster::ClusterSettings;
@@ -86,19 +86,56 @@ impl File<'_> {
             let name = &**key.get_ref();
             match (&values[name], place.get_ref().as_table()) {
                 (Value::Table(inner), Some(places)) if self.is_section(name) => {
-                    let inside = places.keys().map(|key| {
-                        (key.span().start, Some(name), &**key.get_ref(), &inner[&**key.get_ref()])
+                    let inside = places.iter().map(|(key, place)| {
+                        let name_inside = &**key.get_ref();
+                        let (at, value) = (key.span().start, &inner[name_inside]);
+                        (at, Some(name), name_inside, value, place.get_ref())
                     });
                     keys.extend(inside);
                 }
-                (value, _) => keys.push((key.span().start, None, name, value)),
+                (value, _) => keys.push((key.span().start, None, name, value, place.get_ref())),
             }
         }
         keys.sort_unstable_by_key(|(at, ..)| *at);
-        for (at, section, name, value) in keys {
-            self.take(section, name, value, self.line(at))?;
+        for (at, section, name, value, place) in keys {
+            self.take(section, name, value, (self.line(at), place))?;
         }
         Ok(())
+    }
+
+    /// Which part of a value that is refused is at fault, and where: the first that is refused by itself.
+    fn culprit(
+        &self,
+        known: &Known,
+        value: &Value,
+        place: &DeValue<'_>,
+    ) -> Option<(usize, String)> {
+        let (Some(parts), Some(places)) = (value.as_table(), place.as_table()) else { return None };
+        // In the order of the text.
+        let mut keys: Vec<_> = places.iter().collect();
+        keys.sort_unstable_by_key(|(key, _)| key.span().start);
+        keys.into_iter().find_map(|(key, place)| {
+            let name = &**key.get_ref();
+            let alone = |value: Value| Value::Table(Table::from_iter([(name.to_owned(), value)]));
+            let refused = |value: Value| known.takes(&alone(value)).err();
+            let line = |at: usize| self.line(at);
+            let value = &parts[name];
+            let why = refused(value.clone())?;
+            let (Some(inner), Some(places)) = (value.as_table(), place.get_ref().as_table()) else {
+                return Some((line(key.span().start), why));
+            };
+            let mut keys: Vec<_> = places.keys().collect();
+            keys.sort_unstable_by_key(|key| key.span().start);
+            let inside = keys.into_iter().find_map(|key| {
+                let name = &**key.get_ref();
+                let one = Table::from_iter([(name.to_owned(), inner[name].clone())]);
+                let why = refused(Value::Table(one))?;
+                // What is wrong with all of them is wrong with none.
+                let around = refused(Value::Table(Table::new()));
+                around.is_none().then(|| (line(key.span().start), why))
+            });
+            Some(inside.unwrap_or((line(key.span().start), why)))
+        })
     }
 
     /// One key, in the table of a section or outside of all.
@@ -107,7 +144,7 @@ impl File<'_> {
         section: Option<&str>,
         name: &str,
         value: &Value,
-        line: usize,
+        (line, place): (usize, &DeValue<'_>),
     ) -> Result<(), ConfigError> {
         let within = |known: &&Known| section.is_none_or(|section| section == known.section);
         let here = || self.known.iter().filter(within);
@@ -117,6 +154,7 @@ impl File<'_> {
             return Err(self.refuse(line, self.unknown(section, name, value)));
         };
         if let Err(why) = known.takes(value) {
+            let (line, why) = self.culprit(known, value, place).unwrap_or((line, why));
             return Err(self.refuse(line, format!("{name}: {why}")));
         }
         if let Some((_, before)) =

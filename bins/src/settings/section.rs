@@ -21,6 +21,11 @@ pub(crate) trait Section: Args + Default + Serialize + DeserializeOwned {
 
     /// Those that `ol up` decides, since each daemon needs another value.
     const OF_ONE: &'static [&'static str] = &[];
+
+    /// Whether the values, each of the right type, can be meant: what is wrong and what to write.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A setting that can be given.
@@ -59,7 +64,7 @@ impl Known {
                 default,
                 name,
                 takes: |table| match table.try_into::<S>() {
-                    Ok(_) => Ok(()),
+                    Ok(section) => section.check(),
                     Err(error) => Err(explain(error.message())),
                 },
             }
@@ -101,8 +106,12 @@ impl Known {
         let mut candidates = number.clone().into_iter().chain(list.clone());
         let taken = candidates.find(|value| self.takes(value).is_ok());
         let is_number = self.default.as_ref().is_some_and(|it| it.is_integer() || it.is_float());
-        let meant =
-            || number.ok().filter(|_| is_number && self.takes(&text.clone().into()).is_err());
+        // Of the right type, though out of range.
+        let is_a_number = |number: &Value| {
+            is_number || self.takes(number).is_err_and(|why| !why.starts_with("invalid type"))
+        };
+        let is_no_text = || self.takes(&text.clone().into()).is_err();
+        let meant = || number.ok().filter(|number| is_a_number(number) && is_no_text());
         taken.or_else(meant).or(list).unwrap_or(Value::String(text))
     }
 

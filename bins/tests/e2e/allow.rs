@@ -169,14 +169,40 @@ fn bounds_are_settings_like_all_others() {
         ("[allow]\n\nmemory = 3\n", "line 3: unknown key \"memory\" in [allow]; did you mean"),
         (
             "[allow.namespace.a]\nmemory = 3\n",
-            "config.toml, line 1: namespace: unknown key \"memory\"; did you mean \"memory_mb\"?",
+            "config.toml, line 2: namespace: unknown key \"memory\"; did you mean \"memory_mb\"?",
         ),
+        ("[allow]\ncpus = 2\nmemory_share = 50\n", "line 3: memory_share: 50 is not a share; use"),
+        ("[allow]\nmemory_share = nan\n", "line 2: memory_share: NaN is not a share; use"),
+        ("[allow]\nmemory_share = -1\n", "line 2: memory_share: -1 is not a share; use"),
+        ("[allow]\nvolume_places = [\"data\"]\n", "line 2: volume_places: \"data\" is no place"),
+        (
+            "[allow.namespace.a]\ncpus = 2\n\n[allow.namespace.b]\ncpus = 2\nmemory_share = 50\n",
+            "line 6: namespace: memory_share: 50 is not a share; use more than 0 and at most 1, such as 0.5",
+        ),
+        (
+            "[allow.namespace.a]\ncpus = 2\n[allow.namespace.\"no name\"]\ncpus = 2\n",
+            "line 3: namespace: \"no name\" is not a valid namespace: use 1 to 64 letters",
+        ),
+        ("[balancer]\npolicy = \"random\"\n[allow.namespace]\na = 3\n", "line 4: namespace: "),
     ] {
         fs::write(&file, text).unwrap();
         let output = place.run(&["config", "show"]);
         assert!(texts(&output).1.contains(expected), "{text}: {:?}", texts(&output));
     }
     fs::remove_file(&file).unwrap();
+    for (flag, value, expected) in [
+        ("--allow-memory-share", "50", "50 is not a share; use more than 0 and at most 1"),
+        ("--allow-volume-place", "data", "\"data\" is no place for volumes; use an absolute path"),
+        ("--allow-namespace", "{a = {cpus = -1}}", "-1 is out of range; use 0 to 1024"),
+        ("--allow-namespace", "{\"a/b\" = {cpus = 1}}", "\"a/b\" is not a valid namespace"),
+    ] {
+        for command in [&["config", "show", "--"][..], &["up"]] {
+            let output = place.run(&[command, &[flag, value]].concat());
+            let said = texts(&output).1;
+            assert!(said.contains(expected) && said.contains(flag), "{flag} {value}: {said}");
+            assert_ne!(output.status.code(), Some(0));
+        }
+    }
     let flag = "{a = {memory_mb = 3, networks = [\"host\"]}}";
     let shown = place.ol(&["config", "show", "--", "--allow-namespace", flag]);
     assert!(shown.contains("memory_mb = 3"), "{shown}");

@@ -40,6 +40,7 @@ mod bodies;
 mod chaos;
 mod chat;
 mod common;
+mod disk;
 mod drain;
 #[path = "../../../openlambda-sandbox/tests/common/engine.rs"]
 mod engine;

@@ -114,6 +114,44 @@ async fn a_name_s_next_function_does_not_read_the_volumes_of_the_last() {
     }
 }
 
+/// An instance of the first is in the middle of a call all the while, and has room for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_instance_of_a_removed_function_serves_no_later_one_with_the_same_code() {
+    let client = client();
+    let code = "\
+import os, time
+def f(event):
+    folder = os.environ['OPENLAMBDA_VOLUME_KEPT']
+    if event == 'hold':
+        open(folder + '/secret', 'w').close()
+        for n in range(1200):
+            if os.path.exists(folder + '/go'): return 'held'
+            time.sleep(0.05)
+    return sorted(os.listdir(folder))
+";
+    let manifest =
+        "concurrency = 2\ntimeout_seconds = 60\n[[volumes]]\nname = \"kept\"\npath = \"/kept\"";
+    for sandbox in ["process", "sock"] {
+        let cluster = Cluster::start(&["--workers", "1", "--sandbox", sandbox]);
+        let deploy = || cluster.deploy("keeps", &[("f.py", code), ("ol.toml", manifest)]);
+        let url = deploy();
+        let held = tokio::spawn({
+            let (client, url) = (client.clone(), url.clone());
+            async move { post(&client, &url, "\"hold\"").await }
+        });
+        let volume = cluster.place.data_dir().join("volumes/default/keeps/kept");
+        wait_for(|| volume.join("secret").exists().then_some(())).expect("it holds");
+        assert_eq!(post(&client, &url, "").await.body, "[\"secret\"]", "it has room");
+        let removed = cluster.place.json(&["rm", "keeps", "--json"]);
+        deploy();
+        assert_eq!(post(&client, &url, "").await.body, "[]", "{sandbox}");
+        let kept = Path::new(removed["volumes"].as_str().unwrap()).join("kept");
+        fs::write(kept.join("go"), "").unwrap();
+        assert_eq!(held.await.unwrap().body, "\"held\"");
+        assert_eq!(post(&client, &url, "").await.body, "[]", "{sandbox}");
+    }
+}
+
 /// What there is of a cluster.
 #[derive(Debug, PartialEq)]
 struct Left {

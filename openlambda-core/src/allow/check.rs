@@ -59,10 +59,9 @@ impl Allow {
         }
         self.check_numbers(namespace, manifest)?;
         if let Some((most, table)) = self.bound(namespace, |bounds| bounds.environment_kb) {
-            let sizes = manifest.environment.iter().map(|(name, value)| name.len() + value.len());
-            let bytes: usize = sizes.sum();
+            let bytes = manifest.environment_bytes();
             if bytes as u64 > most.saturating_mul(1024) {
-                let asked = format!("the environment has {bytes} bytes");
+                let asked = format!("the environment takes {bytes} bytes");
                 let allowed = format!("{} bytes", most.saturating_mul(1024));
                 return Err(refuse(
                     "environment",
@@ -256,6 +255,7 @@ mod tests {
                 "processes = 9, and the operator allows at most 8",
             ),
             ("cpus = 0.5", "cpus = 0.75", 1, "cpus = 0.75, and the operator allows at most 0.5"),
+            // A program's own; no file may say it.
             ("cpus = nan", "cpus = 0.01", 1, "at most NaN"),
             ("tmp_mb = 1", "tmp_mb = 2", 1, "tmp_mb = 2"),
             (
@@ -270,7 +270,7 @@ mod tests {
                 "environment_kb = 1",
                 &*environment,
                 2,
-                "the environment has 1025 bytes, and the operator allows 1024 bytes (environment_kb in [allow])",
+                "the environment takes 1027 bytes, and the operator allows 1024 bytes (environment_kb in [allow])",
             ),
             ("volumes = 1", volumes, 5, "volumes are 2, and the operator allows 1"),
             ("volumes = 0", volumes, 1, "volumes are 2, and the operator allows 0"),

@@ -17,6 +17,7 @@
 
 mod check;
 mod stored;
+mod values;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::Refused;
 pub use stored::{OverQuota, Stored};
+pub use values::BadBound;
 
 use crate::manifest::Network;
 
@@ -66,7 +68,8 @@ pub struct Bounds {
     /// The largest `max_instances`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_instances: Option<u32>,
-    /// The largest `[environment]`, KiB: all names and values together.
+    /// The largest `[environment]`, KiB: all names and values together, and two bytes for each variable,
+    /// as [`Manifest::environment_bytes`](crate::manifest::Manifest::environment_bytes) says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environment_kb: Option<u64>,
     /// The most `[[volumes]]` of one function.

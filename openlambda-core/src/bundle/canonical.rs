@@ -6,6 +6,7 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use tar::EntryType;
 
 use super::Packed;
+use super::describe::check_global;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
 use super::limits::{Limits, copy, each_entry, is_manifest, plain, read_error, read_rest};
@@ -31,11 +32,19 @@ pub fn canonicalise(
     let mut spooled = 0;
     let mut manifests = BTreeMap::<String, Vec<u8>>::new();
     let rest = each_entry(plain(archive, limits)?, |entry, names| {
+        let kind = entry.header().entry_type();
+        // It has no path, whatever name its writer has given it.
+        if kind == EntryType::XGlobalHeader {
+            return check_global(entry, &names);
+        }
         let path = path_of(&names.path)?;
         if path.is_empty() {
-            return Ok(());
+            return match kind {
+                EntryType::Directory => Ok(()),
+                _ => Err(refuse(&path, "is no name for a file; pack the archive anew")),
+            };
         }
-        match entry.header().entry_type() {
+        match kind {
             EntryType::Directory => checker.folder(&path)?,
             EntryType::Symlink => {
                 let target = target_of(&path, names.target.as_deref())?;
@@ -83,8 +92,6 @@ pub fn canonicalise(
                 }
                 spooled += copied;
             }
-            // Attributes of all entries after it: times and comments, as `git archive` writes them.
-            EntryType::XGlobalHeader => {}
             _ => {
                 return Err(refuse(
                     &path,

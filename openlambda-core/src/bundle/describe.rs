@@ -6,11 +6,12 @@
 //! what it has read is looked at again here, and all that is not understood is refused.
 
 use std::borrow::Cow;
-use std::io;
+use std::io::{self, BufRead, BufReader};
 
 use tar::{EntryType, Header};
 
 use super::error::{BundleError, refuse};
+use super::limits::read_error;
 
 const BLOCK: usize = 512;
 
@@ -18,6 +19,8 @@ const BLOCK: usize = 512;
 pub(super) struct Names {
     pub(super) path: Vec<u8>,
     pub(super) target: Option<Vec<u8>>,
+    /// Something before its header describes it.
+    pub(super) described: bool,
 }
 
 /// Reads the names of an entry out of `held`: what a tar reader has read to find it, from the place
@@ -35,7 +38,8 @@ pub(super) fn names_of(
     let (path, target) = (header.path_bytes(), header.link_name_bytes());
     let named = String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned();
     let broken = || refuse(&named, "has broken pax attributes; pack the archive anew");
-    let mut names = Names { path: path.into_owned(), target: target.map(Cow::into_owned) };
+    let mut names =
+        Names { path: path.into_owned(), target: target.map(Cow::into_owned), described: false };
     let (mut by_gnu, mut size) = ((false, false), None);
     let mut left = held.get(to_next_block(start)..).unwrap_or_default();
     while let Some((block, rest)) = left.split_at_checked(BLOCK) {
@@ -49,6 +53,7 @@ pub(super) fn names_of(
         let length = before.entry_size().ok().and_then(|length| usize::try_from(length).ok());
         let content = length.and_then(|length| rest.get(..length)).ok_or_else(broken)?;
         left = rest.get(content.len().next_multiple_of(BLOCK)..).unwrap_or_default();
+        names.described = true;
         match kind {
             EntryType::GNULongName => by_gnu.0 = true,
             EntryType::GNULongLink => by_gnu.1 = true,
@@ -56,6 +61,8 @@ pub(super) fn names_of(
                 for record in records(content) {
                     let (key, value) = record.ok_or_else(broken)?;
                     match key {
+                        // To some readers it means that the header says it.
+                        b"path" | b"linkpath" if value.is_empty() => return Err(broken()),
                         b"path" => names.path = value.to_vec(),
                         b"linkpath" => names.target = Some(value.to_vec()),
                         b"size" => {
@@ -90,6 +97,52 @@ pub(super) fn names_of(
         names.target = entry.link_name_bytes().map(Cow::into_owned);
     }
     Ok(names)
+}
+
+/// Looks at attributes of all entries that follow: comments, times and owners, as `git archive` and GNU tar
+/// write them. They are not held, and mean nothing here, so none may name a file or say how large it is.
+///
+/// # Errors
+///
+/// They are broken, one of them means what is not unpacked here, or something describes their own entry:
+/// to some readers that would describe the next one.
+pub(super) fn check_global(attributes: impl io::Read, names: &Names) -> Result<(), BundleError> {
+    let shown = String::from_utf8_lossy(&names.path[..names.path.len().min(200)]).into_owned();
+    let broken = || refuse(&shown, "has broken pax attributes; pack the archive anew");
+    if names.described {
+        return Err(broken());
+    }
+    let mut left = BufReader::new(attributes);
+    // Up to a sign, which is not in what is returned.
+    let up_to = |left: &mut BufReader<_>, sign: u8, most: u64| {
+        let mut text = Vec::new();
+        let read = io::Read::take(left, most).read_until(sign, &mut text).map_err(read_error)?;
+        let ended = text.pop_if(|last| *last == sign).is_some();
+        Ok::<_, BundleError>((ended.then_some(text), read as u64))
+    };
+    while !left.fill_buf().map_err(read_error)?.is_empty() {
+        let (length, digits) = up_to(&mut left, b' ', 21)?;
+        let length = length.filter(|text| text.iter().all(u8::is_ascii_digit));
+        let length = length.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<u64>().ok());
+        let length = length.and_then(|length| length.checked_sub(digits)).ok_or_else(broken)?;
+        // No program's keys are as long.
+        let (key, read) = up_to(&mut left, b'=', length.min(1 << 10))?;
+        let key = key.filter(|key| !key.is_empty()).ok_or_else(broken)?;
+        let says_which = [&b"path"[..], b"linkpath", b"size"].contains(&&*key);
+        if says_which || key.starts_with(b"GNU.sparse.") {
+            let key = String::from_utf8_lossy(&key);
+            let why = format!("says {key} of all files that follow; pack without that pax option");
+            return Err(refuse(&shown, why));
+        }
+        let value = (length - read).checked_sub(1).ok_or_else(broken)?;
+        let skipped = io::copy(&mut io::Read::take(&mut left, value), &mut io::sink());
+        let mut end = [0];
+        let ends = io::Read::read(&mut left, &mut end).map_err(read_error)? == 1 && end == *b"\n";
+        if skipped.map_err(read_error)? != value || !ends {
+            return Err(broken());
+        }
+    }
+    Ok(())
 }
 
 /// Whether what was read from `start` on, where no entry was found, is the mark of an archive's end.

@@ -1,9 +1,10 @@
 //! How large a bundle may be: [`Limits`].
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::rc::Rc;
 
+use flate2::bufread::GzDecoder;
 use thiserror::Error;
 
 use super::describe::{Names, is_end, names_of};
@@ -76,7 +77,6 @@ pub(super) fn plain<'a>(
     archive: impl Read + 'a,
     limits: Limits,
 ) -> Result<Limited<Box<dyn Read + 'a>>, BundleError> {
-    use std::io::BufRead;
     let mut archive = BufReader::with_capacity(64 << 10, archive);
     let start = archive.fill_buf().map_err(BundleError::Read)?;
     // Headers and padding count too, but a bundle at the limit must get through.
@@ -84,10 +84,57 @@ pub(super) fn plain<'a>(
     if start.starts_with(&[0x1f, 0x8b]) {
         // What comes counts too: it may be no end of members with nothing in them.
         let packed = BufReader::with_capacity(64 << 10, Limited::new(archive, bytes));
-        let decoded = flate2::bufread::MultiGzDecoder::new(packed);
-        return Ok(Limited::new(Box::new(decoded), bytes));
+        return Ok(Limited::new(Box::new(Members::new(packed)), bytes));
     }
     Ok(Limited::new(Box::new(archive), bytes))
+}
+
+/// What gzip makes: members one after another, and zeros behind them where something has filled up the
+/// last block.
+struct Members<R> {
+    /// `None` at the end.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Members<R> {
+    fn new(packed: R) -> Self {
+        Members { member: Some(GzDecoder::new(packed)) }
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut member) = self.member.take() {
+            let count = member.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                self.member = Some(member);
+                return Ok(count);
+            }
+            let mut packed = member.into_inner();
+            match packed.fill_buf()?.first() {
+                None => {}
+                Some(0) => only_zeros(packed)?,
+                Some(_) => self.member = Some(GzDecoder::new(packed)),
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Programs do not agree on what means something behind zeros, so nothing may.
+fn only_zeros(mut packed: impl BufRead) -> io::Result<()> {
+    loop {
+        let zeros = packed.fill_buf()?;
+        if zeros.iter().any(|byte| *byte != 0) {
+            let why = "something stands behind the zeros at the end of the archive; pack it anew";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let count = zeros.len();
+        if count == 0 {
+            return Ok(());
+        }
+        packed.consume(count);
+    }
 }
 
 /// What may follow the end of an archive at least, bytes: programs fill up the last record of a tape.

@@ -317,6 +317,8 @@ fn pax_attributes_are_read_by_their_lengths_or_refused() {
         &record("size", "+1"),
         &record("size", ""),
         &record("size", "99999999999999999999999"),
+        &record("path", ""),
+        &record("linkpath", ""),
         // A reader by lines does not see the size.
         &[record("comment", "x\ny"), record("size", "1")].concat(),
     ] {
@@ -425,8 +427,97 @@ fn what_is_deep_or_long_is_refused_before_it_is_held_or_walked() {
     let error = publish(&target.bytes()).unwrap_err().to_string();
     assert!(error.contains("without a valid target"), "{error}");
     // Attributes of all files that follow are not held.
-    let global = Hostile::default().entry(EntryType::XGlobalHeader, "g", "", &vec![b'a'; 4 << 20]);
-    publish(&global.file("f.py", "x").bytes()).unwrap();
+    publish(&global(&record("comment", &"a".repeat(4 << 20))).file("f.py", "x").bytes()).unwrap();
+}
+
+/// Attributes of all entries that follow.
+fn global(content: &[u8]) -> Hostile {
+    Hostile::default().entry(EntryType::XGlobalHeader, "/tmp/GlobalHead.1", "", content)
+}
+
+#[test]
+fn attributes_of_all_files_are_passed_over_or_refused() {
+    let (plain, _) = publish(&Hostile::default().file("f.py", "x").bytes()).unwrap();
+    let time = [record("mtime", "1.5"), record("comment", "a\n9 path=b\n")].concat();
+    let long = record("comment", &"a".repeat(100_000));
+    for harmless in [&b""[..], &time, &long, &record("SCHILY.xattr.user.path", "")] {
+        for twice in [false, true] {
+            let again = if twice { global(harmless).0 } else { Vec::new() };
+            let archive = [again, global(harmless).file("f.py", "x").bytes()].concat();
+            let (packed, _) = publish(&archive).unwrap();
+            assert_eq!(packed, plain);
+        }
+    }
+    for (key, why) in [
+        ("path", "says path of all files"),
+        ("linkpath", "says linkpath of all files"),
+        ("size", "says size of all files"),
+        ("GNU.sparse.name", "says GNU.sparse.name of all files"),
+    ] {
+        let attributes = [record("mtime", "1"), record(key, "1")].concat();
+        let error =
+            publish(&global(&attributes).file("f.py", "x").bytes()).unwrap_err().to_string();
+        assert!(error.contains(why) && error.contains("/tmp/GlobalHead.1"), "{error}");
+    }
+    let cut = &record("comment", "abc")[..10];
+    let key = record(&"k".repeat(2000), "v");
+    for broken in [
+        &b"aaaa"[..],
+        b"0 a=b\n",
+        b"3 a=b\n",
+        b"5 a=b\n",
+        b"6 =ab\n",
+        b"9 a=bc\n",
+        b"+7 a=b\n",
+        b"99999999999999999999999 a=b\n",
+        b"18446744073709551615 a=b\n",
+        b"7 a=b\n\0\0",
+        cut,
+        &key,
+    ] {
+        let refused = publish(&global(broken).file("f.py", "x").bytes()).map(|(packed, _)| packed);
+        let error = refused.expect_err(&broken.escape_ascii().to_string()).to_string();
+        assert!(error.contains("has broken pax attributes"), "{}: {error}", broken.escape_ascii());
+    }
+    // To one reader these describe what describes all, to another the file behind it.
+    for kind in [EntryType::XHeader, EntryType::GNULongName] {
+        let name =
+            if kind == EntryType::XHeader { record("path", "g.py") } else { b"g.py\0".to_vec() };
+        let archive = Hostile::default().entry(kind, "before", "", &name);
+        let archive = archive.entry(EntryType::XGlobalHeader, "g", "", &record("mtime", "1"));
+        let error = publish(&archive.file("f.py", "x").bytes()).unwrap_err().to_string();
+        assert!(error.contains("has broken pax attributes"), "{kind:?}: {error}");
+    }
+}
+
+/// What GNU tar itself writes when it is told attributes, and what `gzip` is filled up with.
+#[test]
+fn archives_of_gnu_tar_and_of_blocks_are_taken() {
+    let dir = sample();
+    let tar = |options: &[&str]| {
+        let mut tar = std::process::Command::new("tar");
+        let made = tar.args(options).args(["-cf", "-", "-C"]).arg(dir.path()).arg(".").output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        made.stdout
+    };
+    let (plain, _) = publish(&tar(&[])).unwrap();
+    for option in ["comment=hello", "mtime=1", "globexthdr.name=/tmp/any/where,uname=nobody"] {
+        let archive = tar(&["--format=pax", &format!("--pax-option={option}")]);
+        assert!(archive.starts_with(b"/tmp/"), "it has a global header");
+        assert_eq!(publish(&archive).unwrap().0, plain, "{option}");
+    }
+    let refused = publish(&tar(&["--format=pax", "--pax-option=path=evil"])).unwrap_err();
+    assert!(refused.to_string().contains("says path of all files"), "{refused}");
+    let packed = gzip(&tar(&[]));
+    for zeros in [1, 511, 100_000] {
+        let filled = [&packed[..], &vec![0; zeros]].concat();
+        assert_eq!(publish(&filled).unwrap().0, plain, "{zeros}");
+        for behind in [&b"x"[..], &packed] {
+            let error = publish(&[&filled, behind].concat()).unwrap_err();
+            assert!(matches!(error, BundleError::Read(_)), "{zeros}: {error}");
+        }
+    }
 }
 
 #[test]

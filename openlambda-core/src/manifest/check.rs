@@ -96,11 +96,15 @@ impl Manifest {
                  encode the value"
             )));
         }
-        let bytes: usize = self.environment.iter().map(|(key, value)| takes(key, value)).sum();
-        if bytes > ENVIRONMENT_LIMIT {
+        if self.environment_bytes() > ENVIRONMENT_LIMIT {
             return Err(ManifestError::Value(environment_too_long()));
         }
         Ok(())
+    }
+
+    /// What the variables take together: names, values, and two bytes for each.
+    pub fn environment_bytes(&self) -> usize {
+        self.environment.iter().map(|(key, value)| takes(key, value)).sum()
     }
 
     /// Whether the whole of it, written out as JSON, goes along with each resolution of its function.

@@ -57,6 +57,14 @@ impl Bench {
         Call { function, version, digest: digest(bundle), balancer: from, reservation: None }
     }
 
+    /// Its function has a volume.
+    fn fetched_with_volume(&mut self, bundle: u8) -> Vec<Output> {
+        let volume = crate::manifest::Volume { name: "a".to_owned(), path: "/a".to_owned() };
+        let manifest = Manifest { concurrency: 2, volumes: vec![volume], ..Manifest::default() };
+        let manifest = Arc::new(manifest);
+        self.tell(Input::Fetched { digest: digest(bundle), bytes: 1, manifest })
+    }
+
     fn fetched(&mut self, bundle: u8) -> Vec<Output> {
         let manifest = Arc::new(Manifest { memory_mb: 100, ..Manifest::default() });
         self.tell(Input::Fetched { digest: digest(bundle), bytes: 1, manifest })
@@ -278,6 +286,55 @@ fn the_bundle_of_two_functions_goes_when_both_are_deleted() {
         assert_eq!(bench.tell(Input::Destroyed { instance: of_f }), [], "g's instance uses it");
         let gone = bench.tell(Input::Destroyed { instance: of_g });
         assert_eq!(gone, std::slice::from_ref(&remove), "deleted at once: {at_once}");
+    }
+}
+
+/// A function with a volume is deleted, and another one with the same bytes is published under its name.
+/// No instance of the first serves the second, whenever the word of the deletion comes.
+#[test]
+fn an_instance_of_a_deleted_function_serves_no_later_one_with_the_same_bytes() {
+    for (busy, word) in [(true, "before"), (true, "late"), (false, "late"), (true, "never")] {
+        let mut bench = Bench::new();
+        let first = bench.call("f", 1, 1, None);
+        bench.outputs();
+        let old = created(&bench.fetched_with_volume(1))[0];
+        assert_eq!(ran(&bench.started(old)), [(first, old)]);
+        if !busy {
+            bench.finish(first);
+        }
+        if word == "before" {
+            bench.deleted(&["f"]);
+        }
+        // The old one has a free slot.
+        let second = bench.call("f", 2, 1, None);
+        let outputs = bench.outputs();
+        assert_eq!(ran(&outputs), [], "{busy} {word}");
+        let new = created(&outputs)[0];
+        assert_eq!(ran(&bench.started(new)), [(second, new)]);
+        bench.finish(second);
+        // A call that was on its way for long belongs to nobody any more.
+        let third = bench.call("f", 1, 1, None);
+        assert_eq!(ran(&bench.outputs()), [(third, new)]);
+        bench.finish(third);
+        let destroyed = |outputs: &[Output], instance: InstanceId| {
+            let is_it = |output: &Output| matches!(output, Output::Destroy { instance: of, .. } if *of == instance);
+            outputs.iter().any(is_it)
+        };
+        if busy {
+            assert!(destroyed(&bench.finish(first), old), "{word}");
+        } else {
+            assert!(destroyed(&outputs, old), "{word}");
+        }
+        if word == "late" {
+            assert!(destroyed(&bench.deleted(&["f"]), new));
+            bench.tell(Input::Destroyed { instance: new });
+        }
+        let fourth = bench.call("f", 2, 1, None);
+        let outputs = bench.outputs();
+        match word {
+            "late" => assert_ne!(created(&outputs)[0], old),
+            _ => assert_eq!(ran(&outputs), [(fourth, new)]),
+        }
     }
 }
 

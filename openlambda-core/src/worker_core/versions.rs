@@ -43,7 +43,7 @@ pub(super) struct VersionState {
     pub(super) function: FunctionName,
     pub(super) namespace: NamespaceId,
     pub(super) digest: Digest,
-    /// By which number it was called last. The same bytes may be published again, as another version.
+    /// The highest number by which it was called. The same bytes may be published again, as another version.
     pub(super) version: Option<Version>,
     /// What its bundle says; the default before it was fetched.
     pub(super) manifest: Arc<Manifest>,
@@ -118,7 +118,8 @@ impl Versions {
         forget: impl FnMut(VersionId) -> bool,
     ) -> (VersionId, Option<VersionId>) {
         let hash = hash_of(function);
-        let id = match self.find(hash, function, &digest) {
+        let found = self.find(hash, function, &digest);
+        let id = match found.filter(|id| !self.may_be_of_an_earlier_life(*id, version)) {
             Some(id) => id,
             None => self.add(hash, function, digest, forget),
         };
@@ -128,7 +129,8 @@ impl Versions {
         if place.newest == Some(version) {
             return (id, None);
         }
-        place.version = Some(version);
+        // A late call by an earlier number does not take its instances back to an earlier life.
+        place.version = place.version.max(Some(version));
         let newest = self.newest(hash, function);
         if newest.is_some_and(|(known, _)| version <= known) {
             return (id, None);
@@ -139,6 +141,17 @@ impl Versions {
         }
         self.places[id.0 as usize].newest = Some(version);
         (id, superseded)
+    }
+
+    /// Whether what is known here, with the same bytes, may belong to a life of the function that ended
+    /// before this version was published: then its instances have the data of the function that was
+    /// deleted, in their volumes at least, and none of them may serve this version. The word of the deletion
+    /// may be late, so a later number is enough where there are volumes. (Where there are none, such
+    /// instances serve until that word comes; a rollback, which looks the same, finds them warm.)
+    fn may_be_of_an_earlier_life(&self, id: VersionId, version: Option<Version>) -> bool {
+        let known = self.get(id);
+        let is_later = version.zip(known.version).is_some_and(|(version, known)| version > known);
+        is_later && (known.deleted || !known.manifest.volumes.is_empty())
     }
 
     /// The newest version of a function that was called here.
@@ -155,6 +168,7 @@ impl Versions {
         self.find(hash_of(function), function, digest)
     }
 
+    /// The latest with these bytes; there is another one for each life of the function.
     fn find(&self, hash: u64, function: &FunctionName, digest: &Digest) -> Option<VersionId> {
         self.chain(hash).find(|id| {
             let place = self.get(*id);
@@ -411,6 +425,35 @@ mod tests {
         versions.remove(ids[1]);
         versions.remove(ids[3]);
         assert!(versions.index.is_empty() && versions.bundles.is_empty());
+    }
+
+    #[test]
+    fn the_same_bytes_in_another_life_of_a_function_are_another_version() {
+        let mut versions = Versions::new(Allow::default());
+        let call = |versions: &mut Versions, number: Option<u64>| {
+            versions.intern(&function(0), number.map(Version), digest(1), |_| true)
+        };
+        let (first, _) = call(&mut versions, Some(1));
+        // Nothing says that it has data, and nothing that it was deleted.
+        assert_eq!(call(&mut versions, Some(2)), (first, None));
+        versions.get_mut(first).deleted = true;
+        assert_eq!(call(&mut versions, Some(2)), (first, None), "it was called before");
+        versions.get_mut(first).deleted = true;
+        let (second, superseded) = call(&mut versions, Some(3));
+        assert!(second != first && superseded == Some(first));
+        // Whoever comes late, by whatever number, is served by the latest life.
+        for late in [Some(1), Some(2), Some(3), None] {
+            assert_eq!(call(&mut versions, late), (second, None));
+            assert_eq!(versions.get(second).version, Some(Version(3)));
+        }
+        // Where there are volumes, it need not be known that it was deleted.
+        let volume = crate::manifest::Volume { name: "a".to_owned(), path: "/a".to_owned() };
+        let manifest = Manifest { volumes: vec![volume], ..Manifest::default() };
+        versions.get_mut(second).manifest = Arc::new(manifest);
+        let (third, superseded) = call(&mut versions, Some(4));
+        assert!(third != second && superseded == Some(second));
+        assert_eq!(versions.known(&function(0), &digest(1)), Some(third));
+        assert_eq!(versions.newest_of(&function(0)), Some(third));
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Network {
 
     /// The sockets of the tenant whose first process this is.
     pub(super) fn sockets(&self, pid: i32, counts_all: bool) -> io::Result<Sockets> {
-        Sockets::of(pid, &self.made, counts_all)
+        Sockets::of(pid, &self.made, counts_all, self.lease.is_some())
     }
 
     /// Accepts and closes what the last tenant has left waiting.

@@ -22,7 +22,7 @@
 //! | `vmsplice` | keep pages in pipes that no process has any more |
 //! | `seccomp`, `setsockopt` that attaches a program | use up `bpf_jit_limit`, without which no filter can be made |
 //! | `mmap`, `memfd_create` of huge pages | take those that the machine has set aside |
-//! | `socket` of rare protocols, `socketpair` but of Unix, `ioctl` with `TIOCSETD` | have the kernel load a module |
+//! | `socket` of rare families, types and protocols, `socketpair` but of Unix; `ioctl` of bridges, VLANs, file systems, drivers; `setsockopt` of ciphers and hashes for TCP | have the kernel load a module, or run parts of it that few programs need |
 //!
 //! `setsockopt` of a buffer's size succeeds and does nothing: the kernel takes the size as a wish in any
 //! case, and a socket of the usual size is what is counted with.
@@ -30,16 +30,16 @@
 //! Where no cgroup bounds memory ([`Memory::Watched`]), memory that is shared and has no name can hardly
 //! be seen from outside, and cannot be made: `memfd_create`, `mmap` of shared anonymous memory. Nor can
 //! what a pipe holds, so none is made larger (`F_SETPIPE_SZ`).
-//!
-//! # Why the program is our own
-//!
-//! The kernel compiles a filter for each process that installs it, and runs it once for every system call,
-//! to remember those that it always allows. A list that is searched from the front, as libraries generate
-//! it, costs 460 calls × half of its length at each start; this program is a binary search.
+
+mod calls;
+mod program;
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
+
+use calls::{COMMON, OLD};
+use program::{ALLOW, Condition, Holds, Instruction, NO_POWER, NOT_HERE, NOTHING, Rule, program};
 
 /// How memory is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,33 +52,7 @@ pub(super) enum Memory {
 
 /// The filter, as an array of `struct sock_filter`.
 pub(super) fn filter(memory: Memory) -> Vec<u8> {
-    let bytes = |i: &Instruction| {
-        let mut bytes = [0; 8];
-        bytes[..2].copy_from_slice(&i.code.to_ne_bytes());
-        (bytes[2], bytes[3]) = (i.jump_true, i.jump_false);
-        bytes[4..].copy_from_slice(&i.k.to_ne_bytes());
-        bytes
-    };
-    program(&rules(memory)).iter().flat_map(bytes).collect()
-}
-
-/// What becomes of a call: what the first alternative says whose conditions all hold. It is denied if
-/// there is none. No conditions hold always.
-type Rule = Vec<(Vec<Condition>, u32)>;
-
-/// A condition on the lower half of an argument; the calls that are restricted take 32 bits there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Condition {
-    argument: u32,
-    holds: Holds,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
-    Is(u32),
-    IsNot(u32),
-    /// None of these bits is set.
-    Without(u32),
+    program(&rules(memory)).iter().flat_map(Instruction::bytes).collect()
 }
 
 fn rules(memory: Memory) -> BTreeMap<u32, Rule> {
@@ -86,21 +60,31 @@ fn rules(memory: Memory) -> BTreeMap<u32, Rule> {
     let always = || vec![(Vec::new(), ALLOW)];
     let allowed = COMMON.iter().chain(OLD).map(|call| (number(*call), always()));
     let mut rules: BTreeMap<u32, Rule> = allowed.collect();
-    for (call, conditions) in restricted(memory) {
-        rules.entry(number(call)).or_default().push((conditions, ALLOW));
-    }
-    for name in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
-        let conditions = [(1, libc::SOL_SOCKET), (2, name)]
-            .map(|(argument, value)| Condition { argument, holds: Holds::Is(value as u32) });
-        let rule = rules.entry(number(libc::SYS_setsockopt)).or_default();
-        rule.push((conditions.to_vec(), NOTHING));
+    for (call, alternative) in restricted(memory).into_iter().chain(sockets()) {
+        rules.entry(number(call)).or_default().push(alternative);
     }
     rules
 }
 
+/// An alternative of a call's rule.
+type Restricted = (c_long, (Vec<Condition>, u32));
+
+fn one_of(argument: u32, values: &[i32]) -> Condition {
+    let values = values.iter().map(|value| *value as u32).collect();
+    Condition { argument, mask: u32::MAX, holds: Holds::OneOf(values) }
+}
+
+fn none_of(argument: u32, values: &[i32]) -> Condition {
+    let values = values.iter().map(|value| *value as u32).collect();
+    Condition { argument, mask: u32::MAX, holds: Holds::NoneOf(values) }
+}
+
+fn without(argument: u32, bits: u32) -> Condition {
+    Condition { argument, mask: u32::MAX, holds: Holds::Without(bits) }
+}
+
 /// Calls that are allowed with some arguments only.
-fn restricted(memory: Memory) -> Vec<(c_long, Vec<Condition>)> {
-    let when = |argument, holds| Condition { argument, holds };
+fn restricted(memory: Memory) -> Vec<Restricted> {
     const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
         | libc::CLONE_NEWUTS
@@ -108,494 +92,227 @@ fn restricted(memory: Memory) -> Vec<(c_long, Vec<Condition>)> {
         | libc::CLONE_NEWUSER
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNET) as u32;
+    let allow = |call, conditions| (call, (conditions, ALLOW));
     let mut calls = vec![
         // New processes and threads, but no new namespaces.
-        (libc::SYS_clone, vec![when(0, Holds::Without(NEW_NAMESPACES))]),
+        allow(libc::SYS_clone, vec![without(0, NEW_NAMESPACES)]),
         // Everything about itself, but not to outlive the worker, and no filters of its own.
-        (
-            libc::SYS_prctl,
-            [libc::PR_SET_PDEATHSIG, libc::PR_SET_SECCOMP]
-                .map(|option| when(0, Holds::IsNot(option as u32)))
-                .to_vec(),
-        ),
-        // Everything, but not to type on a terminal that it may have been given, nor another discipline for
-        // one of its own, for which the kernel would load a module.
-        (
-            libc::SYS_ioctl,
-            [libc::TIOCSTI as u32, TIOCLINUX, libc::TIOCSETD as u32]
-                .map(|request| when(1, Holds::IsNot(request)))
-                .to_vec(),
-        ),
+        allow(libc::SYS_prctl, vec![none_of(0, &[libc::PR_SET_PDEATHSIG, libc::PR_SET_SECCOMP])]),
+        // What files and sockets know. Not to type on a terminal that it may have been given.
+        (libc::SYS_ioctl, (vec![one_of(1, REQUESTS)], ALLOW)),
+        (libc::SYS_ioctl, (vec![none_of(1, &[libc::TIOCSTI as i32, TIOCLINUX])], NOT_HERE)),
         // To find out which it is; other personalities switch protections off.
-        (libc::SYS_personality, vec![when(0, Holds::Is(0))]),
-        (libc::SYS_personality, vec![when(0, Holds::Is(0xffff_ffff))]),
+        allow(libc::SYS_personality, vec![one_of(0, &[0, -1])]),
     ];
-    // Sockets of the Internet, Unix, and for reading the routes.
-    let unix = when(0, Holds::Is(libc::AF_UNIX as u32));
-    calls.push((libc::SYS_socket, vec![unix]));
-    calls.push((libc::SYS_socketpair, vec![unix]));
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        for protocol in
-            [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6]
-        {
-            let is = [(0, family), (2, protocol)]
-                .map(|(argument, value)| when(argument, Holds::Is(value as u32)));
-            calls.push((libc::SYS_socket, is.to_vec()));
-        }
-    }
-    let routes = vec![
-        when(0, Holds::Is(libc::AF_NETLINK as u32)),
-        when(2, Holds::Is(libc::NETLINK_ROUTE as u32)),
-    ];
-    calls.push((libc::SYS_socket, routes));
     // All of files, but not to watch those of others, or to hold up who opens one.
-    let mut refused = vec![libc::F_SETLEASE as u32, libc::F_NOTIFY as u32, F_SETDELEG];
+    let mut refused = vec![libc::F_SETLEASE, libc::F_NOTIFY, F_SETDELEG];
     if memory == Memory::Watched {
         // What a pipe holds cannot be seen, only how much it may hold.
-        refused.push(libc::F_SETPIPE_SZ as u32);
+        refused.push(libc::F_SETPIPE_SZ);
     }
-    let is_none = refused.iter().map(|command| when(1, Holds::IsNot(*command)));
-    calls.push((libc::SYS_fcntl, is_none.collect()));
-    // All settings of sockets, but programs for the kernel; sizes of buffers have a rule of their own.
-    calls.push((libc::SYS_setsockopt, vec![when(1, Holds::IsNot(libc::SOL_SOCKET as u32))]));
-    let names = [
-        libc::SO_SNDBUF,
-        libc::SO_RCVBUF,
-        libc::SO_ATTACH_FILTER,
-        libc::SO_ATTACH_BPF,
-        libc::SO_ATTACH_REUSEPORT_CBPF,
-        libc::SO_ATTACH_REUSEPORT_EBPF,
-    ];
-    let names = names.map(|name| when(2, Holds::IsNot(name as u32)));
-    calls.push((libc::SYS_setsockopt, names.to_vec()));
+    calls.push(allow(libc::SYS_fcntl, vec![none_of(1, &refused)]));
     // Memory, but no huge pages of the machine's.
     let huge = libc::MAP_HUGETLB as u32;
     match memory {
         Memory::Counted => {
-            calls.push((libc::SYS_mmap, vec![when(3, Holds::Without(huge))]));
-            let small = when(1, Holds::Without(libc::MFD_HUGETLB));
-            calls.push((libc::SYS_memfd_create, vec![small]));
+            calls.push(allow(libc::SYS_mmap, vec![without(3, huge)]));
+            calls.push(allow(libc::SYS_memfd_create, vec![without(1, libc::MFD_HUGETLB)]));
         }
         Memory::Watched => {
             // Of a file, or of its own: not both without a file and shared. (The bit of MAP_SHARED is
             // in MAP_SHARED_VALIDATE too, which the kernel wants a file for.)
             for bit in [libc::MAP_ANONYMOUS, libc::MAP_SHARED] {
-                let without = huge | bit as u32;
-                calls.push((libc::SYS_mmap, vec![when(3, Holds::Without(without))]));
+                calls.push(allow(libc::SYS_mmap, vec![without(3, huge | bit as u32)]));
             }
         }
     }
     calls
 }
 
-const TIOCLINUX: u32 = 0x541c;
+/// Which sockets there are, and what is set for them. The kernel looks for a module of each family, and of
+/// each type and protocol of one, that it does not know; so both are named.
+fn sockets() -> Vec<Restricted> {
+    let of_type = |types: &[i32]| {
+        // A type comes together with two flags.
+        let mask = !((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u32);
+        Condition { mask, ..one_of(1, types) }
+    };
+    let family = |families: &[i32]| one_of(0, families);
+    let protocol = |protocols: &[i32]| one_of(2, protocols);
+    let (inet, inet6) = (libc::AF_INET, libc::AF_INET6);
+    let unix = vec![
+        family(&[libc::AF_UNIX]),
+        of_type(&[libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET]),
+    ];
+    let ping = |family: i32| match family {
+        libc::AF_INET => libc::IPPROTO_ICMP,
+        _ => libc::IPPROTO_ICMPV6,
+    };
+    let datagrams = |of: i32| {
+        vec![
+            family(&[of]),
+            of_type(&[libc::SOCK_DGRAM]),
+            protocol(&[0, libc::IPPROTO_UDP, ping(of)]),
+        ]
+    };
+    let streams = vec![
+        family(&[inet, inet6]),
+        of_type(&[libc::SOCK_STREAM]),
+        protocol(&[0, libc::IPPROTO_TCP]),
+    ];
+    // For reading the routes.
+    let routes = vec![
+        family(&[libc::AF_NETLINK]),
+        of_type(&[libc::SOCK_RAW, libc::SOCK_DGRAM]),
+        protocol(&[libc::NETLINK_ROUTE]),
+    ];
+    // Programs go on without one if they may not.
+    let raw = vec![family(&[inet, inet6]), of_type(&[libc::SOCK_RAW])];
+    let set = |level: i32, name: Condition, verdict| {
+        (libc::SYS_setsockopt, (vec![one_of(1, &[level]), name], verdict))
+    };
+    // All settings but sizes of buffers, programs for the kernel, ciphers and hashes in the kernel, and
+    // what makes all of the machine's packets slower.
+    let sizes = [libc::SO_SNDBUF, libc::SO_RCVBUF];
+    let programs = [
+        libc::SO_ATTACH_FILTER,
+        libc::SO_ATTACH_BPF,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        libc::SO_ATTACH_REUSEPORT_EBPF,
+    ];
+    let not_of_sockets: Vec<i32> = sizes.into_iter().chain(programs).collect();
+    vec![
+        (libc::SYS_socket, (streams, ALLOW)),
+        (libc::SYS_socket, (unix.clone(), ALLOW)),
+        (libc::SYS_socket, (datagrams(inet), ALLOW)),
+        (libc::SYS_socket, (datagrams(inet6), ALLOW)),
+        (libc::SYS_socket, (routes, ALLOW)),
+        (libc::SYS_socket, (raw, NO_POWER)),
+        (libc::SYS_socketpair, (unix, ALLOW)),
+        set(libc::SOL_SOCKET, none_of(2, &not_of_sockets), ALLOW),
+        set(libc::SOL_SOCKET, one_of(2, &sizes), NOTHING),
+        set(libc::IPPROTO_TCP, none_of(2, NOT_OF_TCP), ALLOW),
+        set(libc::IPPROTO_UDP, none_of(2, &[libc::UDP_ENCAP]), ALLOW),
+        (
+            libc::SYS_setsockopt,
+            (vec![none_of(1, &[libc::SOL_SOCKET, libc::IPPROTO_TCP, libc::IPPROTO_UDP])], ALLOW),
+        ),
+    ]
+}
+
+/// Settings of TCP by which the kernel looks for ciphers and hashes, by names that the caller says.
+const NOT_OF_TCP: &[i32] = &[
+    libc::TCP_MD5SIG,
+    libc::TCP_ULP,
+    libc::TCP_MD5SIG_EXT,
+    // TCP_AO_ADD_KEY, _DEL_KEY, _INFO, _GET_KEYS, _REPAIR of Linux 6.7.
+    38,
+    39,
+    40,
+    41,
+    42,
+];
+
+/// What is asked of files, sockets and terminals (`ioctl`). Others are unknown to whatever is asked: there
+/// are those by which the kernel loads a module (bridges, VLANs), file systems' own, which make ciphers,
+/// snapshots and attributes, and those of drivers.
+const REQUESTS: &[i32] = &[
+    // Of every descriptor, and how much there is to read or still to be sent.
+    libc::FIOCLEX as i32,
+    libc::FIONCLEX as i32,
+    libc::FIONBIO as i32,
+    libc::FIOASYNC as i32,
+    libc::FIONREAD as i32,
+    libc::TIOCOUTQ as i32,
+    // Whether it is a terminal, and how large.
+    libc::TCGETS as i32,
+    TCGETS2,
+    libc::TIOCGWINSZ as i32,
+    libc::TIOCGPGRP as i32,
+    // Terminals that a function makes for itself: not other disciplines (`TIOCSETD`), which are modules.
+    libc::TCSETS as i32,
+    libc::TCSETSW as i32,
+    libc::TCSETSF as i32,
+    TCSETS2,
+    TCSETSW2,
+    TCSETSF2,
+    libc::TCSBRK as i32,
+    libc::TCSBRKP as i32,
+    libc::TCXONC as i32,
+    libc::TCFLSH as i32,
+    libc::TIOCEXCL as i32,
+    libc::TIOCNXCL as i32,
+    libc::TIOCSCTTY as i32,
+    libc::TIOCNOTTY as i32,
+    libc::TIOCGSID as i32,
+    libc::TIOCSPGRP as i32,
+    libc::TIOCSWINSZ as i32,
+    libc::TIOCGETD as i32,
+    libc::TIOCPKT as i32,
+    libc::TIOCGPKT as i32,
+    libc::TIOCGPTN as i32,
+    libc::TIOCSPTLCK as i32,
+    libc::TIOCGPTLCK as i32,
+    libc::TIOCGPTPEER as i32,
+    // Files: block size, extents, attributes, a copy that shares its blocks.
+    FIGETBSZ,
+    FS_IOC_FIEMAP as i32,
+    FS_IOC_GETFLAGS as i32,
+    FICLONE,
+    FICLONERANGE,
+    // Sockets: who gets their signals, marks, times.
+    FIOSETOWN,
+    SIOCSPGRP,
+    FIOGETOWN,
+    SIOCGPGRP,
+    SIOCATMARK,
+    SIOCGSTAMP,
+    SIOCGSTAMPNS,
+    // Links of the network.
+    SIOCGIFNAME,
+    libc::SIOCGIFCONF as i32,
+    libc::SIOCGIFFLAGS as i32,
+    libc::SIOCGIFADDR as i32,
+    libc::SIOCGIFDSTADDR as i32,
+    libc::SIOCGIFBRDADDR as i32,
+    libc::SIOCGIFNETMASK as i32,
+    libc::SIOCGIFMETRIC as i32,
+    libc::SIOCGIFMTU as i32,
+    libc::SIOCGIFHWADDR as i32,
+    libc::SIOCGIFINDEX as i32,
+    SIOCGIFTXQLEN,
+    SIOCETHTOOL,
+    // To be told that it may not change one.
+    libc::SIOCSIFFLAGS as i32,
+];
+
+const TIOCLINUX: i32 = 0x541c;
+const TCGETS2: i32 = 0x802c_542a_u32 as i32;
+const TCSETS2: i32 = 0x402c_542b;
+const TCSETSW2: i32 = 0x402c_542c;
+const TCSETSF2: i32 = 0x402c_542d;
+const FIGETBSZ: i32 = 2;
+const FS_IOC_FIEMAP: u32 = 0xc020_660b;
+const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+const FICLONE: i32 = 0x4004_9409;
+const FICLONERANGE: i32 = 0x4020_940d;
+const FIOSETOWN: i32 = 0x8901;
+const SIOCSPGRP: i32 = 0x8902;
+const FIOGETOWN: i32 = 0x8903;
+const SIOCGPGRP: i32 = 0x8904;
+const SIOCATMARK: i32 = 0x8905;
+const SIOCGSTAMP: i32 = 0x8906;
+const SIOCGSTAMPNS: i32 = 0x8907;
+const SIOCGIFNAME: i32 = 0x8910;
+const SIOCGIFTXQLEN: i32 = 0x8942;
+const SIOCETHTOOL: i32 = 0x8946;
 /// Of Linux 6.19.
-const F_SETDELEG: u32 = 1024 + 16;
-
-/// `struct sock_filter`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u16,
-    jump_true: u8,
-    jump_false: u8,
-    k: u32,
-}
-
-// Of `linux/bpf_common.h`: load a word, jump always, by equality, by greater or equal, by a bit, and
-// return.
-const LOAD: u16 = 0x20;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_FROM: u16 = 0x35;
-const JUMP_BITS: u16 = 0x45;
-const RETURN: u16 = 0x06;
-
-// Of `struct seccomp_data`: where the call's number, the machine and the arguments are.
-const NUMBER: u32 = 0;
-const MACHINE: u32 = 4;
-const ARGUMENTS: u32 = 16;
-
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
-const DENY: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-/// The call is not made, and returns 0.
-const NOTHING: u32 = libc::SECCOMP_RET_ERRNO;
-/// A call in the form of another machine would pass for one that it is not.
-const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
-
-#[cfg(target_arch = "x86_64")]
-const THIS_MACHINE: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const THIS_MACHINE: u32 = 0xc000_00b7;
-
-fn instruction(code: u16, k: u32) -> Instruction {
-    Instruction { code, jump_true: 0, jump_false: 0, k }
-}
-
-fn program(rules: &BTreeMap<u32, Rule>) -> Vec<Instruction> {
-    let mut program = vec![
-        instruction(LOAD, MACHINE),
-        Instruction { jump_true: 1, ..instruction(JUMP_EQUAL, THIS_MACHINE) },
-        instruction(RETURN, KILL),
-        instruction(LOAD, NUMBER),
-    ];
-    // From where on which rule holds; `None` denies.
-    let mut stretches: Vec<(u32, Option<&Rule>)> = vec![(0, None)];
-    let always = vec![(Vec::new(), ALLOW)];
-    let mut next = 0;
-    for (&number, rule) in rules {
-        if number > next {
-            stretches.push((next, None));
-        }
-        let same = stretches.last().is_some_and(|(_, last)| *last == Some(rule) && *rule == always);
-        if !same || number > next {
-            stretches.push((number, Some(rule)));
-        }
-        next = number + 1;
-    }
-    stretches.push((next, None));
-    // The last of those that begin at the same number counts.
-    stretches.dedup_by(|later, earlier| {
-        let same = later.0 == earlier.0;
-        if same {
-            earlier.1 = later.1;
-        }
-        same
-    });
-    program.extend(search(&stretches));
-    program
-}
-
-/// Finds the stretch of a number by halves.
-fn search(stretches: &[(u32, Option<&Rule>)]) -> Vec<Instruction> {
-    if let [(_, rule)] = stretches {
-        return decide(*rule);
-    }
-    let (below, from) = stretches.split_at(stretches.len() / 2);
-    let (here, far) = (search(below), search(from));
-    // A conditional jump reaches 255 instructions, the other one everywhere.
-    let mut program = vec![
-        Instruction { jump_false: 1, ..instruction(JUMP_FROM, from[0].0) },
-        instruction(JUMP, here.len() as u32),
-    ];
-    program.extend(here);
-    program.extend(far);
-    program
-}
-
-fn decide(rule: Option<&Rule>) -> Vec<Instruction> {
-    let mut program = Vec::new();
-    for (alternative, verdict) in rule.into_iter().flatten() {
-        for (n, condition) in alternative.iter().enumerate() {
-            program.push(instruction(LOAD, ARGUMENTS + 8 * condition.argument));
-            // To the next alternative when it does not hold: over two instructions for each condition
-            // that is left, and the return.
-            let left = 2 * (alternative.len() - n - 1) as u8 + 1;
-            program.push(match condition.holds {
-                Holds::Is(value) => {
-                    Instruction { jump_false: left, ..instruction(JUMP_EQUAL, value) }
-                }
-                Holds::IsNot(value) => {
-                    Instruction { jump_true: left, ..instruction(JUMP_EQUAL, value) }
-                }
-                Holds::Without(bits) => {
-                    Instruction { jump_true: left, ..instruction(JUMP_BITS, bits) }
-                }
-            });
-        }
-        program.push(instruction(RETURN, *verdict));
-        if alternative.is_empty() {
-            return program;
-        }
-    }
-    program.push(instruction(RETURN, DENY));
-    program
-}
-
-/// Calls of all machines. Those of a newer kernel than the `libc` crate knows are not needed.
-const COMMON: &[c_long] = &[
-    // Files.
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_readv,
-    libc::SYS_writev,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_preadv,
-    libc::SYS_pwritev,
-    libc::SYS_preadv2,
-    libc::SYS_pwritev2,
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_close,
-    libc::SYS_close_range,
-    libc::SYS_lseek,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_statfs,
-    libc::SYS_fstatfs,
-    libc::SYS_getdents64,
-    libc::SYS_getcwd,
-    libc::SYS_chdir,
-    libc::SYS_fchdir,
-    libc::SYS_mkdirat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
-    libc::SYS_linkat,
-    libc::SYS_symlinkat,
-    libc::SYS_readlinkat,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fchown,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
-    libc::SYS_mknodat,
-    libc::SYS_truncate,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_fadvise64,
-    libc::SYS_readahead,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_sync_file_range,
-    libc::SYS_sync,
-    libc::SYS_syncfs,
-    libc::SYS_flock,
-    libc::SYS_dup,
-    libc::SYS_dup3,
-    libc::SYS_pipe2,
-    libc::SYS_splice,
-    libc::SYS_tee,
-    libc::SYS_sendfile,
-    libc::SYS_copy_file_range,
-    libc::SYS_umask,
-    libc::SYS_getxattr,
-    libc::SYS_lgetxattr,
-    libc::SYS_fgetxattr,
-    libc::SYS_setxattr,
-    libc::SYS_lsetxattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_listxattr,
-    libc::SYS_llistxattr,
-    libc::SYS_flistxattr,
-    libc::SYS_removexattr,
-    libc::SYS_lremovexattr,
-    libc::SYS_fremovexattr,
-    // Waiting.
-    libc::SYS_ppoll,
-    libc::SYS_pselect6,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_eventfd2,
-    libc::SYS_signalfd4,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_timerfd_gettime,
-    libc::SYS_nanosleep,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_futex,
-    libc::SYS_futex_waitv,
-    // Memory.
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_brk,
-    libc::SYS_msync,
-    libc::SYS_mincore,
-    libc::SYS_mlock,
-    libc::SYS_mlock2,
-    libc::SYS_munlock,
-    libc::SYS_mlockall,
-    libc::SYS_munlockall,
-    libc::SYS_membarrier,
-    libc::SYS_pkey_alloc,
-    libc::SYS_pkey_free,
-    libc::SYS_pkey_mprotect,
-    libc::SYS_get_mempolicy,
-    libc::SYS_set_mempolicy,
-    libc::SYS_mbind,
-    // Processes and threads.
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_wait4,
-    libc::SYS_waitid,
-    libc::SYS_kill,
-    libc::SYS_tkill,
-    libc::SYS_tgkill,
-    libc::SYS_pidfd_open,
-    libc::SYS_pidfd_send_signal,
-    libc::SYS_getpid,
-    libc::SYS_getppid,
-    libc::SYS_gettid,
-    libc::SYS_getpgid,
-    libc::SYS_setpgid,
-    libc::SYS_getsid,
-    libc::SYS_setsid,
-    libc::SYS_getuid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getegid,
-    libc::SYS_getresuid,
-    libc::SYS_getresgid,
-    libc::SYS_setuid,
-    libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
-    libc::SYS_getgroups,
-    libc::SYS_setgroups,
-    libc::SYS_capget,
-    libc::SYS_capset,
-    libc::SYS_getpriority,
-    libc::SYS_setpriority,
-    libc::SYS_sched_yield,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_setaffinity,
-    libc::SYS_sched_getparam,
-    libc::SYS_sched_setparam,
-    libc::SYS_sched_getscheduler,
-    libc::SYS_sched_setscheduler,
-    libc::SYS_sched_get_priority_max,
-    libc::SYS_sched_get_priority_min,
-    libc::SYS_sched_rr_get_interval,
-    libc::SYS_sched_getattr,
-    libc::SYS_sched_setattr,
-    libc::SYS_ioprio_get,
-    libc::SYS_ioprio_set,
-    libc::SYS_getrlimit,
-    libc::SYS_setrlimit,
-    libc::SYS_prlimit64,
-    libc::SYS_getrusage,
-    libc::SYS_times,
-    libc::SYS_set_tid_address,
-    libc::SYS_set_robust_list,
-    libc::SYS_get_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_getcpu,
-    libc::SYS_restart_syscall,
-    // Signals.
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_rt_sigpending,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_rt_sigqueueinfo,
-    libc::SYS_rt_tgsigqueueinfo,
-    libc::SYS_rt_sigsuspend,
-    libc::SYS_sigaltstack,
-    libc::SYS_setitimer,
-    libc::SYS_getitimer,
-    libc::SYS_timer_create,
-    libc::SYS_timer_settime,
-    libc::SYS_timer_gettime,
-    libc::SYS_timer_getoverrun,
-    libc::SYS_timer_delete,
-    // Sockets, once they are there.
-    libc::SYS_bind,
-    libc::SYS_listen,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_connect,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_sendto,
-    libc::SYS_recvfrom,
-    libc::SYS_sendmsg,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_shutdown,
-    libc::SYS_getsockopt,
-    // Time and the machine.
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_getres,
-    libc::SYS_gettimeofday,
-    libc::SYS_uname,
-    libc::SYS_sysinfo,
-    libc::SYS_getrandom,
-];
-
-/// Calls that only x86-64 still has, for programs of before their successors.
-#[cfg(target_arch = "x86_64")]
-const OLD: &[c_long] = &[
-    libc::SYS_open,
-    libc::SYS_creat,
-    libc::SYS_stat,
-    libc::SYS_lstat,
-    libc::SYS_access,
-    libc::SYS_poll,
-    libc::SYS_select,
-    libc::SYS_pipe,
-    libc::SYS_dup2,
-    libc::SYS_fork,
-    libc::SYS_vfork,
-    libc::SYS_getdents,
-    libc::SYS_rename,
-    libc::SYS_mkdir,
-    libc::SYS_rmdir,
-    libc::SYS_link,
-    libc::SYS_unlink,
-    libc::SYS_symlink,
-    libc::SYS_readlink,
-    libc::SYS_chmod,
-    libc::SYS_chown,
-    libc::SYS_lchown,
-    libc::SYS_mknod,
-    libc::SYS_getpgrp,
-    libc::SYS_pause,
-    libc::SYS_alarm,
-    libc::SYS_time,
-    libc::SYS_utime,
-    libc::SYS_utimes,
-    libc::SYS_futimesat,
-    libc::SYS_epoll_create,
-    libc::SYS_epoll_wait,
-    libc::SYS_eventfd,
-    libc::SYS_signalfd,
-    libc::SYS_arch_prctl,
-];
-#[cfg(not(target_arch = "x86_64"))]
-const OLD: &[c_long] = &[];
+const F_SETDELEG: i32 = 1024 + 16;
 
 #[cfg(test)]
 mod tests {
+    use super::program::{DENY, KILL, THIS_MACHINE, run};
     use super::*;
-
-    /// What the kernel's machine does with the program.
-    fn run(program: &[Instruction], machine: u32, number: u32, arguments: [u32; 6]) -> u32 {
-        let (mut at, mut word) = (0, 0);
-        loop {
-            let Instruction { code, jump_true, jump_false, k } = program[at];
-            at += 1;
-            let jump = |holds: bool| usize::from(if holds { jump_true } else { jump_false });
-            match code {
-                LOAD => {
-                    word = match k {
-                        NUMBER => number,
-                        MACHINE => machine,
-                        at => arguments[((at - ARGUMENTS) / 8) as usize],
-                    };
-                }
-                JUMP => at += k as usize,
-                JUMP_EQUAL => at += jump(word == k),
-                JUMP_FROM => at += jump(word >= k),
-                JUMP_BITS => at += jump(word & k != 0),
-                RETURN => return k,
-                other => panic!("no such instruction: {other:#x}"),
-            }
-        }
-    }
 
     fn allows(number: c_long, arguments: [u32; 6]) -> bool {
         decides(Memory::Counted, number, arguments) == ALLOW
@@ -628,6 +345,8 @@ mod tests {
                 0x5412,
                 0x541c,
                 0x40022,
+                0x80800,
+                0x80802,
                 0x1000_0000,
                 1 << 31,
             ];
@@ -636,10 +355,10 @@ mod tests {
                     for b in some {
                         let arguments = [a, b, b, a, 0, 0];
                         let holds = |c: &Condition| {
-                            let value = arguments[c.argument as usize];
-                            match c.holds {
-                                Holds::Is(wanted) => value == wanted,
-                                Holds::IsNot(unwanted) => value != unwanted,
+                            let value = arguments[c.argument as usize] & c.mask;
+                            match &c.holds {
+                                Holds::OneOf(wanted) => wanted.contains(&value),
+                                Holds::NoneOf(unwanted) => !unwanted.contains(&value),
                                 Holds::Without(bits) => value & bits == 0,
                             }
                         };

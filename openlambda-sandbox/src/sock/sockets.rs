@@ -24,19 +24,70 @@ pub(super) struct Sockets {
     network: u64,
     /// Asks about the sockets there, where all of them are to be counted. Who has it keeps the network.
     diag: Option<OwnedFd>,
+    /// Somebody outside of the sandbox can be at the other end.
+    reached: bool,
 }
 
 impl Sockets {
-    pub(super) fn of(pid: i32, network: &NetworkNamespace, counts_all: bool) -> io::Result<Self> {
+    pub(super) fn of(
+        pid: i32,
+        network: &NetworkNamespace,
+        counts_all: bool,
+        reached: bool,
+    ) -> io::Result<Self> {
         let diag = if counts_all { Some(network.diag.try_clone()?) } else { None };
-        Ok(Sockets { pid, network: rustix::fs::fstat(&network.namespace)?.st_ino, diag })
+        let network = rustix::fs::fstat(&network.namespace)?.st_ino;
+        Ok(Sockets { pid, network, diag, reached })
+    }
+
+    /// Whether somebody outside of the sandbox can be at the other end.
+    pub(super) fn are_reached(&self) -> bool {
+        self.reached
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
-        let text = self.read("sockstat");
-        let used = text.lines().find_map(|line| line.strip_prefix("sockets: used "));
-        used.and_then(|used| used.trim().parse().ok()).unwrap_or(0)
+    fn count(&self) -> u64 {
+        number_behind(&self.read("sockstat"), "sockets: used ")
+    }
+
+    /// How many of them are of TCP.
+    fn count_tcp(&self) -> u64 {
+        let four = number_behind(&self.read("sockstat"), "TCP: inuse ");
+        four + number_behind(&self.read("sockstat6"), "TCP6: inuse ")
+    }
+
+    /// No fewer bytes than wait in all of them: found with as little work as shows that they are no more
+    /// than this, if they are not.
+    pub(super) fn at_most(&self, room: u64) -> u64 {
+        let (all, tcp) = (self.count(), self.count_tcp());
+        let others = all.saturating_sub(tcp) * most_of_one();
+        let of_tcp = if self.reached || settings_are_read_only() {
+            // The kernel lets buffers of TCP grow while their readers are fast, and leaves them large.
+            most_of_tcp()
+        } else {
+            // The nursery has told the network so.
+            most_of_one()
+        };
+        let upper = others + tcp * of_tcp;
+        if upper <= room || tcp == 0 {
+            return upper;
+        }
+        let (mut bytes, mut seen) = (0, 0);
+        for family in [AF_INET, AF_INET6] {
+            self.ask(&inet(family, TCP), &mut bytes, &mut seen);
+        }
+        others + bytes + tcp.saturating_sub(seen) * of_tcp
+    }
+
+    /// Adds what waits in sockets of one kind, and how many these are. What this kernel cannot tell is not
+    /// seen.
+    fn ask(&self, request: &Request, bytes: &mut u64, seen: &mut u64) {
+        let Some(diag) = &self.diag else { return };
+        let _ = ask(diag.as_fd(), request, |memory| {
+            let [received, _, sent, _, ahead, queued, ..] = *memory else { return };
+            *seen += 1;
+            *bytes += u64::from(received) + u64::from(sent.max(queued)) + u64::from(ahead);
+        });
     }
 
     /// Bytes that wait in those of netlink, and how many those are. No cgroup counts these.
@@ -57,14 +108,9 @@ impl Sockets {
         for request in
             [UNIX, inet(AF_INET, TCP), inet(AF_INET6, TCP), inet(AF_INET, UDP), inet(AF_INET6, UDP)]
         {
-            // What this kernel cannot tell is not seen, and counts in full.
-            let Some(diag) = &self.diag else { break };
-            let _ = ask(diag.as_fd(), &request, |memory| {
-                let [received, _, sent, _, ahead, queued, ..] = *memory else { return };
-                seen += 1;
-                bytes += u64::from(received) + u64::from(sent.max(queued)) + u64::from(ahead);
-            });
+            self.ask(&request, &mut bytes, &mut seen);
         }
+        // What is not seen counts in full.
         bytes + self.count().saturating_sub(seen) * most_of_one()
     }
 
@@ -78,9 +124,38 @@ impl Sockets {
     }
 }
 
-/// The most bytes that one of them has: what it has sent and what it has got. The filter lets nobody
+/// The number that follows such words at the start of a line; 0, where there is none.
+fn number_behind(text: &str, words: &str) -> u64 {
+    let rest = text.lines().find_map(|line| line.strip_prefix(words));
+    let word = rest.and_then(|rest| rest.split_ascii_whitespace().next());
+    word.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Then the nursery could not tell a network how large buffers may grow.
+fn settings_are_read_only() -> bool {
+    static ARE: OnceLock<bool> = OnceLock::new();
+    *ARE.get_or_init(|| {
+        let place = rustix::fs::statvfs("/proc/sys");
+        place.is_ok_and(|place| place.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    })
+}
+
+/// The most bytes that one of TCP has, by the settings that new networks begin with.
+fn most_of_tcp() -> u64 {
+    static MOST: OnceLock<u64> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let most = |name: &str| {
+            let text = fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"));
+            let last = text.ok().and_then(|text| text.split_whitespace().last()?.parse().ok());
+            last.unwrap_or(32 << 20)
+        };
+        most("tcp_rmem") + most("tcp_wmem")
+    })
+}
+
+/// The most bytes that one of the others has: what it has sent and what it has got. The filter lets nobody
 /// change the sizes.
-pub(super) fn most_of_one() -> u64 {
+fn most_of_one() -> u64 {
     static MOST: OnceLock<u64> = OnceLock::new();
     *MOST.get_or_init(|| {
         let size = |name: &str| {

@@ -164,3 +164,31 @@ fn a_message_of_the_nursery_comes_whole_or_not_at_all() {
     drop(open);
     assert_eq!(ended.read(&mut room).unwrap(), 0);
 }
+
+/// By this the watchdog sees that a sandbox rests.
+#[test]
+fn the_time_of_cores_of_another_process_stands_still_while_it_rests() {
+    let mut rests = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut works =
+        std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+    let pid = |child: &std::process::Child| child.id() as i32;
+    // Until it sleeps.
+    let time = loop {
+        let time = super::time_of_cores(pid(&rests)).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        if super::time_of_cores(pid(&rests)) == Some(time) {
+            break time;
+        }
+    };
+    let before = super::time_of_cores(pid(&works)).unwrap();
+    while super::time_of_cores(pid(&works)).unwrap() == before {
+        std::thread::yield_now();
+    }
+    assert_eq!(super::time_of_cores(pid(&rests)), Some(time));
+    for child in [&mut rests, &mut works] {
+        child.kill().unwrap();
+        let gone = pid(child);
+        child.wait().unwrap();
+        assert_eq!(super::time_of_cores(gone), None);
+    }
+}
