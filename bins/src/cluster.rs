@@ -12,6 +12,7 @@
 //!            registry/      the native registry's store
 //!            functions/     the dir registry's functions
 //!            volumes/       functions' volumes
+//!            pages/         functions' web pages, with the functions' URLs
 //!            workers/<id>/  each worker's bundles, sandboxes and functions' logs
 //! ```
 //!
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use openlambda_core::allow::Allow;
 use openlambda_core::audit::{Actor, AuditLog, Audited};
 use openlambda_core::format::Format;
+use openlambda_core::function::FunctionName;
 use openlambda_core::hash::stable_hash;
 use openlambda_core::registry::Registry;
 use openlambda_core::sandbox::Report;
@@ -220,6 +222,11 @@ impl DataDir {
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {
         self.root.join("workers").join(id)
+    }
+
+    /// The page of a function, which knows where the function is.
+    pub(crate) fn page_of(&self, function: &FunctionName) -> PathBuf {
+        self.root.join("pages").join(function.namespace()).join(function.name())
     }
 
     /// The mark that every process of this cluster carries, the same after a crash.

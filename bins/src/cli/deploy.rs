@@ -1,13 +1,17 @@
 //! `ol deploy`: publishes a folder as a function's newest version, once or at every save.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use clap::Args;
 use futures_util::stream;
-use openlambda_core::bundle;
+use openlambda_core::bundle::{self, Packed};
 use openlambda_core::function::FunctionName;
+use openlambda_core::manifest::Runtime;
 use openlambda_core::registry::{BundleStream, Published};
 
 use super::lookup::{refresh, url_of};
@@ -17,7 +21,7 @@ use super::watch::Look;
 use super::{Common, block_on, print, print_json};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
-use crate::terminal::say;
+use crate::terminal::{for_output, say, shown};
 
 #[derive(Args, Debug)]
 pub(super) struct DeployArgs {
@@ -30,6 +34,9 @@ pub(super) struct DeployArgs {
     /// Deploy again whenever a file in the folder is saved; calls continue meanwhile
     #[arg(long)]
     watch: bool,
+    /// List what would be deployed and what is left out, and deploy nothing
+    #[arg(long, conflicts_with = "watch")]
+    dry_run: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -39,6 +46,9 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
         Some(name) => name.clone(),
         None => name_of_folder(&args.folder)?,
     };
+    if args.dry_run {
+        return list(args, &name);
+    }
     if args.watch {
         return deploy_every_change(args, &name, catalog);
     }
@@ -82,48 +92,136 @@ struct Deployed {
     published: Published,
     url: String,
     page: Option<Page>,
+    left_out: Vec<String>,
 }
 
 fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
-    if args.folder.is_file() {
-        let file = args.folder.display();
-        return Err(CliError::new(format!("{file} is a file; name the folder of the function")));
-    }
-    let page = Page::of(&args.folder)?;
-    let progress = Progress::start(format!("packing {}", args.folder.display()));
-    let mut tar = Vec::new();
-    let packed = bundle::pack_dir(&args.folder, &mut tar)
-        .context(|| format!("cannot deploy {}", args.folder.display()))?;
-    // Its warnings are lines of their own.
-    drop(progress);
-    super::syntax::check(&args.folder, &packed.manifest)?;
+    let dir = args.common.dir()?;
+    let page = Page::of(&args.folder, dir.page_of(name))?;
+    let (packed, tar) = pack(&args.folder)?;
+    check(&args.folder, &packed)?;
+    let left_out = packed.left_out;
     let progress = Progress::start(format!("deploying {name}"));
-    let state = args.common.dir()?.running()?;
+    let state = dir.running()?;
     let registry = state.open_to_change(catalog, "ol deploy")?;
     let published = block_on(async {
-        let published = registry.publish(name, in_pieces(tar, progress)).await;
+        let sent = Arc::new(AtomicBool::new(false));
+        let publish = registry.publish(name, in_pieces(tar, progress, sent.clone()));
+        let published = unless_interrupted(name, publish, &sent).await?;
         let published = published.context(|| format!("cannot publish {name}"))?;
         refresh(&state, &name.clone().into()).await?;
         Ok(published)
     })?;
     let url = url_of(&state, &name.clone().into());
-    if let Some(Err(error)) = page.as_ref().map(|page| page.tell(&url)) {
-        let folder = args.folder.join("static");
-        let folder = folder.display();
+    if let Some(page) = &page
+        && let Err(error) = page.publish(&url)
+    {
+        let folder = page.folder().display();
         say!(
-            "ol: warning: {folder} cannot be written ({error}), so the page in it does not know the \
-             function's URL; copy the folder to where you may write, and deploy from there"
+            "ol: warning: {folder} cannot be written ({error}), so there is no page that knows the \
+             function's URL; make room, and deploy again"
         );
     }
-    Ok(Deployed { published, url, page })
+    Ok(Deployed { published, url, page, left_out })
 }
 
-/// A bundle as a stream that tells how far it has come.
-fn in_pieces(tar: Vec<u8>, progress: Progress) -> BundleStream {
+/// The folder as a bundle.
+fn pack(folder: &Path) -> Result<(Packed, Vec<u8>)> {
+    if folder.is_file() {
+        let file = folder.display();
+        return Err(CliError::new(format!("{file} is a file; name the folder of the function")));
+    }
+    let _progress = Progress::start(format!("packing {}", folder.display()));
+    let mut tar = Vec::new();
+    let packed = bundle::pack_dir(folder, &mut tar)
+        .context(|| format!("cannot deploy {}", folder.display()))?;
+    Ok((packed, tar))
+}
+
+/// What would go wrong at the first call.
+fn check(folder: &Path, packed: &Packed) -> Result<()> {
+    let program = folder.join("bootstrap");
+    if packed.manifest.runtime == Some(Runtime::Bootstrap)
+        && let Ok(metadata) = program.metadata()
+        && metadata.permissions().mode() & 0o111 == 0
+    {
+        let program = program.display();
+        return Err(CliError::new(format!("{program} is not executable; run chmod +x {program}")));
+    }
+    super::syntax::check(folder, &packed.manifest)?;
+    super::vendored::check(folder, &packed.manifest);
+    Ok(())
+}
+
+/// Shows what the bundle would hold, and what it would not.
+fn list(args: &DeployArgs, name: &FunctionName) -> Result<ExitCode> {
+    let (packed, tar) = pack(&args.folder)?;
+    check(&args.folder, &packed)?;
+    let entries = bundle::files_in(&*tar).context(|| "the bundle cannot be read".to_owned())?;
+    if args.common.json {
+        print_json(&serde_json::json!({
+            "name": name,
+            "digest": packed.digest,
+            "bytes": packed.bytes,
+            "files": entries,
+            "left_out": packed.left_out,
+        }));
+    } else {
+        let mut text = String::new();
+        for (sign, paths) in [(' ', &entries), ('-', &packed.left_out)] {
+            for path in paths {
+                text.push_str(&format!("{sign} {}\n", for_output(path)));
+            }
+        }
+        print(&text);
+        say!(
+            "{name} would have {} files; {} are left out (-); nothing is deployed",
+            entries.len(),
+            packed.left_out.len()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What comes of a publication. Ctrl-C ends it while the bundle is on its way, and then nothing is published;
+/// once it is there, the registry's answer says whether it is.
+async fn unless_interrupted<T>(
+    name: &FunctionName,
+    publish: impl Future<Output = T>,
+    sent: &AtomicBool,
+) -> Result<T> {
+    tokio::pin!(publish);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            published = &mut publish => return Ok(published),
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted.context(|| "cannot listen to signals".to_owned())?;
+            }
+        }
+        if !sent.load(Ordering::SeqCst) {
+            return Err(CliError::new("interrupted; nothing is published"));
+        }
+        if told {
+            return Err(CliError::new(format!(
+                "interrupted, and the registry has not said whether {name} is published; \
+                 `ol versions {name}` shows it"
+            )));
+        }
+        told = true;
+        say!(
+            "the bundle is sent already: waiting for the registry's answer; Ctrl-C again ends that"
+        );
+    }
+}
+
+/// A bundle as a stream that tells how far it has come, and when all of it is handed over.
+fn in_pieces(tar: Vec<u8>, progress: Progress, sent: Arc<AtomicBool>) -> BundleStream {
     const PIECE: usize = 1 << 20;
     let (tar, mib) = (Bytes::from(tar), |bytes: usize| bytes as f64 / 1_048_576.0);
     let pieces = (0..tar.len()).step_by(PIECE).map(move |at| {
         progress.set(|| format!("sending {:.1} of {:.1} MiB", mib(at), mib(tar.len())));
+        sent.store(at + PIECE >= tar.len(), Ordering::SeqCst);
         Ok(tar.slice(at..tar.len().min(at + PIECE)))
     });
     Box::pin(stream::iter(pieces))
@@ -131,18 +229,27 @@ fn in_pieces(tar: Vec<u8>, progress: Progress) -> BundleStream {
 
 impl Deployed {
     fn report(&self, args: &DeployArgs, name: &FunctionName) {
-        let Deployed { published, url, page } = self;
+        let Deployed { published, url, page, left_out } = self;
         if args.common.json {
             print_json(&serde_json::json!({
                 "name": name,
                 "version": published.version,
                 "digest": published.digest,
                 "url": url,
+                "left_out": left_out,
+                "page": page.as_ref().map(Page::folder),
             }));
         } else {
             print(&format!("{url}\n"));
             let what = if published.new { "is deployed" } else { "was deployed already" };
             say!("{name} version {} {what}", published.version);
+            if let Some(first) = left_out.first() {
+                let others = match left_out.len() - 1 {
+                    0 => String::new(),
+                    count => format!(" and {count} more"),
+                };
+                say!("left out: {}{others}; `ol deploy --dry-run` lists all", shown(first));
+            }
             if let Some(index) = page.as_ref().and_then(Page::index) {
                 say!("its page: open {} in a browser", index.display());
             }
@@ -150,7 +257,11 @@ impl Deployed {
     }
 }
 
-fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
+fn name_of_folder(folder: &Path) -> Result<FunctionName> {
+    // A link has a name of its own, which may be chosen for the function.
+    if folder.file_name().is_some() && folder.is_dir() {
+        return name_of_path(folder);
+    }
     let full = folder.canonicalize();
     let full = full.map_err(|error| {
         let folder = folder.display();
@@ -162,7 +273,7 @@ fn name_of_folder(folder: &std::path::Path) -> Result<FunctionName> {
 }
 
 /// The function's name that the last part of a path is.
-pub(super) fn name_of_path(path: &std::path::Path) -> Result<FunctionName> {
+pub(super) fn name_of_path(path: &Path) -> Result<FunctionName> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.parse()
         .context(|| "the folder's name is not a valid function name; pass --name".to_owned())

@@ -72,6 +72,7 @@ pub(super) fn remove(args: &RmArgs, catalog: &Catalog) -> Result<ExitCode> {
             let _ = std::fs::remove_file(log);
         }
     }
+    let _ = std::fs::remove_dir_all(dir.page_of(name));
     let namespace = dir.join("volumes").join(name.namespace());
     if args.volumes {
         remove_volumes(&namespace, name)?;

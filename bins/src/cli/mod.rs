@@ -25,6 +25,7 @@ mod sim;
 mod syntax;
 mod times;
 mod up;
+mod vendored;
 mod versions;
 mod watch;
 

@@ -1,15 +1,17 @@
-//! Writes the function's URL into the function's web page at `ol deploy`.
+//! Puts a function's web page, with the function's URL, into the cluster's folder at `ol deploy`.
 //!
-//! A folder `static/` in a function's folder is such a page, opened as a file or from any server.
-//! `config.json` in it is for pages from a server. `config.js` is for pages that are opened as files,
-//! because a browser lets those read scripts only. Bundles leave both files out ([`PAGE_CONFIG`]), so a
-//! deployment to another cluster is the same bundle.
+//! A folder `static/` in a function's folder is such a page, opened as a file or from any server. It is copied
+//! to `pages/<namespace>/<function>` of the cluster's folder, and `config.json` and `config.js` there say
+//! where the function is; the author's folder is not written to. `config.json` is for pages from a server,
+//! `config.js` for pages that are opened as files, because a browser lets those read scripts only. Bundles
+//! leave both names out ([`PAGE_CONFIG`]), so a deployment to another cluster is the same bundle.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use openlambda_core::bundle::PAGE_CONFIG;
+use openlambda_core::bundle::{PAGE_CONFIG, is_left_out};
 use openlambda_core::files::read_regular;
 
 use crate::error::{CliError, Result};
@@ -23,19 +25,22 @@ const LENGTH_LIMIT: u64 = 64 << 10;
 /// A function's page.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// The function's folder.
-    folder: PathBuf,
+    /// The author's, which is read.
+    source: PathBuf,
+    /// The cluster's copy.
+    copy: PathBuf,
 }
 
 impl Page {
-    /// The page of the function in this folder, if it has one.
+    /// The page of the function in this folder, if it has one, and where its copy goes.
     ///
     /// # Errors
     ///
-    /// A file of the author's is where `ol deploy` writes: it would be overwritten, and the bundle
-    /// would lack it.
-    pub(super) fn of(folder: &Path) -> Result<Option<Page>> {
-        if !folder.join("static").is_dir() {
+    /// A file of the author's has a name that a page's URL is written to: the copy and the bundle would lack
+    /// it.
+    pub(super) fn of(folder: &Path, copy: PathBuf) -> Result<Option<Page>> {
+        let source = folder.join("static");
+        if !source.is_dir() {
             return Ok(None);
         }
         for (file, is_ours) in PAGE_CONFIG.into_iter().zip([is_our_json, is_our_script]) {
@@ -45,35 +50,78 @@ impl Page {
                 Ok(text) if is_ours(&text) => {}
                 _ => {
                     return Err(CliError::new(format!(
-                        "{} is a file of your own, and `ol deploy` writes the function's URL \
-                         there; rename it",
+                        "{} is a file of your own, and a page finds the function's URL under that \
+                         name; rename it",
                         path.display()
                     )));
                 }
             }
         }
-        Ok(Some(Page { folder: folder.to_owned() }))
+        Ok(Some(Page { source, copy }))
     }
 
-    /// Tells the page the function's URL.
+    /// Brings the copy up to date, and tells it the function's URL.
     ///
     /// # Errors
     ///
-    /// The folder cannot be written; the function is deployed nevertheless.
-    pub(super) fn tell(&self, url: &str) -> io::Result<()> {
+    /// It cannot be written; the function is deployed nevertheless.
+    pub(super) fn publish(&self, url: &str) -> io::Result<()> {
+        let mut folders = vec![PathBuf::new()];
+        while let Some(below) = folders.pop() {
+            let (from, to) = (self.source.join(&below), self.copy.join(&below));
+            fs::create_dir_all(&to)?;
+            let mut kept: Vec<OsString> = Vec::new();
+            for entry in fs::read_dir(from)?.flatten() {
+                let name = entry.file_name();
+                let path = below.join(&name);
+                // What a link leads to is read: the copy is not where the link is.
+                let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+                if is_config(&path) || path.to_str().is_none_or(is_left_out) {
+                    continue;
+                }
+                if metadata.is_dir() && !entry.path().is_symlink() {
+                    folders.push(path);
+                } else if metadata.is_file() {
+                    put(&to.join(&name), &fs::read(entry.path())?)?;
+                } else {
+                    continue;
+                }
+                kept.push(name);
+            }
+            for entry in fs::read_dir(&to)?.flatten() {
+                let gone = !kept.contains(&entry.file_name());
+                if gone && !is_config(&below.join(entry.file_name())) {
+                    match entry.file_type()?.is_dir() {
+                        true => fs::remove_dir_all(entry.path())?,
+                        false => fs::remove_file(entry.path())?,
+                    }
+                }
+            }
+        }
         let config = serde_json::json!({ "url": url });
         let texts =
             [format!("{config}\n"), format!("{SCRIPT_HEAD}window.OPENLAMBDA = {config};\n")];
         for (file, text) in PAGE_CONFIG.into_iter().zip(texts) {
-            put(&self.folder.join(file), &text)?;
+            let name = Path::new(file).file_name().unwrap_or_default();
+            put(&self.copy.join(name), text.as_bytes())?;
         }
         Ok(())
     }
 
+    /// Where the copy is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.copy
+    }
+
     /// What to open in a browser.
     pub(super) fn index(&self) -> Option<PathBuf> {
-        Some(self.folder.join("static/index.html")).filter(|index| index.exists())
+        Some(self.copy.join("index.html")).filter(|index| index.exists())
     }
+}
+
+/// Whether a path in `static/` is one of [`PAGE_CONFIG`].
+fn is_config(path: &Path) -> bool {
+    PAGE_CONFIG.iter().any(|file| Path::new("static").join(path) == Path::new(file))
 }
 
 fn is_our_json(text: &[u8]) -> bool {
@@ -88,8 +136,8 @@ fn is_our_script(text: &[u8]) -> bool {
 }
 
 /// Whole or not at all: a browser may be reading it, and another deployment writing.
-fn put(path: &Path, text: &str) -> io::Result<()> {
-    if read_regular(path, LENGTH_LIMIT).is_ok_and(|before| before == text.as_bytes()) {
+fn put(path: &Path, text: &[u8]) -> io::Result<()> {
+    if read_regular(path, text.len() as u64).is_ok_and(|before| before == text) {
         return Ok(());
     }
     let mut name = path.as_os_str().to_owned();
@@ -105,35 +153,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_is_written_and_a_file_of_somebody_s_own_is_not_touched() {
+    fn the_copy_has_the_url_and_the_author_s_folder_stays_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Page::of(folder.path()).unwrap().is_none());
+        let copy = folder.path().join("pages/default/f");
+        let page = || Page::of(folder.path(), copy.clone());
+        assert!(page().unwrap().is_none());
         let file = |name: &str| folder.path().join("static").join(name);
-        fs::create_dir(folder.path().join("static")).unwrap();
+        fs::create_dir_all(file("art/old")).unwrap();
+        for (name, text) in
+            [("index.html", "<p>"), ("art/a.svg", "<svg>"), ("art/old/b.svg", "<svg>")]
+        {
+            fs::write(file(name), text).unwrap();
+        }
         for url in ["http://127.0.0.1:8080/run/f", "http://127.0.0.1:9/ns/a/run/f"] {
-            Page::of(folder.path()).unwrap().unwrap().tell(url).unwrap();
+            page().unwrap().unwrap().publish(url).unwrap();
             let json: serde_json::Value =
-                serde_json::from_slice(&fs::read(file("config.json")).unwrap()).unwrap();
+                serde_json::from_slice(&fs::read(copy.join("config.json")).unwrap()).unwrap();
             assert_eq!(json, serde_json::json!({ "url": url }));
-            let script = fs::read_to_string(file("config.js")).unwrap();
+            let script = fs::read_to_string(copy.join("config.js")).unwrap();
             assert!(script.ends_with(&format!("window.OPENLAMBDA = {{\"url\":\"{url}\"}};\n")));
         }
-        assert_eq!(fs::read_dir(folder.path().join("static")).unwrap().count(), 2);
+        assert_eq!(fs::read_to_string(copy.join("art/old/b.svg")).unwrap(), "<svg>");
+        assert_eq!(fs::read_dir(file("")).unwrap().count(), 2);
+        // What is gone is gone in the copy, too, and nothing else is.
+        fs::remove_dir_all(file("art/old")).unwrap();
+        fs::write(file("index.html"), "<p>2").unwrap();
+        page().unwrap().unwrap().publish("http://x/").unwrap();
+        assert!(!copy.join("art/old").exists() && copy.join("art/a.svg").exists());
+        assert_eq!(fs::read_to_string(copy.join("index.html")).unwrap(), "<p>2");
+
+        // An earlier release wrote its own beside the author's files; one of the author's is not passed over.
+        fs::write(file("config.json"), r#"{"url": "http://old/"}"#).unwrap();
+        assert!(page().is_ok());
         for (name, text) in [("config.json", r#"{"theme": 1}"#), ("config.js", "let a = 1;")] {
-            let ours = fs::read(file(name)).unwrap();
             fs::write(file(name), text).unwrap();
-            let error = Page::of(folder.path()).unwrap_err().to_string();
+            let error = page().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("rename it"), "{error}");
-            assert_eq!(fs::read_to_string(file(name)).unwrap(), text);
-            fs::write(file(name), ours).unwrap();
+            fs::remove_file(file(name)).unwrap();
         }
         // Nor is what has no end, or never begins, read.
-        fs::remove_file(file("config.json")).unwrap();
         std::os::unix::fs::symlink("/dev/zero", file("config.json")).unwrap();
-        assert!(Page::of(folder.path()).unwrap_err().to_string().contains("rename it"));
+        assert!(page().unwrap_err().to_string().contains("rename it"));
         fs::remove_file(file("config.json")).unwrap();
         let pipe = std::process::Command::new("mkfifo").arg(file("config.json")).status();
         assert!(pipe.unwrap().success());
-        assert!(Page::of(folder.path()).unwrap_err().to_string().contains("rename it"));
+        assert!(page().unwrap_err().to_string().contains("rename it"));
     }
 }

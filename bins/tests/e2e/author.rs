@@ -389,7 +389,9 @@ fn a_syntax_error_of_node_is_told_with_file_and_line_and_nothing_runs() {
             "ol: other.cjs, line 4: Identifier 'a' has already been declared: let a = 2;",
         ),
     ] {
-        place.function("f", &[("index.js", "exports.handler = async () => 1;\n"), (file, &text)]);
+        let index =
+            "require('./index.mjs'); require('./other');\nexports.handler = async () => 1;\n";
+        place.function("f", &[("index.js", index), (file, &text)]);
         let message = texts(&deploy()).1;
         assert!(message.contains(told), "{message}");
         fs::remove_file(folder.join(file)).unwrap();
@@ -398,8 +400,8 @@ fn a_syntax_error_of_node_is_told_with_file_and_line_and_nothing_runs() {
     for (file, language) in [("min.js", "javascript"), ("min.py", "python")] {
         let minified = format!("{}retrun 1;", "let_é = 1; ".repeat(100_000));
         let own = match language {
-            "python" => ("f.py", "def f(event):\n    return event\n"),
-            _ => ("index.js", "exports.handler = async () => 1;\n"),
+            "python" => ("f.py", "import min\ndef f(event):\n    return event\n"),
+            _ => ("index.js", "require('./min');\nexports.handler = async () => 1;\n"),
         };
         let folder = place.function(language, &[own, (file, &minified)]);
         let message = texts(&place.run(&["deploy", folder.to_str().unwrap()])).1;

@@ -10,6 +10,7 @@
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `allow` | what the operator lets functions ask for |
+//! | `deploy` | what a deployment takes, leaves out, and says |
 //! | `examples` | what the README of each example says |
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
 //! | `chat` | the chat, in every kind of sandbox |
@@ -40,6 +41,7 @@ mod bodies;
 mod chaos;
 mod chat;
 mod common;
+mod deploy;
 mod disk;
 mod drain;
 #[path = "../../../openlambda-sandbox/tests/common/engine.rs"]

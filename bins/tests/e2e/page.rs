@@ -25,7 +25,10 @@ async fn two_pages_chat_and_outlive_the_server() {
     assert_ne!(manifest, shorter);
     fs::write(folder.join("ol.toml"), shorter).unwrap();
     let deployed = place.json(&["deploy", folder.to_str().unwrap(), "--json"]);
-    let page = folder.join("static");
+    let page = Path::new(deployed["page"].as_str().unwrap()).to_owned();
+    for own in ["config.json", "config.js"] {
+        assert!(!folder.join("static").join(own).exists(), "the author's folder stays as it is");
+    }
     let config: Value =
         serde_json::from_slice(&fs::read(page.join("config.json")).unwrap()).unwrap();
     assert_eq!(config, json!({ "url": deployed["url"] }));

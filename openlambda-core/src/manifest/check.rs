@@ -64,6 +64,11 @@ impl Manifest {
         {
             return wrong(format!("methods is too long; use {}", short()));
         }
+        if self.methods.as_ref().is_some_and(Vec::is_empty) {
+            return wrong(
+                "methods = [] lets nobody call it; leave it out for any method".to_owned(),
+            );
+        }
         for method in self.methods.iter().flatten() {
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
