@@ -22,6 +22,7 @@ use crate::allow::Allow;
 use crate::failure::{Failure, FailureKind};
 use crate::function::FunctionName;
 use crate::serving::SteadyBody;
+use crate::time::{Clock, SystemClock};
 use crate::wire;
 
 /// A body of at most this many bytes is not counted.
@@ -30,6 +31,16 @@ const SMALL: u64 = 4 << 10;
 /// What a body of unknown length takes ahead, bytes.
 const STEP: usize = 64 << 10;
 
+/// Bytes a second that the sender of a counted body has to send: one that sends a byte now and then would
+/// keep others' room. A slow line is as fast.
+const RATE: u64 = 1 << 10;
+
+/// How much time is left for the next piece of a body of which so much has come in this time.
+fn time_left(patience: Duration, bytes: u64, passed: Duration) -> Duration {
+    let due = patience.saturating_add(Duration::from_secs_f64(bytes as f64 / RATE as f64));
+    due.saturating_sub(passed).min(patience)
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Bodies {
@@ -37,7 +48,7 @@ pub(super) struct Bodies {
     total: u64,
     /// The largest body, bytes.
     limit: u64,
-    /// How long the sender of a body that is counted may send nothing.
+    /// How long the sender of a body that is counted may send nothing; and by how much all of it may be late.
     patience: Duration,
 }
 
@@ -113,10 +124,19 @@ impl Bodies {
         mut held: Held,
         bound: Option<u64>,
     ) -> Result<Bytes, Failure> {
+        let clock = SystemClock::new();
+        let began = clock.now();
         loop {
-            let frame = tokio::time::timeout(self.patience, body.frame()).await.map_err(|_| {
+            let came = held.bytes.len() as u64;
+            let left = time_left(self.patience, came, clock.now().since(began));
+            let frame = tokio::time::timeout(left, body.frame()).await.map_err(|_| {
                 let patience = self.patience;
-                let message = format!("the body broke off: nothing came for {patience:?}");
+                let message = match left == patience {
+                    true => format!("the body broke off: nothing came for {patience:?}"),
+                    false => {
+                        format!("the body comes too slowly: {came} bytes so far; send it faster")
+                    }
+                };
                 Failure::new(FailureKind::BadRequest, message)
             })?;
             let Some(frame) = frame.transpose().map_err(|error| self.broken(&error))? else {
@@ -169,8 +189,11 @@ impl Bodies {
 /// Reads the rest of a body that is refused, and keeps nothing of it: its sender is told meanwhile. If the
 /// connection were closed at once, most would find it broken while they write, and never read why.
 async fn pass_over(mut body: SteadyBody<Incoming>, most: u64, patience: Duration) {
-    let mut passed = 0;
-    while let Ok(Some(Ok(frame))) = tokio::time::timeout(patience, body.frame()).await {
+    let clock = SystemClock::new();
+    let (began, mut passed) = (clock.now(), 0);
+    loop {
+        let left = time_left(patience, passed, clock.now().since(began));
+        let Ok(Some(Ok(frame))) = tokio::time::timeout(left, body.frame()).await else { return };
         passed += frame.data_ref().map_or(0, |data| data.len() as u64);
         if passed > most {
             return;
@@ -220,5 +243,27 @@ impl Drop for Held {
         if self.taken > 0 {
             self.budget.lock().give(self.function.namespace(), self.taken);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_time_as_a_whole_too() {
+        let seconds = Duration::from_secs;
+        let left = |bytes, passed| time_left(seconds(10), bytes, seconds(passed));
+        assert_eq!(left(0, 0), seconds(10));
+        assert_eq!(left(0, 9), seconds(1));
+        // Who sends a byte now and then.
+        assert_eq!(left(5, 11), Duration::ZERO);
+        // Who sends steadily, for as long as it takes.
+        assert_eq!(left(60 * RATE, 60), seconds(10));
+        assert_eq!(left(60 * RATE, 50), seconds(10));
+        assert_eq!(left(60 * RATE, 69), seconds(1));
+        assert_eq!(left(u64::MAX, 0), seconds(10));
+        // Who has all the time there is.
+        assert!(time_left(Duration::MAX, 1, seconds(1)) > seconds(1 << 40));
     }
 }
