@@ -725,6 +725,7 @@ impl Shared {
             oom_kills,
             memory: limits.memory,
             processes: spec.manifest.processes,
+            slots: spec.manifest.concurrency,
             sockets,
             watchdog,
             paused: AtomicBool::new(false),

@@ -223,10 +223,17 @@ def f(event): threading.Thread(target=time.sleep, args=(1000,), daemon=True).sta
         sandbox.destroy().await;
     }
     // What fails for another reason is used again, also where most are in use.
-    let code = "import subprocess\ndef f(event): subprocess.Popen(['sleep', '1000']); raise ValueError(event)";
-    let sandbox = containers.create(spec(&containers.setup, "f.py", code, "processes = 5")).await;
-    for _ in 0..3 {
-        assert!(call(&*sandbox, "1").await.unwrap_err().reusable);
+    let most = "import subprocess\ndef f(event): subprocess.Popen(['sleep', '1000']); raise ValueError(event)";
+    let alone = "def f(event): raise ValueError(event)";
+    for (code, manifest) in [
+        (most, "processes = 5"),
+        (alone, "processes = 1"),
+        (alone, "processes = 3\nconcurrency = 3"),
+    ] {
+        let sandbox = containers.create(spec(&containers.setup, "f.py", code, manifest)).await;
+        for _ in 0..3 {
+            assert!(call(&*sandbox, "1").await.unwrap_err().reusable, "{manifest}");
+        }
     }
     shut_down(&containers).await;
 }
@@ -348,6 +355,20 @@ for folder, folders, files in os.walk('/proc/1'):
     // Without root its user is also the one to whom the kernel gives the folder: there is a descriptor.
     let (ended, listed) = attempt(&*sandbox, "result = os.listdir('/proc/1/fd')").await;
     assert!(ended == "EACCES" || !is_root() && listed == json!(["0"]), "{ended} {listed}");
+    // Its limits and its place in line for a core can be lowered.
+    let line = "
+resource.prlimit(1, resource.RLIMIT_CPU, (1000, 1000))
+result = []
+for raise_it in [
+    lambda: os.setpriority(os.PRIO_PROCESS, 1, -1),
+    lambda: os.sched_setscheduler(1, os.SCHED_FIFO, os.sched_param(1)),
+    lambda: resource.prlimit(1, resource.RLIMIT_NICE, (20, 20)),
+    lambda: resource.prlimit(1, resource.RLIMIT_SIGPENDING, (1, 1)),
+]:
+    try: raise_it(); result.append('raised')
+    except (OSError, ValueError): pass
+";
+    assert_eq!(result(&*sandbox, line).await, json!([]));
     // It does not end or stop by anything that is done to it.
     let storm = "
 for n in range(2000):

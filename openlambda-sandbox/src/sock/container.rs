@@ -35,6 +35,8 @@ pub(super) struct Container {
     pub(super) memory: u64,
     /// Its manifest's.
     pub(super) processes: u32,
+    /// So many threads the function has in any case.
+    pub(super) slots: u32,
     /// Those of a network of its own.
     pub(super) sockets: Option<Sockets>,
     /// Bounds memory where no cgroup does.
@@ -225,7 +227,9 @@ impl Vessel for Container {
     fn is_exhausted(&self) -> bool {
         let counted = self.with_cgroup(Cgroup::tasks).and_then(Result::ok);
         let tasks = counted.unwrap_or_else(|| self.newborn.tasks());
-        let exhausted = tasks.saturating_sub(INITS) >= self.processes;
+        let tasks = tasks.saturating_sub(INITS);
+        // One that was given no more than it runs in has not lost anything.
+        let exhausted = tasks >= self.processes && tasks > self.slots;
         if exhausted {
             self.output.note(&format!(
                 "after a call that failed all {} processes and threads that the function may have are in \

@@ -28,7 +28,7 @@
 //! | memory of the nursery's, in which are other functions' variables | it is executed: the kernel gives it an empty memory, with this program and a page of stack |
 //! | descriptors | all but three are closed before the program runs; now there is the pipe of descriptor 0, to its own worker |
 //! | `/proc/1/mem`, `fd`, `root`, `environ`, `maps` … | its file may not be read by its user, so the kernel makes it undumpable from its first moment; before, it is so too |
-//! | capabilities | given up before the program runs, with `no_new_privs` |
+//! | capabilities | given up before the program runs, with `no_new_privs`; without root all but `CAP_SETFCAP`, which the program's user namespace needs, and that before this one is executed |
 //! | what it reads | nothing but signals' numbers |
 //! | system calls | those below, by a filter of a dozen instructions |
 //!
@@ -110,17 +110,21 @@ unsafe fn parse(mut text: *const u8) -> i32 {
     number
 }
 
-/// Its name in lists of processes, no memory dumps, no signals that wait with more than their number, and
-/// no system call but those of the loop.
+/// Its name in lists of processes, no memory dumps, and no system call but those of the loop. The function,
+/// whose user it is, may change its limits and its place in line for a core: only downwards.
 fn become_small() {
     const PR_SET_NAME: usize = 15;
     const PR_SET_DUMPABLE: usize = 4;
     const PR_SET_SECCOMP: usize = 22;
     const RLIMIT_SIGPENDING: usize = 11;
+    const RLIMIT_NICE: usize = 13;
+    const RLIMIT_RTPRIO: usize = 14;
     call(number::PRCTL, [PR_SET_NAME, c"ol-init".as_ptr() as usize, 0, 0, 0]);
     call(number::PRCTL, [PR_SET_DUMPABLE, 0, 0, 0, 0]);
     let none = [0_u64; 2];
-    call(number::PRLIMIT64, [0, RLIMIT_SIGPENDING, none.as_ptr() as usize, 0, 0]);
+    for limit in [RLIMIT_SIGPENDING, RLIMIT_NICE, RLIMIT_RTPRIO] {
+        call(number::PRLIMIT64, [0, limit, none.as_ptr() as usize, 0, 0]);
+    }
     let filter = filter();
     let program = Program { length: filter.len() as u16, filter: filter.as_ptr() };
     call(number::PRCTL, [PR_SET_SECCOMP, 2, (&raw const program) as usize, 0, 0]);

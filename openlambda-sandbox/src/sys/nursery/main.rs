@@ -142,6 +142,8 @@ impl Home {
             .map_err(|e| ("make mounts private", e))?;
         let machine = open_namespace("mnt").map_err(|e| ("open mount namespace", e))?;
         let signals = c::child_signals().map_err(|e| ("signalfd", e))?;
+        // For all that are born here: once, since the kernel has no call that takes them together.
+        c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
         let filter = c::filter_of(&setup.filter);
         let mut hidden = Vec::new();
         for path in HIDDEN.iter().map(|name| format!("/proc/{name}")) {
@@ -619,7 +621,6 @@ fn newborn(plan: &Plan<'_>, cgroups: &[OwnedFd]) -> Result<Infallible, Failed> {
     own_output(plan)?;
     own_files(plan)?;
     let proc = own_view_of_the_kernel(plan.home)?;
-    c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
     become_nobody(plan.start)?;
     // Without root it is the first user of the namespace around, whom only one with this capability may
     // give a name in its own. As root it has none by now.
@@ -641,7 +642,7 @@ fn program(plan: &Plan<'_>, proc: &OwnedFd) -> Result<Infallible, Failed> {
     own_users(plan.start, proc)?;
     // In the user namespace: of processes, the kernel then counts those inside of it alone.
     own_limits(plan.start)?;
-    // Whoever begins a user namespace has all power in it.
+    // Whoever begins a user namespace has all power in it, and its bounding set anew.
     c::drop_bounding_set().map_err(|e| ("drop bounding set", e))?;
     give_up_power(0)?;
     enter_folder(plan)?;
