@@ -6,10 +6,11 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use tar::EntryType;
 
 use super::Packed;
+use super::archive::each_entry;
 use super::describe::check_global;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
-use super::limits::{Limits, copy, each_entry, is_manifest, plain, read_error, read_rest};
+use super::limits::{Limits, copy, is_manifest, plain, read_error, read_rest};
 use super::write::Writer;
 use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
 

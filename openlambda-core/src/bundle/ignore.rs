@@ -6,8 +6,29 @@ use std::path::Path;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::error::{BundleError, refuse};
-use super::is_left_out;
 use crate::files::read_regular;
+
+/// Names that [`pack_dir`](super::pack_dir) always leaves out, wherever they are: what tools leave behind, and what is not
+/// the function's.
+pub const LEFT_OUT: [&str; 7] =
+    [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
+
+/// What `ol deploy` writes beside a function's web page: where the function is. Each cluster has its
+/// own, so it is no part of the bundle, whose digest is the same everywhere.
+pub const PAGE_CONFIG: [&str; 2] = ["static/config.json", "static/config.js"];
+
+/// Whether [`pack_dir`](super::pack_dir) always leaves out what is at this path below the function's folder: [`IGNORE_FILE`], [`PAGE_CONFIG`],
+/// and wherever it is, what is named like one of [`LEFT_OUT`] or like what an editor keeps beside a
+/// file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would make every
+/// look of a bundle another one.
+pub fn is_left_out(path: &str) -> bool {
+    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+    let editor = (name.starts_with('.') && (name.ends_with(".swp") || name.ends_with(".swx")))
+        || (name.len() > 1 && name.ends_with('~'))
+        || name.starts_with(".#")
+        || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
+    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path) || path == IGNORE_FILE
+}
 
 /// The file in a function's folder that says what else its bundle leaves out, in the syntax of `.gitignore`.
 /// A pattern after `!` takes back one before it, or one of [`USUALLY_LEFT_OUT`].

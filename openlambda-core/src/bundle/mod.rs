@@ -25,6 +25,7 @@
 //! that `..` reaches. The rest of the target only goes down, perhaps through other links, for which the
 //! same holds. (A `..` after a name could lead out: the name could be a link to a less deep folder.)
 
+mod archive;
 mod canonical;
 mod describe;
 mod entries;
@@ -43,7 +44,7 @@ mod write;
 pub use canonical::canonicalise;
 pub use entries::{DEPTH_LIMIT, PATH_LIMIT};
 pub use error::BundleError;
-pub use ignore::{IGNORE_FILE, Ignore, USUALLY_LEFT_OUT};
+pub use ignore::{IGNORE_FILE, Ignore, LEFT_OUT, PAGE_CONFIG, USUALLY_LEFT_OUT, is_left_out};
 pub use limits::Limits;
 pub use list::files_in;
 pub use manifest::manifest_text;
@@ -53,28 +54,6 @@ pub use unpack::unpack;
 
 use crate::function::Digest;
 use crate::manifest::Manifest;
-
-/// Names that [`pack_dir`] always leaves out, wherever they are: what tools leave behind, and what is not
-/// the function's.
-pub const LEFT_OUT: [&str; 7] =
-    [".git", ".gitignore", ".hg", ".svn", "__pycache__", ".DS_Store", ".pytest_cache"];
-
-/// What `ol deploy` writes beside a function's web page: where the function is. Each cluster has its
-/// own, so it is no part of the bundle, whose digest is the same everywhere.
-pub const PAGE_CONFIG: [&str; 2] = ["static/config.json", "static/config.js"];
-
-/// Whether [`pack_dir`] always leaves out what is at this path below the function's folder: [`IGNORE_FILE`], [`PAGE_CONFIG`],
-/// and wherever it is, what is named like one of [`LEFT_OUT`] or like what an editor keeps beside a
-/// file for as long as it is open (`.f.py.swp`, `f.py~`, `.#f.py`, `#f.py#`), which would make every
-/// look of a bundle another one.
-pub fn is_left_out(path: &str) -> bool {
-    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
-    let editor = (name.starts_with('.') && (name.ends_with(".swp") || name.ends_with(".swx")))
-        || (name.len() > 1 && name.ends_with('~'))
-        || name.starts_with(".#")
-        || (name.len() > 1 && name.starts_with('#') && name.ends_with('#'));
-    editor || LEFT_OUT.contains(&name) || PAGE_CONFIG.contains(&path) || path == IGNORE_FILE
-}
 
 /// A bundle that was packed.
 #[derive(Clone, Debug, PartialEq)]

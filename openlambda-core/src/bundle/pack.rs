@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::Packed;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
+use super::ignore::{Ignore, is_left_out};
 use super::limits::Limits;
 use super::write::Writer;
-use super::{Ignore, Packed, is_left_out};
 use crate::manifest::Manifest;
 
 /// Packs the function in the folder `dir` as a bundle, but for what [`Ignore`] leaves out.

@@ -8,9 +8,10 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
+use super::archive::each_entry;
 use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
-use super::limits::{Limited, Limits, copy, each_entry};
+use super::limits::{Limited, Limits, copy};
 use crate::function::Digest;
 
 /// Unpacks a bundle, as [`pack_dir`](super::pack_dir) or [`canonicalise`](super::canonicalise) wrote it, into the empty folder `into`.
