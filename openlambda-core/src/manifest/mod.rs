@@ -172,6 +172,9 @@ pub enum EventFormat {
     Body,
     /// A Lambda Function-URL event, version 2.0.
     Http,
+    /// An event of API Gateway's REST APIs, version 1.0.
+    #[serde(rename = "http-v1")]
+    HttpV1,
 }
 
 /// What a function sees of the network.
