@@ -8,6 +8,7 @@ use clap::Args;
 use futures_util::stream;
 use openlambda_core::bundle;
 use openlambda_core::function::FunctionName;
+use openlambda_core::manifest::{YAML_FILE, unserved_triggers};
 use openlambda_core::registry::{BundleStream, Published};
 
 use super::lookup::{refresh, url_of};
@@ -97,6 +98,12 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     // Its warnings are lines of their own.
     drop(progress);
     super::syntax::check(&args.folder, &packed.manifest)?;
+    let yaml = std::fs::read_to_string(args.folder.join(YAML_FILE)).unwrap_or_default();
+    for trigger in unserved_triggers(&yaml) {
+        say!(
+            "ol: warning: {YAML_FILE}: triggers.{trigger} is not served yet; {name} answers HTTP only"
+        );
+    }
     let progress = Progress::start(format!("deploying {name}"));
     let state = args.common.dir()?.running()?;
     let registry = state.open_to_change(catalog, "ol deploy")?;
