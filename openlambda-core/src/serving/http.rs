@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::task::JoinSet;
 
+use super::departure::{Phase, Told};
 use super::door::cannot_accept;
 use super::{Caller, Door, Steady};
 use crate::failure::chain;
@@ -39,13 +40,21 @@ pub struct HttpConfig {
     /// How long requests under way may take after `stop` has resolved. With zero, connections are cut in
     /// the middle of them; the default is 5 s.
     pub drain: Duration,
+    /// Whether a client that stops sending after its request still gets the reply, instead of being taken for
+    /// one that has left. Whether it has is found out all the same, a second later.
+    pub half_close: bool,
     /// Whether replies have a `Date`, which HTTP requires of servers with a clock.
     pub date: bool,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        HttpConfig { header_limit: None, drain: Duration::from_secs(5), date: true }
+        HttpConfig {
+            header_limit: None,
+            drain: Duration::from_secs(5),
+            half_close: false,
+            date: true,
+        }
     }
 }
 
@@ -85,6 +94,7 @@ impl HttpServer {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout((head < Duration::MAX).then_some(head))
+            .half_close(config.half_close)
             .auto_date_header(config.date);
         if let Some(limit) = config.header_limit {
             // The buffer alone is no exact bound.
@@ -95,7 +105,7 @@ impl HttpServer {
         let mut connections = JoinSet::new();
         let mut stop = pin!(stop);
         loop {
-            let stream = tokio::select! {
+            let mut stream = tokio::select! {
                 stream = door.accept(cannot_accept) => stream,
                 () = &mut stop => break,
                 // Reaps, so that the set does not grow.
@@ -114,6 +124,11 @@ impl HttpServer {
                     tracing::debug!(%peer, error = chain(&error), "a connection ended");
                 }
             };
+            let phase = Phase::default();
+            if config.half_close {
+                stream.may_stop_sending(phase.clone());
+            }
+            let service = Told { service, phase };
             let connection = http.serve_connection(TokioIo::new(stream), service);
             match &graceful {
                 Some(graceful) => {
