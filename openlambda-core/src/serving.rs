@@ -20,6 +20,7 @@ mod caller;
 mod connector;
 mod departure;
 mod door;
+mod flushing;
 mod http;
 pub mod identity;
 mod lingering;

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::departure::{Departure, Phase};
+use super::flushing::Flush;
 use super::identity::Greeting;
 use super::{Identity, Patient, Principal, Stream};
 
@@ -20,6 +21,8 @@ pub struct Caller {
     greeting: Option<Box<Greeting>>,
     /// Where clients may stop sending and wait for the reply.
     departure: Option<Box<Departure>>,
+    /// Where a reply waits until everything is written.
+    flush: Option<Flush>,
 }
 
 impl Caller {
@@ -28,7 +31,12 @@ impl Caller {
         identity: Identity,
         greeting: Option<Box<Greeting>>,
     ) -> Self {
-        Caller { stream, identity, greeting, departure: None }
+        Caller { stream, identity, greeting, departure: None, flush: None }
+    }
+
+    /// From now on replies are told when they are written.
+    pub(super) fn tell_written(&mut self, flush: Flush) {
+        self.flush = Some(flush);
     }
 
     /// From now on the client may stop sending without having left.
@@ -120,7 +128,11 @@ impl AsyncWrite for Caller {
         if let (Some(departure), Stream::Tcp(tcp)) = (&mut this.departure, this.stream.get_ref()) {
             departure.look(tcp, cx)?;
         }
-        Pin::new(&mut this.stream).poll_flush(cx)
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        if let Some(flush) = &this.flush {
+            flush.written(cx);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

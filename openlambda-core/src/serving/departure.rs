@@ -17,11 +17,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use super::flushing::{Answering, Flush, Flushing};
 
 /// How long after a client's last word it is asked, and how long it may take to reset the connection.
 const ASK_AFTER: Duration = Duration::from_secs(1);
@@ -122,19 +125,21 @@ impl Departure {
 pub(super) struct Told<S> {
     pub(super) service: S,
     pub(super) phase: Phase,
+    pub(super) flush: Flush,
 }
 
 impl<S, B> Service<Request<Incoming>> for Told<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>>,
+    B: Body,
 {
-    type Response = S::Response;
+    type Response = Response<Flushing<B>>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Answering<S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let phase = if request.version() >= Version::HTTP_11 { CALL } else { CALL_OF_1_0 };
         self.phase.0.store(phase, Ordering::Relaxed);
-        self.service.call(request)
+        Answering { reply: self.service.call(request), flush: self.flush.clone() }
     }
 }

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 
 use super::departure::{Phase, Told};
 use super::door::cannot_accept;
+use super::flushing::Flush;
 use super::{Caller, Door, Steady};
 use crate::failure::chain;
 
@@ -87,7 +88,7 @@ impl HttpServer {
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
-        B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn Error + Send + Sync>> + Send, Data: Send> + Send + 'static,
     {
         let HttpServer { door, config } = self;
         let head = door.patience().head;
@@ -128,7 +129,9 @@ impl HttpServer {
             if config.half_close {
                 stream.may_stop_sending(phase.clone());
             }
-            let service = Told { service, phase };
+            let flush = Flush::default();
+            stream.tell_written(flush.clone());
+            let service = Told { service, phase, flush };
             let connection = http.serve_connection(TokioIo::new(stream), service);
             match &graceful {
                 Some(graceful) => {

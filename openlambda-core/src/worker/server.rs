@@ -224,8 +224,7 @@ fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, false));
             let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
             if let Some(left) = declared {
-                return response
-                    .map(|()| Declared { body: answer.body, left, broken: None }.boxed_unsync());
+                return response.map(|()| Declared { body: answer.body, left }.boxed_unsync());
             }
             headers.insert(TRAILER, HeaderValue::from_static(wire::TRAILERS));
             streamed(answer.body, completion, trailers)
@@ -239,9 +238,6 @@ fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
 struct Declared {
     body: Body,
     left: u64,
-    /// Why it breaks off, which the server is told when it has sent what came before: it cuts the connection
-    /// at once.
-    broken: Option<BoxError>,
 }
 
 impl http_body::Body for Declared {
@@ -252,23 +248,13 @@ impl http_body::Body for Declared {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(error) = self.broken.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
         while self.left > 0 {
-            let next = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => Ok(frame),
-                Some(Err(error)) => Err(error),
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => {
-                    Err(format!("{} bytes of its Content-Length were not sent", self.left).into())
-                }
-            };
-            let frame = match next {
-                Ok(frame) => frame,
-                Err(error) => {
-                    self.broken = Some(error);
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    let why = format!("{} bytes of its Content-Length were not sent", self.left);
+                    return Poll::Ready(Some(Err(why.into())));
                 }
             };
             let Ok(mut data) = frame.into_data() else { continue };
