@@ -209,7 +209,7 @@ async def f(event):
         async |sandbox| {
             let reply = at(sandbox, "/", &json!(1)).await.unwrap();
             assert_eq!(
-                (reply.status.as_u16(), &*reply.headers["content-type"].as_bytes()),
+                (reply.status.as_u16(), reply.headers["content-type"].as_bytes()),
                 (201, &b"text/x-a"[..])
             );
             let (text, completion) = read(reply).await;
