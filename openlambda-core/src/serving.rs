@@ -18,9 +18,12 @@
 
 mod caller;
 mod connector;
+mod departure;
 mod door;
+mod flushing;
 mod http;
 pub mod identity;
+mod lingering;
 pub mod local;
 mod log_file;
 mod patient;
@@ -42,6 +45,7 @@ pub use self::connector::Connector;
 pub use self::door::{Door, Patience};
 pub use self::http::{HttpConfig, HttpServer};
 pub use self::identity::{Access, Identity, Principal, Resource, Secret};
+pub use self::lingering::LingeringBody;
 pub use self::log_file::LogFile;
 use self::patient::Patient;
 pub use self::quiet::Quiet;

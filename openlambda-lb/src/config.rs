@@ -94,7 +94,7 @@ impl Default for ProxyConfig {
             silence_seconds: 3.0,
             forget_seconds: 60.0,
             drain_seconds: 30.0,
-            header_seconds: 30.0,
+            header_seconds: 75.0,
             write_seconds: 60.0,
             header_limit: 64 << 10,
             most_connections: 10_000,
@@ -123,6 +123,7 @@ impl ProxyConfig {
         let mut http = HttpConfig::default();
         http.header_limit = Some(self.header_limit);
         http.drain = seconds(self.drain_seconds);
+        http.half_close = true;
         http
     }
 

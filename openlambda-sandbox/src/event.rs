@@ -1,7 +1,11 @@
 //! The event that a handler gets, and the meaning of what it returns: the manifest's `event` key.
 //!
-//! [`encode`] makes the event: the JSON body itself, or an event of a Lambda Function URL (payload
-//! version 2.0). [`decode`] turns what the handler returned into the client's reply.
+//! [`encode`] makes the event: the JSON body itself, an event of a Lambda Function URL (payload version
+//! 2.0), or one of API Gateway (payload version 1.0). [`decode`] turns what the handler returned into the
+//! client's reply.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, SET_COOKIE, USER_AGENT};
@@ -11,8 +15,8 @@ use openlambda_core::invocation::{RequestHead, RequestId};
 use openlambda_core::manifest::EventFormat;
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::wire;
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 /// The event of one invocation, as JSON.
@@ -31,6 +35,7 @@ pub fn encode(
     match format {
         EventFormat::Body => json_body(body),
         EventFormat::Http => Ok(http_event(id, function, head, &body, unix_ms).to_string().into()),
+        EventFormat::HttpV1 => Ok(v1_event(id, function, head, &body, unix_ms).to_string().into()),
     }
 }
 
@@ -76,21 +81,30 @@ pub fn check_headers<'a>(
 
 /// The client's reply, from what the handler returned.
 ///
+/// With [`EventFormat::Http`] an object with a `statusCode` is a reply's head and body, and anything else is
+/// a body in itself. With [`EventFormat::HttpV1`] there is nothing but such objects.
+///
 /// # Errors
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
 pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError> {
-    if format == EventFormat::Http {
-        match from_json::<HttpReply>(&reply) {
-            Ok(reply) => return reply.into_answer(),
-            // Anything without a statusCode is a body in itself.
-            Err(error) => {
-                if from_json::<Value>(&reply).is_ok_and(|reply| reply.get("statusCode").is_some()) {
-                    return Err(bad_reply(format!(
-                        "the handler's HTTP reply is not valid: {error}"
-                    )));
-                }
+    if format != EventFormat::Body {
+        let is_object = reply.trim_ascii_start().first() == Some(&b'{');
+        match is_object.then(|| serde_json::from_slice::<Parts<'_>>(&reply)) {
+            Some(Ok(parts)) if parts.contains_key("statusCode") => {
+                return HttpReply(parts).into_answer(format);
             }
+            // Clients are not to take a head that cannot be read for a body.
+            Some(Err(error)) if contains(&reply, b"\"statusCode\"") => {
+                return Err(bad_reply(format!("the handler's HTTP reply is not valid: {error}")));
+            }
+            _ if format == EventFormat::HttpV1 => {
+                return Err(bad_reply(
+                    "the handler's reply has no statusCode, which event = \"http-v1\" needs; return \
+                     {\"statusCode\": 200, \"body\": …}",
+                ));
+            }
+            _ => {}
         }
     }
     // A bootstrap of the user's own may answer with anything, as on AWS.
@@ -109,12 +123,22 @@ pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError>
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
 pub fn decode_prelude(prelude: &[u8]) -> Result<(StatusCode, HeaderMap), SandboxError> {
-    let mut prelude: HttpReply = from_json(prelude).map_err(|error| {
-        bad_reply(format!("the streamed reply's prelude is not valid: {error}"))
-    })?;
-    prelude.body = None;
-    let answer = prelude.into_answer()?;
+    let parts = serde_json::from_slice::<Parts<'_>>(prelude);
+    let parts = parts.map_err(|error| error.to_string()).and_then(|mut parts| {
+        parts.remove("body");
+        match parts.contains_key("statusCode") {
+            true => Ok(parts),
+            false => Err("it has no statusCode".to_owned()),
+        }
+    });
+    let parts = parts
+        .map_err(|why| bad_reply(format!("the streamed reply's prelude is not valid: {why}")))?;
+    let answer = HttpReply(parts).into_answer(EventFormat::Http)?;
     Ok((answer.status, answer.headers))
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
 }
 
 /// JSON of the code's. It may name half of a surrogate pair, which no Rust string can hold: that
@@ -237,6 +261,108 @@ fn http_event(
     event
 }
 
+/// An event of API Gateway's REST APIs, payload version 1.0. There is one resource for each path, since
+/// there is no template that would name others.
+fn v1_event(
+    id: &RequestId,
+    function: &FunctionName,
+    head: &RequestHead,
+    body: &[u8],
+    unix_ms: u64,
+) -> Value {
+    let mut headers = Lists::default();
+    for (name, value) in &head.headers {
+        headers.add(name.as_str(), String::from_utf8_lossy(value.as_bytes()).into_owned());
+    }
+    let mut parameters = Lists::default();
+    let query = head.query.as_deref().unwrap_or_default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        parameters.add(&percent_decode(key), percent_decode(value));
+    }
+    let last = |name: &str| headers.last.get(name).and_then(Value::as_str).map(str::to_owned);
+    let forwarded = last("x-forwarded-for").unwrap_or_default();
+    let source = forwarded.split(',').next().map(str::trim).filter(|ip| !ip.is_empty());
+    let domain = last("host").unwrap_or_else(|| "localhost".to_owned());
+    let below = head.path.trim_start_matches('/');
+    let path_parameters = (!below.is_empty()).then(|| json!({ "proxy": below }));
+    let utf8 = std::str::from_utf8(body);
+    let text = utf8.map_or_else(|_| base64_encode(body), str::to_owned);
+    let user_agent = last("user-agent");
+    json!({
+        "version": "1.0",
+        "resource": head.path,
+        "path": head.path,
+        "httpMethod": head.method.as_str(),
+        "headers": headers.last,
+        "multiValueHeaders": headers.all,
+        "queryStringParameters": parameters.last_or_null(),
+        "multiValueQueryStringParameters": parameters.all_or_null(),
+        "pathParameters": path_parameters,
+        "stageVariables": null,
+        "requestContext": {
+            "accountId": "anonymous",
+            "apiId": function.name(),
+            "authorizer": null,
+            "domainName": domain,
+            "domainPrefix": domain.split('.').next(),
+            "extendedRequestId": id.as_str(),
+            "httpMethod": head.method.as_str(),
+            "identity": {
+                "accessKey": null,
+                "accountId": null,
+                "apiKey": null,
+                "caller": null,
+                "cognitoAuthenticationProvider": null,
+                "cognitoAuthenticationType": null,
+                "cognitoIdentityId": null,
+                "cognitoIdentityPoolId": null,
+                "principalOrgId": null,
+                "sourceIp": source.unwrap_or("127.0.0.1"),
+                "user": null,
+                "userAgent": user_agent,
+                "userArn": null,
+            },
+            "path": format!("{}{}", head.root, head.path),
+            "protocol": "HTTP/1.1",
+            "requestId": id.as_str(),
+            "requestTime": log_time(unix_ms),
+            "requestTimeEpoch": unix_ms,
+            "resourceId": "$default",
+            "resourcePath": head.path,
+            "stage": "$default",
+        },
+        "body": (!body.is_empty()).then_some(text),
+        "isBase64Encoded": utf8.is_err(),
+    })
+}
+
+/// Names that may come several times: all values of each, and the last.
+#[derive(Default)]
+struct Lists {
+    last: Map<String, Value>,
+    all: Map<String, Value>,
+}
+
+impl Lists {
+    fn add(&mut self, name: &str, value: String) {
+        let value = Value::from(value);
+        match self.all.get_mut(name) {
+            Some(Value::Array(values)) => values.push(value.clone()),
+            _ => drop(self.all.insert(name.to_owned(), vec![value.clone()].into())),
+        }
+        self.last.insert(name.to_owned(), value);
+    }
+
+    fn last_or_null(&self) -> Value {
+        if self.last.is_empty() { Value::Null } else { self.last.clone().into() }
+    }
+
+    fn all_or_null(&self) -> Value {
+        if self.all.is_empty() { Value::Null } else { self.all.clone().into() }
+    }
+}
+
 /// Repeated headers and parameters are joined by commas.
 fn append(map: &mut Map<String, Value>, key: &str, value: &str) {
     match map.get_mut(key) {
@@ -250,80 +376,139 @@ fn append(map: &mut Map<String, Value>, key: &str, value: &str) {
     }
 }
 
-/// A handler's HTTP reply.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct HttpReply {
-    status_code: Value,
-    #[serde(default)]
-    headers: Option<Map<String, Value>>,
-    #[serde(default)]
-    cookies: Option<Vec<String>>,
-    #[serde(default)]
-    body: Option<Value>,
-    #[serde(default)]
-    is_base64_encoded: Option<bool>,
-}
+/// The values of an object, as the handler wrote them: numbers keep their digits, and objects their order.
+type Parts<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-impl HttpReply {
-    fn into_answer(self) -> Result<Answer, SandboxError> {
-        let number = match &self.status_code {
-            Value::String(text) => text.parse().ok(),
-            number => number.as_u64(),
+/// A handler's HTTP reply: `statusCode`, and optionally `headers`, `cookies`, `body`, `isBase64Encoded`; in
+/// version 1.0 `multiValueHeaders` and no `cookies`.
+struct HttpReply<'a>(Parts<'a>);
+
+impl HttpReply<'_> {
+    /// A value that is there and not `null`.
+    fn get(&self, key: &str) -> Option<&RawValue> {
+        self.0.get(key).copied().filter(|value| value.get() != "null")
+    }
+
+    fn into_answer(self, format: EventFormat) -> Result<Answer, SandboxError> {
+        let status = self.status()?;
+        let mut given = Vec::new();
+        let headers = self.fields("headers")?;
+        let (cookies, lists) = match format {
+            EventFormat::HttpV1 => (Vec::new(), self.fields("multiValueHeaders")?),
+            _ => (self.texts("cookies")?, Vec::new()),
         };
-        let status = number
-            .and_then(|number| StatusCode::from_u16(u16::try_from(number).ok()?).ok())
-            .filter(|status| status.as_u16() >= 200)
-            .ok_or_else(|| {
-                bad_reply(format!(
-                    "statusCode {} is no HTTP status; use 200 to 999",
-                    self.status_code
-                ))
-            })?;
-        let mut headers = HeaderMap::new();
-        let text = |value: Value| match value {
-            Value::String(text) => text,
-            other => other.to_string(),
+        // Where both name a header, it has the values of both, and none twice.
+        let has = |name: &str, value: &String| {
+            let mut same = lists.iter().filter(|(list, _)| list.eq_ignore_ascii_case(name));
+            same.any(|(_, values)| values.contains(value))
         };
-        let given = self.headers.unwrap_or_default().into_iter();
-        let given: Vec<_> = given.map(|(name, value)| (name, text(value))).collect();
-        let cookies = self.cookies.unwrap_or_default();
+        for (name, values) in &lists {
+            given.extend(values.iter().map(|value| (&**name, value)));
+        }
+        for (name, values) in &headers {
+            let values = values.iter().filter(|value| !has(name, value));
+            given.extend(values.map(|value| (&**name, value)));
+        }
+        given.extend(cookies.iter().map(|cookie| (SET_COOKIE.as_str(), cookie)));
         // Before they are taken apart: there may be more than a map holds.
-        check_headers(
-            given
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_bytes()))
-                .chain(cookies.iter().map(|cookie| (SET_COOKIE.as_str(), cookie.as_bytes()))),
-        )?;
+        check_headers(given.iter().map(|(name, value)| (*name, value.as_bytes())))?;
+        let mut headers = HeaderMap::new();
         for (name, text) in given {
             match (name.parse::<HeaderName>(), HeaderValue::from_bytes(text.as_bytes())) {
                 (Ok(name), Ok(value)) => headers.append(name, value),
                 _ => return Err(bad_reply(format!("the reply's header \"{name}\" is not valid"))),
             };
         }
-        for cookie in cookies {
-            let value = HeaderValue::from_bytes(cookie.as_bytes());
-            let value = value.map_err(|_| bad_reply("a cookie of the reply is not valid"))?;
-            headers.append(SET_COOKIE, value);
-        }
         // How the reply is framed on its way is not the function's business.
         wire::remove_hop_by_hop(&mut headers);
         headers.remove(CONTENT_LENGTH);
+        if status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED {
+            return Ok(Answer { status, headers, body: Bytes::new() });
+        }
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
-        let body = match self.body {
-            None | Some(Value::Null) => Bytes::new(),
-            Some(Value::String(text)) if self.is_base64_encoded == Some(true) => {
-                base64_decode(&text)
-                    .ok_or_else(|| {
-                        bad_reply("isBase64Encoded is true, but the body is not base64")
-                    })?
-                    .into()
-            }
-            Some(Value::String(text)) => text.into(),
-            Some(other) => other.to_string().into(),
-        };
-        Ok(Answer { status, headers, body })
+        Ok(Answer { status, headers, body: self.body()? })
     }
+
+    fn status(&self) -> Result<StatusCode, SandboxError> {
+        let written = self.0.get("statusCode").map_or("null", |value| value.get());
+        // A text is read as the number in it. `200.0` is what some languages make of 200.
+        let number: Option<f64> = written.trim_matches('"').parse().ok();
+        let whole =
+            number.filter(|number| number.fract() == 0.0 && (200.0..=999.0).contains(number));
+        whole.and_then(|number| StatusCode::from_u16(number as u16).ok()).ok_or_else(|| {
+            let written: String = written.chars().take(80).collect();
+            bad_reply(format!("statusCode {written} is no HTTP status; use 200 to 999"))
+        })
+    }
+
+    fn body(&self) -> Result<Bytes, SandboxError> {
+        let Some(body) = self.get("body") else { return Ok(Bytes::new()) };
+        let encoded = match self.get("isBase64Encoded").map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(bad_reply("isBase64Encoded is neither true nor false")),
+        };
+        if !body.get().starts_with('"') {
+            return Ok(Bytes::copy_from_slice(body.get().as_bytes()));
+        }
+        let text = text(body)?;
+        if !encoded {
+            return Ok(text.into());
+        }
+        let decoded = base64_decode(&text);
+        let wrong = || bad_reply("isBase64Encoded is true, but the body is not base64");
+        decoded.map(Bytes::from).ok_or_else(wrong)
+    }
+
+    /// Names, and the values of each.
+    fn fields(&self, key: &str) -> Result<Vec<(String, Vec<String>)>, SandboxError> {
+        let Some(fields) = self.get(key) else { return Ok(Vec::new()) };
+        let fields: BTreeMap<String, &RawValue> =
+            serde_json::from_str(fields.get()).map_err(|error| {
+                bad_reply(format!("the reply's {key} are not an object of texts: {error}"))
+            })?;
+        let fields = fields.into_iter().map(|(name, value)| {
+            let values = values(value).map_err(|why| {
+                bad_reply(format!("the value of the reply's header \"{name}\" is {why}"))
+            })?;
+            Ok((name, values))
+        });
+        fields.collect()
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>, SandboxError> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(list) if list.get().starts_with('[') => {
+                values(list).map_err(|why| bad_reply(format!("one of the reply's {key} is {why}")))
+            }
+            Some(_) => Err(bad_reply(format!("the reply's {key} are not a list"))),
+        }
+    }
+}
+
+/// The values that a header has: one, each of a list, or none for `null`.
+fn values(value: &RawValue) -> Result<Vec<String>, &'static str> {
+    let one = |value: &RawValue| match value.get() {
+        "null" => Ok(None),
+        list if list.starts_with('[') => Err("a list in a list; use texts"),
+        object if object.starts_with('{') => Err("an object; use a text or a list of texts"),
+        _ => text(value).map(Some).map_err(|_| "no text"),
+    };
+    if !value.get().starts_with('[') {
+        return Ok(one(value)?.into_iter().collect());
+    }
+    let list: Vec<&RawValue> = serde_json::from_str(value.get()).map_err(|_| "no list")?;
+    list.into_iter().filter_map(|value| one(value).transpose()).collect()
+}
+
+/// A text, or a number or truth value as it was written.
+fn text(value: &RawValue) -> Result<String, SandboxError> {
+    if !value.get().starts_with('"') {
+        return Ok(value.get().to_owned());
+    }
+    from_json(value.get().as_bytes())
+        .map_err(|error| bad_reply(format!("a text of the reply is not valid: {error}")))
 }
 
 fn bad_reply(message: impl Into<String>) -> SandboxError {
@@ -365,8 +550,16 @@ fn base64_encode(bytes: &[u8]) -> String {
     text
 }
 
-/// `None` when it is not base64. Takes it with or without padding.
+/// `None` when it is not base64. Takes it with or without padding, and in lines, as MIME has it.
 pub(crate) fn base64_decode(text: &str) -> Option<Vec<u8>> {
+    let in_one_line: String;
+    let text = match text.contains(['\r', '\n']) {
+        true => {
+            in_one_line = text.replace(['\r', '\n'], "");
+            &in_one_line
+        }
+        false => text,
+    };
     let text = text.trim_end_matches('=').as_bytes();
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for group in text.chunks(4) {
@@ -493,6 +686,120 @@ mod tests {
         ] {
             let error = decode(EventFormat::Http, bad.to_string().into()).unwrap_err();
             assert_eq!(error.kind, SandboxErrorKind::BadReply, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_a_body_and_what_cannot_be_read_is_no_body() {
+        let http =
+            |reply: &str| decode(EventFormat::Http, Bytes::copy_from_slice(reply.as_bytes()));
+        for body in ["[404]", "[301, {\"location\": \"/x\"}]", "[{\"id\": 1}]", "\"text\"", "7"] {
+            let answer = http(body).unwrap();
+            assert_eq!((answer.status, &*answer.body), (StatusCode::OK, body.as_bytes()), "{body}");
+            assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
+        }
+        let own = r#"{"z": 1, "id": 12345678901234567890123, "a": 1e2, "f": 1.10, "e": 1e999}"#;
+        let answer = http(&format!(r#"{{"statusCode": 200, "body": {own}}}"#)).unwrap();
+        assert_eq!(&*answer.body, own.as_bytes());
+        let deep = "[".repeat(5000) + &"]".repeat(5000);
+        let answer = http(&format!(r#"{{"statusCode": 200, "body": {deep}}}"#)).unwrap();
+        assert_eq!(&*answer.body, deep.as_bytes());
+        for (reply, status) in [
+            (r#"{"statusCode": 200.0}"#, 200),
+            (r#"{"statusCode": "204"}"#, 204),
+            (r#"{"statusCode": 2.01e2}"#, 201),
+            (r#"{"statusCode": 500, "statusCode": 404}"#, 404),
+            (r#"{"statusCode": 200, "headers": null, "cookies": null, "body": null}"#, 200),
+        ] {
+            assert_eq!(http(reply).unwrap().status, status, "{reply}");
+        }
+        for bad in [
+            r#"{"statusCode": 200.5}"#,
+            r#"{"statusCode": null}"#,
+            r#"{"statusCode": [200]}"#,
+            r#"{"statusCode": 1e9}"#,
+            r#"{"statusCode": 200, "headers": [["a", "b"]]}"#,
+            r#"{"statusCode": 200, "headers": {"a": {"b": "c"}}}"#,
+            r#"{"statusCode": 200, "headers": {"a": [["b"]]}}"#,
+            r#"{"statusCode": 200, "body": "x", "isBase64Encoded": 1}"#,
+            r#"{"statusCode": 200, "body": NaN}"#,
+            r#"{"statusCode": 200, "#,
+        ] {
+            assert_eq!(http(bad).unwrap_err().kind, SandboxErrorKind::BadReply, "{bad}");
+        }
+        let not_utf8 = Bytes::from_static(b"{\"statusCode\": 200, \"body\": \"\xff\"}");
+        assert!(decode(EventFormat::Http, not_utf8).is_err());
+    }
+
+    #[test]
+    fn headers_may_be_lists_numbers_or_null() {
+        let reply = r#"{"statusCode": 200, "body": "aGVs\nbG8=\r\n", "isBase64Encoded": true, "headers":
+            {"set-cookie": ["a=1", "b=2"], "x-n": 1.50, "x-t": true, "x-null": null, "x-l": [1, null]}}"#;
+        let answer = decode(EventFormat::Http, reply.into()).unwrap();
+        let all = |name: &str| {
+            let values = answer.headers.get_all(name).iter();
+            values.map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join("|")
+        };
+        assert_eq!((&*all("set-cookie"), &*all("x-n"), &*all("x-t")), ("a=1|b=2", "1.50", "true"));
+        assert_eq!((&*all("x-null"), &*all("x-l")), ("", "1"));
+        assert_eq!(&*answer.body, b"hello");
+        for status in [204, 304] {
+            let reply =
+                json!({ "statusCode": status, "headers": {"etag": "x"}, "body": "not sent" });
+            let answer = decode(EventFormat::Http, reply.to_string().into()).unwrap();
+            assert!(!answer.headers.contains_key(CONTENT_TYPE) && answer.body.is_empty());
+            assert_eq!(answer.headers["etag"], "x");
+        }
+    }
+
+    #[test]
+    fn version_1_has_lists_of_headers_and_parameters_both_ways() {
+        let mut head = RequestHead {
+            method: http::Method::PUT,
+            root: "/run/f".to_owned(),
+            path: "/a/b".to_owned(),
+            query: Some("x=1&x=2&y=a%20b".to_owned()),
+            ..RequestHead::default()
+        };
+        for (name, value) in
+            [("cookie", "a=1"), ("x-forwarded-for", "192.0.2.1"), ("x", "1"), ("x", "2")]
+        {
+            head.headers.append(name, value.parse().unwrap());
+        }
+        let made = event(EventFormat::HttpV1, &head, b"text").unwrap();
+        assert_eq!((&made["httpMethod"], &made["path"]), (&json!("PUT"), &json!("/a/b")));
+        assert_eq!(
+            (&made["headers"]["x"], &made["multiValueHeaders"]["x"]),
+            (&json!("2"), &json!(["1", "2"]))
+        );
+        assert_eq!(made["headers"]["cookie"], "a=1");
+        assert_eq!(made["queryStringParameters"], json!({"x": "2", "y": "a b"}));
+        assert_eq!(made["multiValueQueryStringParameters"], json!({"x": ["1", "2"], "y": ["a b"]}));
+        assert_eq!(made["pathParameters"], json!({"proxy": "a/b"}));
+        let context = &made["requestContext"];
+        assert_eq!(context["identity"]["sourceIp"], "192.0.2.1");
+        assert_eq!(
+            (&context["path"], &context["resourcePath"]),
+            (&json!("/run/f/a/b"), &json!("/a/b"))
+        );
+        assert_eq!((&made["body"], &made["isBase64Encoded"]), (&json!("text"), &json!(false)));
+        let nothing = event(EventFormat::HttpV1, &RequestHead::default(), b"").unwrap();
+        for key in
+            ["body", "queryStringParameters", "multiValueQueryStringParameters", "pathParameters"]
+        {
+            assert_eq!(nothing[key], Value::Null, "{key}");
+        }
+
+        let reply = json!({
+            "statusCode": 200, "body": "b",
+            "headers": {"X-A": "1", "x-b": "2"}, "multiValueHeaders": {"x-a": ["1", "3"], "Set-Cookie": ["a=1", "b=2"]},
+        });
+        let answer = decode(EventFormat::HttpV1, reply.to_string().into()).unwrap();
+        let all = |name: &str| answer.headers.get_all(name).iter().count();
+        assert_eq!((all("x-a"), all("x-b"), all("set-cookie")), (2, 1, 2));
+        for bad in ["null", "[]", "\"text\"", "{\"body\": \"x\"}"] {
+            let error = decode(EventFormat::HttpV1, bad.into()).unwrap_err();
+            assert!(error.message.contains("statusCode"), "{error}");
         }
     }
 

@@ -16,7 +16,8 @@
 //!   instance is to end, and a moment to end by itself.
 //!
 //! The code posts its reply, buffered or streamed, with a [`HEAD`] of `status` and `headers`; the body is
-//! the client's. Since headers carry both heads, bodies need no envelope: they are streamed unchanged,
+//! the client's. A `Content-Length` among the headers is what the client is told, also in answer to `HEAD`; a
+//! streamed reply that turns out shorter breaks off. Since headers carry both heads, bodies need no envelope: they are streamed unchanged,
 //! without a copy.
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -95,8 +96,26 @@ pub fn decode(head: &HeaderValue) -> Result<(StatusCode, HeaderMap), SandboxErro
     }
     // How the reply is framed on its way is not the function's business.
     wire::remove_hop_by_hop(&mut headers);
-    headers.remove(header::CONTENT_LENGTH);
+    keep_one_length(&mut headers);
     Ok((status, headers))
+}
+
+/// The length that the body is to have stays: one number, or none at all.
+fn keep_one_length(headers: &mut HeaderMap) {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let one = lengths.next().cloned().filter(|one| lengths.all(|other| other == one));
+    headers.remove(header::CONTENT_LENGTH);
+    let digits = |value: &HeaderValue| {
+        value
+            .to_str()
+            .ok()
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?
+            .parse::<u64>()
+            .ok()
+    };
+    if let Some(length) = one.as_ref().and_then(digits) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
 }
 
 fn bad(message: String) -> SandboxError {
@@ -143,7 +162,20 @@ mod tests {
         let cookies: Vec<_> =
             headers.get_all("set-cookie").iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(cookies, [&b"a=1"[..], b"b=\xff"]);
-        assert!(headers.len() == 3 && headers["x-c"].is_empty(), "{headers:?}");
+        assert!(headers.len() == 4 && headers["x-c"].is_empty(), "{headers:?}");
+        for (lengths, kept) in [
+            (r#"["content-length", "7"]"#, Some("7")),
+            (r#"["content-length", "7"], ["Content-Length", "7"]"#, Some("7")),
+            (r#"["content-length", "7"], ["content-length", "8"]"#, None),
+            (r#"["content-length", "+7"]"#, None),
+            (r#"["content-length", "7, 7"]"#, None),
+            (r#"["content-length", ""]"#, None),
+        ] {
+            let head = format!(r#"{{"status": 200, "headers": [{lengths}]}}"#);
+            let (_, headers) = decode(&HeaderValue::try_from(head).unwrap()).unwrap();
+            let length = headers.get("content-length").map(|value| value.to_str().unwrap());
+            assert_eq!(length, kept, "{lengths}");
+        }
     }
 
     #[test]

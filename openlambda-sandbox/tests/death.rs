@@ -157,6 +157,7 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
             "runtimes/node",
             "runtimes/node/bootstrap.cjs",
             "runtimes/python",
+            "runtimes/python/aws.py",
             "runtimes/python/bootstrap.py",
             "runtimes/python/web.py",
             "sandboxes",

@@ -299,14 +299,20 @@ def f(event):
 [environment]
 GREETING = "hellö"
 TZ = "Europe/Vienna"
-AWS_LAMBDA_FUNCTION_NAME = "another"
-AWS_LAMBDA_MAX_CONCURRENCY = "9"
-OPENLAMBDA_MARK = "none"
 [[volumes]]
 name = "my-data.1"
 path = "/data"
 "#;
-    let spec = setup.spec(&[("f.py", code), ("ol.toml", manifest)]);
+    let mut spec = setup.spec(&[("f.py", code), ("ol.toml", manifest)]);
+    // A registry may hold what is refused at deploy by now.
+    let environment = &mut Arc::make_mut(&mut spec.manifest).environment;
+    for (name, value) in [
+        ("AWS_LAMBDA_FUNCTION_NAME", "another"),
+        ("AWS_LAMBDA_MAX_CONCURRENCY", "9"),
+        ("OPENLAMBDA_MARK", "none"),
+    ] {
+        environment.insert(name.to_owned(), value.to_owned());
+    }
     let task_root = spec.code.display().to_string();
     let sandbox = setup.create(spec).await;
     let found = ask(&*sandbox, Value::Null).await;

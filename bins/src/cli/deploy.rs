@@ -10,8 +10,9 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::stream;
 use openlambda_core::bundle::{self, Packed};
+use openlambda_core::files::read_regular;
 use openlambda_core::function::FunctionName;
-use openlambda_core::manifest::Runtime;
+use openlambda_core::manifest::{MANIFEST_LIMIT, Runtime, YAML_FILE, unserved_triggers};
 use openlambda_core::registry::{BundleStream, Published};
 
 use super::lookup::{refresh, url_of};
@@ -150,6 +151,12 @@ fn check(folder: &Path, packed: &Packed) -> Result<()> {
     }
     super::syntax::check(folder, &packed.manifest)?;
     super::vendored::check(folder, &packed.manifest);
+    let yaml = read_regular(&folder.join(YAML_FILE), MANIFEST_LIMIT as u64).unwrap_or_default();
+    for trigger in unserved_triggers(&String::from_utf8_lossy(&yaml)) {
+        say!(
+            "ol: warning: {YAML_FILE}: triggers.{trigger} is not served yet; only HTTP calls the function"
+        );
+    }
     Ok(())
 }
 

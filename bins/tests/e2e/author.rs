@@ -827,3 +827,45 @@ fn doctor_says_what_each_thing_is_for() {
     assert!(out.contains("MISSING  python") && out.contains("apt-get install python3"), "{out}");
     assert!(out.contains("note     curl") && out.contains("apt-get install curl"), "{out}");
 }
+
+/// Through `ol deploy` and the registry, which look at the files on either side.
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_are_found_by_what_files_define() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let place = &cluster.place;
+    const PYTHON: &str = "def lambda_handler(event, context):\n    return [event]\n";
+    const NODE: &str = "export const lambdaHandler = async (event) => [event];\n";
+    for (name, file, text) in [("py", "app.py", PYTHON), ("js", "app.mjs", NODE)] {
+        let folder = place.function(name, &[(file, text)]);
+        place.ol(&["deploy", folder.to_str().unwrap()]);
+        assert_eq!(place.ol(&["invoke", name, "-d", "1"]).trim().replace(' ', ""), "[1]");
+    }
+    let folder =
+        place.function("both", &[("app.py", PYTHON), ("app.mjs", NODE), ("template.yaml", "")]);
+    let told = place.fails(&["deploy", folder.to_str().unwrap()]);
+    for word in
+        ["app.lambda_handler in app.py", "app.lambdaHandler in app.mjs", "template.yaml of AWS SAM"]
+    {
+        assert!(told.contains(word), "{told}");
+    }
+    let big = format!("[environment]\nA = \"a\"\nBIG = \"{}\"\n", "x".repeat(200_000));
+    for (manifest, words) in [
+        (&*big, ["line 3", "64 KiB"]),
+        ("[environment]\n_HANDLER = \"x\"\n", ["line 2", "\"_HANDLER\" cannot be set"]),
+        ("[environment]\n\nA = \"\\u0000\"\n", ["line 3", "zero byte"]),
+    ] {
+        let folder = place.function("env", &[("f.py", "def f(event): 1"), ("ol.toml", manifest)]);
+        let told = place.fails(&["deploy", folder.to_str().unwrap()]);
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+    }
+    let yaml = "triggers:\n  http: [method: POST]\n  kafka: [topics: [a]]\n";
+    let folder =
+        place.function("kafka", &[("f.py", "def f(event): return event"), ("ol.yaml", yaml)]);
+    let deployed = place.run(&["deploy", folder.to_str().unwrap()]);
+    let said = texts(&deployed).1;
+    assert!(
+        deployed.status.success() && said.contains("triggers.kafka is not served yet"),
+        "{said}"
+    );
+    assert_eq!(place.ol(&["invoke", "kafka", "-d", "1"]).trim(), "1");
+}

@@ -260,3 +260,136 @@ async fn a_client_that_leaves_harms_nobody() {
     let stats = send(&inside(), request).await.unwrap().json();
     assert_eq!((&stats["in_flight"], &stats["policy_defects"]), (&json!(0), &json!(0)));
 }
+
+/// A client that has nothing more to say waits for its reply; one that has left does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_sending_gets_its_reply() {
+    const SLOW: &str = "
+import time
+def f(event):
+    time.sleep(event['seconds'])
+    return event['seconds']
+";
+    const PIECES: &str = "
+import time
+def f(event):
+    for n in range(3):
+        time.sleep(0.3)
+        yield str(n)
+";
+    let cluster = Cluster::start(&["--workers", "1"]);
+    cluster.deploy("slow", &[("f.py", SLOW), ("ol.toml", "concurrency = 4")]);
+    cluster.deploy("pieces", &[("f.py", PIECES)]);
+    let address = cluster.address();
+    let ask = |name: &str, body: &str, version: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let length = body.len();
+        let head =
+            format!("POST /run/{name} HTTP/{version}\r\nHost: x\r\nContent-Length: {length}");
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for version in ["1.1", "1.0"] {
+        let answer = ask("slow", r#"{"seconds": 0}"#, version);
+        assert!(
+            answer.starts_with(&format!("HTTP/{version} 200")) && answer.ends_with("\r\n\r\n0"),
+            "{answer}"
+        );
+        let answer = ask("pieces", "1", version);
+        assert!(answer.contains(" 200 ") && answer.contains('2'), "{answer}");
+    }
+    // One that waits long is asked whether it is there, if it may be.
+    let answer = ask("slow", r#"{"seconds": 3}"#, "1.1");
+    let answer = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n3"), "{answer}");
+    let answer = ask("slow", r#"{"seconds": 3}"#, "1.0");
+    assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\n3"), "{answer}");
+}
+
+/// Whoever sends all of a request before it reads the answer gets to read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_reaches_a_client_that_still_sends() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    cluster.deploy(
+        "echo",
+        &[("f.py", "def f(event): return event"), ("ol.toml", "methods = [\"POST\"]")],
+    );
+    let body = vec![b' '; 7 << 20];
+    let send = |head: &str, chunked: bool| {
+        let mut stream = TcpStream::connect(cluster.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        for piece in body.chunks(100_000) {
+            if chunked {
+                stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).unwrap();
+            }
+            stream.write_all(piece).unwrap();
+            if chunked {
+                stream.write_all(b"\r\n").unwrap();
+            }
+        }
+        if chunked {
+            stream.write_all(b"0\r\n\r\n").unwrap();
+        }
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8(answer.into()).unwrap()
+    };
+    let length = format!("Content-Length: {}", body.len());
+    for (line, framing, status) in [
+        ("POST /run/echo", &*length, "413"),
+        ("POST /run/echo", "Transfer-Encoding: chunked", "413"),
+        ("POST /run/none", "Transfer-Encoding: chunked", "404"),
+        ("PUT /run/echo", "Transfer-Encoding: chunked", "405"),
+        ("POST /nowhere", &*length, "404"),
+    ] {
+        let head = format!("{line} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n");
+        let answer = send(&head, framing.starts_with('T'));
+        assert_eq!(answer, format!("HTTP/1.1 {status}"), "{head}");
+    }
+}
+
+/// Which name a request was sent to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_sees_the_host_that_was_meant_and_never_the_worker() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    mirror(&cluster);
+    let ask = |request: &str| raw(cluster.address(), request.as_bytes());
+    let host = |request: &str| {
+        let answer = ask(request);
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let event: serde_json::Value =
+            serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
+        event["headers"].get("host").cloned()
+    };
+    assert_eq!(host("GET /run/mirror/x HTTP/1.0\r\n\r\n"), None);
+    assert_eq!(
+        host("GET /run/mirror/x HTTP/1.0\r\nHost: a.example:81\r\n\r\n"),
+        Some(json!("a.example:81"))
+    );
+    let absolute = "GET http://u:p@b.example:82/run/mirror HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    assert_eq!(host(absolute), Some(json!("b.example:82")));
+    assert_eq!(host("GET /run/mirror HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n"), None);
+    for bad in [
+        "GET /run/mirror HTTP/1.1\r\n\r\n",
+        "GET http://b.example/run/mirror HTTP/1.1\r\n\r\n",
+        "GET /run/mirror HTTP/1.1\r\nHost: a b\r\n\r\n",
+    ] {
+        assert!(ask(bad).starts_with("HTTP/1.1 400"), "{bad}");
+    }
+    // A body that is told in two ways: the connection is closed after the answer, whatever follows.
+    for lines in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+    ] {
+        let one = format!(
+            "POST /run/mirror HTTP/1.1\r\nHost: x\r\n{lines}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"
+        );
+        let answer = ask(&format!("{one}GET /run/mirror HTTP/1.1\r\nHost: y\r\n\r\n"));
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
+}

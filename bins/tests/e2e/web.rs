@@ -18,7 +18,7 @@ async fn get(client: &HttpClient, url: &str) -> Answer {
 const WHERE: &str = r#"
 def app(environ, start_response):
     cookies = [("Set-Cookie", "a=1; Path=/"), ("Set-Cookie", "b=2")]
-    start_response("203 Here", [("Content-Type", "text/plain"), ("Content-Length", "999"), *cookies])
+    start_response("203 Here", [("Content-Type", "text/plain"), *cookies])
     return [environ["SCRIPT_NAME"].encode(), b" ", environ["PATH_INFO"].encode(), b" ",
             environ["HTTP_HOST"].encode(), b" ", environ["REMOTE_ADDR"].encode()]
 "#;
@@ -52,6 +52,66 @@ async fn an_application_knows_where_it_is_whatever_it_is_called_by() {
     let head = http::Request::head(format!("{}/run/here", cluster.url)).body("").unwrap();
     let head = send(&client, head).await.unwrap();
     assert_eq!((head.status, &*head.body), (203, ""));
+}
+
+/// Declares a length that is not always that of what it sends.
+const LENGTHS: &str = r#"
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    length = {"/exact": 2_000_000, "/long": 1_000_000, "/small": 10}.get(path, 3_000_000)
+    start_response("200 OK", [("Content-Length", str(length))])
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return []
+    if path == "/small":
+        return [b"short"]
+    return iter([b"x" * 1_000_000, b"y" * 1_000_000])
+"#;
+
+const ASGI_LENGTHS: &str = r#"
+async def app(scope, receive, send):
+    length = next((n for end, n in [("/exact", 2_000_000), ("/long", 1_000_000), ("/small", 10)] if scope["path"].endswith(end)), 3_000_000)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(length).encode())]})
+    if scope["path"].endswith("/small"):
+        return await send({"type": "http.response.body", "body": b"short"})
+    if scope["method"] != "HEAD":
+        await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b"y" * 1_000_000, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+"#;
+
+/// What a client sees of a reply whose application has declared its length: that length, whatever follows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_an_application_declares_is_kept() {
+    for sandbox in ["sock", "process"] {
+        let cluster = Cluster::start(&["--workers", "1", "--sandbox", sandbox]);
+        cluster.deploy("wsgi", &[("app.py", LENGTHS), ("ol.toml", "style = \"wsgi\"")]);
+        cluster.deploy("asgi", &[("app.py", ASGI_LENGTHS), ("ol.toml", "style = \"asgi\"")]);
+        let ask = |method: &str, target: &str| {
+            let request =
+                format!("{method} /run/{target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let answer = raw(cluster.address(), request.as_bytes());
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            (length.expect("a length").parse::<usize>().unwrap(), body.len())
+        };
+        for style in ["wsgi", "asgi"] {
+            for (path, length, sent) in [
+                ("short", 3_000_000, 2_000_000),
+                ("exact", 2_000_000, 2_000_000),
+                ("long", 1_000_000, 1_000_000),
+                ("small", 10, 5),
+            ] {
+                let target = format!("{style}/{path}");
+                // A whole piece may be lost with the connection that breaks.
+                let (told, came) = ask("GET", &target);
+                assert_eq!((told, came), (length, sent), "{sandbox} {target}");
+            }
+            assert_eq!(ask("HEAD", &format!("{style}/any")), (3_000_000, 0), "{sandbox} {style}");
+        }
+        let log = cluster.place.ol(&["logs", "wsgi"]);
+        assert!(log.contains("2000000 bytes and its Content-Length says 3000000"), "{log}");
+    }
 }
 
 /// Its second piece is made when another request has come.

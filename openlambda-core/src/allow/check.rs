@@ -325,6 +325,7 @@ mod tests {
         let text = "# limits of mem_mb\nenvironment:\n  A: b\nlimits:\n  procs: 3\n  mem_mb: 65\n";
         let manifest = Manifest::of_files::<crate::manifest::ManifestError>(
             |file| Ok((file == YAML_FILE).then(|| text.to_owned())),
+            |_| None,
             |file| file == "f.py",
         );
         let refused = allow("memory_mb = 64").check("default", &manifest.unwrap()).unwrap_err();

@@ -12,7 +12,7 @@ use super::entries::{Checker, Kind, path_of, target_of};
 use super::error::{BundleError, refuse};
 use super::limits::{Limits, copy, is_manifest, plain, read_error, read_rest};
 use super::write::Writer;
-use crate::manifest::{MANIFEST_LIMIT, Manifest, TOO_LONG};
+use crate::manifest::{MANIFEST_LIMIT, Manifest, SOURCE_LIMIT, too_long};
 
 /// Reads a tar, plain or gzipped, from anybody, and writes the bundle that it stands for.
 ///
@@ -79,7 +79,7 @@ pub fn canonicalise(
                     let most = MANIFEST_LIMIT as u64 + 1;
                     entry.take(most).read_to_end(&mut text).map_err(read_error)?;
                     if text.len() > MANIFEST_LIMIT {
-                        return Err(refuse(&path, TOO_LONG));
+                        return Err(refuse(&path, too_long(&text)));
                     }
                     spool.write_all(&text).map_err(BundleError::Write)?;
                     let length = text.len() as u64;
@@ -110,8 +110,15 @@ pub fn canonicalise(
         None => Ok(None),
     };
     let has = |file: &str| matches!(checker.entries.get(file), Some(Kind::File { .. }));
-    let manifest = Manifest::of_files(text, has)?;
     let mut spool = spool.into_inner().map_err(|error| BundleError::Write(error.into_error()))?;
+    let source = |file: &str| {
+        let Some(Kind::File { bytes, .. }) = checker.entries.get(file) else { return None };
+        let mut source = Vec::new();
+        (&spool).seek(SeekFrom::Start(*places.get(file)?)).ok()?;
+        (&spool).take(SOURCE_LIMIT.min(*bytes)).read_to_end(&mut source).ok()?;
+        Some(String::from_utf8_lossy(&source).into_owned())
+    };
+    let manifest = Manifest::of_files(text, source, has)?;
     let mut writer = Writer::new(out);
     for (path, kind) in &checker.entries {
         match kind {

@@ -34,7 +34,56 @@ const SANDBOX_PLACES: [&str; 18] = [
     "opt/node",
 ];
 
+/// Variables that the platform sets, whatever a manifest says: by them a runtime knows what to run and for
+/// whom. (Every other is the function's own, also where we have a default.)
+const OWN_VARIABLES: [&str; 15] = [
+    "_HANDLER",
+    "_X_AMZN_TRACE_ID",
+    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
+    "AWS_LAMBDA_FUNCTION_NAME",
+    "AWS_LAMBDA_FUNCTION_VERSION",
+    "AWS_LAMBDA_INITIALIZATION_TYPE",
+    "AWS_LAMBDA_LOG_GROUP_NAME",
+    "AWS_LAMBDA_LOG_STREAM_NAME",
+    "AWS_LAMBDA_MAX_CONCURRENCY",
+    "AWS_LAMBDA_RUNTIME_API",
+    "LAMBDA_RUNTIME_DIR",
+    "LAMBDA_TASK_ROOT",
+    "OPENLAMBDA_MARK",
+    "OPENLAMBDA_RUNTIME_SOCKET",
+    "OPENLAMBDA_STYLE",
+];
+
 impl Manifest {
+    /// The first of its variables that cannot be set as it says, and why.
+    pub(super) fn wrong_variable(&self) -> Option<(&str, String)> {
+        for (key, value) in &self.environment {
+            let valid = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+            let shown: String = key.escape_debug().take(80).collect();
+            let why = if !valid {
+                format!("environment variable \"{shown}\" is not valid; use letters, digits and _")
+            } else if OWN_VARIABLES.contains(&key.as_str()) {
+                format!(
+                    "environment variable \"{key}\" cannot be set, because the platform sets it; use \
+                     another name"
+                )
+            } else if value.contains('\0') {
+                zero_byte(key)
+            } else if takes(key, value) > ENVIRONMENT_LIMIT {
+                environment_too_long()
+            } else {
+                continue;
+            };
+            return Some((key, why));
+        }
+        if self.environment_bytes() <= ENVIRONMENT_LIMIT {
+            return None;
+        }
+        let largest = self.environment.iter().max_by_key(|(key, value)| takes(key, value))?;
+        Some((largest.0, environment_too_long()))
+    }
+
     pub(super) fn check(&self) -> Result<(), ManifestError> {
         let wrong = |text: String| Err(ManifestError::Value(text));
         let positive = [
@@ -74,16 +123,9 @@ impl Manifest {
                 return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
             }
         }
-        for key in self.environment.keys() {
-            let valid = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-                && key.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-            if !valid {
-                return wrong(format!(
-                    "environment variable \"{key}\" is not valid; use letters, digits and _"
-                ));
-            }
+        if let Some((_, why)) = self.wrong_variable() {
+            return wrong(why);
         }
-        self.check_environment()?;
         self.check_volumes()?;
         self.cors.as_ref().map_or(Ok(()), Cors::check)
     }
@@ -96,10 +138,7 @@ impl Manifest {
     /// [`ManifestError::Value`]: its variables take over [`ENVIRONMENT_LIMIT`], or one has a zero byte.
     pub fn check_environment(&self) -> Result<(), ManifestError> {
         if let Some((key, _)) = self.environment.iter().find(|(_, value)| value.contains('\0')) {
-            return Err(ManifestError::Value(format!(
-                "environment variable \"{key}\" has a zero byte in it, which no program can be given; \
-                 encode the value"
-            )));
+            return Err(ManifestError::Value(zero_byte(key)));
         }
         if self.environment_bytes() > ENVIRONMENT_LIMIT {
             return Err(ManifestError::Value(environment_too_long()));
@@ -208,6 +247,13 @@ impl Manifest {
 /// What a variable takes of [`ENVIRONMENT_LIMIT`].
 pub(super) fn takes(key: &str, value: &str) -> usize {
     key.len() + value.len() + 2
+}
+
+fn zero_byte(key: &str) -> String {
+    format!(
+        "environment variable \"{key}\" has a zero byte in it, which no program can be given; encode the \
+         value"
+    )
 }
 
 /// What is said of an environment over [`ENVIRONMENT_LIMIT`].

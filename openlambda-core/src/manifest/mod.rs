@@ -20,10 +20,12 @@ use serde::{Deserialize, Serialize};
 
 pub use cors::Cors;
 pub use error::ManifestError;
-pub(crate) use names::TOO_LONG;
+pub use files::SOURCE_LIMIT;
+pub(crate) use names::too_long;
 pub use names::{ENVIRONMENT_LIMIT, MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
+pub use yaml::unserved_triggers;
 
-use crate::config::parse_toml;
+use crate::config::{ConfigError, parse_toml};
 use crate::failure::{Detail, Failure, FailureKind};
 
 /// What a function is and what it may use. Every field has its meaning in the README's table.
@@ -172,6 +174,9 @@ pub enum EventFormat {
     Body,
     /// A Lambda Function-URL event, version 2.0.
     Http,
+    /// An event of API Gateway's REST APIs, version 1.0.
+    #[serde(rename = "http-v1")]
+    HttpV1,
 }
 
 /// What a function sees of the network.
@@ -227,6 +232,10 @@ impl Manifest {
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         check_length(text, MANIFEST_FILE)?;
         let manifest: Manifest = parse_toml(text, MANIFEST_FILE)?;
+        if let Some((key, message)) = manifest.wrong_variable() {
+            let line = line_of_variable(text, key);
+            return Err(ConfigError { origin: MANIFEST_FILE.to_owned(), line, message }.into());
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -278,9 +287,20 @@ impl Manifest {
 /// Looked at before a text is parsed.
 fn check_length(text: &str, file: &str) -> Result<(), ManifestError> {
     if text.len() > MANIFEST_LIMIT {
-        return Err(ManifestError::Unclear(format!("{file} {TOO_LONG}")));
+        return Err(ManifestError::Unclear(format!("{file} {}", too_long(text.as_bytes()))));
     }
     Ok(())
+}
+
+/// The 1-based line of a variable's value in a manifest.
+fn line_of_variable(toml: &str, key: &str) -> Option<usize> {
+    #[derive(Deserialize)]
+    struct Places {
+        environment: BTreeMap<String, toml::Spanned<String>>,
+    }
+    let places: Places = toml::from_str(toml).ok()?;
+    let start = places.environment.get(key)?.span().start;
+    Some(1 + toml[..start].matches('\n').count())
 }
 
 #[cfg(test)]
@@ -465,7 +485,7 @@ mod tests {
             let text = |file: &str| {
                 Ok::<_, ManifestError>((file == MANIFEST_FILE).then(|| toml.to_owned()))
             };
-            Manifest::of_files(text, |file| file == "f.py")
+            Manifest::of_files(text, |_| None, |file| file == "f.py")
         };
         let environment = |bytes: usize| format!("[environment]\nA = \"{}\"", "x".repeat(bytes));
         assert!(of(&environment(ENVIRONMENT_LIMIT - 3)).is_ok());
@@ -577,6 +597,111 @@ mod tests {
         assert_eq!(runtime, Runtime::Bootstrap);
         assert!(told("", &["main.go"]).is_err());
         assert!(told("runtime = \"bootstrap\"", &["f.py"]).is_err());
+    }
+
+    #[test]
+    fn handlers_are_found_where_files_define_them() {
+        let told = |manifest: &str, files: &[(&str, &str)]| {
+            let text = |file: &str| files.iter().find(|(name, _)| *name == file).map(|(_, t)| *t);
+            let manifest = Manifest::parse(manifest).unwrap();
+            let manifest = manifest
+                .complete_from(|file| text(file).map(str::to_owned), |file| text(file).is_some());
+            manifest
+                .map(|m| (m.handler.unwrap(), m.style.unwrap()))
+                .map_err(|error| error.to_string())
+        };
+        const DEF: &str = "import os\ndef lambda_handler(event, context):\n    return event";
+        for (file, text, handler) in [
+            ("app.py", DEF, "app.lambda_handler"),
+            ("index.py", "async def handler(event, context): ...", "index.handler"),
+            ("handler.py", "handler = Mangum(app)", "handler.handler"),
+            ("main.py", "from api import lambda_handler", "main.lambda_handler"),
+            ("main.py", "from api import (run as handler)", "main.handler"),
+            ("app.py", "handler: Any = make()", "app.handler"),
+            (
+                "app.py",
+                "handler = logging.StreamHandler()\ndef lambda_handler(e, c): 1",
+                "app.lambda_handler",
+            ),
+            ("app.mjs", "export const lambdaHandler = async (event) => 1;", "app.lambdaHandler"),
+            ("app.js", "exports.handler = async () => 1;", "app.handler"),
+            ("main.js", "module.exports.handler = () => 1", "main.handler"),
+            ("main.cjs", "module.exports = {\n  other,\n  handler,\n};", "main.handler"),
+            ("handler.mjs", "export async function handler(event) {}", "handler.handler"),
+            ("app.mjs", "const a = 1;\nexport { a, handler };", "app.handler"),
+            (
+                "app.js",
+                "__export(app_exports, {\n  lambdaHandler: () => lambdaHandler\n});",
+                "app.lambdaHandler",
+            ),
+            ("index.mjs", "export const lambdaHandler = 1;", "index.lambdaHandler"),
+            (
+                "index.mjs",
+                "export const lambdaHandler = 1; export const handler = 2",
+                "index.handler",
+            ),
+            ("index.js", "anything", "index.handler"),
+        ] {
+            let expected = Ok((handler.to_owned(), Style::Lambda));
+            assert_eq!(told("", &[(file, text)]), expected, "{file}: {text}");
+        }
+        assert_eq!(told("style = \"event\"", &[("app.py", DEF)]).unwrap().1, Style::Event);
+        // What is told by its name goes before.
+        assert_eq!(told("", &[("app.py", DEF), ("f.py", "")]).unwrap().0, "f.f");
+        assert_eq!(
+            told("runtime = \"node\"", &[("app.py", DEF), ("app.js", "exports.handler = 1")])
+                .unwrap()
+                .0,
+            "app.handler"
+        );
+        for (files, words) in [
+            (
+                &[("app.py", DEF), ("main.py", DEF)][..],
+                &["app.lambda_handler in app.py", "main.lambda_handler in main.py", "set handler"]
+                    [..],
+            ),
+            (
+                &[("app.py", DEF), ("app.mjs", "export const handler = 1"), ("template.yaml", "")],
+                &["app.handler in app.mjs", "template.yaml of AWS SAM is not read"],
+            ),
+            (
+                &[("app.py", "    def handler(): 1\ndef handlers(): 1\nif handler == 2: 3")],
+                &["app.py defines neither lambda_handler nor handler"],
+            ),
+            (&[("app.js", "const handler = 1; handlers.handler(1)")], &["app.js defines neither"]),
+            (
+                &[("serverless.yml", ""), ("src.py", "")],
+                &["there is no f.py", "serverless.yml of the Serverless"],
+            ),
+        ] {
+            let error = told("", files).unwrap_err();
+            for word in words {
+                assert!(error.contains(word), "{files:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn variables_that_cannot_be_set_are_refused_with_their_line() {
+        for (text, line, why) in [
+            ("\n[environment]\nA = \"a\"\n_HANDLER = \"f.g\"", 4, "\"_HANDLER\" cannot be set"),
+            ("[environment]\nLAMBDA_TASK_ROOT = \"/x\"", 2, "platform sets it"),
+            ("memory_mb = 128\nenvironment = { A = \"x\\u0000y\" }", 2, "zero byte"),
+            ("[environment]\n\"A B\" = \"c\"", 2, "is not valid"),
+        ] {
+            let error = Manifest::parse(text).unwrap_err().to_string();
+            let place = format!("ol.toml, line {line}: ");
+            assert!(error.starts_with(&place) && error.contains(why), "{error}");
+        }
+        for (bytes, what) in [(40_000, "32 KiB"), (200_000, "64 KiB")] {
+            let text =
+                format!("[environment]\nA = \"a\"\nBIG = \"{}\"\nC = \"c\"", "x".repeat(bytes));
+            let error = Manifest::parse(&text).unwrap_err().to_string();
+            assert!(error.contains("line 3") && error.contains(what), "{error}");
+        }
+        for name in ["AWS_REGION", "TZ", "PATH", "LANG", "AWS_ACCESS_KEY_ID"] {
+            assert!(Manifest::parse(&format!("environment = {{ {name} = \"x\" }}")).is_ok());
+        }
     }
 
     #[test]

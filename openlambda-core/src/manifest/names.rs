@@ -17,6 +17,11 @@ pub const MANIFEST_LIMIT: usize = 64 << 10;
 /// in 2 MiB, 128 KiB for each text, and a kind of sandbox has some of its own; AWS Lambda allows 4 KiB.
 pub const ENVIRONMENT_LIMIT: usize = 32 << 10;
 
-/// What is said of a larger one.
-pub(crate) const TOO_LONG: &str =
-    "is over 64 KiB; a manifest is a few lines, and data belongs into a file beside it";
+/// What is said of a larger one, whose text begins so.
+pub(crate) fn too_long(text: &[u8]) -> String {
+    let within = &text[..text.len().min(MANIFEST_LIMIT)];
+    let line = 1 + within.iter().filter(|byte| **byte == b'\n').count();
+    format!(
+        "is over 64 KiB in line {line}; a manifest is a few lines, and data belongs into a file beside it"
+    )
+}

@@ -3,7 +3,7 @@
 //! | in `ol.yaml` | in `ol.toml` |
 //! |---|---|
 //! | `triggers.http`, a list of `method` | `methods`; any method when it is empty or has `*` |
-//! | `triggers.cron`, `triggers.kafka` | nothing yet: refused, since nothing would call the function |
+//! | `triggers.cron`, `triggers.kafka` | nothing yet; refused without `triggers.http`, since nothing would call the function |
 //! | `environment` | `[environment]` |
 //! | `OL_ENTRY_FILE` in it, `f.py` by default | the module of `handler` |
 //! | `OL_WSGI_ENTRY`, `OL_ASGI_ENTRY` in it | `handler` and `style = "wsgi"`, `style = "asgi"` |
@@ -29,6 +29,15 @@ impl Manifest {
 }
 
 #[cfg(feature = "yaml")]
+pub use with_feature::unserved_triggers;
+
+/// Which triggers of an `ol.yaml` are not served: this program reads none.
+#[cfg(not(feature = "yaml"))]
+pub fn unserved_triggers(_: &str) -> Vec<&'static str> {
+    Vec::new()
+}
+
+#[cfg(feature = "yaml")]
 mod with_feature {
     use std::collections::BTreeMap;
     use std::fmt;
@@ -36,7 +45,7 @@ mod with_feature {
     use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
     use serde::{Deserialize, Deserializer};
 
-    use crate::config::parse_yaml;
+    use crate::config::{ConfigError, parse_yaml};
     use crate::manifest::check::{environment_too_long, takes};
     use crate::manifest::{
         ENVIRONMENT_LIMIT, Manifest, ManifestError, Runtime, Style, YAML_FILE, check_length,
@@ -64,6 +73,24 @@ mod with_feature {
         http: Option<HttpTriggers>,
         cron: Option<Vec<IgnoredAny>>,
         kafka: Option<Vec<IgnoredAny>>,
+    }
+
+    impl Triggers {
+        /// Those that nothing calls the function by.
+        fn unserved(&self) -> Vec<&'static str> {
+            let others = [("cron", &self.cron), ("kafka", &self.kafka)];
+            let there = |others: &Option<Vec<IgnoredAny>>| {
+                others.as_ref().is_some_and(|others| !others.is_empty())
+            };
+            others.into_iter().filter(|(_, list)| there(list)).map(|(name, _)| name).collect()
+        }
+    }
+
+    /// Which triggers of an `ol.yaml` are not served, although it is a valid one: `cron`, `kafka`.
+    pub fn unserved_triggers(text: &str) -> Vec<&'static str> {
+        let yaml = check_length(text, YAML_FILE).and_then(|()| Ok(parse_yaml(text, YAML_FILE)?));
+        let yaml: Option<Yaml> = yaml.unwrap_or_default();
+        yaml.and_then(|yaml| yaml.triggers).unwrap_or_default().unserved()
     }
 
     /// The variables, counted one by one as they come: with aliases (`*a`) a text of 64 KiB stands for
@@ -167,13 +194,11 @@ mod with_feature {
             let mut manifest = Manifest::default();
             let wrong = |why: String| ManifestError::Unclear(format!("{YAML_FILE}: {why}"));
             let triggers = yaml.triggers.unwrap_or_default();
-            for (name, others) in [("cron", &triggers.cron), ("kafka", &triggers.kafka)] {
-                if others.as_ref().is_some_and(|others| !others.is_empty()) {
-                    return Err(wrong(format!(
-                        "triggers.{name} is not served yet, so nobody would call the function; remove \
-                         it, and call the function over HTTP"
-                    )));
-                }
+            if let (None, Some(name)) = (&triggers.http, triggers.unserved().first()) {
+                return Err(wrong(format!(
+                    "triggers.{name} is not served yet, so nobody would call the function; remove it, and \
+                     call the function over HTTP"
+                )));
             }
             let methods = triggers.http.unwrap_or_default().0.into_iter();
             let methods: Vec<_> = methods.map(|http| http.method.trim().to_uppercase()).collect();
@@ -190,6 +215,15 @@ mod with_feature {
             let seconds = limits.runtime_sec.or(yaml.max_runtime_sec);
             manifest.timeout_seconds = seconds.unwrap_or(manifest.timeout_seconds);
             manifest.environment = yaml.environment.unwrap_or_default().0;
+            if let Some((key, message)) = manifest.wrong_variable() {
+                let is_key = |line: &str| {
+                    let line = line.trim_start().trim_start_matches(['"', '\'']);
+                    let rest = line.strip_prefix(key).unwrap_or_default();
+                    rest.trim_start_matches(['"', '\'', ' ']).starts_with(':')
+                };
+                let line = text.lines().position(is_key).map(|line| line + 1);
+                return Err(ConfigError { origin: YAML_FILE.to_owned(), line, message }.into());
+            }
             manifest.enter(&has).map_err(wrong)?;
             match manifest.check() {
                 Err(ManifestError::Value(why)) => Err(wrong(why)),
@@ -280,6 +314,20 @@ limits:
         }
 
         #[test]
+        fn triggers_beside_http_are_told_and_harm_nothing() {
+            let text = "triggers:\n  http: [method: GET]\n  kafka: [topics: [a]]\n  cron: []\n";
+            assert_eq!(parse(text).unwrap().methods, Some(vec!["GET".to_owned()]));
+            assert_eq!(unserved_triggers(text), ["kafka"]);
+            let both = "triggers: {http: [method: '*'], cron: [schedule: x], kafka: [topics: [a]]}";
+            assert_eq!(unserved_triggers(both), ["cron", "kafka"]);
+            assert!(
+                parse(both).is_ok()
+                    && unserved_triggers("triggers: {http: [method: GET]}").is_empty()
+            );
+            assert!(unserved_triggers("").is_empty() && unserved_triggers("{").is_empty());
+        }
+
+        #[test]
         fn the_entries_say_what_is_run() {
             for (environment, handler, style) in [
                 ("{}", "f.f", Style::Event),
@@ -310,6 +358,7 @@ limits:
                 ("triggers: {http: [method: 'G T']}", "write it as \"GET\""),
                 ("triggers: {cron: [schedule: '* * * * *']}", "triggers.cron is not served yet"),
                 ("triggers: {kafka: [topics: [a]]}", "triggers.kafka is not served yet"),
+                ("environment:\n  A: b\n  _HANDLER: f", "ol.yaml, line 3: environment variable"),
                 ("reuse-sandbox: maybe", "ol.yaml, line 1: "),
                 ("limits: {mem_mb: 0}", "ol.yaml: memory_mb = 0 is out of range"),
                 ("environment: {OL_ENTRY_FILE: none.py}", "there is no such file"),
@@ -401,7 +450,7 @@ limits:
         #[test]
         fn one_form_at_a_time() {
             let text = |file: &str| Ok::<_, ManifestError>((file != "f.py").then(String::new));
-            let error = Manifest::of_files(text, |_| true).unwrap_err().to_string();
+            let error = Manifest::of_files(text, |_| None, |_| true).unwrap_err().to_string();
             assert!(error.starts_with("there are both ol.toml and ol.yaml; keep one"), "{error}");
         }
     }

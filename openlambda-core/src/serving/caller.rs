@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::departure::{Departure, Phase};
+use super::flushing::Flush;
 use super::identity::Greeting;
 use super::{Identity, Patient, Principal, Stream};
 
@@ -17,6 +19,10 @@ pub struct Caller {
     stream: Patient<Stream>,
     identity: Identity,
     greeting: Option<Box<Greeting>>,
+    /// Where clients may stop sending and wait for the reply.
+    departure: Option<Box<Departure>>,
+    /// Where a reply waits until everything is written.
+    flush: Option<Flush>,
 }
 
 impl Caller {
@@ -25,7 +31,17 @@ impl Caller {
         identity: Identity,
         greeting: Option<Box<Greeting>>,
     ) -> Self {
-        Caller { stream, identity, greeting }
+        Caller { stream, identity, greeting, departure: None, flush: None }
+    }
+
+    /// From now on replies are told when they are written.
+    pub(super) fn tell_written(&mut self, flush: Flush) {
+        self.flush = Some(flush);
+    }
+
+    /// From now on the client may stop sending without having left.
+    pub(super) fn may_stop_sending(&mut self, phase: Phase) {
+        self.departure = Some(Box::new(Departure::new(phase)));
     }
 
     /// The client's address, one of IPv4 as such whatever the listener. A client on a local socket has
@@ -84,6 +100,9 @@ impl AsyncWrite for Caller {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_known(cx))?;
+        if let Some(departure) = &self.departure {
+            departure.written(bytes);
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -93,6 +112,9 @@ impl AsyncWrite for Caller {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_known(cx))?;
+        if let Some(departure) = &self.departure {
+            departure.written(bytes.first().map_or(&[], |first| first));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -101,7 +123,16 @@ impl AsyncWrite for Caller {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let this = &mut *self;
+        // A server flushes whenever it is polled.
+        if let (Some(departure), Stream::Tcp(tcp)) = (&mut this.departure, this.stream.get_ref()) {
+            departure.look(tcp, cx)?;
+        }
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        if let Some(flush) = &this.flush {
+            flush.written(cx);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

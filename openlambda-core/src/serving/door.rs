@@ -38,7 +38,9 @@ impl Default for Patience {
     fn default() -> Self {
         Patience {
             most_connections: 10_000,
-            head: Duration::from_secs(30),
+            // Proxies keep connections for a minute (nginx: 60 s): whoever closes first loses the
+            // request that is on its way.
+            head: Duration::from_secs(75),
             write: Duration::from_secs(60),
         }
     }

@@ -24,7 +24,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::task::JoinSet;
 
+use super::departure::{Phase, Told};
 use super::door::cannot_accept;
+use super::flushing::Flush;
 use super::{Caller, Door, Steady};
 use crate::failure::chain;
 
@@ -39,13 +41,21 @@ pub struct HttpConfig {
     /// How long requests under way may take after `stop` has resolved. With zero, connections are cut in
     /// the middle of them; the default is 5 s.
     pub drain: Duration,
+    /// Whether a client that stops sending after its request still gets the reply, instead of being taken for
+    /// one that has left. Whether it has is found out all the same, a second later.
+    pub half_close: bool,
     /// Whether replies have a `Date`, which HTTP requires of servers with a clock.
     pub date: bool,
 }
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        HttpConfig { header_limit: None, drain: Duration::from_secs(5), date: true }
+        HttpConfig {
+            header_limit: None,
+            drain: Duration::from_secs(5),
+            half_close: false,
+            date: true,
+        }
     }
 }
 
@@ -78,13 +88,14 @@ impl HttpServer {
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Send + 'static,
         S::Future: Send,
-        B: Body<Error: Into<Box<dyn Error + Send + Sync>>, Data: Send> + Send + 'static,
+        B: Body<Error: Into<Box<dyn Error + Send + Sync>> + Send, Data: Send> + Send + 'static,
     {
         let HttpServer { door, config } = self;
         let head = door.patience().head;
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout((head < Duration::MAX).then_some(head))
+            .half_close(config.half_close)
             .auto_date_header(config.date);
         if let Some(limit) = config.header_limit {
             // The buffer alone is no exact bound.
@@ -95,7 +106,7 @@ impl HttpServer {
         let mut connections = JoinSet::new();
         let mut stop = pin!(stop);
         loop {
-            let stream = tokio::select! {
+            let mut stream = tokio::select! {
                 stream = door.accept(cannot_accept) => stream,
                 () = &mut stop => break,
                 // Reaps, so that the set does not grow.
@@ -114,6 +125,13 @@ impl HttpServer {
                     tracing::debug!(%peer, error = chain(&error), "a connection ended");
                 }
             };
+            let phase = Phase::default();
+            if config.half_close {
+                stream.may_stop_sending(phase.clone());
+            }
+            let flush = Flush::default();
+            stream.tell_written(flush.clone());
+            let service = Told { service, phase, flush };
             let connection = http.serve_connection(TokioIo::new(stream), service);
             match &graceful {
                 Some(graceful) => {

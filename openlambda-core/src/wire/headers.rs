@@ -229,6 +229,31 @@ pub fn refuse_ambiguous(headers: &HeaderMap) -> Result<(), Failure> {
     bad("the one transfer coding that is understood here is chunked, once; send the body as it is")
 }
 
+/// Refuses a request that does not say by which name it means this server (RFC 9112, 3.2): one of HTTP/1.1
+/// without a `Host`, or any with one that is no name. The server has to close the connection after the answer.
+///
+/// # Errors
+///
+/// [`FailureKind::BadRequest`].
+pub fn refuse_nameless(version: http::Version, headers: &HeaderMap) -> Result<(), Failure> {
+    let message = match headers.get(http::header::HOST) {
+        None if version >= http::Version::HTTP_11 => {
+            "the request has no Host header, which HTTP/1.1 asks for; send one"
+        }
+        Some(host) if !is_authority(host.as_bytes()) => {
+            "the Host header is no name with or without a port; send one, as example.org:8080"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::new(FailureKind::BadRequest, message))
+}
+
+/// Whether it can stand in a `Host`: nothing, or a name or address, and perhaps a port.
+fn is_authority(host: &[u8]) -> bool {
+    let authority = http::uri::Authority::try_from(host);
+    host.is_empty() || authority.is_ok_and(|authority| !authority.as_str().contains('@'))
+}
+
 /// Whether `headers` declare a body of more than `limit` bytes.
 pub fn declares_more_than(headers: &HeaderMap, limit: u64) -> bool {
     headers
@@ -262,6 +287,26 @@ mod tests {
                 headers.append(*name, HeaderValue::from_str(value).unwrap());
             }
             assert_eq!(refuse_ambiguous(&headers).is_ok(), fits, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_of_http_1_1_names_its_host() {
+        for (version, host, fits) in [
+            (http::Version::HTTP_11, None, false),
+            (http::Version::HTTP_10, None, true),
+            (http::Version::HTTP_11, Some(""), true),
+            (http::Version::HTTP_11, Some("a_b.example:80"), true),
+            (http::Version::HTTP_11, Some("[::1]:80"), true),
+            (http::Version::HTTP_11, Some("a b"), false),
+            (http::Version::HTTP_10, Some("a/b"), false),
+            (http::Version::HTTP_11, Some("u@a"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(host) = host {
+                headers.insert("host", HeaderValue::from_str(host).unwrap());
+            }
+            assert_eq!(refuse_nameless(version, &headers).is_ok(), fits, "{version:?} {host:?}");
         }
     }
 

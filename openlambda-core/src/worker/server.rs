@@ -11,13 +11,15 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue, TRAILER};
-use http::{HeaderMap, Request, Response, StatusCode, Uri};
-use http_body::Frame;
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TRAILER};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -75,6 +77,7 @@ async fn answer(
     let (detail, trailers) =
         (wire::detail_of(request.headers()), wire::takes_trailers(request.headers()));
     let to_balancer = request.headers().contains_key(wire::BALANCER);
+    let asks_head = request.method() == Method::HEAD;
     let mut id = None;
     let called = async {
         let id = id.insert(match wire::request_id_of(request.headers())? {
@@ -86,7 +89,7 @@ async fn answer(
         shared.dispatcher.call(call).answer().await
     };
     let mut response = match called.await.and_then(check_head) {
-        Ok(answer) => encode(answer, trailers),
+        Ok(answer) => encode(answer, trailers, asks_head),
         Err(failure) => wire::failure_response(&failure.told(detail), id.as_ref()),
     };
     if to_balancer {
@@ -127,6 +130,10 @@ async fn decode(
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
     wire::remove_own(&mut parts.headers);
+    // A balancer's word for none, of a client that named no host.
+    if parts.headers.get(HOST).is_some_and(HeaderValue::is_empty) {
+        parts.headers.remove(HOST);
+    }
     Ok(Called {
         id,
         function: target.function.name,
@@ -188,14 +195,17 @@ fn check_head(answer: Answer) -> Result<Answer, Failure> {
 /// Headers that speak for the platform are not the function's to set, not even when it relays them
 /// from another call: `started: no` would have the balancer run it again, and a length that is not
 /// the body's would let the rest pass for the reply to somebody else's call.
-fn encode(answer: Answer, trailers: bool) -> Response<Body> {
+///
+/// A length that the function has declared counts for what follows: a reply to `HEAD` tells it, and a body that
+/// is on its way is held to it.
+fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     let headers = response.headers_mut();
     wire::remove_hop_by_hop(headers);
     wire::remove_own(headers);
-    headers.remove(CONTENT_LENGTH);
+    let declared = headers.remove(CONTENT_LENGTH);
     headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
     if answer.idle {
         headers.insert(wire::IDLE, HeaderValue::from_static("1"));
@@ -205,15 +215,65 @@ fn encode(answer: Answer, trailers: bool) -> Response<Body> {
         CompletionOf::Known(completion) => {
             phases.run = completion.run;
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, true));
+            if let Some(length) = declared.filter(|_| asks_head) {
+                headers.insert(CONTENT_LENGTH, length);
+            }
             answer.body
         }
         CompletionOf::Streaming(completion) => {
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, false));
+            let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
+            if let Some(left) = declared {
+                return response.map(|()| Declared { body: answer.body, left }.boxed_unsync());
+            }
             headers.insert(TRAILER, HeaderValue::from_static(wire::TRAILERS));
             streamed(answer.body, completion, trailers)
         }
     };
     response.map(|()| body)
+}
+
+/// A reply on its way whose length the function has declared. What comes beyond it is not sent, and what ends
+/// before it breaks off.
+struct Declared {
+    body: Body,
+    left: u64,
+}
+
+impl http_body::Body for Declared {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        while self.left > 0 {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let why = format!("{} bytes of its Content-Length were not sent", self.left);
+                    return Poll::Ready(Some(Err(why.into())));
+                }
+            };
+            let Ok(mut data) = frame.into_data() else { continue };
+            data.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            self.left -= data.len() as u64;
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
 }
 
 /// A reply on its way: the function's data, then one frame of trailers with the run time. Of a handler that

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -11,8 +12,9 @@ use openlambda_core::failure::{Failure, FailureKind, Started, chain};
 use openlambda_core::invocation::{Body, BoxError};
 use openlambda_core::wire;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::limits::{BODY_PATIENCE, KEPT_BODY};
+use super::limits::{BODY_PATIENCE, KEPT_BODY, SLOWEST};
 
 /// The body of a call, for one attempt after another.
 #[derive(Debug)]
@@ -62,14 +64,7 @@ impl CallBody {
             };
             return Ok(CallBody::Stream(StreamedBody(Arc::new(Mutex::new(stream)))));
         }
-        match tokio::time::timeout(BODY_PATIENCE, body.collect()).await {
-            Ok(Ok(collected)) => Ok(CallBody::Kept(collected.to_bytes())),
-            Ok(Err(error)) => Err(broken_off(error)),
-            Err(_) => Err(Failure::new(
-                FailureKind::BadRequest,
-                format!("the body did not arrive within {BODY_PATIENCE:?}; send it faster"),
-            )),
-        }
+        read_small(body).await.map(CallBody::Kept)
     }
 
     /// How much of it came, also later.
@@ -89,6 +84,47 @@ impl CallBody {
     }
 }
 
+/// All of a small body. Mostly it is there already.
+async fn read_small(mut body: Body) -> Result<Bytes, Failure> {
+    let Some(first) = next_data(&mut body, BODY_PATIENCE).await? else { return Ok(Bytes::new()) };
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let began = Instant::now();
+    let mut whole = Vec::from(first);
+    loop {
+        let patience = BODY_PATIENCE + Duration::from_secs(whole.len() as u64 / SLOWEST);
+        let left = patience.saturating_sub(began.elapsed());
+        match next_data(&mut body, left).await? {
+            Some(data) => whole.extend_from_slice(&data),
+            None => return Ok(whole.into()),
+        }
+    }
+}
+
+/// What comes next of a body, if not its end.
+async fn next_data(body: &mut Body, patience: Duration) -> Result<Option<Bytes>, Failure> {
+    loop {
+        let frame = tokio::time::timeout(patience, body.frame()).await.map_err(|_| {
+            let message = format!(
+                "the body did not arrive within {BODY_PATIENCE:?} and a second for each {SLOWEST} bytes; \
+                 send it faster"
+            );
+            Failure::new(FailureKind::BadRequest, message)
+        })?;
+        match frame {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(broken_off(error)),
+            // Trailers say nothing to a function.
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
 /// A body on its way, shared by the attempts at sending it.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamedBody(Arc<Mutex<Stream>>);
@@ -100,6 +136,11 @@ impl StreamedBody {
         stream.attempt += 1;
         let size = stream.body.size_hint();
         Handle { attempt: stream.attempt, size, stream: self.clone() }.boxed_unsync()
+    }
+
+    /// How much of it came so far, bytes.
+    pub(crate) fn came(&self) -> u64 {
+        self.0.lock().taken
     }
 
     /// Whether the client is late with it.
@@ -180,5 +221,33 @@ impl http_body::Body for Handle {
 
     fn size_hint(&self) -> SizeHint {
         self.size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    /// A body of as many bytes, one piece a second.
+    fn evenly(pieces: usize, bytes: usize) -> Body {
+        let frames = stream::unfold(0, move |sent| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let frame = Ok(Frame::data(Bytes::from(vec![0; bytes])));
+            (sent < pieces).then_some((frame, sent + 1))
+        });
+        StreamBody::new(frames).boxed_unsync()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_steadily_is_waited_for() {
+        assert_eq!(read_small(evenly(40, 1500)).await.unwrap().len(), 60_000);
+        assert_eq!(read_small(evenly(0, 0)).await.unwrap().len(), 0);
+        let began = Instant::now();
+        let error = read_small(evenly(usize::MAX, 1)).await.unwrap_err();
+        assert!(error.message.contains("send it faster"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(40));
     }
 }

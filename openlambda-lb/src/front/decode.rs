@@ -79,6 +79,16 @@ async fn read(
     wire::remove_own(&mut headers);
     // The server has told the client to go on already.
     headers.remove(header::EXPECT);
+    // The target's own host is the one that is meant (RFC 9112, 3.2.2). An empty one is none: the client to
+    // the worker would write the worker's.
+    let named = parts.uri.authority().map(|authority| {
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        HeaderValue::try_from(host).expect("an authority is text")
+    });
+    match named {
+        Some(host) => drop(headers.insert(header::HOST, host)),
+        None => drop(headers.entry(header::HOST).or_insert(HeaderValue::from_static(""))),
+    }
     // Behind what `Connection` may have removed.
     origin.settle(&mut headers);
     headers.insert(wire::REQUEST_ID, wire::id_value(id));

@@ -1,5 +1,6 @@
 //! One attempt at one worker: send the call, wait for the head of the reply.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +9,12 @@ use http_body_util::{BodyExt, Full, Limited};
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started, chain};
 use openlambda_core::invocation::{Body, RequestId};
 use openlambda_core::wire;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::body::CallBody;
+use super::body::{CallBody, StreamedBody};
 use super::decode::Call;
+use super::limits::SLOWEST;
 use super::resolver::Resolution;
 use crate::workers::{Peer, SendError};
 
@@ -47,7 +50,7 @@ pub(super) async fn forward(
         }
         CallBody::Stream(body) => {
             let request = request(&call.method, uri, headers, body.next());
-            let reply = timeout(limit, worker.stream(request)).await;
+            let reply = in_time(limit, worker.stream(request), body).await;
             let reply = reply.map_err(|_| match body.awaited() {
                 true => slow(limit),
                 false => silent(limit, worker, id),
@@ -64,6 +67,27 @@ fn request<B>(method: &Method, uri: Uri, headers: HeaderMap, body: B) -> Request
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
     request
+}
+
+/// The worker's answer to a body that is on its way. As long as that comes steadily, the worker cannot have
+/// answered, and has its time from then on.
+async fn in_time<T>(
+    limit: Duration,
+    reply: impl Future<Output = T>,
+    body: &StreamedBody,
+) -> Result<T, Elapsed> {
+    let mut reply = pin!(reply);
+    let steady = SLOWEST.saturating_mul(limit.as_secs());
+    loop {
+        let before = body.came();
+        let late = match timeout(limit, &mut reply).await {
+            Ok(reply) => return Ok(reply),
+            Err(late) => late,
+        };
+        if body.came() - before <= steady {
+            return Err(late);
+        }
+    }
 }
 
 /// The client has not sent its body.

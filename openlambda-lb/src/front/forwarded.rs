@@ -186,7 +186,7 @@ impl Origin {
         if had_proto || proto.is_some() {
             headers.insert(&PROTO, HeaderValue::from_static(proto.unwrap_or("http")));
         }
-        let host = host.or_else(|| headers.get(HOST).cloned());
+        let host = host.or_else(|| headers.get(HOST).filter(|host| !host.is_empty()).cloned());
         if had_real_ip {
             headers.insert(&REAL_IP, value(&[client]));
         }

@@ -8,8 +8,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// A body of a known length up to this is read before the worker is chosen, and can be sent again.
 pub(super) const KEPT_BODY: u64 = 64 << 10;
 
-/// How long the client may take to send such a body.
+/// How long the client may take to send such a body, beside a second for each [`SLOWEST`] bytes that came.
 pub(super) const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many bytes a second of a body have to come.
+pub(super) const SLOWEST: u64 = 256;
 
 /// The most headers of a request. A worker takes 100, and some are added on the way.
 pub(super) const MOST_HEADERS: usize = 90;

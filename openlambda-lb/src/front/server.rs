@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use openlambda_core::failure::Failure;
 use openlambda_core::invocation::Body;
-use openlambda_core::serving::{Access, Caller, HttpServer, Identity, Resource, SteadyBody};
+use openlambda_core::serving::{Access, Caller, HttpServer, Identity, LingeringBody, Resource};
 use openlambda_core::wire::{self, RegistryPath};
 
 use super::call::Front;
@@ -48,7 +48,9 @@ impl Server {
         identity: &Identity,
     ) -> Response<Body> {
         let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
-        if let Err(failure) = wire::refuse_ambiguous(headers) {
+        let fits = wire::refuse_ambiguous(headers)
+            .and_then(|()| wire::refuse_nameless(request.version(), headers));
+        if let Err(failure) = fits {
             return wire::closing(wire::failure_response(&failure, None));
         }
         let part = Part::of(path);
@@ -57,20 +59,20 @@ impl Server {
         // Boxed, as below: what is rare is not to make the futures of calls larger.
         match (part, admitted) {
             (Part::Registry(path), admitted) => {
-                let (request, user) = (request.map(steady), identity.user());
+                let (request, user) = (steady(request), identity.user());
                 let client = self.front.proxies.origin(request.headers(), peer).client();
                 self.registry.answer(path, request, (peer, client), user, admitted).boxed().await
             }
             (_, Err(failure)) => wire::failure_response(&failure, None),
             (Part::Internal, Ok(_)) => self.internal.answer(request, peer).boxed().await,
             (Part::Operate(answer), Ok(_)) => self.operate.answer(request.method(), answer),
-            (Part::Call, Ok(_)) => self.front.call(request.map(steady), peer).await,
+            (Part::Call, Ok(_)) => self.front.call(steady(request), peer).await,
         }
     }
 }
 
-fn steady(body: Incoming) -> Body {
-    SteadyBody::new(body).map_err(Into::into).boxed_unsync()
+fn steady(request: Request<Incoming>) -> Request<Body> {
+    LingeringBody::of(request).map(|body| body.map_err(Into::into).boxed_unsync())
 }
 
 /// What a path belongs to.

@@ -538,6 +538,61 @@ async function load(name) {
   return { handler: found.bind(holder), streaming: found[STREAMING] === 'response' };
 }
 
+/** Packages where Lambda's layers have them are found, where the bundle has such a folder. */
+function addLayers() {
+  const layers = path.join(ROOT, 'nodejs', 'node_modules');
+  if (!fs.existsSync(layers)) return;
+  env.NODE_PATH = env.NODE_PATH ? `${env.NODE_PATH}:${layers}` : layers;
+  const module = require('module');
+  module._initPaths();
+  // ES modules do not look there.
+  module.registerHooks?.({
+    resolve(specifier, context, next) {
+      try {
+        return next(specifier, context);
+      } catch (error) {
+        if (error.code !== 'ERR_MODULE_NOT_FOUND' || /^[./]|^\w+:/.test(specifier)) throw error;
+        const parentURL = require('url').pathToFileURL(path.join(layers, '..', 'any.js')).href;
+        try {
+          return next(specifier, { ...context, parentURL });
+        } catch {
+          throw error;
+        }
+      }
+    },
+  });
+}
+
+/** One object a line instead of text, as AWS's runtime writes it for AWS_LAMBDA_LOG_FORMAT=JSON. */
+function logInJson() {
+  const order = ['TRACE', 'DEBUG', 'INFO', 'WARN', 'ERROR', 'FATAL'];
+  const least = Math.max(0, order.indexOf(String(env.AWS_LAMBDA_LOG_LEVEL).toUpperCase()));
+  const { format } = require('util');
+  const methods = { trace: 'TRACE', debug: 'DEBUG', log: 'INFO', info: 'INFO', warn: 'WARN', error: 'ERROR' };
+  for (const [method, level] of Object.entries(methods)) {
+    console[method] = (...values) => {
+      if (order.indexOf(level) < least) return;
+      const line = { timestamp: new Date().toISOString(), level };
+      // With several slots it is not known whose line it is.
+      if (active.size === 1) line.requestId = [...active][0].id;
+      const [first] = values;
+      if (values.length === 1 && isError(first)) {
+        const { errorType, errorMessage, stackTrace } = describe(first);
+        Object.assign(line, { errorType, errorMessage, stackTrace });
+      } else {
+        line.message = values.length === 1 && typeof first === 'object' ? first : format(...values);
+      }
+      let text;
+      try {
+        text = JSON.stringify(line);
+      } catch {
+        text = JSON.stringify({ ...line, message: format(...values) });
+      }
+      process.stdout.write(`${text}\n`);
+    };
+  }
+}
+
 async function importFrom(file) {
   if (!isEsModule(file)) {
     try {
@@ -673,6 +728,8 @@ async function main() {
   loading = await Connection.connect(WORKER);
   connections.push(loading);
   hold();
+  if (String(env.AWS_LAMBDA_LOG_FORMAT).toUpperCase() === 'JSON') logInJson();
+  addLayers();
   let loaded;
   try {
     loaded = await load(env._HANDLER);

@@ -3,7 +3,8 @@
 It speaks the Lambda Runtime API over the Unix socket (or to the host:port) in
 OPENLAMBDA_RUNTIME_SOCKET. A cold start waits for this file, so it imports built-in modules only:
 `json` alone would cost as much as the rest of the interpreter's start, and is used only when its C
-parts are not where they were. Web applications are run by web.py beside it.
+parts are not where they were. Web applications are run by web.py beside it; aws.py is loaded when a
+handler in AWS's style needs it.
 
 A function may bring files that are called as Python's own modules are (types.py, token.py …), and a
 __main__.py. So once it has been loaded, this file imports nothing but by `own`, and it is no longer
@@ -37,6 +38,8 @@ ROOT = environ.get("LAMBDA_TASK_ROOT", "")
 WORKER = environ.pop("OPENLAMBDA_RUNTIME_SOCKET", None)
 posix.environ.pop(b"OPENLAMBDA_RUNTIME_SOCKET", None)
 posix.unsetenv(b"OPENLAMBDA_RUNTIME_SOCKET")
+# Where this file is, and those beside it.
+RUNTIMES = sys.path[0]
 SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
 
 
@@ -332,6 +335,23 @@ class EarlySite:
     def find_spec(name, path=None, target=None):
         if name in ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"):
             LateSite.load()
+        elif name == "logging" and environ.get("OPENLAMBDA_STYLE", "lambda") == "lambda":
+            return with_handler(sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name))
+
+
+def with_handler(spec):
+    """`logging`, whose root logger has a handler from the beginning, as handlers for AWS expect. The
+    function's own module of that name is left alone."""
+    if spec is None or not spec.loader or str(spec.origin).startswith(ROOT + "/"):
+        return spec
+    load = spec.loader.exec_module
+
+    def exec_module(module):
+        load(module)
+        load_beside("aws").set_up(module)
+
+    spec.loader.exec_module = exec_module
+    return spec
 
 
 def describe(error, kind=None, message=None):
@@ -453,6 +473,17 @@ def encode(value):
         return own("json").dumps(value, allow_nan=False).encode()
 
 
+def encode_reply(result, style):
+    """JSON of what a handler returned. AWS's own client takes decimals, which come from its databases, and
+    bytes, which are UTF-8; so handlers in its style may return them."""
+    try:
+        return encode(result)
+    except TypeError:
+        if style != "lambda":
+            raise
+        return load_beside("aws").encode(result)
+
+
 def trailers(failure, extra=""):
     """What ends a streamed reply that breaks off, with the JSON of `describe`."""
     error = loads(str(failure, "utf-8"))
@@ -532,6 +563,20 @@ def load_main():
     return module
 
 
+def layers():
+    """Folders with packages as Lambda's layers have them, where the bundle has such."""
+    packages = "python/lib/python%d.%d/site-packages" % sys.version_info[:2]
+    found = []
+    for folder in (packages, "python"):
+        try:
+            posix.stat(f"{ROOT}/{folder}")
+            found.append(f"{ROOT}/{folder}")
+        except OSError:
+            if folder == "python":
+                return found
+    return found
+
+
 def hint(error, module_name, file):
     """What helps against a module that is not there."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
@@ -571,12 +616,15 @@ def next_event(connection, headers="", told=None):
 def serve(connection, handler, style):
     """One slot: event after event, until the worker ends the process."""
     own_pid = posix.getpid()
-    upcoming = None
+    upcoming = loop = None
     while True:
         headers, body = next_event(connection, told=upcoming)
         upcoming = None
-        request = "invocation/" + headers["lambda-runtime-aws-request-id"]
-        extra, leave, reply, begun = "", None, None, False
+        id = headers["lambda-runtime-aws-request-id"]
+        request_ids[_thread.get_ident()] = id
+        request = "invocation/" + id
+        extra, leave, reply = "", None, None
+        pieces = Pieces(connection, request)
         try:
             event = loads(str(body, "utf-8"))
             if style == "lambda":
@@ -585,21 +633,18 @@ def serve(connection, handler, style):
                 result = handler(None, event)
             else:
                 result = handler(event)
+            kind = type(result)
+            if hasattr(kind, "__await__") or hasattr(kind, "__anext__"):
+                # One event loop for all calls of the slot, so that what clients keep in it lives on.
+                loop = loop or new_loop()
+                result = loop.run_until_complete(settle(result, pieces))
             if type(result) is Generator:
-                # It runs to its first piece before anything is sent.
-                kind, first = begin_stream(result)
-                begun = True
-                connection.begin(request + "/response", f"Content-Type: {kind}\r\n")
-                connection.send(first)
-                for piece in result:
-                    if connection.left():
-                        result.close()
-                        break
-                    connection.send(as_bytes(piece))
+                pieces.send_all(result)
+            if pieces.begun:
                 reply = b""
             else:
                 try:
-                    reply = encode(result)
+                    reply = encode_reply(result, style)
                 except (TypeError, ValueError, RecursionError, OverflowError) as error:
                     message = f"Unable to marshal response: {error}"
                     if isinstance(error, TypeError):
@@ -615,7 +660,7 @@ def serve(connection, handler, style):
         if posix.getpid() != own_pid:
             # A child that the handler forked: its parent answers, and goes on.
             posix._exit(exit_code(leave) if leave is not None else 0 if reply is not None else 1)
-        if begun:
+        if pieces.begun:
             connection.end(trailers(failure, extra) if reply is None else "")
         elif reply is not None:
             upcoming = connection.answer(request + "/response", reply)
@@ -627,12 +672,70 @@ def serve(connection, handler, style):
 
 
 Generator = type(_ for _ in ())
+# What each thread with a slot is at.
+request_ids = {}
 
 
-def begin_stream(pieces):
-    """The media type of a reply that comes in pieces, and its first piece. A first one that is a dict
-    is the reply's head: statusCode, headers, cookies."""
-    first = next(pieces, b"")
+def new_loop():
+    asyncio = own("asyncio", stays=True)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+async def settle(result, pieces):
+    """What a handler's coroutine comes to. Pieces that it makes one after the other are sent from here: all
+    in one task, as the generator has a right to expect."""
+    if hasattr(type(result), "__await__"):
+        result = await result
+    if not hasattr(type(result), "__anext__"):
+        return result
+    try:
+        async for piece in result:
+            if not pieces.send(piece):
+                break
+    finally:
+        if hasattr(type(result), "aclose"):
+            await result.aclose()
+    pieces.whole()
+
+
+class Pieces:
+    """A reply that comes in pieces. Its generator runs to the first before anything is sent."""
+
+    def __init__(self, connection, request):
+        self.connection, self.request = connection, request
+        self.begun = False
+
+    def send_all(self, generator):
+        for piece in generator:
+            if not self.send(piece):
+                generator.close()
+                break
+        self.whole()
+
+    def send(self, piece):
+        """Whether the client is still there, and with it a reason to make another."""
+        if not self.begun:
+            kind, first = begin_stream(piece)
+            self.begun = True
+            self.connection.begin(self.request + "/response", f"Content-Type: {kind}\r\n")
+            self.connection.send(first)
+            return True
+        if self.connection.left():
+            return False
+        self.connection.send(as_bytes(piece))
+        return True
+
+    def whole(self):
+        """There was no piece at all, perhaps."""
+        if not self.begun:
+            self.send(b"")
+
+
+def begin_stream(first):
+    """The media type of a reply that comes in pieces, and the bytes of its first piece. A first one that is
+    a dict is the reply's head: statusCode, headers, cookies."""
     if isinstance(first, dict):
         return "application/vnd.awslambda.http-integration-response", encode(first) + bytes(8)
     kind = "text/plain; charset=utf-8" if isinstance(first, str) else "application/octet-stream"
@@ -659,7 +762,8 @@ def main():
         sys.exit("this is the function's runtime, which the worker starts; start another program")
     style = environ.get("OPENLAMBDA_STYLE", "lambda")
     connection = Connection(WORKER)
-    runtimes, sys.path[0] = sys.path[0], ROOT
+    sys.path[0] = ROOT
+    sys.path += layers()
     sys.meta_path.insert(0, EarlySite)
     sys.meta_path.append(LateSite)
     # What `site` would have put there, and code relies on.
@@ -672,22 +776,28 @@ def main():
         posix._exit(1)
     run, threads = serve, SLOTS
     if style == "wsgi":
-        run = load_web(runtimes).serve_wsgi
+        run = load_beside("web").serve_wsgi
     elif style == "asgi":
-        run, threads = load_web(runtimes).serve_asgi, 1
+        run, threads = load_beside("web").serve_asgi, 1
     for _ in range(threads - 1):
         another = Connection(WORKER)
         _thread.start_new_thread(guarded, (run, another, handler, style))
     guarded(run, connection, handler, style)
 
 
-def load_web(folder):
-    """web.py, which lies beside this file. A module of the function's may have the same name."""
-    spec = sys.modules["_frozen_importlib_external"].PathFinder.find_spec("web", [folder])
-    web = sys.modules["_frozen_importlib"].module_from_spec(spec)
-    spec.loader.exec_module(web)
-    OWN_FILES.add(web.serve_wsgi.__code__.co_filename)
-    return web
+beside = {}
+
+
+def load_beside(name):
+    """web.py or aws.py, which lie beside this file. A module of the function's may have the same name."""
+    with importing:
+        if name not in beside:
+            spec = sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name, [RUNTIMES])
+            module = sys.modules["_frozen_importlib"].module_from_spec(spec)
+            spec.loader.exec_module(module)
+            OWN_FILES.add(spec.loader.get_code(name).co_filename)
+            beside[name] = module
+        return beside[name]
 
 
 def guarded(run, connection, handler, style):

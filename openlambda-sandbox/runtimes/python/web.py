@@ -176,6 +176,12 @@ class ClientLeft(ConnectionError):
     """Nobody is there to get what the application sends."""
 
 
+def too_short(sent, length):
+    """What is said of a reply that ends before the length that was declared."""
+    message = f"the application sent {sent} bytes and its Content-Length says {length}"
+    return bootstrap.describe(RuntimeError(message))
+
+
 def comes_of_leaving(error):
     """Whether frameworks have made this error of a ClientLeft."""
     for _ in range(16):
@@ -194,7 +200,9 @@ class WsgiReply:
         self.begun = False
         self.without_body = request.method == "HEAD"
         self.only_piece = False
+        # What the application has declared, and sent.
         self.length = None
+        self.sent = 0
         self.whole = None
         # The client has, in the middle of the reply.
         self.left = False
@@ -228,8 +236,15 @@ class WsgiReply:
             raise TypeError(f"the application sent data of type {type(data).__name__}, not bytes; encode it")
         if not data or self.without_body:
             return
+        if self.length is not None:
+            # As other servers do: nobody would understand what is beyond.
+            data = data[: self.length - self.sent]
+            if not data:
+                return
+            self.sent += len(data)
         if self.whole is None and not self.begun:
-            if len(data) <= MOST_AT_ONCE and (self.only_piece or len(data) == self.length):
+            whole = self.only_piece if self.length is None else len(data) == self.length
+            if len(data) <= MOST_AT_ONCE and whole:
                 self.whole = data
                 return
             self.begin()
@@ -255,6 +270,11 @@ class WsgiReply:
     def end(self, failure, exiting):
         """Returns what `Connection.answer` does."""
         path = self.request.path_of_reply
+        short = self.length is not None and self.sent < self.length and not self.without_body
+        if short and self.head is not None and not failure and not self.left:
+            failure = too_short(self.sent, self.length)
+            if not self.begun:
+                self.begin()
         if self.begun:
             self.connection.end(bootstrap.trailers(failure, exiting) if failure else "")
         elif failure:
@@ -393,6 +413,7 @@ class Exchange:
         self.connection, self.request, self.body = connection, request, body
         self.path = request.path_of_reply
         self.head = self.length = self.failure = None
+        self.sent = 0
         self.begun = False
         # The reply has been sent as a whole.
         self.complete = False
@@ -468,9 +489,17 @@ class Exchange:
             data, more = b"", False
         if self.left:
             raise ClientLeft("the client has left")
+        if self.length is not None and not self.without_body:
+            # As other servers do: nobody would understand what is beyond, and nothing else can come.
+            data = data[: self.length - self.sent]
+            self.sent += len(data)
+            if self.sent == self.length:
+                more = False
+            elif not more:
+                self.failure = too_short(self.sent, self.length)
         if not self.begun:
             bootstrap.flush()
-            if len(data) <= MOST_AT_ONCE and (not more or len(data) == self.length):
+            if len(data) <= MOST_AT_ONCE and not more and not self.failure:
                 self.finish()
                 self.connection.post(self.path + "/response", data, self.head)
                 return
@@ -481,7 +510,7 @@ class Exchange:
         if not more:
             bootstrap.flush()
             self.finish()
-            self.connection.end()
+            self.connection.end(bootstrap.trailers(self.failure) if self.failure else "")
         await self.connection.drain()
 
     def start(self, status, headers):
@@ -489,7 +518,7 @@ class Exchange:
         for name, value in headers:
             name, value = name.decode("latin-1"), value.decode("latin-1")
             checked_headers.append(checked(name, value))
-            if name == "content-length" and value.isdecimal():
+            if name.lower() == "content-length" and value.isdecimal():
                 self.length = int(value)
         self.without_body = self.request.method == "HEAD" or status in WITHOUT_BODY
         self.head = head_of(status, checked_headers)

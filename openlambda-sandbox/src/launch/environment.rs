@@ -41,22 +41,27 @@ pub(crate) fn environment(
     set("TZ", ":UTC");
     set("HOME", &places.home);
     set("TMPDIR", &places.tmp);
+    set("AWS_EXECUTION_ENV", "OpenLambda");
+    // Clients read one or the other, and a function that names one means both.
+    let regions = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+    let region = regions.iter().find_map(|name| manifest.environment.get(*name));
+    for name in regions {
+        set(name, region.map_or("local", String::as_str));
+    }
     for (key, value) in &manifest.environment {
         set(key, value);
     }
+    // Those that follow are not for manifests to set (`Manifest::parse`).
     let name = spec.function.name();
     let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
     let style = manifest.style.unwrap_or(Style::Lambda).as_str();
     set("_HANDLER", manifest.handler.as_deref().unwrap_or_default());
-    set("AWS_EXECUTION_ENV", "OpenLambda");
     set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &manifest.memory_mb.to_string());
     set("AWS_LAMBDA_FUNCTION_NAME", name);
     set("AWS_LAMBDA_FUNCTION_VERSION", &version);
     set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
     set("AWS_LAMBDA_LOG_GROUP_NAME", &format!("/aws/lambda/{name}"));
     set("AWS_LAMBDA_LOG_STREAM_NAME", mark);
-    set("AWS_REGION", "local");
-    set("AWS_DEFAULT_REGION", "local");
     set("LAMBDA_RUNTIME_DIR", &places.runtimes);
     set("LAMBDA_TASK_ROOT", &places.code);
     set("OPENLAMBDA_STYLE", style);
