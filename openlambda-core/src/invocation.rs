@@ -39,6 +39,9 @@ pub fn empty_body() -> Body {
 pub struct RequestId(Box<str>);
 
 impl RequestId {
+    /// How long one may be, bytes.
+    pub const LONGEST: usize = 64;
+
     /// An id in the form of a UUID (version 8: our own bits), from 128 bits.
     pub fn from_bits(high: u64, low: u64) -> Self {
         let bits = u128::from(high) << 64 | u128::from(low);
@@ -96,7 +99,8 @@ impl fmt::Debug for RequestId {
 impl FromStr for RequestId {
     type Err = Failure;
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let valid = (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte);
+        let valid =
+            (1..=RequestId::LONGEST).contains(&text.len()) && text.bytes().all(is_name_byte);
         if valid {
             return Ok(RequestId(text.into()));
         }

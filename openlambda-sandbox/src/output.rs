@@ -1,9 +1,13 @@
 //! Reads what a function prints from its pipes, line by line, into the log.
 //!
 //! [`FunctionOutput`] reads two pipes as fast as the function writes and keeps at most one partial line
-//! of each, so a function that prints gigabytes neither blocks nor fills the worker's memory. Lines
-//! carry the request id when exactly one invocation runs; [`FunctionOutput::settle`] is called at an
-//! invocation's end, so that its output is read before it counts as over.
+//! of each, so a function that prints gigabytes neither blocks nor fills the worker's memory. A line
+//! carries the request id when exactly one invocation runs, or when the runtime [says](TAG) whose it is;
+//! [`FunctionOutput::settle`] is called at an invocation's end, so that its output is read before it counts
+//! as over.
+//!
+//! What is read from one pipe is logged before anything is read from the other. So a runtime that lets the
+//! one run empty before it writes to the other has its lines in their order.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,6 +27,12 @@ use crate::sys::watch_readable;
 
 /// Longer lines are split.
 pub const LINE_LIMIT: usize = 64 << 10;
+
+/// A line that begins with this byte names the invocation that printed it: its id follows, then [`TAG_END`],
+/// then the text. Runtimes write so where several invocations run at once. An id of none that runs is text.
+pub const TAG: u8 = 0x1e;
+/// Ends the id in a line that begins with [`TAG`].
+pub const TAG_END: u8 = 0x1f;
 
 /// How many of the last lines are kept for the error of an instance that never got ready.
 const TAIL_LINES: usize = 10;
@@ -52,6 +62,11 @@ impl Running {
         }
     }
 
+    /// Whether this one runs.
+    fn has(&self, id: &str) -> bool {
+        self.0.lock().iter().any(|known| known.as_str() == id)
+    }
+
     /// The one that runs, if it is exactly one.
     fn only(&self) -> Option<RequestId> {
         match &**self.0.lock() {
@@ -68,13 +83,18 @@ struct Pipe {
     function: FunctionName,
     log: Arc<dyn LogSink>,
     running: Running,
-    reader: Mutex<Reader>,
+    /// Which of the readers is its own.
+    place: usize,
+    /// Of both pipes of an instance: who reads one holds up who reads the other.
+    readers: Arc<Mutex<[Reader; 2]>>,
 }
 
 #[derive(Debug, Default)]
 struct Reader {
     /// A line whose end has not come yet; shorter than [`LINE_LIMIT`].
     partial: Vec<u8>,
+    /// Whose the line is of which a part is logged already, if it has said so.
+    tagged: Option<String>,
     tail: VecDeque<String>,
 }
 
@@ -97,7 +117,8 @@ impl FunctionOutput {
         log: &Arc<dyn LogSink>,
         running: &Running,
     ) -> io::Result<Self> {
-        let pipe = |fd: OwnedFd, stream| {
+        let readers = Arc::<Mutex<[Reader; 2]>>::default();
+        let pipe = |fd: OwnedFd, stream, place| {
             let flags = rustix::fs::fcntl_getfl(&fd)? | rustix::fs::OFlags::NONBLOCK;
             rustix::fs::fcntl_setfl(&fd, flags)?;
             io::Result::Ok(Arc::new(Pipe {
@@ -106,10 +127,11 @@ impl FunctionOutput {
                 function: function.clone(),
                 log: Arc::clone(log),
                 running: running.clone(),
-                reader: Mutex::default(),
+                place,
+                readers: Arc::clone(&readers),
             }))
         };
-        let pipes = [pipe(stdout, LogStream::Stdout)?, pipe(stderr, LogStream::Stderr)?];
+        let pipes = [pipe(stdout, LogStream::Stdout, 0)?, pipe(stderr, LogStream::Stderr, 1)?];
         let read = |pipe: &Arc<Pipe>| AbortOnDropHandle::new(tokio::spawn(pump(Arc::clone(pipe))));
         Ok(FunctionOutput { _pumps: pipes.each_ref().map(read), pipes })
     }
@@ -118,16 +140,17 @@ impl FunctionOutput {
     pub fn settle(&self) {
         let readable = self.readable();
         for (pipe, readable) in self.pipes.iter().zip(readable) {
-            let mut reader = pipe.reader.lock();
+            let mut readers = pipe.readers.lock();
+            let reader = &mut readers[pipe.place];
             // Not more: what else comes while we read may never end.
             let held = readable.then(|| rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0));
             let mut held = held.unwrap_or(0);
             while held > 0
-                && let Read::Data(count) = pipe.read(&mut reader)
+                && let Read::Data(count) = pipe.read(reader)
             {
                 held = held.saturating_sub(count as u64);
             }
-            pipe.end_line(&mut reader);
+            pipe.end_line(reader);
         }
     }
 
@@ -151,7 +174,7 @@ impl FunctionOutput {
     /// The last lines of standard error, or of standard output when there are none.
     pub fn last_words(&self) -> String {
         let [stdout, stderr] =
-            [0, 1].map(|n| Vec::from(self.pipes[n].reader.lock().tail.clone()).join("\n"));
+            self.pipes[0].readers.lock().each_ref().map(|it| Vec::from(it.tail.clone()).join("\n"));
         if stderr.is_empty() { stdout } else { stderr }
     }
 }
@@ -159,12 +182,12 @@ impl FunctionOutput {
 async fn pump(pipe: Arc<Pipe>) {
     loop {
         let Ok(mut ready) = pipe.fd.readable().await else { return };
-        let read = pipe.read(&mut pipe.reader.lock());
+        let read = pipe.read(&mut pipe.readers.lock()[pipe.place]);
         match read {
             Read::Data(_) => tokio::task::yield_now().await,
             Read::Nothing => ready.clear_ready(),
             Read::End => {
-                pipe.end_line(&mut pipe.reader.lock());
+                pipe.end_line(&mut pipe.readers.lock()[pipe.place]);
                 return;
             }
         }
@@ -187,43 +210,63 @@ impl Pipe {
     }
 
     fn take(&self, reader: &mut Reader, chunk: &[u8]) {
-        let id = self.running.only();
-        let id = id.as_ref().map(RequestId::as_str);
+        let only = self.running.only();
+        let only = only.as_ref().map(RequestId::as_str);
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
-            let Reader { partial, tail } = reader;
             let (text, ended) = match piece.strip_suffix(b"\n") {
                 Some(text) => (text, true),
                 None => (piece, false),
             };
-            partial.extend_from_slice(text);
-            while partial.len() > LINE_LIMIT {
-                let rest = partial.split_off(split_at(partial));
-                self.emit(tail, id, partial);
-                *partial = rest;
+            reader.partial.extend_from_slice(text);
+            while reader.partial.len() > LINE_LIMIT {
+                let rest = reader.partial.split_off(split_at(&reader.partial));
+                let line = std::mem::replace(&mut reader.partial, rest);
+                self.emit(reader, only, &line);
             }
             if ended {
-                self.emit(tail, id, partial);
-                partial.clear();
+                self.whole_line(reader, only);
             }
         }
     }
 
     fn end_line(&self, reader: &mut Reader) {
-        let Reader { partial, tail } = reader;
-        if !partial.is_empty() {
-            let id = self.running.only();
-            self.emit(tail, id.as_ref().map(RequestId::as_str), partial);
-            partial.clear();
+        if !reader.partial.is_empty() {
+            let only = self.running.only();
+            self.whole_line(reader, only.as_ref().map(RequestId::as_str));
         }
     }
 
-    fn emit(&self, tail: &mut VecDeque<String>, id: Option<&str>, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
+    fn whole_line(&self, reader: &mut Reader, only: Option<&str>) {
+        let mut line = std::mem::take(&mut reader.partial);
+        self.emit(reader, only, &line);
+        line.clear();
+        (reader.partial, reader.tagged) = (line, None);
+    }
+
+    /// Logs a line, or a part of one that is too long.
+    fn emit(&self, reader: &mut Reader, only: Option<&str>, line: &[u8]) {
+        let Reader { tagged, tail, .. } = reader;
+        let mut text = line;
+        if tagged.is_none()
+            && let Some((id, rest)) = self.tag_of(line)
+        {
+            (*tagged, text) = (Some(id.to_owned()), rest);
+        }
+        let text = String::from_utf8_lossy(text);
+        let id = tagged.as_deref().or(only);
         self.log.line(LogLine::new(&self.function, id, self.stream, &text));
         if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
         tail.push_back(text.chars().take(500).collect());
+    }
+
+    /// Whose a line says that it is, and the rest of it.
+    fn tag_of<'a>(&self, line: &'a [u8]) -> Option<(&'a str, &'a [u8])> {
+        let rest = line.strip_prefix(&[TAG])?;
+        let end = rest.iter().take(RequestId::LONGEST + 1).position(|byte| *byte == TAG_END)?;
+        let id = std::str::from_utf8(&rest[..end]).ok().filter(|id| self.running.has(id))?;
+        Some((id, &rest[end + 1..]))
     }
 }
 
@@ -296,6 +339,45 @@ pub(crate) mod tests {
             lines.iter().map(|(id, s, text)| (id.as_deref(), *s, &**text)).collect();
         assert_eq!(lines, expected);
         assert_eq!(output.last_words(), "bad \u{fffd} byte");
+    }
+
+    #[tokio::test]
+    async fn a_line_may_say_whose_it_is() {
+        let (lines, running, mut out, mut err, output) = setup();
+        let [one, two] = ["one", "two"].map(|id| id.parse::<RequestId>().unwrap());
+        running.add(&one);
+        running.add(&two);
+        let long = "x".repeat(LINE_LIMIT + 10);
+        out.write_all(b"\x1etwo\x1fhis\n\x1eone\x1f\nnobody's\n\x1ethree\x1ftext\n\x1eone")
+            .unwrap();
+        output.settle();
+        let writer = std::thread::spawn(move || {
+            writeln!(err, "\x1eone\x1f{long}\nplain").unwrap();
+            err
+        });
+        while !writer.is_finished() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        output.settle();
+        let lines = lines.0.lock();
+        let mut told: Vec<_> =
+            lines.iter().map(|(id, _, text)| (id.as_deref(), text.len())).collect();
+        assert_eq!(
+            told.split_off(5),
+            [(Some("one"), LINE_LIMIT - 5), (Some("one"), 15), (None, 5)]
+        );
+        let texts: Vec<_> =
+            lines.iter().take(5).map(|line| (line.0.as_deref(), &*line.2)).collect();
+        assert_eq!(
+            texts,
+            [
+                (Some("two"), "his"),
+                (Some("one"), ""),
+                (None, "nobody's"),
+                (None, "\u{1e}three\u{1f}text"),
+                (None, "\u{1e}one"),
+            ]
+        );
     }
 
     #[tokio::test]

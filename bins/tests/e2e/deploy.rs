@@ -167,7 +167,13 @@ fn slips_are_told_at_deploy_or_done_right() {
 
 /// `ol deploy`, interrupted after so long.
 fn interrupted(place: &Place, folder: &str, after: Duration) -> Output {
-    let mut command = place.command(&["deploy", folder]);
+    // Where the tests run in a shell's background, children are born with the signal ignored.
+    let deploy = place.command(&["deploy", folder]);
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(deploy.get_program()).args(deploy.get_args());
+    for (variable, value) in deploy.get_envs() {
+        command.env(variable, value.unwrap());
+    }
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(after);
     kill(child.id() as i32, rustix::process::Signal::INT);

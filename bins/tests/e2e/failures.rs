@@ -188,3 +188,66 @@ async fn a_reply_that_fails_midway_is_seen_to_fail() {
     let text = told(&cluster, "streams", id.split("\r\n").next().unwrap(), "in stream");
     assert!(text.contains("function_error: ValueError: no luck"), "{text}");
 }
+
+const PRINTS: &str = r#"
+import subprocess, sys, time
+def f(event):
+    if event == "both":
+        for n in range(100):
+            print("out", n)
+            print("err", n, file=sys.stderr)
+        return
+    print("begins", event)
+    print("in", end=" ")
+    time.sleep(0.3)
+    print("between", event, file=sys.stderr)
+    print("parts", event)
+"#;
+
+const PRINTS_ASGI: &str = r#"
+import asyncio
+async def app(scope, receive, send):
+    if scope["type"] != "http": return
+    event = (await receive())["body"].decode().strip('"')
+    print("begins", event)
+    print("in", end=" ")
+    await asyncio.sleep(0.3)
+    print("parts", event)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"null"})
+"#;
+
+/// The log has the lines of one call in the order in which it printed them, to whichever stream; and calls that
+/// overlap in one instance have each their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_keeps_the_order_of_a_call_s_lines_and_whose_they_are() {
+    for kind in ["sock", "process"] {
+        let cluster = Cluster::start(&["--workers", "1", "--sandbox", kind]);
+        let client = client();
+        let url = cluster.deploy("prints", &[("f.py", PRINTS)]);
+        for _ in 0..3 {
+            let id = post(&client, &url, "\"both\"").await;
+            let text = told(&cluster, "prints", id.header("x-openlambda-request-id"), "err 99");
+            let expected: String = (0..100).map(|n| format!("out {n}\nerr {n}\n")).collect();
+            assert_eq!(text, expected, "{kind}");
+        }
+        let manifest = "concurrency = 4\nmax_instances = 1\n";
+        let threads = cluster.deploy("threads", &[("f.py", PRINTS), ("ol.toml", manifest)]);
+        let asgi = format!("{manifest}style = \"asgi\"\n");
+        let tasks = cluster.deploy("tasks", &[("app.py", PRINTS_ASGI), ("ol.toml", &asgi)]);
+        for (name, url) in [("threads", threads), ("tasks", tasks)] {
+            let bodies: Vec<String> = (0..12).map(|n| format!("\"call {n}\"")).collect();
+            let calls = bodies.iter().map(|body| post(&client, &url, body));
+            for (n, answer) in futures_util::future::join_all(calls).await.iter().enumerate() {
+                assert_eq!(answer.status, 200, "{answer:?}");
+                let id = answer.header("x-openlambda-request-id");
+                let text = told(&cluster, name, id, "parts");
+                let own = format!("call {n}");
+                assert!(text.contains(&format!("begins {own}\n")), "{kind} {name}: {text}");
+                assert!(text.contains(&format!("in parts {own}\n")), "{kind} {name}: {text}");
+                assert!(text.lines().all(|line| line.ends_with(&own)), "{kind} {name}: {text}");
+                assert_eq!(text.lines().count(), if name == "threads" { 3 } else { 2 }, "{text}");
+            }
+        }
+    }
+}

@@ -15,6 +15,7 @@ lambda, wsgi, asgi), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (sl
 connection each; with ASGI, a task each; absent: one).
 """
 
+import _io as io
 import _socket
 import _thread
 import posix
@@ -41,6 +42,11 @@ posix.unsetenv(b"OPENLAMBDA_RUNTIME_SOCKET")
 # Where this file is, and those beside it.
 RUNTIMES = sys.path[0]
 SLOTS = int(environ.get("AWS_LAMBDA_MAX_CONCURRENCY", "1"))
+if SLOTS > 1:
+    from _contextvars import ContextVar
+
+    # The id of the call that a thread, or a task, is at.
+    CALL = ContextVar("openlambda_call", default=None)
 
 
 def json_functions():
@@ -597,6 +603,83 @@ def is_coroutine(handler):
     return False
 
 
+class Raw(io.FileIO):
+    """Standard output or standard error. Before it is written to, the worker has read what was written to
+    the other: so the log has the lines of both in their order."""
+
+    # The one that was written to last.
+    written = None
+    fcntl = None
+
+    def write(self, data):
+        other = Raw.written
+        if other is not self:
+            Raw.written = self
+            if other is not None:
+                other.empty()
+        return super().write(data)
+
+    def empty(self):
+        """Waits until the pipe is empty, but not for long: the worker may have other things to do."""
+        try:
+            Raw.fcntl = Raw.fcntl or own("fcntl")
+            for _ in range(100):
+                if not any(Raw.fcntl.ioctl(self.fileno(), 0x541B, bytes(4))):  # FIONREAD
+                    return
+                time.sleep(0.0001)
+        except Exception:
+            # It may be no pipe any more.
+            pass
+
+
+class Lines(io.TextIOWrapper):
+    """Where several calls are served at once: lines of which the worker is told whose they are."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        # By call, the beginning of a line whose end has not been written.
+        self.begun = {}
+
+    def write(self, text):
+        id = CALL.get()
+        if id is None:
+            return super().write(text)
+        *lines, rest = (self.begun.pop(id, "") + text).split("\n")
+        if lines:
+            super().write("".join(f"\x1e{id}\x1f{line}\n" for line in lines))
+        if rest:
+            self.begun[id] = rest
+        return len(text)
+
+    def end(self, id):
+        """The call is over: what it has begun is a line."""
+        if id in self.begun:
+            self.write("\n")
+
+
+def set_up_output():
+    kind = Lines if SLOTS > 1 else io.TextIOWrapper
+    for fd, name, errors in ((1, "stdout", sys.stdout.errors), (2, "stderr", "backslashreplace")):
+        raw = Raw(fd, "w", closefd=False)
+        raw.name = f"<{name}>"
+        stream = kind(io.BufferedWriter(raw), sys.stdout.encoding, errors, line_buffering=True)
+        stream.mode = "w"
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def begin_call(id):
+    """What is printed from now on, in this thread or task, is this call's."""
+    if SLOTS > 1:
+        CALL.set(id)
+
+
+def end_call(id):
+    if SLOTS > 1:
+        for stream in (sys.__stdout__, sys.__stderr__):
+            stream.end(id)
+
+
 def flush():
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -622,6 +705,7 @@ def serve(connection, handler, style):
         upcoming = None
         id = headers["lambda-runtime-aws-request-id"]
         request_ids[_thread.get_ident()] = id
+        begin_call(id)
         request = "invocation/" + id
         extra, leave, reply = "", None, None
         pieces = Pieces(connection, request)
@@ -656,6 +740,7 @@ def serve(connection, handler, style):
             failure = describe(error, "Runtime.ExitError", f"The handler exited with {error.code!r}")
         except BaseException as error:
             failure = describe(error)
+        end_call(id)
         flush()
         if posix.getpid() != own_pid:
             # A child that the handler forked: its parent answers, and goes on.
@@ -756,8 +841,7 @@ def exit_code(leave):
 
 
 def main():
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+    set_up_output()
     if WORKER is None:
         sys.exit("this is the function's runtime, which the worker starts; start another program")
     style = environ.get("OPENLAMBDA_STYLE", "lambda")

@@ -95,6 +95,7 @@ def serve_wsgi(connection, application, style):
     while True:
         headers, body = bootstrap.next_event(connection, RAW, told=upcoming)
         request = Request(headers)
+        bootstrap.begin_call(request.id)
         reply = WsgiReply(connection, request)
         leave = failure = None
         try:
@@ -109,6 +110,7 @@ def serve_wsgi(connection, application, style):
             failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException as error:
             failure = bootstrap.describe(error)
+        bootstrap.end_call(request.id)
         bootstrap.flush()
         if posix.getpid() != own_pid:
             # A child that the application forked: its parent answers, and goes on.
@@ -425,6 +427,7 @@ class Exchange:
 
     async def run(self):
         """Returns the SystemExit by which the application wants to end the process."""
+        bootstrap.begin_call(self.request.id)
         leave = None
         try:
             await self.server.application(self.scope(), self.receive, self.send)
@@ -441,6 +444,8 @@ class Exchange:
             if self.complete:
                 # The client has its reply, so only the log can be told.
                 bootstrap.print_error(error, bootstrap.OWN_FILES)
+        finally:
+            bootstrap.end_call(self.request.id)
         return leave
 
     def scope(self):
