@@ -105,6 +105,7 @@ fn keep_one_length(headers: &mut HeaderMap) {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let one = lengths.next().cloned().filter(|one| lengths.all(|other| other == one));
     headers.remove(header::CONTENT_LENGTH);
+    headers.remove(wire::DECLARED_LENGTH);
     let digits = |value: &HeaderValue| {
         value
             .to_str()
@@ -114,7 +115,7 @@ fn keep_one_length(headers: &mut HeaderMap) {
             .ok()
     };
     if let Some(length) = one.as_ref().and_then(digits) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(wire::DECLARED_LENGTH, HeaderValue::from(length));
     }
 }
 
@@ -173,7 +174,7 @@ mod tests {
         ] {
             let head = format!(r#"{{"status": 200, "headers": [{lengths}]}}"#);
             let (_, headers) = decode(&HeaderValue::try_from(head).unwrap()).unwrap();
-            let length = headers.get("content-length").map(|value| value.to_str().unwrap());
+            let length = headers.get(wire::DECLARED_LENGTH).map(|value| value.to_str().unwrap());
             assert_eq!(length, kept, "{lengths}");
         }
     }

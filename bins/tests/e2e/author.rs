@@ -592,7 +592,7 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
         ("worker", "queue_policy", json!("sjf")),
         ("worker", "running_limit", json!("3")),
         ("worker", "head_seconds", json!(9.0)),
-        ("lb", "head_seconds", json!(30.0)),
+        ("lb", "head_seconds", json!(75.0)),
         ("lb", "retries", json!(3)),
         ("lb", "seed", json!(0)),
     ] {

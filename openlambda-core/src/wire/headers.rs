@@ -41,6 +41,10 @@ pub const BALANCER: HeaderName = HeaderName::from_static("x-openlambda-balancer"
 /// [`WorkerEvent::Idle`](super::WorkerEvent::Idle), and saves a message.
 pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 
+/// From a sandbox to its worker, on a reply: the length that the application has declared for it. (A
+/// `Content-Length` there says nothing.)
+pub const DECLARED_LENGTH: HeaderName = HeaderName::from_static("x-openlambda-declared-length");
+
 /// How much the caller is told of a failure, a [`Detail`], from balancer to worker; without it, everything.
 pub const DETAIL: HeaderName = HeaderName::from_static("x-openlambda-detail");
 

@@ -44,10 +44,10 @@ pub use failures::{
     failure_trailers, read_failure, status_of,
 };
 pub use headers::{
-    BALANCER, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX, REQUEST_ID, RESERVATION, SERVER_TIMING,
-    START, STARTED, VERSION, WORKER, declares_more_than, detail_of, id_value, is_hop_by_hop,
-    is_relayed, refuse_ambiguous, refuse_nameless, refuse_pages, remove_hop_by_hop, remove_own,
-    request_id_of, takes_trailers, tells_origin,
+    BALANCER, DECLARED_LENGTH, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX, REQUEST_ID,
+    RESERVATION, SERVER_TIMING, START, STARTED, VERSION, WORKER, declares_more_than, detail_of,
+    id_value, is_hop_by_hop, is_relayed, refuse_ambiguous, refuse_nameless, refuse_pages,
+    remove_hop_by_hop, remove_own, request_id_of, takes_trailers, tells_origin,
 };
 pub use paths::{
     ANNOUNCE_PATH, CLUSTER_PATH, EVENTS_PATH, INTERNAL, LOAD_PATH, REFRESH_PATH, RESERVATIONS_PATH,

@@ -204,8 +204,10 @@ fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
     *response.headers_mut() = answer.headers;
     let headers = response.headers_mut();
     wire::remove_hop_by_hop(headers);
+    let declared = headers.remove(wire::DECLARED_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     wire::remove_own(headers);
-    let declared = headers.remove(CONTENT_LENGTH);
+    headers.remove(CONTENT_LENGTH);
     headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
     if answer.idle {
         headers.insert(wire::IDLE, HeaderValue::from_static("1"));
@@ -216,13 +218,12 @@ fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
             phases.run = completion.run;
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, true));
             if let Some(length) = declared.filter(|_| asks_head) {
-                headers.insert(CONTENT_LENGTH, length);
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
             }
             answer.body
         }
         CompletionOf::Streaming(completion) => {
             headers.append(wire::SERVER_TIMING, wire::server_timing(&phases, false));
-            let declared = declared.and_then(|length| length.to_str().ok()?.parse().ok());
             if let Some(left) = declared {
                 return response.map(|()| Declared { body: answer.body, left }.boxed_unsync());
             }
