@@ -1,6 +1,7 @@
 //! The command line's one error type: a message for a person, which ends with the next step.
 
 use std::fmt;
+use std::process::ExitCode;
 
 use openlambda_core::invocation::BoxError;
 use openlambda_core::serving::identity::SecretError;
@@ -12,17 +13,28 @@ use crate::terminal::say;
 pub(crate) struct CliError {
     message: String,
     source: Option<BoxError>,
+    wrong_call: bool,
 }
 
 pub(crate) type Result<T, E = CliError> = std::result::Result<T, E>;
 
 impl CliError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        CliError { message: message.into(), source: None }
+        CliError { message: message.into(), source: None, wrong_call: false }
     }
 
     pub(crate) fn caused(message: impl Into<String>, source: impl Into<BoxError>) -> Self {
-        CliError { message: message.into(), source: Some(source.into()) }
+        CliError { message: message.into(), source: Some(source.into()), wrong_call: false }
+    }
+
+    /// The same, where what was asked for can be right nowhere: the exit status says so.
+    pub(crate) fn by_the_call(self) -> Self {
+        CliError { wrong_call: true, ..self }
+    }
+
+    /// 1: it failed; 2: it was called wrongly.
+    pub(crate) fn status(&self) -> ExitCode {
+        ExitCode::from(if self.wrong_call { 2 } else { 1 })
     }
 }
 
@@ -63,11 +75,26 @@ pub(crate) trait Context<T> {
 
 impl<T, E: Into<BoxError>> Context<T> for std::result::Result<T, E> {
     fn context(self, message: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| CliError { message: message(), source: Some(error.into()) })
+        self.map_err(|error| CliError::caused(message(), error))
     }
 }
 
 /// Prints an error with its causes, as every binary does before it fails.
 pub(crate) fn print(program: &str, error: &CliError) {
-    say!("{program}: {}", openlambda_core::failure::chain(error));
+    say!("{program}: {}", plain(&openlambda_core::failure::chain(error)));
+}
+
+/// A message without the numbers that Rust puts behind what the system says: `(os error 28)`.
+pub(crate) fn plain(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                plain.push_str(rest);
+            }
+            _ => plain.extend([" (os error ", part]),
+        }
+    }
+    plain
 }

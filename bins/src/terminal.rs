@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 /// Whether a terminal, or whoever reads it, is led astray by this character: it moves the cursor, begins
 /// a sequence, turns the direction of the text around, or is not seen at all, so that two names look like
@@ -64,10 +64,35 @@ pub(crate) fn for_errors(text: &str) -> Cow<'_, str> {
     if std::io::stderr().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
 }
 
+/// `eprintln!` for a text that may hold words of strangers. It is lost where it cannot be written, as on a
+/// full disk.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let text = format!($($text)*);
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("{}\n", crate::terminal::for_errors(&text)),
+        );
+    }};
+}
+pub(crate) use say;
+
 /// What the command line says; one that is wrong, or asks for help, ends the program as
 /// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
 pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
     parsed.unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            // Help, or the version.
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            match printed {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    let error = crate::error::plain(&error.to_string());
+                    say!("cannot write to standard output: {error}");
+                    std::process::exit(1);
+                }
+                _ => std::process::exit(0),
+            }
+        }
         // Both may be told again. In a text without colours clap leaves out what begins with an escape.
         let ours = std::env::vars_os()
             .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OPENLAMBDA_"))
@@ -81,19 +106,6 @@ pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
         error.exit()
     })
 }
-
-/// `eprintln!` for a text that may hold words of strangers. It is lost where it cannot be written, as on a
-/// full disk.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let text = format!($($text)*);
-        let _ = std::io::Write::write_fmt(
-            &mut std::io::stderr(),
-            format_args!("{}\n", crate::terminal::for_errors(&text)),
-        );
-    }};
-}
-pub(crate) use say;
 
 #[cfg(test)]
 mod tests {

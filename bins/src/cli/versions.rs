@@ -191,6 +191,7 @@ pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
             CliError::new(format!(
                 "\"{alias}\" is not an alias; use letters, digits, dots, _ and -, a letter first"
             ))
+            .by_the_call()
         })?;
     block_on(async {
         let versions = versions_of(&registry, name).await?;

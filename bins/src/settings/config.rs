@@ -18,6 +18,16 @@ use super::setting::{Origin, Setting};
 use super::worker::WorkerSettings;
 use crate::error::{CliError, Result};
 
+/// Whether a setting is a time, or goes with one.
+pub(crate) fn is_time(name: &str) -> bool {
+    name.ends_with("_seconds")
+}
+
+/// Whether a setting chooses a policy of workers.
+pub(crate) fn is_policy(name: &str) -> bool {
+    ["worker.keep_alive", "worker.queue_policy"].contains(&name)
+}
+
 /// Everything that can be set, by what it concerns.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Config {
@@ -74,6 +84,16 @@ impl Settings {
     /// As [`complete`](Self::complete).
     pub(crate) fn of_daemons(file: &Path) -> Result<Settings> {
         Settings::complete(Given::<Registry>::by_environment()?, Some(file))
+    }
+
+    /// The error, as one of the call if a flag or a variable says one of the settings that it is about:
+    /// those for which this holds, by `section.name`. Else it is the file's.
+    pub(crate) fn blame(&self, error: CliError, about: impl Fn(&str) -> bool) -> CliError {
+        let by_the_call = self.all.iter().any(|setting| {
+            let said = matches!(setting.origin, Origin::Flag | Origin::Environment);
+            said && about(&format!("{}.{}", setting.section, setting.name))
+        });
+        if by_the_call { error.by_the_call() } else { error }
     }
 
     pub(crate) fn all(&self) -> &[Setting] {

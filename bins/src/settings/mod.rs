@@ -31,12 +31,13 @@ mod setting;
 mod share;
 mod worker;
 
-pub(crate) use self::config::{Config, Settings};
+pub(crate) use self::config::{Config, Settings, is_policy, is_time};
 pub(crate) use self::given::Given;
 pub(crate) use self::limits::{
     check as check_limits, check_balancer, check_registry, check_worker,
 };
 pub(crate) use self::program::{Balancer, Program, Registry, Up, Worker, variables};
+pub(crate) use self::setting::{Origin, Setting};
 
 #[cfg(test)]
 mod tests {

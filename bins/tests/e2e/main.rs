@@ -5,6 +5,7 @@
 //! | `story` | the documented way: up, deploy, invoke, ls, logs, rm, down, and the JSON of each |
 //! | `table` | each row of the table of errors |
 //! | `http` | headers, bodies and timings on their way through |
+//! | `terminal` | what is printed where, with which status commands end, and what they say while they wait |
 //! | `input` | bad input to the command line |
 //! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
@@ -56,4 +57,5 @@ mod private;
 mod removal;
 mod story;
 mod table;
+mod terminal;
 mod web;

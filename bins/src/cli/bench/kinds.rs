@@ -26,7 +26,10 @@ impl CatalogKinds<'_> {
 
 impl Kinds for CatalogKinds<'_> {
     fn name(&self, name: &str) -> Result<&'static str, BoxError> {
-        Ok(self.catalog.sandbox_entry(name, &self.options)?.name)
+        let entry = self.catalog.sandbox_entry(name, &self.options);
+        // One that is named need only be known; whether it works is seen later.
+        let named = |error: CliError| if name == "auto" { error } else { error.by_the_call() };
+        Ok(entry.map_err(named)?.name)
     }
 
     fn build(&self, name: &str, place: Place) -> Result<Arc<dyn SandboxFactory>, BoxError> {

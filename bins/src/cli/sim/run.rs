@@ -19,14 +19,15 @@ use crate::cli::progress::Progress;
 use crate::error::{CliError, Context, Result};
 
 pub(in crate::cli) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let config = args.config(catalog)?;
+    let config = args.config(catalog).map_err(CliError::by_the_call)?;
     let policies = if args.policies.is_empty() {
         catalog.policies().entries().map(|entry| PolicyConfig::named(&*entry.name)).collect()
     } else {
         args.policies.clone()
     };
     let makers = policies.iter().map(|policy| catalog.policies().maker(policy));
-    let policies = makers.collect::<Result<Vec<_>, _>>()?;
+    let policies = makers.collect::<Result<Vec<_>, _>>();
+    let policies = policies.map_err(|error| CliError::from(error).by_the_call())?;
     let runs: Vec<(&PolicyMaker, u64)> = policies
         .iter()
         .flat_map(|policy| args.seeds.iter().map(move |seed| (policy, *seed)))
@@ -34,7 +35,7 @@ pub(in crate::cli) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode>
     let records = args.records.as_deref();
     if records.is_some() && runs.len() != 1 {
         let message = "--records holds the calls of one run; name one --policy and one --seed";
-        return Err(CliError::new(message));
+        return Err(CliError::new(message).by_the_call());
     }
     let watch = Watch::start(config.workload.invocations * runs.len() as u64);
     let summaries = in_parallel(runs.len(), args.threads, |number| {
