@@ -32,6 +32,10 @@ impl CliError {
         CliError { wrong_call: true, ..self }
     }
 
+    pub(crate) fn is_by_the_call(&self) -> bool {
+        self.wrong_call
+    }
+
     /// 1: it failed; 2: it was called wrongly.
     pub(crate) fn status(&self) -> ExitCode {
         ExitCode::from(if self.wrong_call { 2 } else { 1 })

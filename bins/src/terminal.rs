@@ -77,6 +77,31 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// A message of clap without the words by which Rust tells that a text is no number.
+fn in_words(message: &str) -> String {
+    let mut told = message.to_owned();
+    for (rust, words) in [
+        ("invalid digit found in string", "it is not a whole number"),
+        ("cannot parse integer from empty string", "it is empty; write a whole number"),
+        ("number too large to fit in target type", "it is too large"),
+        ("number too small to fit in target type", "it is too small"),
+        ("number would be zero for non-zero type", "use 1 or more"),
+        ("invalid float literal", "it is not a number"),
+        ("cannot parse float from empty string", "it is empty; write a number"),
+    ] {
+        told = told.replace(rust, words);
+    }
+    // `0 is not in 1..=1000`
+    let Some((before, bounds)) = told.split_once(" is not in ") else { return told };
+    let end = bounds.find(|c: char| !c.is_ascii_digit() && !".=-".contains(c));
+    let (bounds, after) = bounds.split_at(end.unwrap_or(bounds.len()));
+    let Some((least, most)) = bounds.split_once("..") else { return told };
+    match most.trim_start_matches('=') {
+        "" => format!("{before} is out of range; use {least} or more{after}"),
+        most => format!("{before} is out of range; use {least} to {most}{after}"),
+    }
+}
+
 /// What the command line says; one that is wrong, or asks for help, ends the program as
 /// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
 pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
@@ -92,6 +117,12 @@ pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
                 }
                 _ => std::process::exit(0),
             }
+        }
+        let text = error.render().to_string();
+        let told = in_words(&text);
+        if told != text {
+            eprint!("{}", for_errors(&told));
+            std::process::exit(error.exit_code());
         }
         // Both may be told again. In a text without colours clap leaves out what begins with an escape.
         let ours = std::env::vars_os()
@@ -110,6 +141,18 @@ pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_cannot_be_are_told_without_words_of_rust() {
+        for (rust, told) in [
+            ("'x': invalid digit found in string\n", "'x': it is not a whole number\n"),
+            ("0 is not in 1..=1000\n\nFor more", "0 is out of range; use 1 to 1000\n\nFor more"),
+            ("0 is not in 1..", "0 is out of range; use 1 or more"),
+            ("it is not in the list", "it is not in the list"),
+        ] {
+            assert_eq!(in_words(rust), told);
+        }
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_written_out() {

@@ -29,7 +29,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Down(args) => up::down(&args),
         Command::Status(args) => up::status(&args),
         Command::Deploy(args) => deploy::deploy(&args, &catalog),
-        Command::Invoke(args) => invoke::invoke(&args),
+        Command::Invoke(args) => invoke::invoke(&args, &catalog),
         Command::Ls(args) => functions::list(&args, &catalog),
         Command::Describe(args) => versions::describe(&args, &catalog),
         Command::Versions(args) => versions::versions(&args, &catalog),

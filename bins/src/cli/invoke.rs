@@ -8,8 +8,10 @@ use clap::Args;
 use openlambda_core::function::FunctionRef;
 use openlambda_core::wire;
 
+use super::lookup::not_there;
 use super::output::print_bytes;
 use super::{Common, block_on, print_json};
+use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::terminal::{say, shown};
@@ -34,7 +36,7 @@ pub(super) struct InvokeArgs {
     common: Common,
 }
 
-pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
+pub(super) fn invoke(args: &InvokeArgs, catalog: &Catalog) -> Result<ExitCode> {
     let headers = args.headers.iter().map(|text| header(text));
     let headers = headers.collect::<Result<Vec<_>>>()?;
     let body = read_data(args.data.as_deref())?;
@@ -71,6 +73,13 @@ pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
         }
         if !ok {
             say!("ol: {} answered {}", args.function, answer.status());
+            // A function may answer 404 itself.
+            let failure = answer.headers().get(wire::FAILURE);
+            if failure.is_some_and(|code| code == "not_found") {
+                let registry = state.open_registry(catalog)?;
+                let why = block_on(async { Ok(not_there(&registry, &args.function).await) })?;
+                crate::error::print("ol", &why);
+            }
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

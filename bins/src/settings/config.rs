@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use openlambda_core::config::explain;
 use serde::Serialize;
 use toml::Table;
 
@@ -122,7 +123,7 @@ impl Settings {
             .filter_map(|setting| Some((setting.name.clone(), setting.value.clone()?)))
             .collect();
         table.try_into().map_err(|error: toml::de::Error| {
-            CliError::new(format!("[{}]: {}", S::NAME, error.message()))
+            CliError::new(format!("[{}]: {}", S::NAME, explain(error.message())))
         })
     }
 

@@ -119,7 +119,7 @@ fn output_that_cannot_be_written_fails_and_a_reader_that_leaves_does_not() {
 
 #[test]
 fn a_wrong_call_ends_with_status_2_and_a_failure_with_1() {
-    let place = Place::new();
+    let place = Place::with_its_own_secret();
     fs::create_dir_all(place.data_dir()).unwrap();
     for args in [
         &["up", "--policy", "no-such"][..],
@@ -366,6 +366,54 @@ fn a_terminal_that_is_gone_ends_a_cluster_as_sigterm_does() {
     assert_eq!(child.try_wait().unwrap(), None);
     place.ol(&["down"]);
     assert!(child.wait().unwrap().success());
+}
+
+/// What a command prints to a terminal that is so wide, which Python makes.
+fn on_a_terminal(place: &Place, columns: u32, args: &[&str]) -> String {
+    let script = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+    let narrow = format!("stty rows 40 cols {columns}; exec \"$0\" \"$@\"");
+    let mut command = Command::new("python3");
+    command.args(["-c", script, "sh", "-c", &narrow]).arg(program("ol")).args(args);
+    command.env("OPENLAMBDA_DATA_DIR", place.data_dir()).env("TERM", "xterm");
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "{args:?}: {out}{err}");
+    out
+}
+
+#[test]
+fn help_is_as_wide_as_the_terminal() {
+    let place = Place::new();
+    for args in [&["--help"][..], &["up", "--help"], &["sim", "-h"], &["invoke", "--help"]] {
+        for columns in [70, 120] {
+            let help = on_a_terminal(&place, columns, args);
+            let mut plain = String::new();
+            for part in help.split("\u{1b}[") {
+                // What stands before the first escape, and behind each.
+                plain.push_str(part.split_once('m').map_or(part, |(code, rest)| {
+                    if code.bytes().all(|byte| byte.is_ascii_digit() || byte == b';') {
+                        rest
+                    } else {
+                        part
+                    }
+                }));
+            }
+            let widest = plain.lines().map(|line| line.trim_end().chars().count()).max().unwrap();
+            assert!(widest <= columns as usize, "{args:?} in {columns}: {widest}\n{plain}");
+        }
+    }
+}
+
+#[test]
+fn a_simulation_and_a_bench_tell_how_far_they_are() {
+    let place = Place::new();
+    let sim = ["sim", "--policy", "random", "--invocations", "600000", "--threads", "1"];
+    let shown = on_a_terminal(&place, 100, &sim);
+    assert!(shown.contains(" of 600000 calls, ") && shown.contains(" s left"), "{shown:?}");
+    assert!(texts(&place.run(&sim)).1.is_empty());
+    let bench = ["bench", "resume", "--sandbox", "sock", "--rounds", "4", "--seconds", "0.5"];
+    let shown = on_a_terminal(&place, 100, &bench);
+    assert!(shown.contains("2 of 4 parts, ") && shown.contains(" s left"), "{shown:?}");
 }
 
 /// What a command says within two seconds, and its name.
