@@ -9,6 +9,7 @@
 //! | `input` | bad input to the command line |
 //! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
+//! | `readme` | every command of the README, as it stands there |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `allow` | what the operator lets functions ask for |
 //! | `examples` | what the README of each example says |
@@ -54,6 +55,7 @@ mod identity;
 mod input;
 mod page;
 mod private;
+mod readme;
 mod removal;
 mod story;
 mod table;
