@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use openlambda_core::invocation::BoxError;
 use openlambda_core::serving::identity::SecretError;
 
-use crate::terminal::say;
+use crate::terminal::{plain, say};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ impl CliError {
         CliError { wrong_call: true, ..self }
     }
 
+    #[cfg(feature = "bench")]
     pub(crate) fn is_by_the_call(&self) -> bool {
         self.wrong_call
     }
@@ -86,19 +87,4 @@ impl<T, E: Into<BoxError>> Context<T> for std::result::Result<T, E> {
 /// Prints an error with its causes, as every binary does before it fails.
 pub(crate) fn print(program: &str, error: &CliError) {
     say!("{program}: {}", plain(&openlambda_core::failure::chain(error)));
-}
-
-/// A message without the numbers that Rust puts behind what the system says: `(os error 28)`.
-pub(crate) fn plain(message: &str) -> String {
-    let mut parts = message.split(" (os error ");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(')') {
-            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
-                plain.push_str(rest);
-            }
-            _ => plain.extend([" (os error ", part]),
-        }
-    }
-    plain
 }

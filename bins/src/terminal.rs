@@ -54,6 +54,21 @@ pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// A message without the numbers that Rust puts behind what the system says: `(os error 28)`.
+pub(crate) fn plain(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                plain.push_str(rest);
+            }
+            _ => plain.extend([" (os error ", part]),
+        }
+    }
+    plain
+}
+
 /// The text as standard output may get it.
 pub(crate) fn for_output(text: &str) -> Cow<'_, str> {
     if std::io::stdout().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
@@ -111,7 +126,7 @@ pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
             let printed = error.print().and_then(|()| std::io::stdout().flush());
             match printed {
                 Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                    let error = crate::error::plain(&error.to_string());
+                    let error = plain(&error.to_string());
                     say!("cannot write to standard output: {error}");
                     std::process::exit(1);
                 }

@@ -220,7 +220,7 @@ fn known(catalog: &Catalog, only: Option<&str>) -> Vec<Known> {
                     None => Vec::new(),
                 };
                 let versions = versions.iter().rev().map(|info| info.version.to_string());
-                let aliases = listing.aliases.into_iter().map(|(alias, _)| alias);
+                let aliases = listing.aliases.into_keys();
                 known.push(Known {
                     name,
                     versions: versions.collect(),

@@ -3,8 +3,7 @@
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::plain;
-use crate::terminal::{for_output, say, shown_json};
+use crate::terminal::{for_output, plain, say, shown_json};
 
 /// Whether something that was to be printed is lost.
 static LOST: AtomicBool = AtomicBool::new(false);

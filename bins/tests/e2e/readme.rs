@@ -187,7 +187,7 @@ fn every_command_of_the_readme_works_as_it_stands_there() {
                 }
                 home.well(&folder, "ol up --detach");
                 let port = home.address();
-                let script = together.drain(..).collect::<Vec<_>>().join("\n");
+                let script = std::mem::take(&mut together).join("\n");
                 let said = home.well(&folder, &script.replace("127.0.0.1:8080", &port));
                 assert!(said.contains("\"hello\"") && said.contains("\"version\""), "{said}");
             }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -321,12 +321,10 @@ fn a_second_ctrl_c_ends_a_cluster_at_once() {
     until(&said, "slow: begun 25");
     kill(child.id() as i32, Signal::INT);
     until(&said, "Ctrl-C again cuts it off");
-    let asked = Instant::now();
     kill(child.id() as i32, Signal::INT);
     until(&said, "calls under way were cut off");
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    // The call would have taken much longer.
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    // It would have been answered.
     assert!(!call.wait().unwrap().success());
     place.assert_nothing_left();
 }
