@@ -8,7 +8,7 @@ OL = target/release/ol
 all: build
 
 build:
-	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release --workspace --bins --features openlambda/daemons
 
 demo: build
 	@examples/demo.sh $(OL)

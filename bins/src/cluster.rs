@@ -199,15 +199,20 @@ impl DataDir {
         Ok(path)
     }
 
-    /// The socket of the engine that this cluster's workers were told of.
-    fn docker_socket(&self) -> Option<String> {
+    /// What the daemons were told, if it can be read.
+    pub(crate) fn daemons_table(&self) -> Option<toml::Table> {
         let mut text = String::new();
         let path = self.join("daemons.toml");
         private::open_file(&path, File::options().read(true))
             .ok()?
             .read_to_string(&mut text)
             .ok()?;
-        let settings: toml::Table = text.parse().ok()?;
+        text.parse().ok()
+    }
+
+    /// The socket of the engine that this cluster's workers were told of.
+    fn docker_socket(&self) -> Option<String> {
+        let settings = self.daemons_table()?;
         Some(settings.get("worker")?.get("docker_socket")?.as_str()?.to_owned())
     }
 

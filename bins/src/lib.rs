@@ -25,6 +25,7 @@ mod error;
 mod http_client;
 mod private;
 mod settings;
+mod silence;
 mod supervisor;
 mod terminal;
 mod version;

@@ -11,6 +11,7 @@
 //! Balancer and registry keep their addresses over restarts, since others know them; a worker announces
 //! its new address. Daemons get SIGTERM when the supervisor dies, also by kill −9.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ const LOOK_AT_LOGS: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterSpec {
     pub(crate) config: Config,
+    /// Where the balancer writes down its requests if the settings name no access log.
+    pub(crate) requests: Option<PathBuf>,
 }
 
 /// A cluster that runs until it is stopped.
@@ -71,6 +74,29 @@ struct Shared {
     /// How long a daemon may take until it serves, and until it has ended.
     limits: (Duration, Duration),
     state: Mutex<ClusterState>,
+    /// The daemons that have not ended for good.
+    left: Mutex<BTreeSet<String>>,
+}
+
+/// Which daemons of a cluster that is being stopped have not ended yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Left {
+    shared: Arc<Shared>,
+}
+
+impl Left {
+    /// Their names, as a person calls them.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let left = self.shared.left.lock();
+        let called = |name: &String| match name.as_str() {
+            "lb" => "the balancer".to_owned(),
+            "registry" => "the registry".to_owned(),
+            _ => name.clone(),
+        };
+        // The registry waits for the others itself.
+        let others = left.iter().filter(|name| left.len() == 1 || name.as_str() != "registry");
+        others.map(called).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +148,8 @@ impl Supervisor {
         let settings = dir.write_settings(&spec.config)?;
         let limits = (cluster.start_limit_seconds.into(), cluster.stop_grace_seconds.into());
         let state = Mutex::new(state);
-        let shared = Arc::new(Shared { dir, spawner, program, settings, limits, state });
+        let left = Mutex::default();
+        let shared = Arc::new(Shared { dir, spawner, program, settings, limits, state, left });
         let logs = tokio::spawn(bound_logs(shared.dir.join("logs")));
         let logs = AbortOnDropHandle::new(logs);
         let mut supervisor = Supervisor { shared, daemons: Vec::new(), _logs: logs };
@@ -165,6 +192,9 @@ impl Supervisor {
         });
         let mut args = vec!["lb", "--registry", &registry, "--socket", &socket];
         args.extend(["--audit-log", &audit_of_balancer, "--volumes-dir", &volumes]);
+        let requests = spec.requests.as_ref().filter(|_| config.balancer.access_log.is_none());
+        let requests = requests.map(|path| path.display().to_string());
+        args.extend(requests.iter().flat_map(|path| ["--access-log", path]));
         let balancer = self.start_daemon("lb", &args, config.balancer.listen, true).await?;
         let balancer = reachable(&balancer);
         self.shared.update(|state| state.url.clone_from(&balancer));
@@ -208,6 +238,7 @@ impl Supervisor {
         let stopped = CancellationToken::new();
         let stop = stopped.clone().drop_guard();
         let (child, url) = self.shared.start(&spec, &stopped).await?;
+        self.shared.left.lock().insert(name.to_owned());
         let task = tokio::spawn(supervise(self.shared.clone(), spec, child, url.clone(), stopped));
         self.daemons.push(Supervised { stop, task });
         Ok(url)
@@ -235,6 +266,11 @@ impl Supervisor {
             "the workers did not join the balancer in time; see {}",
             logs.display()
         )))
+    }
+
+    /// Tells which daemons are still there, also while it stops.
+    pub(crate) fn left(&self) -> Left {
+        Left { shared: self.shared.clone() }
     }
 
     /// Stops everything: balancer and workers finish the calls under way side by side, and the
@@ -348,6 +384,18 @@ impl Shared {
 /// Starts a daemon again whenever it ends by itself, until it is told to stop.
 async fn supervise(
     shared: Arc<Shared>,
+    spec: DaemonSpec,
+    child: Child,
+    url: String,
+    stopped: CancellationToken,
+) {
+    let name = spec.name.clone();
+    keep_running(&shared, spec, child, url, stopped).await;
+    shared.left.lock().remove(&name);
+}
+
+async fn keep_running(
+    shared: &Shared,
     mut spec: DaemonSpec,
     mut child: Child,
     url: String,
@@ -363,6 +411,8 @@ async fn supervise(
             status = child.wait() => status,
             () = stopped.cancelled() => {
                 child.signal(Signal::TERM);
+                // One that somebody has stopped would not hear it.
+                child.signal(Signal::CONT);
                 if tokio::time::timeout(shared.limits.1, child.wait()).await.is_err() {
                     tracing::warn!(daemon = spec.name, "did not stop in time and was killed");
                 }

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 /// Whether a terminal, or whoever reads it, is led astray by this character: it moves the cursor, begins
 /// a sequence, turns the direction of the text around, or is not seen at all, so that two names look like
@@ -54,6 +54,21 @@ pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// A message without the numbers that Rust puts behind what the system says: `(os error 28)`.
+pub(crate) fn plain(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                plain.push_str(rest);
+            }
+            _ => plain.extend([" (os error ", part]),
+        }
+    }
+    plain
+}
+
 /// The text as standard output may get it.
 pub(crate) fn for_output(text: &str) -> Cow<'_, str> {
     if std::io::stdout().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
@@ -62,24 +77,6 @@ pub(crate) fn for_output(text: &str) -> Cow<'_, str> {
 /// The text as standard error may get it.
 pub(crate) fn for_errors(text: &str) -> Cow<'_, str> {
     if std::io::stderr().is_terminal() { shown(text) } else { Cow::Borrowed(text) }
-}
-
-/// What the command line says; one that is wrong, or asks for help, ends the program as
-/// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
-pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
-    parsed.unwrap_or_else(|error| {
-        // Both may be told again. In a text without colours clap leaves out what begins with an escape.
-        let ours = std::env::vars_os()
-            .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OPENLAMBDA_"))
-            .map(|(_, value)| value);
-        let words = std::env::args_os().chain(ours);
-        let mut words = words.map(|word| word.to_string_lossy().contains(misleads));
-        if error.use_stderr() && std::io::stderr().is_terminal() && words.any(|misleads| misleads) {
-            eprint!("{}", shown(&error.render().to_string()));
-            std::process::exit(error.exit_code());
-        }
-        error.exit()
-    })
 }
 
 /// `eprintln!` for a text that may hold words of strangers. It is lost where it cannot be written, as on a
@@ -95,9 +92,82 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// A message of clap without the words by which Rust tells that a text is no number.
+fn in_words(message: &str) -> String {
+    let mut told = message.to_owned();
+    for (rust, words) in [
+        ("invalid digit found in string", "it is not a whole number"),
+        ("cannot parse integer from empty string", "it is empty; write a whole number"),
+        ("number too large to fit in target type", "it is too large"),
+        ("number too small to fit in target type", "it is too small"),
+        ("number would be zero for non-zero type", "use 1 or more"),
+        ("invalid float literal", "it is not a number"),
+        ("cannot parse float from empty string", "it is empty; write a number"),
+    ] {
+        told = told.replace(rust, words);
+    }
+    // `0 is not in 1..=1000`
+    let Some((before, bounds)) = told.split_once(" is not in ") else { return told };
+    let end = bounds.find(|c: char| !c.is_ascii_digit() && !".=-".contains(c));
+    let (bounds, after) = bounds.split_at(end.unwrap_or(bounds.len()));
+    let Some((least, most)) = bounds.split_once("..") else { return told };
+    match most.trim_start_matches('=') {
+        "" => format!("{before} is out of range; use {least} or more{after}"),
+        most => format!("{before} is out of range; use {least} to {most}{after}"),
+    }
+}
+
+/// What the command line says; one that is wrong, or asks for help, ends the program as
+/// [`clap::Parser::parse`] does. Its words may be a stranger's, in a name that was pasted.
+pub(crate) fn parsed<T>(parsed: Result<T, clap::Error>) -> T {
+    parsed.unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            // Help, or the version.
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            match printed {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                    let error = plain(&error.to_string());
+                    say!("cannot write to standard output: {error}");
+                    std::process::exit(1);
+                }
+                _ => std::process::exit(0),
+            }
+        }
+        let text = error.render().to_string();
+        let told = in_words(&text);
+        if told != text {
+            eprint!("{}", for_errors(&told));
+            std::process::exit(error.exit_code());
+        }
+        // Both may be told again. In a text without colours clap leaves out what begins with an escape.
+        let ours = std::env::vars_os()
+            .filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OPENLAMBDA_"))
+            .map(|(_, value)| value);
+        let words = std::env::args_os().chain(ours);
+        let mut words = words.map(|word| word.to_string_lossy().contains(misleads));
+        if error.use_stderr() && std::io::stderr().is_terminal() && words.any(|misleads| misleads) {
+            eprint!("{}", shown(&error.render().to_string()));
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_cannot_be_are_told_without_words_of_rust() {
+        for (rust, told) in [
+            ("'x': invalid digit found in string\n", "'x': it is not a whole number\n"),
+            ("0 is not in 1..=1000\n\nFor more", "0 is out of range; use 1 to 1000\n\nFor more"),
+            ("0 is not in 1..", "0 is out of range; use 1 or more"),
+            ("it is not in the list", "it is not in the list"),
+        ] {
+            assert_eq!(in_words(rust), told);
+        }
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_written_out() {

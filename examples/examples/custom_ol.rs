@@ -2,9 +2,9 @@
 //! name.
 //!
 //! ```text
-//! cargo run --example custom_ol -- policies
-//! cargo run --example custom_ol -- sim --policy warm-first --policy random
-//! cargo run --example custom_ol -- up --policy warm-first
+//! cargo run -p openlambda-examples --example custom_ol -- policies
+//! cargo run -p openlambda-examples --example custom_ol -- sim --policy warm-first --policy random
+//! cargo run -p openlambda-examples --example custom_ol -- up --policy warm-first
 //! ```
 
 use std::process::ExitCode;

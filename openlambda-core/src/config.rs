@@ -91,13 +91,16 @@ pub fn parse_yaml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, Co
     })
 }
 
+/// Stands in what [`explain`] makes of a value that has the wrong type, before what to write.
+pub const WRONG_TYPE: &str = " does not fit here; write ";
+
 /// What serde says of a value, in words for a person: an unknown key or word has the nearest known one
 /// beside it instead of all, and a type of Rust is told as what to write.
 pub fn explain(message: &str) -> String {
     if message.starts_with("invalid ")
         && let Some((found, expected)) = message.rsplit_once(", expected ")
     {
-        let write = match expected {
+        let write = match expected.trim_end_matches(" or null") {
             "f64" | "f32" => "a number",
             "u8" => "a whole number from 0 to 255",
             "u16" => "a whole number from 0 to 65535",
@@ -108,10 +111,35 @@ pub fn explain(message: &str) -> String {
             "a string" | "path string" => "a text in quotes",
             "a sequence" => "a list in brackets",
             "a map" => "a table",
+            "a character" => "one character in quotes",
+            "a nonzero u32" | "a nonzero u64" | "a nonzero usize" => "a whole number, 1 or more",
+            "string or map" => "a text in quotes or a table",
+            "field identifier" => "a key",
+            "variant identifier" => "a word in quotes",
             "socket address" => "an address and a port, such as \"127.0.0.1:8080\"",
+            named if named.starts_with("struct ") => "a table",
+            named if named.starts_with("enum ") => "a word in quotes",
+            named if named.starts_with("a tuple") || named.starts_with("tuple ") => {
+                "a list in brackets"
+            }
             as_it_is => as_it_is,
         };
-        return format!("{found}, expected {write}");
+        let (fault, found) = found.split_once(": ").unwrap_or(("", found));
+        let found = match found.split_once(' ') {
+            Some(("string" | "character", text)) => text,
+            Some(("integer" | "boolean", text)) => text.trim_matches('`'),
+            Some(("floating", text)) => text.trim_start_matches("point ").trim_matches('`'),
+            _ => match found {
+                "sequence" => "a list",
+                "map" => "a table",
+                "unit value" | "null" | "Option value" => "nothing",
+                as_it_is => as_it_is,
+            },
+        };
+        // What has the right type may be out of range.
+        let fault =
+            if fault == "invalid type" { WRONG_TYPE } else { " cannot be used here; write " };
+        return format!("{found}{fault}{write}");
     }
     match message {
         "invalid socket address syntax" => {
@@ -122,6 +150,15 @@ pub fn explain(message: &str) -> String {
             return format!("the number is too large; use one up to {}", i64::MAX);
         }
         _ => {}
+    }
+    if let Some(key) = message.strip_prefix("missing field `").and_then(|key| key.strip_suffix('`'))
+    {
+        return format!("\"{key}\" is missing");
+    }
+    if let Some(key) =
+        message.strip_prefix("duplicate field `").and_then(|key| key.strip_suffix('`'))
+    {
+        return format!("\"{key}\" is there twice; leave one out");
     }
     let mut quoted = message.split('`').skip(1).step_by(2);
     if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
@@ -177,6 +214,40 @@ mod tests {
         assert_eq!(error.message, "unknown key \"zzz\"; known are memory_mb, timeout_seconds");
     }
 
+    #[test]
+    fn no_word_of_rust_is_said() {
+        for (serde, told) in [
+            (
+                "invalid type: map, expected u32",
+                "a table does not fit here; write a whole number from 0 to 4294967295",
+            ),
+            (
+                "invalid type: integer `3`, expected struct Cors",
+                "3 does not fit here; write a table",
+            ),
+            (
+                "invalid type: floating point `1.5`, expected usize",
+                "1.5 does not fit here; write a whole number, 0 or more",
+            ),
+            (
+                "invalid type: boolean `true`, expected a sequence",
+                "true does not fit here; write a list in brackets",
+            ),
+            (
+                "invalid value: integer `-1`, expected u8",
+                "-1 cannot be used here; write a whole number from 0 to 255",
+            ),
+            (
+                "invalid type: sequence, expected string or map",
+                "a list does not fit here; write a text in quotes or a table",
+            ),
+            ("missing field `name`", "\"name\" is missing"),
+            ("duplicate field `name`", "\"name\" is there twice; leave one out"),
+        ] {
+            assert_eq!(explain(serde), told);
+        }
+    }
+
     #[cfg(feature = "yaml")]
     #[test]
     fn yaml_is_told_about_like_toml() {
@@ -191,6 +262,9 @@ mod tests {
     fn a_wrong_type_names_its_line() {
         let error = parse_toml::<Sample>("\n\nmemory_mb = \"much\"", "ol.toml").unwrap_err();
         assert_eq!(error.line, Some(3));
-        assert!(error.message.contains("invalid type"), "{error}");
+        assert_eq!(
+            error.message,
+            "\"much\" does not fit here; write a whole number from 0 to 4294967295"
+        );
     }
 }

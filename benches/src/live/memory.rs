@@ -72,6 +72,8 @@ pub async fn memory(config: &MemoryConfig, kinds: &dyn Kinds) -> Result<Memory> 
     let lab = Lab::new(&config.function)?;
     let names: Vec<&String> = std::iter::once(&config.sandbox).chain(&config.against).collect();
     let mut sides: Vec<(String, String, Vec<f64>)> = Vec::new();
+    let all = u64::from(config.rounds) * names.len() as u64;
+    let mut done = 0;
     for _ in 0..config.rounds {
         for (n, name) in names.iter().enumerate() {
             let (name, isolation, kib) = marginal(&lab, kinds, name, config.instances).await?;
@@ -79,6 +81,8 @@ pub async fn memory(config: &MemoryConfig, kinds: &dyn Kinds) -> Result<Memory> 
                 Some((.., measured)) => measured.push(kib),
                 None => sides.push((name, isolation, vec![kib])),
             }
+            done += 1;
+            kinds.is_over(done, all);
         }
     }
     let rows: Vec<MemoryRow> = sides

@@ -143,10 +143,14 @@ async fn measure(
     for instance in &instances {
         turn(lab, instance, Duration::from_millis(100)).await?;
     }
+    let all = u64::from(config.rounds) * instances.len() as u64;
+    let mut done = 0;
     for _ in 0..config.rounds {
         for (n, instance) in instances.iter().enumerate() {
             let turn = turn(lab, instance, config.time).await;
             turns[n].push(turn.context(|| measured[n].name.to_owned())?);
+            done += 1;
+            kinds.is_over(done, all);
         }
     }
     Ok(turns)

@@ -161,7 +161,7 @@ pub async fn soak(config: &SoakConfig, kinds: &dyn Kinds) -> Result<Soaked> {
     warm.factory.shutdown().await;
     let before = settled(&warm, |_| false).await;
     let kind = lab.kind(kinds, &config.sandbox).await?;
-    let soaked = blocks(config, &lab, &kind).await;
+    let soaked = blocks(config, &lab, &kind, kinds).await;
     kind.factory.shutdown().await;
     let (early, late, seconds) = soaked?;
     let after = settled(&kind, |now| now.beyond(&before, 0).is_empty()).await;
@@ -186,6 +186,7 @@ async fn blocks(
     config: &SoakConfig,
     lab: &Arc<Lab>,
     kind: &Kind,
+    kinds: &dyn Kinds,
 ) -> Result<(Counts, Counts, Vec<f64>)> {
     let idle = lab.idle(&*kind.factory, config.idle, false).await?;
     let mut counts = Vec::new();
@@ -195,6 +196,7 @@ async fn blocks(
         let begin = lab.now();
         block(lab, &kind.factory, rounds, config.concurrency as usize).await?;
         seconds.push(lab.now().since(begin).as_secs_f64());
+        kinds.is_over(n as u64 + 1, 10);
         if n == 0 || n == 9 {
             let early: Option<Counts> = counts.first().copied();
             let done = |now: &Counts| early.is_some_and(|e| now.beyond(&e, 0).is_empty());

@@ -127,12 +127,16 @@ async fn measure(
         warm.context(|| side.name.clone())?;
     }
     let mut turns = Turns::new();
+    let all = u64::from(config.rounds) * (config.concurrency.len() * sides.len()) as u64;
+    let mut done = 0;
     for _ in 0..config.rounds {
         for &concurrency in &config.concurrency {
             for (n, side) in sides.iter().enumerate() {
                 let turn = side.turn(lab, concurrency, config.time).await;
                 let turn = turn.context(|| format!("{} at {concurrency}", side.name))?;
                 turns.entry((n, concurrency)).or_default().push(turn);
+                done += 1;
+                kinds.is_over(done, all);
             }
         }
     }

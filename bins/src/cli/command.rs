@@ -9,8 +9,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use super::bench;
 use super::common::Common;
 use super::{
-    completions, config, deploy, doctor, functions, image, invoke, logs, new, policies, replay,
-    secret, sim, up, versions,
+    completions, config, deploy, doctor, functions, image, invoke, logs, new, output, policies,
+    replay, secret, sim, up, versions,
 };
 use crate::Catalog;
 use crate::daemon::{self, DaemonCommand};
@@ -29,7 +29,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Down(args) => up::down(&args),
         Command::Status(args) => up::status(&args),
         Command::Deploy(args) => deploy::deploy(&args, &catalog),
-        Command::Invoke(args) => invoke::invoke(&args),
+        Command::Invoke(args) => invoke::invoke(&args, &catalog),
         Command::Ls(args) => functions::list(&args, &catalog),
         Command::Describe(args) => versions::describe(&args, &catalog),
         Command::Versions(args) => versions::versions(&args, &catalog),
@@ -50,10 +50,11 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         Command::Man(args) => completions::man(&args, Cli::command()),
     };
     match result {
+        Ok(_) if output::is_lost() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(error) => {
             error::print("ol", &error);
-            ExitCode::FAILURE
+            error.status()
         }
     }
 }

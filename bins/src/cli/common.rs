@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::cluster::DataDir;
 use crate::error::Result;
+use crate::silence;
 
 /// What every command about a cluster takes.
 #[derive(Args, Clone, Debug)]
@@ -19,7 +20,16 @@ pub(super) struct Common {
 }
 
 impl Common {
+    /// The cluster's folder. Should the command wait for a part of the cluster that does not answer, it
+    /// says so.
     pub(super) fn dir(&self) -> Result<DataDir> {
+        let dir = self.dir_alone()?;
+        silence::tell(&dir);
+        Ok(dir)
+    }
+
+    /// The cluster's folder, for a command that looks after the daemons itself.
+    pub(super) fn dir_alone(&self) -> Result<DataDir> {
         DataDir::new(self.data_dir.clone())
     }
 }

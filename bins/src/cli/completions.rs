@@ -1,16 +1,17 @@
 //! `ol completions` and `ol man`: completions for shells, and manual pages.
 //!
 //! The script that a shell loads asks this very binary whenever the user presses Tab, so it knows what the
-//! binary knows: its policies and sandboxes, and the functions of the running cluster. A completion costs
+//! binary knows: its policies and sandboxes, and the functions of the running cluster with their versions. A completion costs
 //! the start of a process, and a request to the registry where it completes a function's name.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Command, ValueEnum};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
 use openlambda_core::catalog::Catalog as PartCatalog;
 
@@ -28,6 +29,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The commands whose argument `function` is the name of one.
 const ABOUT_FUNCTIONS: [&str; 7] =
     ["invoke", "describe", "versions", "alias", "rollback", "logs", "rm"];
+
+/// Those of them that take `NAME:VERSION` and `NAME:ALIAS` as well.
+const BY_REFERENCE: [&str; 2] = ["invoke", "describe"];
 
 #[derive(Args, Debug)]
 #[command(after_help = "To have them in every new shell:\n  \
@@ -73,6 +77,10 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
     shell
         .write_registration(VARIABLE, &name, &name, &program.to_string_lossy(), &mut script)
         .context(|| "cannot write the script".to_owned())?;
+    if matches!(args.shell, Shell::Bash) {
+        // Bash would end a word at the colon of NAME:VERSION.
+        print("COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}\n");
+    }
     print(&String::from_utf8_lossy(&script));
     Ok(ExitCode::SUCCESS)
 }
@@ -81,8 +89,29 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitCode> {
 fn command(mut command: Command, catalog: &Arc<Catalog>) -> Command {
     for name in ABOUT_FUNCTIONS {
         let catalog = Arc::clone(catalog);
-        let names = move || functions(&catalog).into_iter().map(CompletionCandidate::new).collect();
-        command = offer(command, name, "function", ArgValueCandidates::new(names));
+        let references = BY_REFERENCE.contains(&name);
+        let names = move |word: &OsStr| match word.to_string_lossy().split_once(':') {
+            Some((name, _)) if references => {
+                let known = known(&catalog, Some(name));
+                begun_by(word, known.iter().flat_map(|known| known.references()))
+            }
+            _ => begun_by(word, known(&catalog, None).iter().map(|known| known.name.clone())),
+        };
+        command = complete(command, name, "function", ArgValueCompleter::new(names));
+    }
+    for (name, argument) in [("alias", "alias"), ("alias", "version"), ("rollback", "version")] {
+        let catalog = Arc::clone(catalog);
+        let wanted = move |word: &OsStr| {
+            let Some(function) = function_before(name) else { return Vec::new() };
+            let known = known(&catalog, Some(&function));
+            let (versions, aliases) = (name != argument, argument == "alias" || name == "rollback");
+            let offered = known.iter().flat_map(|known| {
+                let aliases = known.aliases.iter().filter(|_| aliases).cloned();
+                aliases.chain(known.versions.iter().filter(|_| versions).cloned())
+            });
+            begun_by(word, offered)
+        };
+        command = complete(command, name, argument, ArgValueCompleter::new(wanted));
     }
     let policies = || {
         let catalog = Arc::clone(catalog);
@@ -131,17 +160,76 @@ fn offer(
     command.mut_subcommand(subcommand, add)
 }
 
-/// The names of the functions, or none: a shell has no use for an error.
-fn functions(catalog: &Catalog) -> Vec<String> {
+fn complete(
+    command: Command,
+    subcommand: &'static str,
+    argument: &'static str,
+    completer: ArgValueCompleter,
+) -> Command {
+    let add = |command: Command| command.mut_arg(argument, |argument| argument.add(completer));
+    command.mut_subcommand(subcommand, add)
+}
+
+/// The candidates that a word may become.
+fn begun_by(word: &OsStr, candidates: impl Iterator<Item = String>) -> Vec<CompletionCandidate> {
+    let word = word.to_string_lossy();
+    candidates.filter(|it| it.starts_with(&*word)).map(CompletionCandidate::new).collect()
+}
+
+/// The function that is named on the command line which is being completed: the first word behind the
+/// command that is no flag.
+fn function_before(command: &str) -> Option<String> {
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    // The shell's words stand behind `--`.
+    let words = words.skip_while(|word| word != "--").skip_while(|word| word != command);
+    words.skip(1).find(|word| !word.starts_with('-'))
+}
+
+/// A function, as a command line names it.
+struct Known {
+    name: String,
+    versions: Vec<String>,
+    aliases: Vec<String>,
+}
+
+impl Known {
+    /// `NAME:ALIAS`, `NAME:VERSION`.
+    fn references(&self) -> impl Iterator<Item = String> {
+        let qualifiers = self.aliases.iter().chain(&self.versions);
+        qualifiers.map(|qualifier| format!("{}:{qualifier}", self.name))
+    }
+}
+
+/// All functions, or this one with its versions; none where that cannot be told: a shell has no use for
+/// an error.
+fn known(catalog: &Catalog, only: Option<&str>) -> Vec<Known> {
     let names = || {
         let named = std::env::var_os("OPENLAMBDA_DATA_DIR").map(PathBuf::from);
         let state = DataDir::new(named)?.running()?;
         let registry = state.open_registry(catalog)?;
-        block_on(async {
-            let list = tokio::time::timeout(PATIENCE, registry.list()).await;
-            let list = list.context(String::new)?.context(String::new)?;
-            Ok(list.into_iter().map(|listing| listing.name.to_string()).collect())
-        })
+        let look = async {
+            let list = registry.list().await.context(String::new)?;
+            let mut known = Vec::new();
+            for listing in list {
+                let name = listing.name.to_string();
+                let versions = match only {
+                    Some(only) if only == name => {
+                        registry.versions(&listing.name).await.context(String::new)?
+                    }
+                    Some(_) => continue,
+                    None => Vec::new(),
+                };
+                let versions = versions.iter().rev().map(|info| info.version.to_string());
+                let aliases = listing.aliases.into_keys();
+                known.push(Known {
+                    name,
+                    versions: versions.collect(),
+                    aliases: aliases.collect(),
+                });
+            }
+            Ok(known)
+        };
+        block_on(async { tokio::time::timeout(PATIENCE, look).await.context(String::new)? })
     };
     names().unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! `ol invoke`: calls a function and prints its reply.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::process::ExitCode;
 
 use bytes::Bytes;
@@ -8,7 +8,10 @@ use clap::Args;
 use openlambda_core::function::FunctionRef;
 use openlambda_core::wire;
 
+use super::lookup::not_there;
+use super::output::print_bytes;
 use super::{Common, block_on, print_json};
+use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::terminal::{say, shown};
@@ -33,7 +36,9 @@ pub(super) struct InvokeArgs {
     common: Common,
 }
 
-pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
+pub(super) fn invoke(args: &InvokeArgs, catalog: &Catalog) -> Result<ExitCode> {
+    let headers = args.headers.iter().map(|text| header(text));
+    let headers = headers.collect::<Result<Vec<_>>>()?;
     let body = read_data(args.data.as_deref())?;
     let state = args.common.dir()?.running()?;
     let slash = if args.path.is_empty() || args.path.starts_with(['/', '?']) { "" } else { "/" };
@@ -42,33 +47,54 @@ pub(super) fn invoke(args: &InvokeArgs) -> Result<ExitCode> {
     if !body.is_empty() {
         request = request.header(http::header::CONTENT_TYPE, "application/json");
     }
-    for header in &args.headers {
-        let (name, value) = header.split_once(':').ok_or_else(|| {
-            CliError::new(format!("header \"{header}\" has no colon; write \"NAME: VALUE\""))
-        })?;
-        request = request.header(name.trim(), value.trim());
+    for (name, value) in headers {
+        request = request.header(name, value);
     }
-    let request = request.body(body).context(|| "this is not a valid request".to_owned())?;
+    let request = request.body(body);
+    let request = request.map_err(|_| {
+        let message = format!(
+            "\"{}\" cannot stand in a URL; write /PATH?QUERY, with %20 for a blank",
+            args.path
+        );
+        CliError::new(message).by_the_call()
+    })?;
     let answer = block_on(http_client::send(request, state.secret.as_ref()))?;
     let ok = !answer.status().is_client_error() && !answer.status().is_server_error();
     if args.common.json {
         print_json(&invoke_json(&answer));
     } else {
-        use std::io::{IsTerminal, Write};
-        let mut out = std::io::stdout().lock();
         // A terminal obeys what it gets, so it gets a text; everybody else gets the bytes.
-        let _ = if out.is_terminal() {
+        if std::io::stdout().is_terminal() {
             let text = String::from_utf8_lossy(answer.body());
             let end = if text.ends_with('\n') { "" } else { "\n" };
-            out.write_all(format!("{}{end}", shown(&text)).as_bytes())
+            print_bytes(format!("{}{end}", shown(&text)).as_bytes());
         } else {
-            out.write_all(answer.body()).and_then(|()| out.flush())
-        };
+            print_bytes(answer.body());
+        }
         if !ok {
             say!("ol: {} answered {}", args.function, answer.status());
+            // A function may answer 404 itself.
+            let failure = answer.headers().get(wire::FAILURE);
+            if failure.is_some_and(|code| code == "not_found") {
+                let registry = state.open_registry(catalog)?;
+                let why = block_on(async { Ok(not_there(&registry, &args.function).await) })?;
+                crate::error::print("ol", &why);
+            }
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A header, as the command line has it.
+fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)> {
+    let wrong = |why: &str| {
+        let message = format!("header \"{text}\" {why}; write \"NAME: VALUE\"");
+        CliError::new(message).by_the_call()
+    };
+    let (name, value) = text.split_once(':').ok_or_else(|| wrong("has no colon"))?;
+    let name = name.trim().parse().map_err(|_| wrong("has a name that none can have"))?;
+    let value = value.trim().parse().map_err(|_| wrong("has a value that none can have"))?;
+    Ok((name, value))
 }
 
 fn read_data(data: Option<&str>) -> Result<Bytes> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use openlambda_core::time::{Clock, SystemClock};
 use serde::{Deserialize, Serialize};
 
 use super::lookup::versions_of;
-use super::output::{json_line, write};
+use super::output::{json_line, note, write};
 use super::times::{moment, utc};
 use super::{Common, block_on};
 use crate::catalog::Catalog;
@@ -57,14 +57,14 @@ fn since(text: &str) -> std::result::Result<u64, String> {
 
 /// One line, as workers write it, and the worker.
 #[derive(Debug, Deserialize, Serialize)]
-struct Line {
-    time_ms: u64,
+pub(super) struct Line {
+    pub(super) time_ms: u64,
     #[serde(default)]
     worker: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
     stream: String,
-    text: String,
+    pub(super) text: String,
 }
 
 /// A worker's log files of a function, the older first.
@@ -102,6 +102,9 @@ pub(super) fn logs(args: &LogsArgs, catalog: &Catalog) -> Result<ExitCode> {
         std::thread::sleep(LOOK_AGAIN);
         shown = show(args, &read(&dir, args, &mut workers));
     }
+    if let Err(error) = shown {
+        note(&error);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -135,7 +138,7 @@ fn read(dir: &DataDir, args: &LogsArgs, workers: &mut BTreeMap<String, Tail>) ->
 /// Reads one worker's log on and on. A log that is full is renamed to the older file and begun
 /// anew; the one that is open stays the one that was read so far, whatever it is called now.
 #[derive(Debug)]
-struct Tail {
+pub(super) struct Tail {
     older_path: PathBuf,
     path: PathBuf,
     /// The older file that was read last, by its inode.
@@ -152,11 +155,25 @@ struct Open {
 }
 
 impl Tail {
-    fn new([older_path, path]: [PathBuf; 2]) -> Self {
+    /// The whole log, by the paths of its files, the older first.
+    pub(super) fn new([older_path, path]: [PathBuf; 2]) -> Self {
         Tail { older_path, path, older: None, file: None }
     }
 
-    fn read_new(&mut self, mut line: impl FnMut(&[u8])) {
+    /// What is written to it from now on.
+    pub(super) fn from_now(paths: [PathBuf; 2]) -> Self {
+        let mut tail = Tail::new(paths);
+        if let Some(mut open) = Open::new(&tail.path) {
+            // Where the end is not found, more is read than is new.
+            let _ = open.file.seek(SeekFrom::End(0));
+            tail.older = inode(&tail.older_path);
+            tail.file = Some(open);
+        }
+        tail
+    }
+
+    /// Hands over each line that was not read yet and has its end.
+    pub(super) fn read_new(&mut self, mut line: impl FnMut(&[u8])) {
         // The current file is opened before the older one: should they change places in between,
         // lines come by either way.
         let next = match (&self.file, Open::new(&self.path)) {
@@ -214,5 +231,5 @@ fn show(args: &LogsArgs, lines: &[Line]) -> std::io::Result<()> {
             text.push('\n');
         }
     }
-    write(&text)
+    write(text.as_bytes())
 }

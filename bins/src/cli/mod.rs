@@ -4,6 +4,7 @@
 mod bench;
 mod command;
 mod common;
+mod compare;
 mod completions;
 mod config;
 mod deploy;
@@ -21,6 +22,7 @@ mod progress;
 mod replay;
 mod runtime;
 mod secret;
+mod shown;
 mod sim;
 mod syntax;
 mod times;

@@ -71,8 +71,58 @@ impl Drop for Progress {
     }
 }
 
+/// [`Progress`] of something that is counted: how fast it goes, and when it will be over.
+#[derive(Debug)]
+pub(super) struct Pace {
+    progress: Progress,
+    clock: SystemClock,
+    what: &'static str,
+}
+
+impl Pace {
+    /// `what`: what is counted, as `turns`.
+    pub(super) fn start(text: &str, what: &'static str) -> Self {
+        Pace { progress: Progress::start(text), clock: SystemClock::new(), what }
+    }
+
+    /// So many of all are done.
+    pub(super) fn at(&self, done: u64, all: u64) {
+        self.progress.set(|| paced(done, all, self.clock.now().as_secs_f64(), self.what));
+    }
+}
+
+/// `3.2 of 13.0 million calls, 1.60 million a second, 6 s left`
+fn paced(done: u64, all: u64, seconds: f64, what: &str) -> String {
+    let (done, all) = (done as f64, all as f64);
+    let rate = done / seconds.max(1e-3);
+    let left = (all - done).max(0.0) / rate.max(1e-9);
+    if all >= 1e6 {
+        let (done, all, rate) = (done / 1e6, all / 1e6, rate / 1e6);
+        return format!(
+            "{done:.1} of {all:.1} million {what}, {rate:.2} million a second, {left:.0} s left"
+        );
+    }
+    format!("{done:.0} of {all:.0} {what}, {rate:.1} a second, {left:.0} s left")
+}
+
 /// Replaces the line. Without colours, so `NO_COLOR` changes nothing.
 fn draw(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = write!(err, "\r{text}\x1b[K").and_then(|()| err.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_has_a_rate_and_the_time_that_is_left() {
+        for ((done, all), text) in [
+            ((3_200_000, 13_000_000), "3.2 of 13.0 million calls, 1.60 million a second, 6 s left"),
+            ((10, 40), "10 of 40 calls, 5.0 a second, 6 s left"),
+            ((40, 40), "40 of 40 calls, 20.0 a second, 0 s left"),
+        ] {
+            assert_eq!(paced(done, all, 2.0, "calls"), text);
+        }
+    }
 }

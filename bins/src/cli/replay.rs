@@ -9,6 +9,7 @@ use clap::Args;
 use openlambda_core::json_lines;
 use openlambda_core::worker_core::recording;
 
+use super::output::note;
 use crate::Catalog;
 use crate::error::{Context, Result};
 
@@ -39,7 +40,8 @@ pub(super) fn replay(args: &ReplayArgs, catalog: &Catalog) -> Result<ExitCode> {
         },
     )
     .context(|| format!("cannot replay {}", args.file.display()))?;
-    let printed = written.and_then(|()| out.flush());
-    printed.context(|| "cannot print the records".to_owned())?;
+    if let Err(error) = written.and_then(|()| out.flush()) {
+        note(&error);
+    }
     Ok(ExitCode::SUCCESS)
 }

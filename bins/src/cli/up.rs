@@ -8,18 +8,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use openlambda_core::serving::Secret;
+use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{BalancerStatus, CLUSTER_PATH};
 use openlambda_sandbox::sys::{CommandSpec, Output, Spawner};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::compare::{Differences, differences};
 use super::progress::Progress;
+use super::shown::Shown;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
 use crate::cluster::{ClusterState, DataDir, no_room_for};
+use crate::daemon::Stops;
 use crate::error::{CliError, Context, Result};
 use crate::http_client;
 use crate::private;
-use crate::settings::{Config, Given, Settings, Up, check_limits};
+use crate::settings::{Given, Settings, Up, check_limits, is_policy, is_time};
+use crate::silence::{is_stopped, silent_parts};
 use crate::supervisor::{ClusterSpec, Supervisor};
 use crate::terminal::say;
 use crate::version::VERSION;
@@ -31,22 +36,32 @@ const READY: Duration = Duration::from_secs(30);
 const STOPPED: Duration = Duration::from_secs(10);
 
 /// How long its balancer may take to answer whether it does.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// After how much waiting a person is told what for.
+const SAY_AFTER: Duration = Duration::from_millis(1500);
 
 /// The cluster that is meant, with all that can be wrong with it said before anything starts.
-fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
+fn into_spec(settings: &Settings, catalog: &Catalog) -> Result<ClusterSpec> {
+    let mut config = settings.config()?;
+    let about = |names: &'static [&'static str]| {
+        move |error: CliError| settings.blame(error, |name| names.contains(&name))
+    };
     let workers = config.cluster.workers.get();
-    check_limits(&config)?;
-    catalog.policies().build(&config.balancer.policy)?;
-    config.worker.config("worker", Path::new(""), catalog)?;
+    check_limits(&config).map_err(|error| settings.blame(error, is_time))?;
+    let built = catalog.policies().build(&config.balancer.policy);
+    built.map_err(CliError::from).map_err(about(&["balancer.policy"]))?;
+    let worker = config.worker.config("worker", Path::new(""), catalog);
+    worker.map_err(|error| settings.blame(error, is_policy))?;
     if !matches!(config.cluster.registry.as_str(), "native" | "dir") {
-        catalog.open_registry(&config.cluster.registry, None, "ol up")?;
+        let opened = catalog.open_registry(&config.cluster.registry, None, "ol up");
+        opened.map_err(about(&["cluster.registry"]))?;
     }
     if let Some(log) = &mut config.balancer.access_log {
         if log.as_os_str() == "-" {
             let message =
                 "the balancer's standard output goes nowhere; name a file for --access-log";
-            return Err(CliError::new(message));
+            return Err(about(&["balancer.access_log"])(CliError::new(message)));
         }
         *log = absolute(log)?;
     }
@@ -59,7 +74,8 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
                 "{workers} workers cannot write one file; name {} in --{flag}, as in {{name}}.jsonl",
                 "{name}"
             );
-            return Err(CliError::new(message));
+            let error = CliError::new(message);
+            return Err(about(&["worker.records", "worker.inputs", "cluster.workers"])(error));
         }
         *file = absolute(file)?;
     }
@@ -69,9 +85,14 @@ fn into_spec(mut config: Config, catalog: &Catalog) -> Result<ClusterSpec> {
     }
     let options = config.worker.sandbox_options()?;
     (config.worker.python, config.worker.node) = (options.python.clone(), options.node.clone());
-    config.worker.sandbox =
-        catalog.sandbox_entry(&config.worker.sandbox, &options)?.name.to_owned();
-    Ok(ClusterSpec { config })
+    let sandbox = catalog.sandbox_entry(&config.worker.sandbox, &options);
+    config.worker.sandbox = match sandbox {
+        Ok(entry) => entry.name.to_owned(),
+        // That none works here is no fault of the call.
+        Err(error) if config.worker.sandbox == "auto" => return Err(error),
+        Err(error) => return Err(about(&["worker.sandbox"])(error)),
+    };
+    Ok(ClusterSpec { config, requests: None })
 }
 
 /// The file as a daemon finds it, wherever that is started.
@@ -94,29 +115,29 @@ pub(super) struct UpArgs {
 }
 
 pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let dir = args.common.dir()?;
+    let dir = args.common.dir_alone()?;
+    let by_file = args.given.file().is_some();
     let settings = Settings::complete(args.given, dir.config_file()?.as_deref())?;
-    let spec = into_spec(settings.config()?, catalog)?;
+    let mut spec = into_spec(&settings, catalog)?;
     dir.create()?;
+    let found = |state: &ClusterState, answers: bool| {
+        let asked = differences(&settings, &spec.config, by_file, &dir, state, catalog)?;
+        block_on(use_found(&dir, state, answers, &asked, &args.common))
+    };
     let lock = match block_on(look(&dir))? {
         Found::Lock(lock) => lock,
-        // That is what was asked for.
-        Found::Cluster { state, answers } => {
-            say!("the cluster runs already; `ol down` stops it");
-            if state.release != VERSION {
-                say!("{}", of_another_release(&state.release));
-            }
-            if !answers {
-                say!("its balancer takes long to answer; see {}", dir.join("logs").display());
-            }
-            block_on(report_up(&state, &args.common))?;
-            return Ok(ExitCode::SUCCESS);
-        }
+        // Who is started by another `ol up` leaves the comparing to that.
+        Found::Cluster { .. } if args.detached => return Ok(ExitCode::SUCCESS),
+        Found::Cluster { state, answers } => return found(&state, answers),
     };
     dir.mark_format()?;
     if args.detach {
         drop(lock);
-        return block_on(detach(&dir, &spec, &args.common));
+        return match block_on(detach(&dir, &spec, &args.common))? {
+            Detached::Started => Ok(ExitCode::SUCCESS),
+            // Another `ol up` was quicker.
+            Detached::Found { state, answers } => found(&state, answers),
+        };
     }
     dir.make_private()?;
     let left = dir.clean();
@@ -126,27 +147,113 @@ pub(super) fn up(args: UpArgs, catalog: &Catalog) -> Result<ExitCode> {
     if args.detached {
         crate::daemon::start_log();
     }
-    block_on(async {
-        let stop = crate::daemon::stop_signal()?;
-        tokio::pin!(stop);
+    let shows = !args.detached && !args.common.json;
+    let requests = dir.join("logs/calls.jsonl");
+    spec.requests = shows.then(|| requests.clone());
+    let requests = spec.config.balancer.access_log.clone().unwrap_or(requests);
+    let ended = block_on(async {
+        let mut stops = Stops::listen()?;
         let starting = Progress::start("starting the cluster");
         let supervisor = tokio::select! {
             supervisor = Supervisor::start(dir.clone(), &spec) => supervisor?,
-            () = &mut stop => return Ok(()),
+            () = stops.any() => return Ok(true),
         };
         drop(starting);
-        if !args.detached {
-            let state = dir.read_state().unwrap_or_default();
-            report_up(&state, &args.common).await?;
-            say!("Ctrl-C does too");
+        if args.detached {
+            stops.any().await;
+            supervisor.stop().await;
+            return Ok(true);
         }
-        stop.await;
-        supervisor.stop().await;
-        Ok(())
-    })
-    .inspect(|()| drop(dir.clean()))
-    .inspect_err(|_| drop(dir.clean()))?;
+        let state = dir.read_state().unwrap_or_default();
+        report_up(&state, &args.common).await?;
+        let shown = shows.then(|| Shown::start(dir.clone(), requests));
+        say!("Ctrl-C does too");
+        stops.any().await;
+        let calm = stop(supervisor, &state, &mut stops, &spec).await;
+        drop(shown);
+        Ok(calm)
+    });
+    let ended = ended.inspect(|_| drop(dir.clean())).inspect_err(|_| drop(dir.clean()))?;
     drop(lock);
+    Ok(if ended { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Stops a cluster before the eyes of a person, who may have no patience: then this is `false`, and what
+/// is left is to be killed.
+async fn stop(
+    supervisor: Supervisor,
+    state: &ClusterState,
+    stops: &mut Stops,
+    spec: &ClusterSpec,
+) -> bool {
+    let within = Duration::from_millis(300);
+    let asked = tokio::time::timeout(within, balancer_status(state)).await;
+    let asked = asked.ok().and_then(Result::ok);
+    let calls = asked.map_or(0, |balancer| {
+        balancer.workers.iter().map(|worker| u64::from(worker.in_flight)).sum::<u64>()
+    });
+    match calls {
+        0 => say!("stopping; Ctrl-C again ends it at once"),
+        1 => say!("stopping when 1 call under way has come to its end; Ctrl-C again cuts it off"),
+        _ => say!(
+            "stopping when {calls} calls under way have come to their end; Ctrl-C again cuts them off"
+        ),
+    }
+    let left = supervisor.left();
+    let progress = Progress::start("stopping");
+    let stopping = supervisor.stop();
+    tokio::pin!(stopping);
+    let most = spec.config.cluster.stop_grace_seconds.get();
+    for seconds in 0u64.. {
+        tokio::select! {
+            () = &mut stopping => return true,
+            () = stops.interrupt() => break,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                let names = left.names().join(", ");
+                progress.set(|| {
+                    format!("stopping: waiting for {names}, {seconds} s of at most {most:.0} s")
+                });
+            }
+        }
+    }
+    drop(progress);
+    say!("ol: ended at once; calls under way were cut off");
+    false
+}
+
+/// Says that the cluster runs already, and whether it is the one that was asked for.
+async fn use_found(
+    dir: &DataDir,
+    state: &ClusterState,
+    answers: bool,
+    asked: &Differences,
+    common: &Common,
+) -> Result<ExitCode> {
+    if !asked.demands.is_empty() {
+        return Err(CliError::new(format!(
+            "a cluster runs here already, and not the one that is asked for:\n    {}\n\
+             `ol down`, then the same again, starts the one that is asked for; `ol up` alone uses the one \
+             that runs",
+            asked.demands.join("\n    ")
+        )));
+    }
+    say!("the cluster runs already; `ol down` stops it");
+    if state.release != VERSION {
+        say!("{}", of_another_release(&state.release));
+    }
+    if !asked.wishes.is_empty() {
+        say!(
+            "what the settings say now takes effect after `ol down` and `ol up`:\n    {}",
+            asked.wishes.join("\n    ")
+        );
+    }
+    if !answers {
+        for part in silent_parts(state, ANSWER / 2).await {
+            say!("{part}");
+        }
+        say!("its balancer takes long to answer; see {}", dir.join("logs").display());
+    }
+    report_up(state, common).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -161,7 +268,7 @@ fn of_another_release(release: &str) -> String {
 ///
 /// It has no mark of the cluster: whoever gets the lock first removes what carries it, and several may
 /// be on their way to the lock.
-async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<ExitCode> {
+async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Detached> {
     let progress = Progress::start("starting the cluster");
     let program =
         std::env::current_exe().context(|| "cannot find the path of this program".to_owned())?;
@@ -202,16 +309,13 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
             drop(progress);
             child.release();
             report_up(&state, common).await?;
-            Ok(ExitCode::SUCCESS)
+            Ok(Detached::Started)
         }
         status = child.wait() => {
             if status.success() {
-                // Another `ol up` was quicker.
+                drop(progress);
                 return match look(dir).await? {
-                    Found::Cluster { state, .. } => {
-                        report_up(&state, common).await?;
-                        Ok(ExitCode::SUCCESS)
-                    }
+                    Found::Cluster { state, answers } => Ok(Detached::Found { state, answers }),
                     Found::Lock(_) => {
                         Err(CliError::new("the cluster was stopped while it started; try again"))
                     }
@@ -233,6 +337,14 @@ async fn detach(dir: &DataDir, spec: &ClusterSpec, common: &Common) -> Result<Ex
     }
 }
 
+/// What became of a cluster that was to be started.
+enum Detached {
+    /// It serves.
+    Started,
+    /// Another one was there first.
+    Found { state: Box<ClusterState>, answers: bool },
+}
+
 /// What there is in a cluster's folder.
 enum Found {
     /// No supervisor runs, and none can be started while this is held.
@@ -245,7 +357,19 @@ enum Found {
 /// killed holds it until the kernel is through with it, and other commands hold it for a moment to look.
 async fn look(dir: &DataDir) -> Result<Found> {
     let look = async {
+        let clock = SystemClock::new();
+        let mut said = false;
         loop {
+            if !said && clock.now().as_secs_f64() > SAY_AFTER.as_secs_f64() {
+                said = true;
+                let pid = dir.read_state().map(|state| state.pid).filter(|pid| is_stopped(*pid));
+                match pid {
+                    Some(pid) => say!(
+                        "ol: the supervisor of the cluster here is stopped; `kill -CONT {pid}` lets it go on"
+                    ),
+                    None => say!("ol: a cluster is being started or stopped here; waiting for it"),
+                }
+            }
             if let Some(lock) = dir.try_lock()? {
                 return Ok(Found::Lock(lock));
             }
@@ -319,7 +443,7 @@ async fn report_up(state: &ClusterState, common: &Common) -> Result<()> {
 }
 
 pub(super) fn down(args: &Common) -> Result<ExitCode> {
-    let dir = args.dir()?;
+    let dir = args.dir_alone()?;
     let was_up = dir.is_up()?;
     if was_up {
         let _progress = Progress::start("stopping; calls under way come to their end first");
@@ -330,6 +454,8 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
         if let Some(pid) = pid {
             // Gone meanwhile is as good as stopped.
             let _ = kill_process(pid, Signal::TERM);
+            // One that somebody has stopped would not hear it.
+            let _ = kill_process(pid, Signal::CONT);
         }
         block_on(async {
             let stopped = async {
@@ -371,9 +497,11 @@ pub(super) fn down(args: &Common) -> Result<ExitCode> {
 }
 
 pub(super) fn status(args: &Common) -> Result<ExitCode> {
-    let state = args.dir()?.running()?;
-    let ask = async { Ok(tokio::time::timeout(ANSWER, balancer_status(&state)).await) };
-    let asked = block_on(ask)?;
+    let state = args.dir_alone()?.running()?;
+    let (asked, silent) = block_on(async {
+        let asked = tokio::time::timeout(ANSWER, balancer_status(&state));
+        Ok(tokio::join!(asked, silent_parts(&state, ANSWER)))
+    })?;
     let slow = asked.is_err();
     let (balancer, why) = match asked {
         Ok(Ok(balancer)) => (Some(balancer), None),
@@ -381,11 +509,16 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
         Err(_) => (None, None),
     };
     if args.json {
-        print_json(&status_json(&state, balancer.as_ref()));
+        let mut told = status_json(&state, balancer.as_ref());
+        told["silent"] = silent.iter().map(|part| part.name.as_str()).collect();
+        print_json(&told);
         return Ok(ExitCode::SUCCESS);
     }
     let mut text =
         format!("{}  policy {}  registry {}\n", state.url, state.policy, state.registry.spec);
+    for part in &silent {
+        text.push_str(&format!("{part}\n"));
+    }
     if slow {
         text.push_str("the balancer takes long to answer: the state of the workers is not known\n");
     } else if balancer.is_none() {
@@ -406,7 +539,10 @@ pub(super) fn status(args: &Common) -> Result<ExitCode> {
                 known.map_or((0, 0), |known| (known.load.running, known.load.idle));
             vec![
                 worker.id.clone(),
-                worker_state(&worker.id, balancer.as_ref()).to_owned(),
+                match silent.iter().any(|part| part.name == worker.id) {
+                    true => "no answer".to_owned(),
+                    false => worker_state(&worker.id, balancer.as_ref()).to_owned(),
+                },
                 worker.sandbox.clone(),
                 running.to_string(),
                 idle.to_string(),

@@ -15,7 +15,9 @@ use openlambda_core::bundle;
 use openlambda_core::function::{FunctionName, FunctionRef, NameError, Qualifier, Version};
 use openlambda_core::registry::{Registry, RegistryError, Resolved, VersionInfo};
 
-use super::lookup::{list_all, no_function, refresh, url_of, versions_of};
+use super::lookup::{
+    aliases_of, near, no_alias, no_version, not_there, refresh, url_of, versions_of,
+};
 use super::times::utc;
 use super::{Common, block_on, print, print_json, table};
 use crate::Catalog;
@@ -191,18 +193,19 @@ pub(super) fn alias(args: &AliasArgs, catalog: &Catalog) -> Result<ExitCode> {
             CliError::new(format!(
                 "\"{alias}\" is not an alias; use letters, digits, dots, _ and -, a letter first"
             ))
+            .by_the_call()
         })?;
     block_on(async {
         let versions = versions_of(&registry, name).await?;
         if let Some(version) = args.version
             && versions.iter().all(|info| info.version != version)
         {
-            return Err(no_version(name, &version.to_string()));
+            return Err(no_version(name, &version.to_string(), None));
         }
         let aliases = aliases_of(&registry, name).await?;
         let at = aliases.iter().find(|(known, _)| known == alias).map(|(_, version)| *version);
         if args.remove && at.is_none() && args.expected.is_none() {
-            return Err(no_alias(name, alias));
+            return Err(no_alias(name, alias, near(alias, &aliases)));
         }
         // Without --expected it is what it points to now: a change by somebody else in between is
         // still refused.
@@ -241,10 +244,10 @@ fn show_aliases(
     mut aliases: Vec<(String, Version)>,
 ) -> Result<ExitCode> {
     if let Some(wanted) = wanted {
-        aliases.retain(|(alias, _)| alias == wanted);
-        if aliases.is_empty() {
-            return Err(no_alias(&args.function, wanted));
+        if aliases.iter().all(|(alias, _)| alias != wanted) {
+            return Err(no_alias(&args.function, wanted, near(wanted, &aliases)));
         }
+        aliases.retain(|(alias, _)| alias == wanted);
     }
     if args.common.json {
         print_json(&serde_json::json!({ "name": args.function, "aliases": map(&aliases) }));
@@ -254,10 +257,6 @@ fn show_aliases(
         print(&table(&["ALIAS", "VERSION"], &rows));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn no_alias(name: &FunctionName, alias: &str) -> CliError {
-    CliError::new(format!("{name} has no alias \"{alias}\"; `ol alias {name}` lists those it has"))
 }
 
 fn points(at: Option<Version>) -> String {
@@ -356,30 +355,9 @@ fn qualified(name: &FunctionName, qualifier: &str) -> std::result::Result<Functi
 
 async fn resolve(registry: &Arc<dyn Registry>, reference: &FunctionRef) -> Result<Resolved> {
     match registry.resolve(reference).await {
-        Err(RegistryError::NotFound { .. }) => {
-            let what = match &reference.qualifier {
-                Qualifier::Version(version) => version.to_string(),
-                Qualifier::Alias(alias) => format!("\"{alias}\""),
-                _ => return Err(no_function(registry, &reference.name).await),
-            };
-            Err(no_version(&reference.name, &what))
-        }
+        Err(RegistryError::NotFound { .. }) => Err(not_there(registry, reference).await),
         resolved => resolved.context(|| format!("cannot look {reference} up")),
     }
-}
-
-fn no_version(name: &FunctionName, what: &str) -> CliError {
-    CliError::new(format!("{name} has no version {what}; `ol versions {name}` lists them"))
-}
-
-/// Where the function's aliases point.
-async fn aliases_of(
-    registry: &Arc<dyn Registry>,
-    name: &FunctionName,
-) -> Result<Vec<(String, Version)>> {
-    let list = list_all(registry).await?;
-    let listing = list.into_iter().find(|listing| listing.name == *name);
-    Ok(listing.map_or(Vec::new(), |listing| listing.aliases.into_iter().collect()))
 }
 
 fn map(aliases: &[(String, Version)]) -> serde_json::Map<String, serde_json::Value> {

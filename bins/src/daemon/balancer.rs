@@ -9,18 +9,20 @@ use super::{audit_log, listen, say_ready, secret_in, stop_signal};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
-use crate::settings::{Balancer, Given, Settings, check_balancer};
+use crate::settings::{Balancer, Given, Settings, check_balancer, is_time};
 use crate::volumes::KeepsVolumes;
 
 pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()> {
-    let config = Settings::complete(given, None)?.config()?;
+    let given = Settings::complete(given, None)?;
+    let config = given.config()?;
     let settings = config.balancer;
-    check_balancer(&settings)?;
+    check_balancer(&settings).map_err(|error| given.blame(error, is_time))?;
     let stop = stop_signal()?;
     let registry = settings
         .registry
         .as_deref()
-        .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))?;
+        .ok_or_else(|| CliError::new("--registry is missing; pass native=URL or dir=FOLDER"))
+        .map_err(CliError::by_the_call)?;
     let secret = secret_in(settings.secret_file.as_deref())?;
     let allow = config.allow.allow();
     let registry = catalog.open_registry_within(registry, Some(&secret), "ol-lb", allow)?;
@@ -28,7 +30,9 @@ pub(crate) async fn run(given: Given<Balancer>, catalog: &Catalog) -> Result<()>
         Some(volumes) => Arc::new(KeepsVolumes::new(registry, volumes)),
         None => registry,
     };
-    let built = catalog.policies().build(&settings.policy)?;
+    let built = catalog.policies().build(&settings.policy);
+    let built =
+        built.map_err(|error| given.blame(error.into(), |name| name == "balancer.policy"))?;
     let listener = listen(settings.listen).await?;
     let clock = Arc::new(SystemClock::new());
     let policy = settings.policy.name.clone();

@@ -85,7 +85,7 @@ pub(crate) fn run(command: DaemonCommand, catalog: &Catalog) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error::print(name, &error);
-            ExitCode::FAILURE
+            error.status()
         }
     }
 }

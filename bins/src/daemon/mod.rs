@@ -12,5 +12,5 @@ pub(crate) mod worker;
 
 pub use command::{Daemon, daemon_main};
 pub(crate) use command::{DaemonCommand, commands, run};
-use process::{audit_log, listen, say_ready, secret_in};
-pub(crate) use process::{start_log, stop_signal};
+pub(crate) use process::{Stops, start_log};
+use process::{audit_log, listen, say_ready, secret_in, stop_signal};

@@ -7,7 +7,7 @@ use std::path::Path;
 use openlambda_core::audit::AuditLog;
 use openlambda_core::serving::Secret;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::error::{CliError, Context, Result};
 
@@ -18,12 +18,13 @@ pub(super) fn secret_in(file: Option<&Path>) -> Result<Secret> {
             "--secret-file is missing; make one with `ol secret FILE`, and name it to every daemon of the \
              cluster",
         )
+        .by_the_call()
     })?;
     if !file.exists() && file.to_str().is_some_and(|text| text.parse::<Secret>().is_ok()) {
         // It is not repeated here, where others may read it.
         let message = "--secret-file takes the name of a file, and what was given may be a secret itself; \
                        make another one with `ol secret FILE`";
-        return Err(CliError::new(message));
+        return Err(CliError::new(message).by_the_call());
     }
     Ok(Secret::read(file)?)
 }
@@ -64,17 +65,58 @@ pub(super) fn say_ready(listener: &TcpListener) -> Result<()> {
     Ok(())
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
-pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>> {
-    let listen = |kind| signal(kind).context(|| "cannot listen to signals".to_owned());
-    let (mut terminate, mut interrupt) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
+/// The signals by which a program is told to stop.
+#[derive(Debug)]
+pub(crate) struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+    /// The terminal is gone. `None` where that is to be outlived, as with `nohup`.
+    hangup: Option<Signal>,
+}
+
+impl Stops {
+    pub(crate) fn listen() -> Result<Self> {
+        let listen = |kind| signal(kind).context(|| "cannot listen to signals".to_owned());
+        Ok(Stops {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: (!is_hangup_ignored()).then(|| listen(SignalKind::hangup())).transpose()?,
+        })
+    }
+
+    /// Resolves at the next of them.
+    pub(crate) async fn any(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = hangup => {}
         }
-    })
+    }
+
+    /// Resolves at the next Ctrl-C.
+    pub(crate) async fn interrupt(&mut self) {
+        self.interrupt.recv().await;
+    }
+}
+
+/// Whether this program was started to ignore SIGHUP.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 != 0)
+}
+
+/// Resolves at the first signal to stop.
+pub(crate) fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut stops = Stops::listen()?;
+    Ok(async move { stops.any().await })
 }
 
 /// Sends log lines to standard error; `OPENLAMBDA_LOG` filters them.

@@ -14,6 +14,7 @@ pub(crate) async fn run(given: Given<Registry>) -> Result<()> {
     check_registry(&settings)?;
     let store = settings.store.clone().ok_or_else(|| {
         CliError::new("--store is missing; pass the folder where bundles are to be kept")
+            .by_the_call()
     })?;
     let secret = secret_in(settings.secret_file.as_deref())?;
     let mut config = ServeConfig::default();

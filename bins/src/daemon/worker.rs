@@ -13,21 +13,23 @@ use super::{listen, say_ready, secret_in, stop_signal};
 use crate::Catalog;
 use crate::catalog::SandboxContext;
 use crate::error::{CliError, Context, Result};
-use crate::settings::{Given, Settings, Worker, check_worker};
+use crate::settings::{Given, Settings, Worker, check_worker, is_policy, is_time};
 
 /// The format of a worker's folder, of which functions' logs are kept, and volumes where they have no
 /// folder of their own.
 const FORMAT: Format = Format { kind: "worker's folder", number: 1 };
 
 pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
-    let all = Settings::complete(given, None)?.config()?;
+    let given = Settings::complete(given, None)?;
+    let all = given.config()?;
     let settings = all.worker;
-    check_worker(&settings)?;
+    check_worker(&settings).map_err(|error| given.blame(error, is_time))?;
     let name = required(settings.name.clone(), "name")?;
     let registry = required(settings.registry.clone(), "registry")?;
     let state_dir = required(settings.state_dir.clone(), "state-dir")?;
     let secret = secret_in(settings.secret_file.as_deref())?;
-    let mut config = settings.config(&name, &state_dir, catalog)?;
+    let config = settings.config(&name, &state_dir, catalog);
+    let mut config = config.map_err(|error| given.blame(error, is_policy))?;
     config.secret = Some(secret.clone());
     config.allow = all.allow.allow();
     FORMAT.check(&state_dir)?;
@@ -64,8 +66,9 @@ pub(crate) async fn run(given: Given<Worker>, catalog: &Catalog) -> Result<()> {
 }
 
 fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
-    value
-        .ok_or_else(|| CliError::new(format!("--{flag} is missing; pass it or put it in --config")))
+    value.ok_or_else(|| {
+        CliError::new(format!("--{flag} is missing; pass it or put it in --config")).by_the_call()
+    })
 }
 
 /// The mark of everything that the worker starts: below its own, which a supervisor gave it, or made

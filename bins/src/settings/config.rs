@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use openlambda_core::config::explain;
 use serde::Serialize;
 use toml::Table;
 
@@ -17,6 +18,16 @@ use super::section::{Known, Section};
 use super::setting::{Origin, Setting};
 use super::worker::WorkerSettings;
 use crate::error::{CliError, Result};
+
+/// Whether a setting is a time, or goes with one.
+pub(crate) fn is_time(name: &str) -> bool {
+    name.ends_with("_seconds")
+}
+
+/// Whether a setting chooses a policy of workers.
+pub(crate) fn is_policy(name: &str) -> bool {
+    ["worker.keep_alive", "worker.queue_policy"].contains(&name)
+}
 
 /// Everything that can be set, by what it concerns.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -76,6 +87,16 @@ impl Settings {
         Settings::complete(Given::<Registry>::by_environment()?, Some(file))
     }
 
+    /// The error, as one of the call if a flag or a variable says one of the settings that it is about:
+    /// those for which this holds, by `section.name`. Else it is the file's.
+    pub(crate) fn blame(&self, error: CliError, about: impl Fn(&str) -> bool) -> CliError {
+        let by_the_call = self.all.iter().any(|setting| {
+            let said = matches!(setting.origin, Origin::Flag | Origin::Environment);
+            said && about(&format!("{}.{}", setting.section, setting.name))
+        });
+        if by_the_call { error.by_the_call() } else { error }
+    }
+
     pub(crate) fn all(&self) -> &[Setting] {
         &self.all
     }
@@ -102,7 +123,7 @@ impl Settings {
             .filter_map(|setting| Some((setting.name.clone(), setting.value.clone()?)))
             .collect();
         table.try_into().map_err(|error: toml::de::Error| {
-            CliError::new(format!("[{}]: {}", S::NAME, error.message()))
+            CliError::new(format!("[{}]: {}", S::NAME, explain(error.message())))
         })
     }
 

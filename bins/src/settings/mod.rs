@@ -31,12 +31,13 @@ mod setting;
 mod share;
 mod worker;
 
-pub(crate) use self::config::{Config, Settings};
+pub(crate) use self::config::{Config, Settings, is_policy, is_time};
 pub(crate) use self::given::Given;
 pub(crate) use self::limits::{
     check as check_limits, check_balancer, check_registry, check_worker,
 };
 pub(crate) use self::program::{Balancer, Program, Registry, Up, Worker, variables};
+pub(crate) use self::setting::{Origin, Setting};
 
 #[cfg(test)]
 mod tests {
@@ -153,7 +154,7 @@ mod tests {
             ("[x]\na = 1\n", "line 1: unknown key \"x\"; `ol config show` lists the keys"),
             (
                 "[worker]\nweight = \"a\"\n",
-                "line 2: weight: invalid type: string \"a\", expected a number",
+                "line 2: weight: \"a\" does not fit here; write a number",
             ),
             ("weight = 0\n", "line 1: weight: 0 is not a share; use more than 0"),
             ("retry_share = inf\n", "line 1: retry_share: inf is not a share; use 0 to 1000000"),
@@ -251,8 +252,8 @@ mod tests {
             (["--weight", "0"], "--weight 0: 0 is not a share; use more than 0"),
             (["--weight", "inf"], "--weight inf: inf is not a share; use more than 0"),
             (["--retry-share", "-0.5"], "--retry-share -0.5: -0.5 is not a share; use 0 to"),
-            (["--retries", "-1"], "expected a whole number from 0 to 4294967295"),
-            (["--retries", "many"], "invalid type: string \"many\", expected a whole number from"),
+            (["--retries", "-1"], "write a whole number from 0 to 4294967295"),
+            (["--retries", "many"], "\"many\" does not fit here; write a whole number from"),
             (["--listen", "5"], "--listen 5: it is not an IP address with a port; write one"),
             (["--pick", "best"], "unknown value \"best\"; known are most_recent, newest"),
         ] {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Args, Command, value_parser};
-use openlambda_core::config::explain;
+use openlambda_core::config::{WRONG_TYPE, explain};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -108,7 +108,7 @@ impl Known {
         let is_number = self.default.as_ref().is_some_and(|it| it.is_integer() || it.is_float());
         // Of the right type, though out of range.
         let is_a_number = |number: &Value| {
-            is_number || self.takes(number).is_err_and(|why| !why.starts_with("invalid type"))
+            is_number || self.takes(number).is_err_and(|why| !why.contains(WRONG_TYPE))
         };
         let is_no_text = || self.takes(&text.clone().into()).is_err();
         let meant = || number.ok().filter(|number| is_a_number(number) && is_no_text());
@@ -129,7 +129,7 @@ impl Known {
 pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     Value::String(text.to_owned())
         .try_into()
-        .map_err(|error: toml::de::Error| error.message().to_owned())
+        .map_err(|error: toml::de::Error| explain(error.message()))
 }
 
 /// The help, which ends with the default unless it says what holds without one.

@@ -153,7 +153,7 @@ fn versions_aliases_and_rollbacks() {
     assert!(refused.contains("points to version 2 now"), "{refused}");
     let refused = place.fails(&["alias", "f", "live", "9"]);
     assert!(refused.contains("f has no version 9; `ol versions f` lists them"), "{refused}");
-    assert!(place.fails(&["alias", "f", "2x", "1"]).contains("a letter first"));
+    assert!(place.refuses(&["alias", "f", "2x", "1"]).contains("a letter first"));
     place.ol(&["alias", "f", "test", "3", "--expected", "none"]);
     let aliases = place.json(&["alias", "f", "--json"]);
     assert_eq!(aliases, json!({ "name": "f", "aliases": { "live": 2, "test": 3 } }));
@@ -184,6 +184,20 @@ fn versions_aliases_and_rollbacks() {
     assert!(place.fails(&["rollback", "f", "9"]).contains("f has no version 9"));
     assert!(place.fails(&["rollback", "ff"]).contains("did you mean \"f\"?"));
 
+    // Whatever is called wrongly by a letter or so, the one that may be meant is named.
+    for (args, hint) in [
+        (&["invoke", "ff"][..], "there is no function \"ff\"; did you mean \"f\"?"),
+        (&["invoke", "f:lvie"], "f has no version \"lvie\"; did you mean \"live\"?"),
+        (&["invoke", "f:99"], "f has no version 99; `ol versions f` lists them"),
+        (&["describe", "f:liv"], "did you mean \"live\"?"),
+        (&["rollback", "f", "lives"], "did you mean \"live\"?"),
+        (&["alias", "f", "lve"], "f has no alias \"lve\"; did you mean \"live\"?"),
+        (&["alias", "f", "lve", "--remove"], "f has no alias \"lve\"; did you mean \"live\"?"),
+        (&["logs", "ff"], "did you mean \"f\"?"),
+    ] {
+        let said = place.fails(args);
+        assert!(said.contains(hint), "{args:?}: {said}");
+    }
     let described = place.json(&["describe", "f", "--json"]);
     assert_eq!((&described["name"], &described["version"]), (&json!("f"), &json!(7)));
     assert_eq!(described["url"], format!("{}/run/f", cluster.url));
@@ -616,7 +630,7 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
         (&["--keep-alive", "lrv"], "did you mean \"lru\"?"),
         (&["--max-wait-seconds", "60"], "set that to more than 60"),
     ] {
-        let message = place.fails(&[&["up"], flags].concat());
+        let message = place.refuses(&[&["up"], flags].concat());
         assert!(message.contains(expected), "{flags:?}: {message}");
     }
 
@@ -673,6 +687,23 @@ fn a_shell_completes_commands_functions_and_policies() {
         assert_eq!(offered, ["alpha", "alpine"], "{command}");
     }
     assert_eq!(completed_by_bash(place, "ol rollb"), ["rollback"]);
+    cluster.deploy("beta", &[("f.py", &answering("two"))]);
+    for (alias, version) in [("live", "1"), ("last", "2"), ("test", "2")] {
+        place.ol(&["alias", "beta", alias, version]);
+    }
+    for (line, expected) in [
+        ("ol alias beta l", &["last", "live"][..]),
+        ("ol alias beta live ", &["2", "1"]),
+        ("ol rollback beta l", &["last", "live"]),
+        ("ol rollback beta 1", &["1"]),
+        ("ol invoke beta:l", &["beta:last", "beta:live"]),
+        ("ol describe beta:2", &["beta:2"]),
+    ] {
+        let offered = completed_by_bash(place, line);
+        let offered: Vec<&str> =
+            offered.iter().map(String::as_str).filter(|it| !it.starts_with('-')).collect();
+        assert_eq!(offered, expected, "{line}");
+    }
     assert!(completed_by_bash(place, "ol up --policy round").contains(&"round-robin".to_owned()));
     assert!(
         completed_by_bash(place, "ol new x --template python-").concat().contains("python-http")

@@ -93,6 +93,14 @@ impl Place {
         err
     }
 
+    /// What `ol` says when it is called wrongly, which is status 2.
+    pub fn refuses(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "ol {args:?}: {out}{err}");
+        err
+    }
+
     pub fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ol(args)).unwrap()
     }
@@ -260,7 +268,11 @@ impl Daemon {
 
     /// Tells it to end.
     pub fn terminate(&self) {
-        kill(self.child.id() as i32, rustix::process::Signal::TERM);
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        kill(self.child.id() as i32, signal);
     }
 
     /// Waits until it has ended.

@@ -5,9 +5,11 @@
 //! | `story` | the documented way: up, deploy, invoke, ls, logs, rm, down, and the JSON of each |
 //! | `table` | each row of the table of errors |
 //! | `http` | headers, bodies and timings on their way through |
+//! | `terminal` | what is printed where, with which status commands end, and what they say while they wait |
 //! | `input` | bad input to the command line |
 //! | `bench` | small runs of the benches |
 //! | `author` | what one who writes functions does, from `ol new` to `ol rollback` |
+//! | `readme` | every command of the README, as it stands there |
 //! | `admin` | what pages, operators and scripts do over HTTP beside calls |
 //! | `allow` | what the operator lets functions ask for |
 //! | `deploy` | what a deployment takes, leaves out, and says |
@@ -55,7 +57,9 @@ mod identity;
 mod input;
 mod page;
 mod private;
+mod readme;
 mod removal;
 mod story;
 mod table;
+mod terminal;
 mod web;

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use openlambda_core::json_lines;
-use openlambda_core::time::{Clock, SystemClock};
 use openlambda_lab::parallel::in_parallel;
 use openlambda_lab::sim::{SimConfig, simulate_with};
 use openlambda_lab::summary::{Summary, Tally};
@@ -15,18 +14,19 @@ use openlambda_lb::policies::{PolicyConfig, PolicyMaker};
 use super::args::SimArgs;
 use super::report::{report, report_means};
 use crate::Catalog;
-use crate::cli::progress::Progress;
+use crate::cli::progress::Pace;
 use crate::error::{CliError, Context, Result};
 
 pub(in crate::cli) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode> {
-    let config = args.config(catalog)?;
+    let config = args.config(catalog).map_err(CliError::by_the_call)?;
     let policies = if args.policies.is_empty() {
         catalog.policies().entries().map(|entry| PolicyConfig::named(&*entry.name)).collect()
     } else {
         args.policies.clone()
     };
     let makers = policies.iter().map(|policy| catalog.policies().maker(policy));
-    let policies = makers.collect::<Result<Vec<_>, _>>()?;
+    let policies = makers.collect::<Result<Vec<_>, _>>();
+    let policies = policies.map_err(|error| CliError::from(error).by_the_call())?;
     let runs: Vec<(&PolicyMaker, u64)> = policies
         .iter()
         .flat_map(|policy| args.seeds.iter().map(move |seed| (policy, *seed)))
@@ -34,7 +34,7 @@ pub(in crate::cli) fn sim(args: &SimArgs, catalog: &Catalog) -> Result<ExitCode>
     let records = args.records.as_deref();
     if records.is_some() && runs.len() != 1 {
         let message = "--records holds the calls of one run; name one --policy and one --seed";
-        return Err(CliError::new(message));
+        return Err(CliError::new(message).by_the_call());
     }
     let watch = Watch::start(config.workload.invocations * runs.len() as u64);
     let summaries = in_parallel(runs.len(), args.threads, |number| {
@@ -84,10 +84,9 @@ fn run(
 
 /// Shows on a terminal how far all simulations are.
 struct Watch {
-    progress: Progress,
+    pace: Pace,
     all: u64,
     over: AtomicU64,
-    clock: SystemClock,
 }
 
 impl Watch {
@@ -95,24 +94,13 @@ impl Watch {
     const STEP: u64 = 8192;
 
     fn start(all: u64) -> Self {
-        let progress = Progress::start("simulating");
-        Watch { progress, all, over: AtomicU64::new(0), clock: SystemClock::new() }
+        Watch { pace: Pace::start("simulating", "calls"), all, over: AtomicU64::new(0) }
     }
 
     /// [`STEP`](Self::STEP) more calls are over.
     fn over(&self) {
         let over = self.over.fetch_add(Self::STEP, Ordering::Relaxed) + Self::STEP;
-        self.progress.set(|| {
-            let seconds = self.clock.now().as_secs_f64().max(1e-3);
-            let rate = over as f64 / seconds;
-            let left = self.all.saturating_sub(over) as f64 / rate;
-            format!(
-                "{:.1} of {:.1} million calls, {:.2} million a second, {left:.0} s left",
-                over as f64 / 1e6,
-                self.all as f64 / 1e6,
-                rate / 1e6
-            )
-        });
+        self.pace.at(over, self.all);
     }
 }
 
