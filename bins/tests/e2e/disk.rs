@@ -65,7 +65,7 @@ fn a_full_disk_stops_no_call_and_no_daemon_and_room_ends_it() {
         "100 200",
         "No space left on device",
         "calls after its worker died: 200",
-        "stdout: afterafter",
+        "afterafter",
         "other version 1 is deployed",
         "tell is removed",
         "supervisor: 0 panics",
