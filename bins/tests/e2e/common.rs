@@ -38,6 +38,21 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
+/// The same command, as it runs from a terminal: where the tests run in a shell's background, or under `nohup`,
+/// children are born with these signals ignored.
+pub fn from_a_terminal(command: &Command) -> Command {
+    let mut wrapped = Command::new("env");
+    wrapped.arg("--default-signal=INT,HUP").arg(command.get_program()).args(command.get_args());
+    for (variable, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(variable, value),
+            None => wrapped.env_remove(variable),
+        };
+    }
+    wrapped.stdin(Stdio::null());
+    wrapped
+}
+
 /// A folder for one cluster. Drop stops the cluster and looks for what is left.
 pub struct Place {
     dir: TempDir,
@@ -249,13 +264,10 @@ pub struct Daemon {
 impl Daemon {
     /// Runs `ol-lb`, `ol-worker` or `ol-registry`, by its path, on a free port.
     pub fn start(program: &str, args: &[&str]) -> Self {
-        let mut child = Command::new(program)
-            .args(["--listen", "127.0.0.1:0", "--secret-file", &secret().file()])
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut daemon = Command::new(program);
+        daemon.args(["--listen", "127.0.0.1:0", "--secret-file", &secret().file()]).args(args);
+        let mut child =
+            from_a_terminal(&daemon).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Place, kill, texts};
+use crate::common::{Cluster, Place, from_a_terminal, kill, texts};
 
 const LISTS: &str = "import os\ndef f(event):\n    return sorted(os.listdir('.'))\n";
 
@@ -167,13 +167,7 @@ fn slips_are_told_at_deploy_or_done_right() {
 
 /// `ol deploy`, interrupted after so long.
 fn interrupted(place: &Place, folder: &str, after: Duration) -> Output {
-    // Where the tests run in a shell's background, children are born with the signal ignored.
-    let deploy = place.command(&["deploy", folder]);
-    let mut command = Command::new("env");
-    command.arg("--default-signal=INT").arg(deploy.get_program()).args(deploy.get_args());
-    for (variable, value) in deploy.get_envs() {
-        command.env(variable, value.unwrap());
-    }
+    let mut command = from_a_terminal(&place.command(&["deploy", folder]));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(after);
     kill(child.id() as i32, rustix::process::Signal::INT);

@@ -190,8 +190,16 @@ async fn a_reply_that_fails_midway_is_seen_to_fail() {
 }
 
 const PRINTS: &str = r#"
-import subprocess, sys, time
+import os, sys, time
 def f(event):
+    if event == "captures":
+        ours, theirs = os.pipe(), os.dup(1)
+        os.dup2(ours[1], 1)
+        for n in range(20):
+            print("captured", n)
+            print("beside", n, file=sys.stderr)
+        os.dup2(theirs, 1)
+        return os.read(ours[0], 1000).decode()
     if event == "both":
         for n in range(100):
             print("out", n)
@@ -231,6 +239,10 @@ async fn the_log_keeps_the_order_of_a_call_s_lines_and_whose_they_are() {
             let expected: String = (0..100).map(|n| format!("out {n}\nerr {n}\n")).collect();
             assert_eq!(text, expected, "{kind}");
         }
+        // What a function has put into the place of its output is none of ours.
+        let captured = post(&client, &url, "\"captures\"").await;
+        let expected: String = (0..20).map(|n| format!("captured {n}\n")).collect();
+        assert_eq!(captured.json(), expected.as_str());
         let manifest = "concurrency = 4\nmax_instances = 1\n";
         let threads = cluster.deploy("threads", &[("f.py", PRINTS), ("ol.toml", manifest)]);
         let asgi = format!("{manifest}style = \"asgi\"\n");

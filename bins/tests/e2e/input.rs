@@ -124,7 +124,7 @@ fn without_a_cluster_each_command_says_how_to_start_one() {
 
 #[test]
 fn interpreters_are_settings() {
-    let place = Place::new();
+    let place = Place::new().with("OPENLAMBDA_LISTEN", "127.0.0.1:0");
     let bin = tempfile::tempdir().unwrap();
     let python = bin.path().join("own-python");
     symlink("/usr/bin/python3", &python).unwrap();
@@ -175,7 +175,8 @@ fn a_file_that_cannot_be_written_is_told_by_its_name() {
         let message = place.fails(&[&["up", "--listen", "127.0.0.1:0"], &flags[..]].concat());
         assert!(message.contains(expected), "{flags:?}: {message}");
     }
-    let message = place.fails(&["up", "--start-limit-seconds", "0.0001"]);
+    let message =
+        place.fails(&["up", "--listen", "127.0.0.1:0", "--start-limit-seconds", "0.0001"]);
     let expected =
         "registry does not serve after 0.0001 s, which start_limit_seconds can raise; see ";
     assert!(message.contains(expected), "{message}");
@@ -206,6 +207,7 @@ fn logs_have_the_size_that_is_set() {
 #[test]
 fn the_engine_s_socket_is_a_setting() {
     let place = Place::new().with("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    let place = place.with("OPENLAMBDA_LISTEN", "127.0.0.1:0");
     let shown = place.ol(&["config", "show", "--origin"]);
     let line = shown.lines().find(|line| line.starts_with("docker_socket")).unwrap();
     assert!(line.contains("= \"unix:///nowhere/docker.sock\""), "{line}");

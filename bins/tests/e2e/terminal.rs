@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Daemon, Place, kill, program, texts, wait_for};
+use crate::common::{Cluster, Daemon, Place, from_a_terminal, kill, program, texts, wait_for};
 
 const SLOW: &str = "import time\ndef f(event):\n    print('begun', event)\n    time.sleep(event)\n";
 
@@ -46,7 +46,7 @@ fn until(lines: &Receiver<String>, text: &str) -> String {
 /// An `ol up` that stays in the foreground, when it serves.
 fn foreground(place: &Place, args: &[&str]) -> (Child, String, Receiver<String>) {
     let up = [&["up", "--listen", "127.0.0.1:0", "--workers", "1"], args].concat();
-    let mut command = place.command(&up);
+    let mut command = from_a_terminal(&place.command(&up));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let said = lines(child.stderr.take().unwrap());
     let mut url = String::new();

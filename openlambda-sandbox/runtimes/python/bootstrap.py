@@ -611,6 +611,12 @@ class Raw(io.FileIO):
     written = None
     fcntl = None
 
+    def __init__(self, fd, name):
+        super().__init__(fd, "w", closefd=False)
+        self.name = name
+        # The pipe to the worker. The function may put another file in its place.
+        self.pipe = posix.fstat(fd).st_ino
+
     def write(self, data):
         other = Raw.written
         if other is not self:
@@ -623,12 +629,16 @@ class Raw(io.FileIO):
         """Waits until the pipe is empty, but not for long: the worker may have other things to do."""
         try:
             Raw.fcntl = Raw.fcntl or own("fcntl")
-            for _ in range(100):
-                if not any(Raw.fcntl.ioctl(self.fileno(), 0x541B, bytes(4))):  # FIONREAD
+            if posix.fstat(self.fileno()).st_ino != self.pipe:
+                return
+            pause, until = 0.00005, time.monotonic() + 1
+            while any(Raw.fcntl.ioctl(self.fileno(), 0x541B, bytes(4))):  # FIONREAD
+                if time.monotonic() > until:
                     return
-                time.sleep(0.0001)
+                time.sleep(pause)
+                pause = min(2 * pause, 0.005)
         except Exception:
-            # It may be no pipe any more.
+            # It may be closed.
             pass
 
 
@@ -660,8 +670,7 @@ class Lines(io.TextIOWrapper):
 def set_up_output():
     kind = Lines if SLOTS > 1 else io.TextIOWrapper
     for fd, name, errors in ((1, "stdout", sys.stdout.errors), (2, "stderr", "backslashreplace")):
-        raw = Raw(fd, "w", closefd=False)
-        raw.name = f"<{name}>"
+        raw = Raw(fd, f"<{name}>")
         stream = kind(io.BufferedWriter(raw), sys.stdout.encoding, errors, line_buffering=True)
         stream.mode = "w"
         setattr(sys, name, stream)
