@@ -311,6 +311,8 @@ impl WorkerCore {
             // Before the scheduler hears of it: its place, if one was kept, goes to another.
             self.step(now, Event::ReservationCancelled { invocation });
             self.withdraw(now, invocation, over);
+            // The places that went may have been what code was kept for.
+            self.remove_surplus_code(now);
             return Accepted { invocation, version };
         }
         let deadline = now + self.max_wait;
