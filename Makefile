@@ -8,7 +8,7 @@ OL = target/release/ol
 all: build
 
 build:
-	$(CARGO) build --release --workspace --bins --features openlambda/daemons
+	$(CARGO) build --release -p openlambda --bins --features daemons
 
 demo: build
 	@examples/demo.sh $(OL)
