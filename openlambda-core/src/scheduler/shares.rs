@@ -33,6 +33,8 @@ pub(super) struct Shares {
     begun: u64,
     /// What is charged for all that is under way, microseconds.
     under_way: u64,
+    /// Namespaces with calls that wait.
+    waiting: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,12 +197,16 @@ impl Shares {
 
     /// It waits.
     pub(super) fn waits(&mut self, namespace: NamespaceId) {
-        self.share(namespace).waiting += 1;
+        let share = self.share(namespace);
+        share.waiting += 1;
+        self.waiting += u32::from(share.waiting == 1);
     }
 
     /// It does not wait any more.
     pub(super) fn waits_no_more(&mut self, namespace: NamespaceId) {
-        self.share(namespace).waiting -= 1;
+        let share = self.share(namespace);
+        share.waiting -= 1;
+        self.waiting -= u32::from(share.waiting == 0);
     }
 
     /// The earliest start tag that counts.
@@ -211,6 +217,9 @@ impl Shares {
     /// Where one begins that has not waited: where the last began, or, where that was out of turn, the first of
     /// those that wait.
     fn virtual_time(&self) -> u64 {
+        if self.waiting == 0 {
+            return self.begun;
+        }
         let waiting = self.of.iter().filter(|share| share.waiting > 0).map(|share| share.start);
         waiting.min().map_or(self.begun, |first| first.clamp(self.floor(), self.begun))
     }
