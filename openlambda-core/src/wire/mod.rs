@@ -46,7 +46,7 @@ pub use failures::{
 pub use headers::{
     BALANCER, DECLARED_LENGTH, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX, REQUEST_ID,
     RESERVATION, SERVER_TIMING, START, STARTED, VERSION, WORKER, declares_more_than, detail_of,
-    id_value, is_hop_by_hop, is_relayed, refuse_ambiguous, refuse_nameless, refuse_pages,
+    id_value, is_hop_by_hop, is_relayed, refuse_ambiguous, refuse_pages, refuse_unclear,
     remove_hop_by_hop, remove_own, request_id_of, takes_trailers, tells_origin,
 };
 pub use paths::{

@@ -289,12 +289,7 @@ fn streamed(body: Body, completion: oneshot::Receiver<Completion>, trailers: boo
             Some(Err(error)) => Some(error),
             None => None,
         };
-        let last = last_frame(completion.await, broke, trailers);
-        if last.is_err() {
-            // A connection is cut at once when its body breaks off: what came before has to be sent first.
-            tokio::task::yield_now().await;
-        }
-        Some((last, None))
+        Some((last_frame(completion.await, broke, trailers), None))
     });
     StreamBody::new(frames).boxed_unsync()
 }

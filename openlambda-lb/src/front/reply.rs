@@ -22,9 +22,6 @@ pub(crate) struct ReplyBody {
     ok: bool,
     /// Its client takes trailers.
     trailers: bool,
-    /// Why it broke off, which the server is told when it has sent what came before: it cuts the
-    /// connection at once.
-    broken: Option<BoxError>,
     /// How long the worker may be silent in the middle.
     limit: Duration,
     /// Runs while the next frame is awaited.
@@ -37,9 +34,9 @@ pub(crate) struct ReplyBody {
 impl ReplyBody {
     /// One that no worker sends.
     pub(crate) fn of(body: Body) -> Self {
-        let (start, broken, silence, route, record) = (None, None, None, None, None);
+        let (start, silence, route, record) = (None, None, None, None);
         let (ok, trailers, limit) = (true, false, Duration::MAX);
-        ReplyBody { body, start, ok, trailers, broken, limit, silence, route, record }
+        ReplyBody { body, start, ok, trailers, limit, silence, route, record }
     }
 
     /// A worker's, which may be silent for `limit` in the middle. Its end is the end of the call, by
@@ -80,10 +77,6 @@ impl http_body::Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        if let Some(error) = this.broken.take() {
-            this.end(Outcome::BrokenOff);
-            return Poll::Ready(Some(Err(error)));
-        }
         match Pin::new(&mut this.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 this.silence = None;
@@ -92,21 +85,15 @@ impl http_body::Body for ReplyBody {
                     wire::failure_kind_of(trailers)
                 });
                 if let Some(kind) = failed {
+                    this.end(Outcome::BrokenOff);
                     if !this.trailers {
                         let why = format!("the call failed in the middle of its reply ({kind})");
-                        this.broken = Some(why.into());
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                        return Poll::Ready(Some(Err(why.into())));
                     }
-                    this.end(Outcome::BrokenOff);
                 }
                 match &frame {
                     None => this.end(Outcome::Ok),
-                    Some(Err(_)) => {
-                        this.broken = frame.and_then(Result::err);
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
+                    Some(Err(_)) => this.end(Outcome::BrokenOff),
                     Some(Ok(frame)) => {
                         if let Some(record) = &mut this.record {
                             record.sent(frame.data_ref().map_or(0, Bytes::len));

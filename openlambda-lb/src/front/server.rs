@@ -48,9 +48,7 @@ impl Server {
         identity: &Identity,
     ) -> Response<Body> {
         let (path, uri, headers) = (request.uri().path(), request.uri(), request.headers());
-        let fits = wire::refuse_ambiguous(headers)
-            .and_then(|()| wire::refuse_nameless(request.version(), headers));
-        if let Err(failure) = fits {
+        if let Err(failure) = wire::refuse_unclear(request.version(), headers) {
             return wire::closing(wire::failure_response(&failure, None));
         }
         let part = Part::of(path);
