@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::common::{Cluster, client, inside, post, raw, send, wait_for};
+use crate::common::{Cluster, client, inside, post, raw, raw_inside, send, wait_for};
 
 /// Returns its event, or what the event's body says.
 const MIRROR: &str = r#"
@@ -308,6 +309,83 @@ def f(event):
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n3"), "{answer}");
     let answer = ask("slow", r#"{"seconds": 3}"#, "1.0");
     assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\n3"), "{answer}");
+}
+
+/// By the balancer's socket, and through a proxy of HTTP/1.0, who stops sending has left.
+#[test]
+fn a_client_that_leaves_gives_up_its_place_by_the_balancers_socket_and_through_a_proxy() {
+    const WAITS: &str = "
+import os, time
+def f(event):
+    open(event + '.begun', 'w').close()
+    while not os.path.exists(event): time.sleep(0.01)
+";
+    // Without isolation, so that the functions see the file that opens their gate.
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    // No call is over by itself while we look.
+    let settings = "max_instances = 1\ntimeout_seconds = 600";
+    cluster.deploy("waits", &[("f.py", WAITS), ("ol.toml", settings)]);
+    cluster.deploy("streamer", &[("bootstrap", STREAMER), ("ol.toml", "timeout_seconds = 600")]);
+    let folder = tempfile::tempdir().unwrap();
+    let gate = folder.path().join("open");
+    let body = format!("{gate:?}");
+    let stats = |address| {
+        let request = b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let answer = raw_inside(address, request);
+        serde_json::from_str::<serde_json::Value>(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    };
+    let worker = cluster.status()["workers"][0]["url"].as_str().unwrap().to_owned();
+    let worker = worker.strip_prefix("http://").unwrap().parse().unwrap();
+    let waiting = |count: u64| {
+        let got = wait_for(|| (stats(worker)["counts"]["waiting"] == count).then_some(()));
+        assert!(got.is_some(), "{count} do not wait: {}", stats(worker));
+    };
+    let in_flight = |count: u64| {
+        let got = wait_for(|| (stats(cluster.address())["in_flight"] == count).then_some(()));
+        assert!(got.is_some(), "{count} are not in flight: {}", stats(cluster.address()));
+    };
+    let socket = || {
+        let stream = UnixStream::connect(cluster.place.data_dir().join("balancer.sock")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    };
+    let request = |name: &str, version: &str, more: &str| {
+        let length = body.len();
+        format!(
+            "POST /run/{name} HTTP/{version}\r\nHost: x\r\nConnection: close\r\n{more}\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    // In the middle of a reply of which nothing comes.
+    let mut reads = socket();
+    reads.write_all(request("streamer", "1.1", "").as_bytes()).unwrap();
+    let (mut answer, mut buffer) = (String::new(), [0; 4096]);
+    while !answer.contains("first ") {
+        let count = reads.read(&mut buffer).unwrap();
+        assert!(count > 0, "it ended early: {answer}");
+        answer.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+    in_flight(1);
+    drop(reads);
+    in_flight(0);
+    // While others wait before them.
+    let mut first = socket();
+    first.write_all(request("waits", "1.1", "").as_bytes()).unwrap();
+    wait_for(|| folder.path().join("open.begun").exists().then_some(())).expect("it begins");
+    let mut waits = socket();
+    waits.write_all(request("waits", "1.1", "").as_bytes()).unwrap();
+    waiting(1);
+    drop(waits);
+    waiting(0);
+    let mut waits = TcpStream::connect(cluster.address()).unwrap();
+    waits.write_all(request("waits", "1.0", "X-Forwarded-For: 192.0.2.7\r\n").as_bytes()).unwrap();
+    waiting(1);
+    drop(waits);
+    waiting(0);
+    std::fs::write(&gate, "").unwrap();
+    let mut answer = String::new();
+    first.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 /// Whoever sends all of a request before it reads the answer gets to read it.

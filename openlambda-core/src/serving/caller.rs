@@ -19,7 +19,7 @@ pub struct Caller {
     stream: Patient<Stream>,
     identity: Identity,
     greeting: Option<Box<Greeting>>,
-    /// Where clients may stop sending and wait for the reply.
+    /// Where clients may stop sending and wait for the reply: by TCP.
     departure: Option<Box<Departure>>,
     /// Where a reply waits until everything is written.
     flush: Option<Flush>,
@@ -39,7 +39,7 @@ impl Caller {
         self.flush = Some(flush);
     }
 
-    /// From now on the client may stop sending without having left.
+    /// From now on the client, which has come by TCP, may stop sending without having left.
     pub(super) fn may_stop_sending(&mut self, phase: Phase) {
         self.departure = Some(Box::new(Departure::new(phase)));
     }
@@ -100,7 +100,7 @@ impl AsyncWrite for Caller {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_known(cx))?;
-        if let Some(departure) = &self.departure {
+        if let Some(departure) = &mut self.departure {
             departure.written(bytes);
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -112,7 +112,7 @@ impl AsyncWrite for Caller {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_known(cx))?;
-        if let Some(departure) = &self.departure {
+        if let Some(departure) = &mut self.departure {
             departure.written(bytes.first().map_or(&[], |first| first));
         }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)

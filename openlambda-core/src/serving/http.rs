@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use super::departure::{Phase, Told};
 use super::door::cannot_accept;
 use super::flushing::Flush;
-use super::{Caller, Door, Steady};
+use super::{Caller, Door, Steady, Stream};
 use crate::failure::chain;
 
 /// How a server speaks HTTP. Every field has a default. The [door](super::Patience) bounds connections and
@@ -41,8 +41,10 @@ pub struct HttpConfig {
     /// How long requests under way may take after `stop` has resolved. With zero, connections are cut in
     /// the middle of them; the default is 5 s.
     pub drain: Duration,
-    /// Whether a client that stops sending after its request still gets the reply, instead of being taken for
-    /// one that has left. Whether it has is found out all the same, a second later.
+    /// Whether a client by TCP that stops sending after its request still gets the reply, instead of being
+    /// taken for one that has left. Whether it has is found out all the same, a second later. Of a client of
+    /// HTTP/1.0 it is not, until something of the reply is sent to it, unless a proxy says that it relays the
+    /// request: a proxy that stops sending is taken for one that has left.
     pub half_close: bool,
     /// Whether replies have a `Date`, which HTTP requires of servers with a clock.
     pub date: bool,
@@ -95,7 +97,6 @@ impl HttpServer {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout((head < Duration::MAX).then_some(head))
-            .half_close(config.half_close)
             .auto_date_header(config.date);
         if let Some(limit) = config.header_limit {
             // The buffer alone is no exact bound.
@@ -126,12 +127,15 @@ impl HttpServer {
                 }
             };
             let phase = Phase::default();
-            if config.half_close {
+            // By a Unix socket nobody but those who have left stops sending, and nothing else tells of them.
+            let half_close = config.half_close && matches!(stream.stream(), Stream::Tcp(_));
+            if half_close {
                 stream.may_stop_sending(phase.clone());
             }
             let flush = Flush::default();
             stream.tell_written(flush.clone());
             let service = Told { service, phase, flush };
+            http.half_close(half_close);
             let connection = http.serve_connection(TokioIo::new(stream), service);
             match &graceful {
                 Some(graceful) => {
@@ -306,5 +310,34 @@ mod tests {
             let reply = rest(client).await;
             assert!(reply.ends_with("\r\n\r\n0"), "{reply}");
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_stops_sending_gets_the_reply_unless_that_means_that_it_has_left() {
+        let config = HttpConfig { half_close: true, ..HttpConfig::default() };
+        let server = Server::start(Patience::default(), config.clone()).await;
+        let via = "via: 1.0 proxy\r\n";
+        for (version, header, waits) in
+            [("1.1", "", true), ("1.1", via, true), ("1.0", "", true), ("1.0", via, false)]
+        {
+            let mut client = server.connect().await;
+            let request = format!("GET / HTTP/{version}\r\nhost: test\r\n{header}\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            server.came.acquire().await.unwrap().forget();
+            client.shutdown().await.unwrap();
+            server.answers.add_permits(usize::from(waits));
+            let reply = rest(client).await;
+            assert_eq!(reply.contains(" 200 OK\r\n"), waits, "{request}{reply}");
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let door = Door::within(UnixListener::bind(&path).unwrap(), Patience::without_end(1));
+        let server = Server::at(door, (Ipv4Addr::LOCALHOST, 0).into(), config);
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        server.came.acquire().await.unwrap().forget();
+        client.shutdown().await.unwrap();
+        assert_eq!(rest(client).await, "");
     }
 }

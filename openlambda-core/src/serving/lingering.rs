@@ -27,7 +27,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub struct LingeringBody {
     /// Taken by Drop.
     body: Option<SteadyBody<Incoming>>,
-    /// Its sender sends.
+    /// Its sender sends, and is not at the end.
     comes: bool,
 }
 
@@ -55,9 +55,11 @@ impl Body for LingeringBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.comes = true;
         let body = self.body.as_mut().expect("only Drop takes it");
-        Pin::new(body).poll_frame(cx)
+        let frame = Pin::new(body).poll_frame(cx);
+        // One whose length is not declared says in no other way that it is over.
+        self.comes = !matches!(frame, Poll::Ready(None | Some(Err(_))));
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -86,6 +88,47 @@ async fn pass_over(mut body: SteadyBody<Incoming>) {
         passed += frame.data_ref().map_or(0, |data| data.len() as u64);
         if passed > MOST {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::Response;
+    use http_body_util::Empty;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_body_that_was_read_to_its_end() {
+        for (body, ends) in [("1\r\nx\r\n0\r\n\r\n", true), ("1\r\nx\r\nno length", false)] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let read = async |request: Request<Incoming>| {
+                let mut body = LingeringBody::of(request).into_body();
+                let mut last = None;
+                while let Some(frame) = body.frame().await {
+                    assert!(body.comes || frame.is_err());
+                    last = Some(frame);
+                    if last.as_ref().is_some_and(Result::is_err) {
+                        break;
+                    }
+                }
+                assert!(!body.comes);
+                assert_eq!(last.is_some_and(|frame| frame.is_ok()), ends);
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            };
+            let head =
+                "POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked";
+            client.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+            let server = TokioIo::new(server);
+            let served = http1::Builder::new().serve_connection(server, service_fn(read)).await;
+            assert!(served.is_ok() || !ends);
         }
     }
 }

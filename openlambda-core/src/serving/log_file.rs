@@ -112,7 +112,8 @@ impl LogFile {
 fn open_at_once(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path);
     let file = file.map_err(|error| match error.raw_os_error() {
-        Some(number) if number == rustix::io::Errno::NXIO.raw_os_error() => {
+        // A socket is refused so too, and a device that is not there.
+        Some(number) if number == rustix::io::Errno::NXIO.raw_os_error() && is_pipe(path) => {
             io::Error::other("it is a pipe that nobody reads")
         }
         _ => error,
@@ -122,6 +123,10 @@ fn open_at_once(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
     }
     Ok(file)
+}
+
+fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|there| there.file_type().is_fifo())
 }
 
 fn is_same(one: &Metadata, other: &Metadata) -> bool {
@@ -251,6 +256,10 @@ mod tests {
             log.write_all(b"4\n").unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), "4\n");
         }
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let error = LogFile::open(&socket, 4).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::NXIO.raw_os_error()), "{error}");
         let pipe = folder.path().join("pipe");
         make_pipe(&pipe);
         let reader = File::options().read(true).write(true).open(&pipe).unwrap();

@@ -41,6 +41,15 @@ fn time_left(patience: Duration, bytes: u64, passed: Duration) -> Duration {
     due.saturating_sub(passed).min(patience)
 }
 
+/// Why a sender has no time any more, of whose body so much came in, and then nothing while it had this left.
+fn late(patience: Duration, came: u64, left: Duration) -> String {
+    // A sender that has sent nothing has had all of its patience, but for the moment before the first wait.
+    if came == 0 || left == patience {
+        return format!("the body broke off: nothing came for {patience:?}");
+    }
+    format!("the body comes too slowly: {came} bytes so far; send it faster")
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Bodies {
@@ -130,14 +139,7 @@ impl Bodies {
             let came = held.bytes.len() as u64;
             let left = time_left(self.patience, came, clock.now().since(began));
             let frame = tokio::time::timeout(left, body.frame()).await.map_err(|_| {
-                let patience = self.patience;
-                let message = match left == patience {
-                    true => format!("the body broke off: nothing came for {patience:?}"),
-                    false => {
-                        format!("the body comes too slowly: {came} bytes so far; send it faster")
-                    }
-                };
-                Failure::new(FailureKind::BadRequest, message)
+                Failure::new(FailureKind::BadRequest, late(self.patience, came, left))
             })?;
             let Some(frame) = frame.transpose().map_err(|error| self.broken(&error))? else {
                 break;
@@ -265,5 +267,17 @@ mod tests {
         assert_eq!(left(u64::MAX, 0), seconds(10));
         // Who has all the time there is.
         assert!(time_left(Duration::MAX, 1, seconds(1)) > seconds(1 << 40));
+    }
+
+    #[test]
+    fn only_who_sends_something_is_told_that_it_is_slow() {
+        let seconds = Duration::from_secs;
+        let patience = seconds(10);
+        // A moment has passed before its first wait.
+        let left = patience - Duration::from_micros(3);
+        assert_eq!(late(patience, 0, left), "the body broke off: nothing came for 10s");
+        assert_eq!(late(patience, 9000, patience), "the body broke off: nothing came for 10s");
+        let slow = "the body comes too slowly: 10 bytes so far; send it faster";
+        assert_eq!(late(patience, 10, seconds(1)), slow);
     }
 }
