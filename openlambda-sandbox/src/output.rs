@@ -150,7 +150,9 @@ impl FunctionOutput {
             {
                 held = held.saturating_sub(count as u64);
             }
-            pipe.end_line(reader);
+            if !pipe.is_of_another(reader) {
+                pipe.end_line(reader);
+            }
         }
     }
 
@@ -234,6 +236,12 @@ impl Pipe {
             let only = self.running.only();
             self.whole_line(reader, only.as_ref().map(RequestId::as_str));
         }
+    }
+
+    /// Whether the line that has begun says that it is one's of several that run: its end will come.
+    fn is_of_another(&self, reader: &Reader) -> bool {
+        let tagged = reader.tagged.is_some() || self.tag_of(&reader.partial).is_some();
+        tagged && self.running.only().is_none()
     }
 
     fn whole_line(&self, reader: &mut Reader, only: Option<&str>) {
@@ -377,6 +385,28 @@ pub(crate) mod tests {
                 (None, "\u{1e}three\u{1f}text"),
                 (None, "\u{1e}one"),
             ]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_call_does_not_cut_another_s_line() {
+        let (lines, running, mut out, _err, output) = setup();
+        let [one, two] = ["one", "two"].map(|id| id.parse::<RequestId>().unwrap());
+        running.add(&one);
+        running.add(&two);
+        out.write_all(b"\x1etwo\x1fits first half, ").unwrap();
+        output.settle();
+        running.remove(&one);
+        running.add(&one);
+        out.write_all(b"and its second\n\x1etwo\x1fno end").unwrap();
+        output.settle();
+        running.remove(&one);
+        output.settle();
+        let lines = lines.0.lock();
+        let told: Vec<_> = lines.iter().map(|(id, _, text)| (id.as_deref(), &**text)).collect();
+        assert_eq!(
+            told,
+            [(Some("two"), "its first half, and its second"), (Some("two"), "no end")]
         );
     }
 

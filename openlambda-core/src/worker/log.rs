@@ -129,9 +129,13 @@ impl LogWriter {
         if !matches!(failure.culprit, Culprit::Function | Culprit::Sandbox) {
             return;
         }
-        let first = format!("{}: {}", failure.kind, failure.message);
+        let mut message = failure.message.lines();
+        let first = format!("{}: {}", failure.kind, message.next().unwrap_or_default());
         let stack = failure.function_error.iter().flat_map(|error| &error.stack_trace);
-        let lines = first.lines().chain(stack.flat_map(|frame| frame.lines()));
+        let rest = message.chain(stack.flat_map(|frame| frame.lines()));
+        // The rest is told to the call that waited for the instance.
+        let rest = rest.take(if id.is_some() { usize::MAX } else { 0 });
+        let lines = std::iter::once(&*first).chain(rest);
         let (mut count, mut bytes) = (0, 0);
         for line in lines {
             let most = line.len().min(MOST_OF_A_LINE);

@@ -69,8 +69,20 @@ pub(super) struct Shared {
     stage: watch::Sender<Stage>,
 }
 
-/// What is asked after a call that failed.
-struct Check(Box<dyn Fn() -> bool + Send + Sync>);
+/// What is asked after a call that failed, until it says yes once.
+struct Check {
+    ask: Box<dyn Fn() -> bool + Send + Sync>,
+    said_yes: Mutex<bool>,
+}
+
+impl Check {
+    fn is_spent(&self) -> bool {
+        // Of several that ask at once, one hears it first.
+        let mut said_yes = self.said_yes.lock();
+        *said_yes = *said_yes || (self.ask)();
+        *said_yes
+    }
+}
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -168,9 +180,11 @@ impl RuntimeApi {
     }
 
     /// After each call that failed, also by a status of 500 or more, `check` is asked whether the instance
-    /// is of no use any more; then it gets no other call. Only the first `check` counts.
+    /// is of no use any more; then it gets no other call, and `check` is not asked again. Only the first
+    /// `check` counts.
     pub fn ask_after_failures(&self, check: impl Fn() -> bool + Send + Sync + 'static) {
-        let _ = self.shared.is_spent.set(Check(Box::new(check)));
+        let check = Check { ask: Box::new(check), said_yes: Mutex::new(false) };
+        let _ = self.shared.is_spent.set(check);
     }
 
     /// Resolves when the code has asked for its first event.
@@ -493,6 +507,9 @@ impl Shared {
         outcome: Option<Result<Head, SandboxError>>,
         failure: Option<Failure>,
     ) {
+        if !self.state.lock().calls.contains_key(wire_id) {
+            return;
+        }
         // What the handler printed is this invocation's as long as it runs.
         if let Some(output) = &self.config.output {
             output.settle();
@@ -503,7 +520,7 @@ impl Shared {
                 Some(Err(_)) => true,
                 None => false,
             };
-        let is_spent = || self.is_spent.get().is_some_and(|Check(is_spent)| is_spent());
+        let is_spent = || self.is_spent.get().is_some_and(Check::is_spent);
         let reusable = reusable && !(failed && is_spent());
         let call = {
             let mut state = self.state.lock();

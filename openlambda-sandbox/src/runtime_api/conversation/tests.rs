@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::Pin;
+use std::sync::atomic::AtomicU32;
 use std::task::Poll;
 
 use futures_util::future::join_all;
@@ -797,6 +798,27 @@ async fn a_reply_that_breaks_off_is_told_and_costs_the_instance() {
             assert!(!error.reusable);
         }
         assert_eq!(setup.busy(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_instance_is_asked_after_failures_of_its_calls_until_it_is_spent() {
+    let setup = Setup::new(Over::Unix, 1).await;
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    setup.api.ask_after_failures(move || counted.fetch_add(1, Ordering::SeqCst) == 1);
+    // One that is over already, as after `close`.
+    let failure = ended(&Exit::Destroyed, Started::Yes).into();
+    setup.api.shared.end("unknown", false, None, Some(failure));
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    let mut client = setup.client().await;
+    for (id, reusable, times) in [("a", true, 1), ("b", false, 2), ("c", false, 2)] {
+        let invoked = setup.invoke(id, "1");
+        client.next().await;
+        let told = client.post(&format!("invocation/{id}/error"), "", JSON_ERROR).await;
+        assert_eq!(told.status, 202);
+        assert_eq!(outcome(invoked).await.unwrap_err().reusable, reusable);
+        assert_eq!(asked.load(Ordering::SeqCst), times);
     }
 }
 

@@ -377,7 +377,10 @@ pub(crate) fn program_in_memory(name: &CStr, content: &[u8]) -> Result<OwnedFd, 
         owned(check(unsafe { syscall(numbers::MEMFD_CREATE, name.as_ptr(), flags) }))
     };
     // Kernels before 6.3 do not know the flag and let any such file be run.
-    let file = make(CLOEXEC | EXEC).or_else(|_| make(CLOEXEC))?;
+    let file = match make(CLOEXEC | EXEC) {
+        Err(EINVAL) => make(CLOEXEC)?,
+        made => made?,
+    };
     write_all(file.as_raw_fd(), content)?;
     // SAFETY: it takes two numbers.
     check(unsafe { fchmod(file.as_raw_fd(), 0o111) })?;

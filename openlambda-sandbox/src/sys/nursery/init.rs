@@ -26,7 +26,7 @@
 //! | what | why not |
 //! |---|---|
 //! | memory of the nursery's, in which are other functions' variables | it is executed: the kernel gives it an empty memory, with this program and a page of stack |
-//! | descriptors | all but three are closed before the program runs; now there is the pipe of descriptor 0, to its own worker |
+//! | descriptors | all but 0, 1, 2 and three more are closed before the program runs; now there is the pipe of descriptor 0, to its own worker |
 //! | `/proc/1/mem`, `fd`, `root`, `environ`, `maps` … | its file may not be read by its user, so the kernel makes it undumpable from its first moment; before, it is so too |
 //! | capabilities | given up before the program runs, with `no_new_privs`; without root all but `CAP_SETFCAP`, which the program's user namespace needs, and that before this one is executed |
 //! | what it reads | nothing but signals' numbers |
@@ -171,7 +171,8 @@ fn reap() -> Option<(i32, i32)> {
     (child > 0).then_some((child as i32, status))
 }
 
-/// All signals are blocked, since before the function's program began.
+/// Signals are blocked, since before the function's program began. Not so those that a C library keeps to
+/// itself, 32, 33 and perhaps 34, which nobody waits for: without a handler the kernel drops them.
 fn wait_for_signal() -> i32 {
     let all = u64::MAX;
     call(number::RT_SIGTIMEDWAIT, [(&raw const all) as usize, 0, 0, size_of::<u64>(), 0]) as i32

@@ -166,7 +166,10 @@ impl Home {
             builders: Vec::new(),
             signals,
             own: c::own_pidfd().map_err(|e| ("open own process", e))?,
-            init: c::program_in_memory(c"ol-init", INIT).map_err(|e| ("keep the init", e))?,
+            init: c::program_in_memory(c"ol-init", INIT).map_err(|errno| match errno {
+                1 | 13 => ("keep the init (does vm.memfd_noexec forbid it?)", errno),
+                _ => ("keep the init", errno),
+            })?,
             hidden,
             // Before the worker and whatever else the machine is for, which may be spared itself.
             oom_score: score.trim().parse().unwrap_or(0).max(500).to_string().into_bytes(),
