@@ -205,6 +205,10 @@ def f(event):
             print("out", n)
             print("err", n, file=sys.stderr)
         return
+    if event == "half":
+        # Half of a character, which nobody can encode.
+        print("\ud83d", end="")
+        return
     print("begins", event)
     print("in", end=" ")
     time.sleep(0.3)
@@ -247,6 +251,10 @@ async fn the_log_keeps_the_order_of_a_call_s_lines_and_whose_they_are() {
         let threads = cluster.deploy("threads", &[("f.py", PRINTS), ("ol.toml", manifest)]);
         let asgi = format!("{manifest}style = \"asgi\"\n");
         let tasks = cluster.deploy("tasks", &[("app.py", PRINTS_ASGI), ("ol.toml", &asgi)]);
+        // What one call prints ends no other.
+        let (half, whole) =
+            tokio::join!(post(&client, &threads, "\"half\""), post(&client, &threads, "\"call\""));
+        assert_eq!((half.status, whole.status), (200, 200), "{half:?} {whole:?}");
         for (name, url) in [("threads", threads), ("tasks", tasks)] {
             let bodies: Vec<String> = (0..12).map(|n| format!("\"call {n}\"")).collect();
             let calls = bodies.iter().map(|body| post(&client, &url, body));

@@ -609,7 +609,6 @@ class Raw(io.FileIO):
 
     # The one that was written to last.
     written = None
-    fcntl = None
 
     def __init__(self, fd, name):
         super().__init__(fd, "w", closefd=False)
@@ -628,11 +627,13 @@ class Raw(io.FileIO):
     def empty(self):
         """Waits until the pipe is empty, but not for long: the worker may have other things to do."""
         try:
-            Raw.fcntl = Raw.fcntl or own("fcntl")
-            if posix.fstat(self.fileno()).st_ino != self.pipe:
+            # (It is built in nearly everywhere; what is not could wait here for a lock that is held.)
+            if "fcntl" not in sys.builtin_module_names or posix.fstat(self.fileno()).st_ino != self.pipe:
                 return
+            import fcntl
+
             pause, until = 0.00005, time.monotonic() + 1
-            while any(Raw.fcntl.ioctl(self.fileno(), 0x541B, bytes(4))):  # FIONREAD
+            while any(fcntl.ioctl(self.fileno(), 0x541B, bytes(4))):  # FIONREAD
                 if time.monotonic() > until:
                     return
                 time.sleep(pause)
@@ -645,26 +646,47 @@ class Raw(io.FileIO):
 class Lines(io.TextIOWrapper):
     """Where several calls are served at once: lines of which the worker is told whose they are."""
 
+    # A line without an end is kept up to this length.
+    MOST = 8192
+
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        # By call, the beginning of a line whose end has not been written.
+        # By call that runs, the parts of a line whose end has not been written, and their length.
         self.begun = {}
 
     def write(self, text):
         id = CALL.get()
-        if id is None:
+        if id not in running:
+            # Of no call, or of one that is over: its tasks and threads may go on.
             return super().write(text)
-        *lines, rest = (self.begun.pop(id, "") + text).split("\n")
-        if lines:
+        parts, length = self.begun.get(id, ([], 0))
+        head, newline, rest = text.rpartition("\n")
+        if newline:
+            lines = "".join([*parts, head]).split("\n")
             super().write("".join(f"\x1e{id}\x1f{line}\n" for line in lines))
+            parts, length = [], 0
         if rest:
-            self.begun[id] = rest
+            parts.append(rest)
+            length += len(rest)
+        self.begun[id] = parts, length
+        if length > self.MOST:
+            self.end(id)
         return len(text)
 
+    def flush(self):
+        if running:
+            self.end(CALL.get())
+        super().flush()
+
     def end(self, id):
-        """The call is over: what it has begun is a line."""
-        if id in self.begun:
-            self.write("\n")
+        """What the call has begun is a line."""
+        parts, _ = self.begun.pop(id, ((), 0))
+        if parts:
+            super().write(f"\x1e{id}\x1f{''.join(parts)}\n")
+
+
+# Calls that run, where several can.
+running = set()
 
 
 def set_up_output():
@@ -681,12 +703,19 @@ def begin_call(id):
     """What is printed from now on, in this thread or task, is this call's."""
     if SLOTS > 1:
         CALL.set(id)
+        running.add(id)
 
 
 def end_call(id):
-    if SLOTS > 1:
+    """The call is over, or is so once the worker has its reply."""
+    if id in running:
+        running.discard(id)
         for stream in (sys.__stdout__, sys.__stderr__):
-            stream.end(id)
+            try:
+                stream.end(id)
+            except Exception:
+                # What it has begun cannot be encoded, or the stream is closed.
+                pass
 
 
 def flush():

@@ -334,6 +334,7 @@ class AsgiServer:
             del self.exchanges[exchange.request.id]
             if posix.getpid() != self.own_pid:
                 # A child that the application forked: its parent answers, and goes on.
+                bootstrap.flush()
                 posix._exit(bootstrap.exit_code(leave) if leave else 0)
             exchange.end(leave)
             await connection.reply()
@@ -480,6 +481,9 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message):
+        if posix.getpid() != self.server.own_pid:
+            # A child that the application forked: its parent answers.
+            return
         kind = message["type"]
         if kind == "http.response.start" and self.head is None:
             return self.start(message["status"], message.get("headers", ()))
@@ -529,6 +533,8 @@ class Exchange:
         self.head = head_of(status, checked_headers)
 
     def finish(self):
+        # What is printed after the reply is no call's any more.
+        bootstrap.end_call(self.request.id)
         self.complete = True
         self.departed.set()
 
