@@ -15,6 +15,7 @@ use openlambda_core::function::FunctionName;
 use openlambda_core::manifest::{MANIFEST_LIMIT, Runtime, YAML_FILE, unserved_triggers};
 use openlambda_core::registry::{BundleStream, Published};
 
+use super::interrupt::Interrupts;
 use super::lookup::{refresh, url_of};
 use super::page::Page;
 use super::progress::Progress;
@@ -50,10 +51,11 @@ pub(super) fn deploy(args: &DeployArgs, catalog: &Catalog) -> Result<ExitCode> {
     if args.dry_run {
         return list(args, &name);
     }
+    let interrupts = Interrupts::listen();
     if args.watch {
-        return deploy_every_change(args, &name, catalog);
+        return deploy_every_change(args, &name, catalog, &interrupts);
     }
-    let deployed = deploy_once(args, &name, catalog)?;
+    let deployed = deploy_once(args, &name, catalog, &interrupts)?;
     deployed.report(args, &name);
     if !args.common.json {
         say!("call it: ol invoke {name}");
@@ -67,6 +69,7 @@ fn deploy_every_change(
     args: &DeployArgs,
     name: &FunctionName,
     catalog: &Catalog,
+    interrupts: &Interrupts,
 ) -> Result<ExitCode> {
     // What no save can mend ends it at once.
     args.common.dir()?.running()?;
@@ -75,11 +78,14 @@ fn deploy_every_change(
     let mut first = true;
     let mut look = Look::at(folder);
     loop {
-        match deploy_once(args, name, catalog) {
+        match deploy_once(args, name, catalog, interrupts) {
             // Touching a file without changing it is no news.
             Ok(deployed) if deployed.published.new || first => deployed.report(args, name),
             Ok(_) => {}
             Err(error) => crate::error::print("ol", &error),
+        }
+        if interrupts.asked() {
+            return Ok(ExitCode::SUCCESS);
         }
         if first {
             say!("deploying {} whenever it changes; Ctrl-C ends it", folder.display());
@@ -96,7 +102,12 @@ struct Deployed {
     left_out: Vec<String>,
 }
 
-fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Result<Deployed> {
+fn deploy_once(
+    args: &DeployArgs,
+    name: &FunctionName,
+    catalog: &Catalog,
+    interrupts: &Interrupts,
+) -> Result<Deployed> {
     let dir = args.common.dir()?;
     let page = Page::of(&args.folder, dir.page_of(name))?;
     let (packed, tar) = pack(&args.folder)?;
@@ -108,7 +119,8 @@ fn deploy_once(args: &DeployArgs, name: &FunctionName, catalog: &Catalog) -> Res
     let published = block_on(async {
         let sent = Arc::new(AtomicBool::new(false));
         let publish = registry.publish(name, in_pieces(tar, progress, sent.clone()));
-        let published = unless_interrupted(name, publish, &sent).await?;
+        let mut told = false;
+        let published = interrupts.during(publish, || pressed(name, &sent, &mut told)).await?;
         let published = published.context(|| format!("cannot publish {name}"))?;
         refresh(&state, &name.clone().into()).await?;
         Ok(published)
@@ -190,36 +202,20 @@ fn list(args: &DeployArgs, name: &FunctionName) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What comes of a publication. Ctrl-C ends it while the bundle is on its way, and then nothing is published;
-/// once it is there, the registry's answer says whether it is.
-async fn unless_interrupted<T>(
-    name: &FunctionName,
-    publish: impl Future<Output = T>,
-    sent: &AtomicBool,
-) -> Result<T> {
-    tokio::pin!(publish);
-    let mut told = false;
-    loop {
-        tokio::select! {
-            published = &mut publish => return Ok(published),
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted.context(|| "cannot listen to signals".to_owned())?;
-            }
-        }
-        if !sent.load(Ordering::SeqCst) {
-            return Err(CliError::new("interrupted; nothing is published"));
-        }
-        if told {
-            return Err(CliError::new(format!(
-                "interrupted, and the registry has not said whether {name} is published; \
-                 `ol versions {name}` shows it"
-            )));
-        }
-        told = true;
-        say!(
-            "the bundle is sent already: waiting for the registry's answer; Ctrl-C again ends that"
-        );
+/// What Ctrl-C does while a bundle is published: on its way, it ends it, and nothing is published; once it is
+/// there, the registry's answer says whether it is.
+fn pressed(name: &FunctionName, sent: &AtomicBool, told: &mut bool) -> Result<()> {
+    if !sent.load(Ordering::SeqCst) {
+        return Err(CliError::new("interrupted; nothing is published"));
     }
+    if std::mem::replace(told, true) {
+        return Err(CliError::new(format!(
+            "interrupted, and the registry has not said whether {name} is published; \
+             `ol versions {name}` shows it"
+        )));
+    }
+    say!("the bundle is sent already: waiting for the registry's answer; Ctrl-C again ends that");
+    Ok(())
 }
 
 /// A bundle as a stream that tells how far it has come, and when all of it is handed over.

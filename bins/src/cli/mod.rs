@@ -11,6 +11,7 @@ mod deploy;
 mod doctor;
 mod functions;
 mod image;
+mod interrupt;
 mod invoke;
 mod logs;
 mod lookup;

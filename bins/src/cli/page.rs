@@ -8,10 +8,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use openlambda_core::bundle::{PAGE_CONFIG, is_left_out};
+use openlambda_core::bundle::{Ignore, PAGE_CONFIG};
 use openlambda_core::files::read_regular;
 
 use crate::error::{CliError, Result};
@@ -27,6 +27,7 @@ const LENGTH_LIMIT: u64 = 64 << 10;
 pub(super) struct Page {
     /// The author's, which is read.
     source: PathBuf,
+    ignore: Ignore,
     /// The cluster's copy.
     copy: PathBuf,
 }
@@ -46,7 +47,7 @@ impl Page {
         for (file, is_ours) in PAGE_CONFIG.into_iter().zip([is_our_json, is_our_script]) {
             let path = folder.join(file);
             match read_regular(&path, LENGTH_LIMIT) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Ok(text) if is_ours(&text) => {}
                 _ => {
                     return Err(CliError::new(format!(
@@ -57,7 +58,8 @@ impl Page {
                 }
             }
         }
-        Ok(Some(Page { source, copy }))
+        let ignore = Ignore::of(folder).unwrap_or_else(|_| Ignore::usual());
+        Ok(Some(Page { source, ignore, copy }))
     }
 
     /// Brings the copy up to date, and tells it the function's URL.
@@ -69,6 +71,7 @@ impl Page {
         let mut folders = vec![PathBuf::new()];
         while let Some(below) = folders.pop() {
             let (from, to) = (self.source.join(&below), self.copy.join(&below));
+            make_way(&to, true)?;
             fs::create_dir_all(&to)?;
             let mut kept: Vec<OsString> = Vec::new();
             for entry in fs::read_dir(from)?.flatten() {
@@ -76,12 +79,13 @@ impl Page {
                 let path = below.join(&name);
                 // What a link leads to is read: the copy is not where the link is.
                 let Ok(metadata) = fs::metadata(entry.path()) else { continue };
-                if is_config(&path) || path.to_str().is_none_or(is_left_out) {
+                if is_config(&path) || self.leaves_out(&path, metadata.is_dir()) {
                     continue;
                 }
                 if metadata.is_dir() && !entry.path().is_symlink() {
                     folders.push(path);
                 } else if metadata.is_file() {
+                    make_way(&to.join(&name), false)?;
                     put(&to.join(&name), &fs::read(entry.path())?)?;
                 } else {
                     continue;
@@ -89,12 +93,11 @@ impl Page {
                 kept.push(name);
             }
             for entry in fs::read_dir(&to)?.flatten() {
-                let gone = !kept.contains(&entry.file_name());
-                if gone && !is_config(&below.join(entry.file_name())) {
-                    match entry.file_type()?.is_dir() {
-                        true => fs::remove_dir_all(entry.path())?,
-                        false => fs::remove_file(entry.path())?,
-                    }
+                let name = entry.file_name();
+                // Another deployment may be writing what ends so.
+                let temporary = name.as_encoded_bytes().ends_with(b"~");
+                if !kept.contains(&name) && !temporary && !is_config(&below.join(&name)) {
+                    remove(&entry.path())?;
                 }
             }
         }
@@ -108,6 +111,12 @@ impl Page {
         Ok(())
     }
 
+    /// Whether a path in `static/` is no part of the page, as it is none of the bundle.
+    fn leaves_out(&self, path: &Path, is_folder: bool) -> bool {
+        let path = Path::new("static").join(path);
+        path.to_str().is_none_or(|path| self.ignore.leaves_out(path, is_folder))
+    }
+
     /// Where the copy is.
     pub(super) fn folder(&self) -> &Path {
         &self.copy
@@ -117,6 +126,23 @@ impl Page {
     pub(super) fn index(&self) -> Option<PathBuf> {
         Some(self.copy.join("index.html")).filter(|index| index.exists())
     }
+}
+
+/// Removes what is there if it is not a folder where one goes, or the other way round.
+fn make_way(path: &Path, folder: bool) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() != folder => remove(path),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file or a folder, which may be gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    };
+    removed.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Whether a path in `static/` is one of [`PAGE_CONFIG`].
@@ -181,6 +207,17 @@ mod tests {
         page().unwrap().unwrap().publish("http://x/").unwrap();
         assert!(!copy.join("art/old").exists() && copy.join("art/a.svg").exists());
         assert_eq!(fs::read_to_string(copy.join("index.html")).unwrap(), "<p>2");
+        // A file in a folder's place, and the other way round; and what bundles leave out.
+        fs::remove_dir_all(file("art")).unwrap();
+        fs::write(file("art"), "").unwrap();
+        fs::remove_file(file("index.html")).unwrap();
+        fs::create_dir(file("index.html")).unwrap();
+        fs::write(file(".env"), "KEY=1").unwrap();
+        fs::write(file("notes.txt"), "").unwrap();
+        fs::write(folder.path().join(".olignore"), "*.txt").unwrap();
+        page().unwrap().unwrap().publish("http://x/").unwrap();
+        assert!(copy.join("art").is_file() && copy.join("index.html").is_dir());
+        assert!(!copy.join(".env").exists() && !copy.join("notes.txt").exists());
 
         // An earlier release wrote its own beside the author's files; one of the author's is not passed over.
         fs::write(file("config.json"), r#"{"url": "http://old/"}"#).unwrap();

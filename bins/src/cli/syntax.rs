@@ -59,11 +59,13 @@ for number, path in enumerate(paths):
 numbers = {name: number for number, name in names.items()}
 
 def loads(number):
-    """The names of modules that a file may load."""
+    """The names of modules that a file loads whatever happens: not those of a branch that may not run."""
     package = names[number].split(".")
     if not paths[number].endswith("__init__.py"):
         package.pop()
-    for node in ast.walk(trees[number]):
+    nodes = [trees[number]]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -71,10 +73,10 @@ def loads(number):
             base = ".".join(base + (node.module.split(".") if node.module else []))
             yield base
             yield from (f"{base}.{alias.name}" if base else alias.name for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # For importlib, and frameworks that take a module by its name.
-            yield node.value.split(":")[0]
+        elif isinstance(node, BODIES):
+            nodes.extend(node.body)
 
+BODIES = ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.With, ast.AsyncWith
 reached, waiting = set(), [module]
 while waiting:
     name = waiting.pop()
@@ -103,7 +105,7 @@ def binds(node, name):
     return False
 
 for number, (line, message, text) in faults.items():
-    kind = "fault" if number in reached or module not in numbers else "unused"
+    kind = "fault" if number in reached else "unused"
     print(kind, number, line, message, text, sep="\0")
 number = numbers.get(module)
 if number in trees:
@@ -170,7 +172,8 @@ while (waiting.length) {
   const file = waiting.pop();
   if (reached.has(file)) continue;
   reached.add(file);
-  for (const [, place] of (sources.get(file) || '').matchAll(/['"`](\.{1,2}\/[^'"`\n]*)['"`]/g)) {
+  const loads = /\b(?:require\s*\(\s*|from\s*|import\s*\(?\s*)['"](\.{1,2}\/[^'"\n]*)['"]/g;
+  for (const [, place] of (sources.get(file) || '').matchAll(loads)) {
     const next = found(path.resolve(path.dirname(file), place));
     if (next) waiting.push(next);
   }
@@ -181,7 +184,7 @@ for (const [file, number] of numbers) {
   if (status === 0) continue;
   const [, line, text] = /^(?:file:\/\/)?\/.*:(\d+)\n(.*)$/m.exec(stderr) || [, 1, ''];
   const [, message] = /^(?:\w*Error: )(.*)$/m.exec(stderr) || [, 'it cannot be read'];
-  const kind = reached.has(file) || !start ? 'fault' : 'unused';
+  const kind = reached.has(file) ? 'fault' : 'unused';
   console.log([kind, number, line, message, text.trim()].join('\0'));
 }
 const name = handler.slice(dot + 1).split('.')[0];
@@ -218,7 +221,7 @@ const MOST_FILES: usize = 500;
 /// Parses the function's files with this machine's interpreter, if there is one.
 ///
 /// A fault in a file that the handler's module comes to import is an error with file and line. One in another
-/// file, of a package for other interpreters, say, is a warning; and so is a handler that is not there, since
+/// file, or in one that is imported in some cases only, for other interpreters, say, is a warning; and so is a handler that is not there, since
 /// code may make it as it runs.
 ///
 /// # Errors

@@ -1,13 +1,14 @@
 //! What `ol deploy` takes of a folder, what it leaves out, and what it says of slips before any call finds them.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::common::{Cluster, Place, from_a_terminal, kill, texts};
+use crate::common::{Cluster, Place, from_a_terminal, kill, texts, wait_for};
 
 const LISTS: &str = "import os\ndef f(event):\n    return sorted(os.listdir('.'))\n";
 
@@ -106,8 +107,20 @@ fn slips_are_told_at_deploy_or_done_right() {
                 ("f.py", "import importlib\ndef f(e): importlib.import_module('old')\n"),
                 ("old.py", bad),
             ],
-            false,
-            &["old.py, line 1"],
+            true,
+            &["warning: old.py, line 1"],
+        ),
+        (
+            "other",
+            &[
+                (
+                    "f.py",
+                    "import sys\nif sys.version_info[0] < 3:\n    import old\ndef f(e): return 1\n",
+                ),
+                ("old.py", bad),
+            ],
+            true,
+            &["warning: old.py, line 1"],
         ),
         (
             "nameless",
@@ -204,4 +217,19 @@ fn an_interrupted_deployment_publishes_nothing_or_says_that_it_did() {
         outcomes[usize::from(published)] += 1;
     }
     assert!(outcomes[0] > 0, "none was interrupted in time");
+}
+
+#[test]
+fn ctrl_c_ends_one_who_watches() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let folder = cluster.place.function("watched", &[("f.py", LISTS)]);
+    let watch = cluster.place.command(&["deploy", "--watch", folder.to_str().unwrap()]);
+    let mut watch = from_a_terminal(&watch);
+    let mut child = watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut url = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    kill(child.id() as i32, rustix::process::Signal::INT);
+    let ended = wait_for(|| child.try_wait().unwrap()).expect("Ctrl-C ends it");
+    assert!([Some(0), Some(130)].contains(&ended.code()), "{ended}");
 }

@@ -36,12 +36,15 @@ pub const IGNORE_FILE: &str = ".olignore";
 
 /// What bundles leave out unless [`IGNORE_FILE`] says otherwise, in its syntax: virtual environments, secrets of
 /// the author's machine, caches, results of builds, and what editors and tools keep.
-pub const USUALLY_LEFT_OUT: [&str; 23] = [
+pub const USUALLY_LEFT_OUT: [&str; 26] = [
     ".venv/",
     "venv/",
     ".env",
     ".env.*",
     ".envrc",
+    ".npmrc",
+    ".pypirc",
+    ".netrc",
     ".tox/",
     ".nox/",
     ".mypy_cache/",
@@ -49,9 +52,9 @@ pub const USUALLY_LEFT_OUT: [&str; 23] = [
     ".hypothesis/",
     ".ipynb_checkpoints/",
     ".coverage",
-    "node_modules/.cache/",
+    "**/node_modules/.cache/",
     ".npm/",
-    ".yarn/cache/",
+    "**/.yarn/cache/",
     "/target/",
     ".aws-sam/",
     ".serverless/",
