@@ -47,6 +47,7 @@ impl Worker {
                 queue: 1024,
                 timeout: Duration::from_secs(30),
                 reuse,
+                pause_after: None,
             },
             now: Time::ZERO,
             versions,

@@ -47,6 +47,7 @@ pub fn day(keep_alive: &KeepAliveMaker, memory_gb: u64, seed: u64) -> SimConfig 
             queue: 1024,
             timeout: Duration::from_secs(60),
             reuse: true,
+            pause_after: None,
         },
         max_wait: Duration::from_secs(60),
         // Only starts count: all code is there, and the balancer is near.

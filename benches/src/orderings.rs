@@ -483,5 +483,6 @@ fn patient() -> Limits {
         queue: u32::MAX / 2,
         timeout: Duration::from_secs(86_400),
         reuse: true,
+        pause_after: None,
     }
 }

@@ -289,6 +289,7 @@ fn queueing(workers: u32, processors: u32, load: f64, invocations: u64, seed: u6
             queue: u32::MAX / 2,
             timeout: Duration::from_secs(86_400),
             reuse: true,
+            pause_after: None,
         },
         max_wait: Duration::from_secs(86_400 * 365),
         hop: Duration::ZERO,

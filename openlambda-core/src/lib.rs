@@ -43,6 +43,7 @@ pub mod manifest;
 #[cfg(feature = "memory")]
 pub mod memory;
 pub mod metrics;
+mod pause_after;
 pub mod queue;
 pub mod random;
 pub mod registry;

@@ -52,6 +52,7 @@ impl Shell {
                 queue: 1024,
                 timeout: Duration::from_millis(30),
                 reuse,
+                pause_after: None,
             },
             calls: 0,
             generations: vec![0; 2 * IN_FLIGHT],
@@ -101,7 +102,7 @@ impl Shell {
                         self.starts += 1;
                         Event::SandboxReady { instance, start: StartKind::Cold }
                     }
-                    Action::Pause { instance } => Event::Paused { instance },
+                    Action::Pause { instance } => Event::Paused { instance, spare: 0 },
                     Action::Resume { instance } => Event::Resumed { instance },
                     Action::Evict { instance, .. } => Event::Destroyed { instance },
                     Action::Run { invocation, .. } => {

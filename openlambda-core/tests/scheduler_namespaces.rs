@@ -154,6 +154,7 @@ impl World {
                     queue: 1_000_000,
                     timeout: Duration::from_secs(1_000_000),
                     reuse: !self.functions[version.0 as usize].fresh,
+                    pause_after: None,
                 };
                 let fetch = self.functions[version.0 as usize].fetch * MS;
                 self.later(fetch, Event::CodeReady { version, limits });

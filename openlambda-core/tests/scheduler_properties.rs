@@ -34,6 +34,7 @@ fn limits_of(version: VersionId) -> Limits {
         queue: 6,
         timeout: Duration::from_millis(500),
         reuse: true,
+        pause_after: None,
     };
     match version.0 {
         0 => base,
@@ -82,6 +83,7 @@ enum Duty {
     Start(InstanceId),
     Destroy(InstanceId),
     Pause(InstanceId),
+    Lower(InstanceId),
     Resume(InstanceId),
     Finish(InvocationId),
 }
@@ -180,6 +182,10 @@ struct Shell {
     /// Instances that lost slots which they held; their evictions follow.
     losing: BTreeSet<InstanceId>,
     instances: BTreeMap<InstanceId, (VersionId, Place)>,
+    /// What paused instances can give back and were not asked for.
+    spare: BTreeMap<InstanceId, u64>,
+    /// The limit that instances are lowered to.
+    lowering: BTreeMap<InstanceId, u64>,
     /// What paused instances hold whose limit was lowered.
     lowered: BTreeMap<InstanceId, u64>,
     duties: BTreeSet<Duty>,
@@ -235,6 +241,8 @@ impl Shell {
             ends: Vec::new(),
             losing: BTreeSet::new(),
             instances: BTreeMap::new(),
+            spare: BTreeMap::new(),
+            lowering: BTreeMap::new(),
             lowered: BTreeMap::new(),
             duties: BTreeSet::new(),
             drained: false,
@@ -288,8 +296,19 @@ impl Shell {
                 self.step_instance(instance, &[Place::Up], Place::Pausing);
                 self.duties.insert(Duty::Pause(instance));
             }
+            Action::Lower { instance } => {
+                let (version, place) = self.instances[&instance];
+                assert_eq!(place, Place::Paused, "lowered while it is not paused");
+                let spare = self.spare.remove(&instance).expect("nothing can be lowered");
+                self.lowering.insert(instance, limits_of(version).memory - spare);
+                self.duties.insert(Duty::Lower(instance));
+            }
             Action::Resume { instance } => {
                 self.step_instance(instance, &[Place::Paused], Place::Resuming);
+                self.spare.remove(&instance);
+                // It is resumed when its limit has been set, and nobody hears of that.
+                self.lowering.remove(&instance);
+                self.duties.remove(&Duty::Lower(instance));
                 self.lowered.remove(&instance);
                 self.duties.insert(Duty::Resume(instance));
             }
@@ -303,7 +322,10 @@ impl Shell {
                 let from =
                     [Place::Up, Place::Pausing, Place::Paused, Place::Resuming, Place::Cancelling];
                 self.step_instance(instance, &from, Place::Ending);
+                self.spare.remove(&instance);
+                self.lowering.remove(&instance);
                 self.duties.remove(&Duty::Pause(instance));
+                self.duties.remove(&Duty::Lower(instance));
                 self.duties.remove(&Duty::Resume(instance));
                 self.duties.insert(Duty::Destroy(instance));
             }
@@ -601,16 +623,15 @@ impl Shell {
             }
             Duty::Pause(instance) if well => {
                 self.instances.get_mut(&instance).unwrap().1 = Place::Paused;
-                self.handle(Event::Paused { instance });
-                // By a half, a quarter …, or not at all; it may be wanted again by then.
-                let place = self.instances.get(&instance);
-                if let (1.., Some((version, place))) = (choice % 4, place) {
-                    let bytes = limits_of(*version).memory >> (choice % 4);
-                    if *place == Place::Paused {
-                        self.lowered.insert(instance, bytes);
-                    }
-                    self.handle(Event::Lowered { instance, bytes });
-                }
+                // A half, three quarters …, or nothing.
+                let memory = limits_of(self.instances[&instance].0).memory;
+                self.is_paused(instance, memory - (memory >> (choice % 4)));
+            }
+            Duty::Lower(instance) => {
+                let bytes = self.lowering.remove(&instance).unwrap();
+                let full = limits_of(self.instances[&instance].0).memory;
+                self.lowered.extend(well.then_some((instance, bytes)));
+                self.handle(Event::Lowered { instance, bytes: if well { bytes } else { full } });
             }
             Duty::Resume(instance) if well => {
                 self.instances.get_mut(&instance).unwrap().1 = Place::Up;
@@ -624,6 +645,14 @@ impl Shell {
                 self.handle(Event::Finished { invocation, reusable: well });
             }
         }
+    }
+
+    /// A paused instance has so much to spare; it may be wanted again by now.
+    fn is_paused(&mut self, instance: InstanceId, spare: u64) {
+        if spare > 0 {
+            self.spare.insert(instance, spare);
+        }
+        self.handle(Event::Paused { instance, spare });
     }
 
     fn some_instance(&self, choice: usize) -> Option<InstanceId> {
@@ -1327,14 +1356,13 @@ fn a_held_slot_is_neither_paused_nor_evicted_but_may_die() {
     assert!(matches!(shell.calls[&reserved], Call::Running { .. }));
 }
 
-/// Pauses whatever rests, and lowers it to this much.
+/// Pauses whatever rests, which needs so much then.
 fn pause_all(shell: &mut Shell, bytes: u64) {
     shell.advance(Duration::from_millis(60));
     while let Some(Duty::Pause(instance)) = shell.duties.pop_first() {
         shell.instances.get_mut(&instance).unwrap().1 = Place::Paused;
-        shell.handle(Event::Paused { instance });
-        shell.lowered.insert(instance, bytes);
-        shell.handle(Event::Lowered { instance, bytes });
+        let full = limits_of(shell.instances[&instance].0).memory;
+        shell.is_paused(instance, full - bytes);
     }
 }
 
@@ -1346,12 +1374,36 @@ fn a_paused_instance_gives_memory_back_until_it_is_resumed() {
     finish_one(&mut shell);
     let full = shell.scheduler.pool().used();
     pause_all(&mut shell, MB);
+    assert_eq!(shell.scheduler.pool().used(), full, "there is enough");
+    shell.handle(Event::MemoryPressure { bytes: 1 });
+    fulfil_all(&mut shell);
     assert_eq!(shell.scheduler.pool().used(), MB);
     shell.arrive(0, 10_000);
     assert_eq!(shell.scheduler.pool().used(), full, "it is taken before it is needed");
     fulfil_all(&mut shell);
     assert_eq!((shell.scheduler.counts().busy, shell.instances.len()), (1, 1));
     finish_one(&mut shell);
+    shell.finish();
+}
+
+#[test]
+fn paused_instances_give_memory_back_before_any_instance_ends_for_it() {
+    let mut shell = Shell::new(true, "lru");
+    shell.arrive(0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    pause_all(&mut shell, MB);
+    call(&mut shell, 0, 10_000);
+    fulfil_all(&mut shell);
+    finish_one(&mut shell);
+    // Two instances of 200 MiB, beside 100 that are paused and 50 that are idle.
+    for _ in 0..4 {
+        shell.arrive(1, 10_000);
+        fulfil_all(&mut shell);
+    }
+    let counts = shell.scheduler.counts();
+    assert_eq!((counts.busy, counts.idle, counts.paused), (2, 2, 1));
+    assert!(!shell.log.iter().any(|(_, action)| matches!(action, Action::Evict { .. })));
     shell.finish();
 }
 

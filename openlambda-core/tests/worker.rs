@@ -36,6 +36,7 @@ use openlambda_core::sandbox::{
     Capabilities, Created, Exit, LogLine, LogStream, Report, Sandbox, SandboxError,
     SandboxErrorKind, SandboxFactory, SandboxSpec, Usage,
 };
+use openlambda_core::scheduler::PauseAfter;
 use openlambda_core::time::{Clock, SystemClock};
 use openlambda_core::wire::{self, WorkerEvent};
 use openlambda_core::worker::{Worker, WorkerConfig};
@@ -643,33 +644,41 @@ async fn a_paused_instance_holds_what_it_uses_and_has_its_limit_back_before_it_r
     let factory = Odd::new(|_, _| async { Ok(reply(200, &[], "")) });
     let told = factory.told.clone();
     let rig = Rig::with(MemorySandboxFactory::new(), Arc::new(factory), |config| {
-        config.scheduler.pause_after = Some(Duration::from_millis(1));
+        config.pause_after = Some(PauseAfter::After(Duration::from_millis(1)));
+        config.scheduler.memory = 200 << 20;
     })
     .await;
-    // The second has no more than it uses, so there is nothing to lower.
-    for (name, manifest, all) in [("f", "memory_mb = 100", 1), ("g", "memory_mb = 45", 2)] {
+    // The last one has no more than it uses, so there is nothing to lower.
+    let manifests = [("f", "memory_mb = 100"), ("g", "memory_mb = 100"), ("h", "memory_mb = 45")];
+    for (name, manifest) in manifests {
         rig.publish(name, manifest, name).await;
-        for _ in 0..2 {
-            assert_eq!(rig.call(name, "").await.status, 200);
-            eventually("it is paused, and the rest is free", || {
-                let (paused, used) = (rig.worker.counts().paused, rig.worker.load().memory_used);
-                paused == all && used == u64::from(all) * (45 << 20)
-            })
-            .await;
-        }
     }
-    eventually("the last one is paused", || told.lock().unwrap().len() == 9).await;
+    // MiB that are taken when all are paused again: nothing is lowered while there is enough.
+    for (name, all, taken) in
+        [("f", 1, 100), ("f", 1, 100), ("g", 2, 200), ("h", 3, 190), ("f", 3, 190)]
+    {
+        assert_eq!(rig.call(name, "").await.status, 200);
+        eventually("it is paused, and so much is taken", || {
+            let (paused, used) = (rig.worker.counts().paused, rig.worker.load().memory_used);
+            paused == all && used == taken << 20
+        })
+        .await;
+    }
     let expected = [
         "pause",
+        "resume",
+        "pause",
+        "pause",
+        // Of f, for h.
+        "limit 45 MiB",
+        "pause",
+        // Of g, for f.
         "limit 45 MiB",
         "limit 100 MiB",
         "resume",
         "pause",
-        "limit 45 MiB",
-        "pause",
-        "resume",
-        "pause",
     ];
+    eventually("all is told", || told.lock().unwrap().len() == expected.len()).await;
     assert_eq!(*told.lock().unwrap(), expected);
 }
 

@@ -54,6 +54,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::container::LogOutput;
@@ -209,6 +210,8 @@ impl DockerFactory {
         // The engine counts the second kernel's threads, not the function's processes.
         capabilities.process_limit = info.pids_limit == Some(true) && !second_kernel;
         capabilities.pause = true;
+        // The engine takes milliseconds for it, and as many to resume.
+        capabilities.pause_after = Some(Duration::from_secs(10));
         capabilities.networks = vec![Network::None, Network::Host];
         if engine.has_bridge().await {
             capabilities.networks.push(Network::Bridge);

@@ -29,6 +29,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use openlambda_core::manifest::Network;
@@ -176,6 +177,8 @@ impl SandboxFactory for ProcessFactory {
         let mut capabilities = Capabilities::none();
         capabilities.isolation = Isolation::None;
         capabilities.pause = true;
+        // All processes of the machine are looked at for those that have left the group.
+        capabilities.pause_after = Some(Duration::from_secs(10));
         capabilities.networks = vec![Network::None, Network::Host];
         capabilities
     }

@@ -100,6 +100,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
@@ -361,6 +362,10 @@ impl SandboxFactory for SockFactory {
         capabilities.cpu_limit = has("cpu");
         capabilities.process_limit = true;
         capabilities.pause = true;
+        // One file is written where there is a cgroup; else each process is stopped, and its memory is
+        // looked up in the files of all of them.
+        let frozen = self.shared.cgroups.is_ok();
+        capabilities.pause_after = Some(Duration::from_millis(if frozen { 100 } else { 1000 }));
         capabilities.networks = vec![Network::None, Network::Host];
         if self.shared.can_bridge().is_ok() {
             capabilities.networks.push(Network::Bridge);

@@ -34,6 +34,8 @@ pub struct SimConfig {
     pub keep_alive: KeepAliveMaker,
     /// Each worker's queue policy: one of a [catalogue](queue::standard), or one of your own.
     pub queue: QueueMaker,
+    /// How long a paused instance takes until it runs again.
+    pub resume: Duration,
     /// How much of its memory an instance uses that is paused, 0 to 1; the rest can be lent meanwhile.
     pub paused_share: f64,
     /// Bytes of unpacked bundles that each worker keeps.
@@ -109,6 +111,7 @@ impl Default for SimConfig {
             scheduler: SchedulerConfig { memory: 2 << 30, ..SchedulerConfig::default() },
             keep_alive: keep_alive::default(),
             queue: queue::default(),
+            resume: Duration::ZERO,
             paused_share: 1.0,
             code_budget: 1 << 30,
             bundle_bytes: 1 << 20,
@@ -119,6 +122,7 @@ impl Default for SimConfig {
                 queue: 1024,
                 timeout: Duration::from_secs(30),
                 reuse: true,
+                pause_after: None,
             },
             namespaces: 1,
             max_wait: Duration::from_secs(30),

@@ -225,7 +225,7 @@ impl<R: FnMut(&SimulatedCall<'_>)> World<'_, R> {
                 self.calendar.after(Duration::ZERO, What::LimitSet { worker, instance, bytes });
             }
             Output::Resume { instance, .. } => {
-                self.calendar.after(Duration::ZERO, What::Resumed { worker, instance });
+                self.calendar.after(self.config.resume, What::Resumed { worker, instance });
             }
             Output::Destroy { instance, .. } => {
                 // What runs there ends with it; the core has answered it or knows that it dies.

@@ -32,6 +32,9 @@ pub(crate) struct AllowSettings {
     /// The largest timeout_seconds of a manifest
     #[arg(long = "allow-timeout-seconds", value_name = "SECONDS", hide_short_help = true)]
     timeout_seconds: Option<f64>,
+    /// The largest pause_after_seconds of a manifest; "never" is more than any
+    #[arg(long = "allow-pause-after-seconds", value_name = "SECONDS", hide_short_help = true)]
+    pause_after_seconds: Option<f64>,
     /// The largest concurrency of a manifest
     #[arg(long = "allow-concurrency", value_name = "COUNT", hide_short_help = true)]
     concurrency: Option<u32>,
@@ -104,6 +107,7 @@ impl Default for AllowSettings {
             cpus: all.cpus,
             tmp_mb: all.tmp_mb,
             timeout_seconds: all.timeout_seconds,
+            pause_after_seconds: all.pause_after_seconds,
             concurrency: all.concurrency,
             max_instances: all.max_instances,
             environment_kb: all.environment_kb,
@@ -133,6 +137,7 @@ impl AllowSettings {
             cpus: self.cpus,
             tmp_mb: self.tmp_mb,
             timeout_seconds: self.timeout_seconds,
+            pause_after_seconds: self.pause_after_seconds,
             concurrency: self.concurrency,
             max_instances: self.max_instances,
             environment_kb: self.environment_kb,

@@ -89,7 +89,7 @@ mod tests {
         let file = folder.path().join("daemons.toml");
         let mut config = Config::default();
         config.worker.keep_alive = "ttl,seconds=7".parse().unwrap();
-        config.worker.pause_after_seconds = Some(0.25.try_into().unwrap());
+        config.worker.pause_after_seconds = Some("0.25".parse().unwrap());
         config.balancer.seed = Some(9);
         std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
         let worker: WorkerSettings =

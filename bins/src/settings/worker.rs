@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
 use openlambda_core::catalog::Choice;
 use openlambda_core::keep_alive::{self, DEFAULT_TTL};
 use openlambda_core::queue;
-use openlambda_core::scheduler::{InstanceChoice, RunningLimit};
+use openlambda_core::scheduler::{InstanceChoice, PauseAfter, RunningLimit};
 use openlambda_core::serving::identity::Host;
 use openlambda_core::worker::WorkerConfig;
 use openlambda_sandbox::sock;
@@ -77,9 +76,10 @@ pub(crate) struct WorkerSettings {
     #[arg(long, value_name = "LIMIT")]
     #[serde(deserialize_with = "running_limit")]
     pub(crate) running_limit: String,
-    /// Pause an instance after this time without use [default: never]
+    /// Pause an instance after this time without a call, unless its manifest says otherwise: seconds or
+    /// never [default: by the kind of sandbox; sock: 0.1]
     #[arg(long, value_name = "SECONDS")]
-    pub(crate) pause_after_seconds: Option<Seconds>,
+    pub(crate) pause_after_seconds: Option<PauseAfter>,
     /// How long a call may wait for a slot
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_wait_seconds: Seconds,
@@ -198,7 +198,7 @@ impl Default for WorkerSettings {
             ttl_seconds: DEFAULT_TTL.into(),
             queue_policy: Choice::named(queue::DEFAULT),
             running_limit: "none".to_owned(),
-            pause_after_seconds: config.scheduler.pause_after.map(Seconds::from),
+            pause_after_seconds: config.pause_after,
             max_wait_seconds: config.max_wait.into(),
             weight: config.weight,
             max_starting: Count::of(config.scheduler.max_starting.into()),
@@ -250,7 +250,7 @@ impl WorkerSettings {
         config.scheduler.memory = self.memory_mb.get() << 20;
         config.scheduler.max_starting = self.max_starting.get() as u32;
         config.scheduler.pick = self.pick;
-        config.scheduler.pause_after = self.pause_after_seconds.map(Duration::from);
+        config.pause_after = self.pause_after_seconds;
         config.scheduler.fairness = self.fairness_seconds.into();
         config.scheduler.offer_timeout = self.offer_seconds.into();
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);

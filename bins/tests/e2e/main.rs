@@ -24,6 +24,7 @@
 //! | `attack` | requests that no honest client sends, to every port |
 //! | `bodies` | the memory of bodies that wait at a worker |
 //! | `failures` | what authors and callers are told of functions' failures |
+//! | `frozen` | what instances do between calls |
 //! | `drain` | ends and limits under load |
 //! | `formats` | folders that other releases wrote |
 //! | `hostile` | functions that misbehave |
@@ -51,6 +52,7 @@ mod engine;
 mod examples;
 mod failures;
 mod formats;
+mod frozen;
 mod hostile;
 mod http;
 mod identity;

@@ -7,6 +7,7 @@ use toml::de::DeTable;
 
 use super::{Allow, Bounds};
 use crate::manifest::{MANIFEST_FILE, Manifest, YAML_FILE};
+use crate::pause_after::PauseAfter;
 
 /// A manifest asks for more than the operator allows.
 #[derive(Clone, Debug, PartialEq, Error)]
@@ -77,13 +78,16 @@ impl Allow {
 
     fn check_numbers(&self, namespace: &str, manifest: &Manifest) -> Result<(), Box<Refused>> {
         type Of = fn(&Bounds) -> Option<f64>;
+        // Where it says nothing, it is the operator's own.
+        let paused = manifest.pause_after_seconds.map_or(0.0, PauseAfter::seconds);
         // Each fits into 53 bits, or is larger than any manifest's.
-        let numbers: [(&'static str, f64, Of); 7] = [
+        let numbers: [(&'static str, f64, Of); 8] = [
             ("memory_mb", manifest.memory_mb as f64, |b| b.memory_mb.map(|most| most as f64)),
             ("processes", manifest.processes.into(), |b| b.processes.map(f64::from)),
             ("cpus", manifest.cpus, |b| b.cpus),
             ("tmp_mb", manifest.tmp_mb as f64, |b| b.tmp_mb.map(|most| most as f64)),
             ("timeout_seconds", manifest.timeout_seconds, |b| b.timeout_seconds),
+            ("pause_after_seconds", paused, |b| b.pause_after_seconds),
             ("concurrency", manifest.concurrency.into(), |b| b.concurrency.map(f64::from)),
             ("max_instances", manifest.max_instances.into(), |b| b.max_instances.map(f64::from)),
         ];
@@ -92,7 +96,11 @@ impl Allow {
                 // A bound that is no number allows nothing.
                 && asked.partial_cmp(&most).is_none_or(std::cmp::Ordering::is_gt)
             {
-                let (asked, allowed) = (format!("{key} = {asked}"), format!("at most {most}"));
+                let asked = match asked.is_infinite() {
+                    true => format!("{key} = \"never\""),
+                    false => format!("{key} = {asked}"),
+                };
+                let allowed = format!("at most {most}");
                 return Err(refuse(key, asked, allowed, key, table.of(namespace)));
             }
         }

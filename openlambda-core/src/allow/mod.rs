@@ -62,6 +62,9 @@ pub struct Bounds {
     /// The largest `timeout_seconds`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<f64>,
+    /// The largest `pause_after_seconds`. `"never"` is more than any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_after_seconds: Option<f64>,
     /// The largest `concurrency`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,

@@ -60,6 +60,7 @@ impl Bounds {
         let numbers = [
             ("cpus", self.cpus, 1024.0),
             ("timeout_seconds", self.timeout_seconds, 86_400.0),
+            ("pause_after_seconds", self.pause_after_seconds, 86_400.0),
             ("calls_per_second", self.calls_per_second, 1e9),
         ];
         for (key, value, most) in numbers {

@@ -27,6 +27,7 @@ pub use yaml::unserved_triggers;
 
 use crate::config::{ConfigError, parse_toml};
 use crate::failure::{Detail, Failure, FailureKind};
+pub use crate::pause_after::PauseAfter;
 
 /// What a function is and what it may use. Every field has its meaning in the README's table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,6 +63,10 @@ pub struct Manifest {
     pub network: Network,
     /// `false`: a fresh sandbox for every invocation.
     pub reuse: bool,
+    /// How long an instance is without a call until it is paused: seconds or `"never"`. `None`: as the
+    /// worker's operator and its kind of sandbox have it. Where the kind cannot pause, it runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_after_seconds: Option<PauseAfter>,
     /// The HTTP methods it answers, upper case; `None`: any. `GET` stands for `HEAD` too. Others
     /// get 405.
     pub methods: Option<Vec<String>>,
@@ -97,6 +102,7 @@ impl Default for Manifest {
             queue: 1024,
             network: Network::None,
             reuse: true,
+            pause_after_seconds: None,
             methods: None,
             packages: Vec::new(),
             colour: String::new(),
@@ -323,6 +329,7 @@ mod tests {
         queue = 1024
         network = "none"
         reuse = true
+        pause_after_seconds = "never"
         methods = ["GET", "POST"]
         packages = ["numpy==2.2.1"]
         colour = ""
@@ -349,6 +356,7 @@ mod tests {
             runtime: Some(Runtime::Python),
             handler: Some("f.f".to_owned()),
             style: Some(Style::Event),
+            pause_after_seconds: Some(PauseAfter::Never),
             methods: Some(vec!["GET".to_owned(), "POST".to_owned()]),
             packages: vec!["numpy==2.2.1".to_owned()],
             environment: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
@@ -387,6 +395,9 @@ mod tests {
             "timeout_seconds = nan",
             "timeout_seconds = -1",
             "timeout_seconds = inf",
+            "pause_after_seconds = -0.5",
+            "pause_after_seconds = \"soon\"",
+            "pause_after_seconds = true",
             "concurrency = 0",
             "cpus = 0.0",
             "methods = [\"get\"]",

@@ -307,6 +307,10 @@ pub struct Capabilities {
     pub cpu_limit: bool,
     /// `pause` and `resume` work.
     pub pause: bool,
+    /// Pausing and resuming are worth what they cost for an instance that was without a call for so
+    /// long: a few hundred microseconds, say, after a tenth of a second. `None`: only when somebody asks for
+    /// it.
+    pub pause_after: Option<Duration>,
     /// Zygotes can be made, and instances and other zygotes forked from them.
     pub fork: bool,
     /// The network kinds that are honoured; others are refused by `create`.
@@ -322,6 +326,7 @@ impl Capabilities {
             process_limit: false,
             cpu_limit: false,
             pause: false,
+            pause_after: None,
             fork: false,
             networks: Vec::new(),
         }

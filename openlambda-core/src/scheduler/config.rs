@@ -14,7 +14,8 @@ pub struct SchedulerConfig {
     pub memory: u64,
     /// How many instances may be starting at once.
     pub max_starting: u32,
-    /// Pause an instance after this time without use; `None` never pauses.
+    /// Pause an instance after this time without use, unless its version says otherwise
+    /// ([`Limits::pause_after`](super::Limits::pause_after)); `None` never pauses.
     pub pause_after: Option<Duration>,
     /// When a wish for memory is older than this, busy instances of other versions are evicted for it as
     /// they become free, even if invocations of their own version wait.

@@ -88,8 +88,8 @@ impl Scheduler {
         if self.starting >= self.config.max_starting {
             return false;
         }
-        let (memory, slots) = match &version.code {
-            Code::Ready(limits) => (limits.memory, limits.slots),
+        let limits = match version.code {
+            Code::Ready(limits) => limits,
             Code::Gone(_) | Code::Unknown | Code::Fetching => {
                 // The folder is needed again; the wishes are made anew when it is there.
                 version.code = Code::Fetching;
@@ -98,6 +98,7 @@ impl Scheduler {
                 return true;
             }
         };
+        let memory = limits.memory;
         if self.shares.counts() && !self.shares.fits(namespace, memory, false) {
             return self.make_room_within(now, namespace, id, memory);
         }
@@ -111,19 +112,26 @@ impl Scheduler {
         let version = &mut self.versions[id.0 as usize];
         self.wishes.pop(&mut version.wishes);
         version.instances += 1;
-        version.promised += slots;
+        version.promised += limits.slots;
         if version.instances >= version.prewarm {
             version.prewarm = 0;
         }
         self.starting += 1;
-        let instance = self.instances.start(now, id, version, memory, slots);
+        let instance = self.instances.start(now, id, version, &limits);
         self.actions.push_back(Action::Start { instance, version: id });
         self.enter_wishing(id);
         true
     }
 
     fn make_room(&mut self, now: Time, bytes: u64) {
-        while self.pool.free() + self.ending_bytes < bytes {
+        let coming = |it: &Self| it.pool.free() + it.ending_bytes + it.lowering_bytes;
+        // What paused instances do not use costs nobody a start.
+        while coming(self) < bytes
+            && let Some(spares) = self.instances.spare(|_| true)
+        {
+            self.lower(spares);
+        }
+        while coming(self) < bytes {
             let Some(victim) = self.keep_alive.victim(now) else { return };
             self.evict(now, victim, EvictReason::Memory);
         }
@@ -138,6 +146,12 @@ impl Scheduler {
         first: VersionId,
         bytes: u64,
     ) -> bool {
+        while !self.shares.fits(namespace, bytes, true) {
+            let versions = &self.versions;
+            let own = |of: &Instance| versions[of.version.0 as usize].namespace == namespace;
+            let Some(spares) = self.instances.spare(own) else { break };
+            self.lower(spares);
+        }
         while !self.shares.fits(namespace, bytes, true) {
             let versions = &self.versions;
             let own = |of: &Instance| {
@@ -181,6 +195,8 @@ impl Scheduler {
             self.shares.takes(namespace, of.memory);
             if of.retiring || matches!(of.state(), State::Ending | State::Cancelling) {
                 self.shares.is_ending(namespace, of.memory);
+            } else if of.lowering {
+                self.shares.is_ending(namespace, of.spare);
             }
         }
     }
@@ -221,8 +237,12 @@ impl Scheduler {
         // More even with it than without.
         let has_less = its != own
             && self.shares.memory(its) + needs + memory(version) <= self.shares.memory(own);
+        let coming = self.ending_bytes
+            + self.retiring_bytes
+            + self.lowering_bytes
+            + self.instances.spare_bytes();
         (has_less || now.since(since) > self.config.fairness)
-            && (self.pool.free() + self.ending_bytes + self.retiring_bytes < needs
+            && (self.pool.free() + coming < needs
                 || its == own && !self.shares.fits(its, needs, true))
     }
 

@@ -3,7 +3,7 @@
 use std::ops::{Index, IndexMut};
 
 use super::version::Version;
-use super::{InstanceChoice, InstanceId, VersionId};
+use super::{InstanceChoice, InstanceId, Limits, PauseAfter, VersionId};
 use crate::arena::{Arena, List, Lists, slot_of};
 use crate::invocation::StartKind;
 use crate::time::Time;
@@ -23,6 +23,11 @@ pub(super) struct Instances {
     idle: Vec<u32>,
     /// The links of all versions' lists of free and paused instances.
     places: Lists,
+    /// The paused ones that can give memory back and have not, the one paused longest first.
+    spares: List,
+    /// How much that is together, bytes.
+    spare_bytes: u64,
+    spare_links: Lists,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +39,12 @@ pub(super) struct Instance {
     pub(super) memory: u64,
     /// What it takes unless it is paused.
     pub(super) full: u64,
+    /// When it is paused; `None`: as the configuration says.
+    pub(super) pause_after: Option<PauseAfter>,
+    /// What it can give back while it is paused, bytes.
+    pub(super) spare: u64,
+    /// It is giving that back.
+    pub(super) lowering: bool,
     pub(super) slots: u32,
     used: u32,
     state: State,
@@ -127,14 +138,17 @@ impl Instances {
         now: Time,
         id: VersionId,
         version: &mut Version,
-        memory: u64,
-        slots: u32,
+        limits: &Limits,
     ) -> InstanceId {
+        let Limits { memory, slots, pause_after, .. } = *limits;
         let instance = Instance {
             version: id,
             serial: self.started,
             memory,
             full: memory,
+            pause_after,
+            spare: 0,
+            lowering: false,
             slots,
             used: 0,
             state: State::Starting,
@@ -296,6 +310,34 @@ impl Instances {
     /// The instances of a version's list of paused ones, the one paused last first.
     pub(super) fn paused(&self, paused: List) -> impl Iterator<Item = InstanceId> {
         self.places.iter_back(paused).map(|slot| self.at(slot))
+    }
+
+    /// A paused instance can give back this much.
+    pub(super) fn has_spare(&mut self, id: InstanceId, bytes: u64) {
+        self[id].spare = bytes;
+        if bytes > 0 {
+            self.spare_links.push_back(&mut self.spares, id.slot());
+            self.spare_bytes += bytes;
+        }
+    }
+
+    /// It gives it back now, or never will.
+    pub(super) fn no_spare(&mut self, id: InstanceId) {
+        if self.spare_links.contains(id.slot()) {
+            self.spare_links.remove(&mut self.spares, id.slot());
+            self.spare_bytes -= self[id].spare;
+        }
+    }
+
+    /// What they can give back together, bytes.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        self.spare_bytes
+    }
+
+    /// The first that can give memory back of the paused instances that are so, the one paused longest first.
+    pub(super) fn spare(&self, is_so: impl Fn(&Instance) -> bool) -> Option<InstanceId> {
+        let mut spares = self.spare_links.iter(self.spares).map(|slot| self.at(slot));
+        spares.find(|id| is_so(&self[*id]))
     }
 
     /// The instance in a slot that has one.

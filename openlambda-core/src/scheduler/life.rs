@@ -122,7 +122,11 @@ impl Scheduler {
                 self.shares.rests(self.versions[version_id.0 as usize].namespace);
             }
         }
-        let pause = self.config.pause_after.map(|after| (now + after, Timer::Pause));
+        let after = match self.instances[id].pause_after {
+            Some(after) => after.time(),
+            None => self.config.pause_after,
+        };
+        let pause = after.map(|after| (now + after, Timer::Pause));
         let expire = self.instances[id].expire_at.map(|at| (at, Timer::Expire));
         if let Some((at, timer)) = pause.into_iter().chain(expire).min() {
             self.timers.set(timer, id.slot(), at);
@@ -155,22 +159,53 @@ impl Scheduler {
         self.actions.push_back(Action::Pause { instance: id });
     }
 
-    pub(super) fn on_paused(&mut self, id: InstanceId) {
+    pub(super) fn on_paused(&mut self, id: InstanceId, spare: u64) {
         match self.instances.get(id).map(Instance::state) {
             Some(State::Wanted) => {
                 self.actions.push_back(Action::Resume { instance: id });
                 self.instances.set_state(id, State::Resuming);
             }
-            Some(State::Pausing) => self.instances.set_state(id, State::Paused),
+            Some(State::Pausing) => {
+                self.instances.set_state(id, State::Paused);
+                self.instances.has_spare(id, spare.min(self.instances[id].memory));
+            }
             _ => {}
         }
     }
 
+    /// A paused instance gives back what it can spare.
+    pub(super) fn lower(&mut self, id: InstanceId) {
+        self.instances.no_spare(id);
+        let instance = &mut self.instances[id];
+        instance.lowering = true;
+        let (version, spare) = (instance.version, instance.spare);
+        self.lowering_bytes += spare;
+        if self.shares.counts() {
+            self.shares.is_ending(self.versions[version.0 as usize].namespace, spare);
+        }
+        self.actions.push_back(Action::Lower { instance: id });
+    }
+
+    /// Nothing comes back from an instance by lowering its limit any more.
+    fn is_lowered(&mut self, id: InstanceId) {
+        self.instances.no_spare(id);
+        let instance = &mut self.instances[id];
+        let spare = std::mem::take(&mut instance.spare);
+        if std::mem::take(&mut instance.lowering) {
+            self.lowering_bytes -= spare;
+            if self.shares.counts() {
+                let namespace = self.versions[self.instances[id].version.0 as usize].namespace;
+                self.shares.has_ended(namespace, spare);
+            }
+        }
+    }
+
     pub(super) fn on_lowered(&mut self, id: InstanceId, bytes: u64) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
-        if instance.state() != State::Paused {
+        if !self.instances.get(id).is_some_and(|it| it.lowering) {
             return;
         }
+        self.is_lowered(id);
+        let instance = &mut self.instances[id];
         let less = instance.memory.saturating_sub(bytes);
         instance.memory -= less;
         let version = instance.version;
@@ -179,6 +214,7 @@ impl Scheduler {
 
     /// Wakes a paused instance; its memory has been taken.
     pub(super) fn resume(&mut self, id: InstanceId) {
+        self.is_lowered(id);
         let instance = &mut self.instances[id];
         instance.memory = instance.full;
         let (state, slots) = (instance.state(), instance.slots);
@@ -206,7 +242,7 @@ impl Scheduler {
 
     /// Begins an instance's end, from whatever state it is in. Memory comes back when it is gone.
     pub(super) fn evict(&mut self, now: Time, id: InstanceId, why: EvictReason) {
-        let Some(instance) = self.instances.get_mut(id) else { return };
+        let Some(instance) = self.instances.get(id) else { return };
         let (before, version_id, slots) = (instance.state(), instance.version, instance.slots);
         let (after, action) = match before {
             State::Cancelling | State::Ending | State::Gone => return,
@@ -215,6 +251,8 @@ impl Scheduler {
                 (State::Ending, Action::Evict { instance: id, why })
             }
         };
+        self.is_lowered(id);
+        let instance = &mut self.instances[id];
         let was_idle = std::mem::take(&mut instance.resting);
         let holds = !instance.offers.is_empty();
         let was_spent = std::mem::take(&mut instance.spent);
@@ -340,6 +378,12 @@ impl Scheduler {
 
     pub(super) fn on_memory_pressure(&mut self, now: Time, bytes: u64) {
         let mut freed = 0;
+        while freed < bytes
+            && let Some(spares) = self.instances.spare(|_| true)
+        {
+            freed += self.instances[spares].spare;
+            self.lower(spares);
+        }
         while freed < bytes {
             let Some(victim) = self.keep_alive.victim(now) else { break };
             freed += self.instances[victim].memory;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::PauseAfter;
 use crate::invocation::StartKind;
 use crate::time::Time;
 
@@ -52,6 +53,8 @@ pub struct Limits {
     pub timeout: Duration,
     /// `false`: an instance is evicted after one invocation.
     pub reuse: bool,
+    /// When an instance is paused that nobody uses; `None`: as the configuration says.
+    pub pause_after: Option<PauseAfter>,
 }
 
 /// What happened.
@@ -129,14 +132,16 @@ pub enum Event {
     Paused {
         /// Which.
         instance: InstanceId,
+        /// What it could give back while it is paused, bytes; 0 when that is nothing, or not known.
+        spare: u64,
     },
-    /// The memory limit of an instance that is paused was lowered to what it uses, and some slack. The
-    /// rest comes back to the pool; with [`Action::Resume`] it is taken again, and the limit is to be
-    /// as before. Nothing happens when the instance is on its way back already.
+    /// [`Action::Lower`] is done. What the instance does not hold any more comes back to the pool; with
+    /// [`Action::Resume`] it is taken again, and the limit is to be as before. Nothing happens when the
+    /// instance is on its way back already.
     Lowered {
         /// Which.
         instance: InstanceId,
-        /// What it holds now, bytes.
+        /// What it holds now, bytes; as much as before, when its limit could not be lowered.
         bytes: u64,
     },
     /// [`Action::Resume`] is done.
@@ -224,6 +229,12 @@ pub enum Action {
     },
     /// Pause the instance, then tell [`Event::Paused`].
     Pause {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Memory is short: lower the memory limit of the instance, which is paused, by what it can spare, then
+    /// tell [`Event::Lowered`].
+    Lower {
         /// Which.
         instance: InstanceId,
     },

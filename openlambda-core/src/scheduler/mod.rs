@@ -28,9 +28,12 @@
 //! Each invocation that arrives gets exactly one of [`Action::Reject`] and [`Action::Run`]. Memory
 //! is taken from the pool when an instance starts and given back when it is *gone*, not when its
 //! end begins. Wishes for instances are served in the order of the queue policy over all functions;
-//! `fifo` serves them first come, first served, so that small functions do not starve a large one. A
-//! paused instance may hold less memory ([`Event::Lowered`]); before it is resumed the rest is taken
-//! again, in turn with the wishes.
+//! `fifo` serves them first come, first served, so that small functions do not starve a large one.
+//!
+//! Pausing and giving memory back are two decisions. An instance is paused for the processor's sake,
+//! soon after its last call. Its memory limit is lowered ([`Action::Lower`]) when a wish does not fit, the
+//! one paused longest first, and before any instance is evicted for that wish. Before it is resumed the
+//! rest is taken again, in turn with the wishes.
 //!
 //! # Which call runs next
 //!
@@ -95,6 +98,7 @@ use std::collections::{BTreeMap, VecDeque};
 use calls::Calls;
 use instances::{Instances, Kind};
 
+pub use crate::pause_after::PauseAfter;
 pub use config::{InstanceChoice, SchedulerConfig};
 pub use limit::{LimitError, LoadLimit, RunningLimit};
 pub use memory::MemoryPool;
@@ -137,6 +141,8 @@ pub struct Scheduler {
     ending_bytes: u64,
     /// Bytes of the instances that retire.
     retiring_bytes: u64,
+    /// Bytes that come back to the pool when the limits of paused instances are lowered.
+    lowering_bytes: u64,
     timers: Timers,
     /// Idle instances that are to end as soon as no call of their version waits.
     spared: Vec<InstanceId>,
@@ -173,6 +179,7 @@ impl Scheduler {
             starting: 0,
             ending_bytes: 0,
             retiring_bytes: 0,
+            lowering_bytes: 0,
             timers: Timers::default(),
             spared: Vec::new(),
             actions: VecDeque::new(),
@@ -217,7 +224,7 @@ impl Scheduler {
             Event::Finished { invocation, reusable } => {
                 self.on_finished(now, invocation, reusable);
             }
-            Event::Paused { instance } => self.on_paused(instance),
+            Event::Paused { instance, spare } => self.on_paused(instance, spare),
             Event::Lowered { instance, bytes } => self.on_lowered(instance, bytes),
             Event::Resumed { instance } => self.on_resumed(now, instance),
             Event::Died { instance } => self.evict(now, instance, EvictReason::Broken),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::allow::Allow;
 use crate::keep_alive::{self, KeepAliveMaker};
 use crate::queue::{self, QueueMaker};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{PauseAfter, SchedulerConfig};
 use crate::serving::identity::Host;
 use crate::serving::{HttpConfig, Patience, Secret};
 use crate::wire;
@@ -25,8 +25,11 @@ pub struct WorkerConfig {
     pub advertise: Option<String>,
     /// Its share of the load relative to other workers.
     pub weight: f64,
-    /// Memory pool, limits, pausing.
+    /// Memory pool, limits. When instances are paused is decided by [`pause_after`](Self::pause_after).
     pub scheduler: SchedulerConfig,
+    /// When an instance without a call is paused whose manifest does not say it. `None`: when pausing is
+    /// worth its cost with this [kind of sandbox](crate::sandbox::Capabilities::pause_after).
+    pub pause_after: Option<PauseAfter>,
     /// The keep-alive policy: one of a [catalogue](keep_alive::standard), or one of your own.
     pub keep_alive: KeepAliveMaker,
     /// The queue policy: one of a [catalogue](queue::standard), or one of your own.
@@ -78,6 +81,7 @@ impl WorkerConfig {
             advertise: None,
             weight: 1.0,
             scheduler: SchedulerConfig::default(),
+            pause_after: None,
             keep_alive: keep_alive::default(),
             queue: queue::default(),
             max_wait: Duration::from_secs(35),

@@ -16,7 +16,9 @@ use super::metrics::Metrics;
 use crate::arena::Owned;
 use crate::failure::{Failure, Started};
 use crate::function::FunctionName;
-use crate::sandbox::{Created, Sandbox, SandboxError, SandboxFactory, SandboxSpec};
+use crate::sandbox::{
+    Created, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory, SandboxSpec,
+};
 use crate::scheduler::InstanceId;
 use crate::worker_core::Input;
 
@@ -93,7 +95,7 @@ impl Instances {
     pub(super) fn pause(&self, shell: &Arc<impl Shell>, instance: InstanceId) {
         let Some(sandbox) = self.sandbox(instance) else { return };
         and_tell(shell, instance, async move {
-            sandbox.pause().await?;
+            supported(sandbox.pause().await)?;
             let used = sandbox.usage().await.ok().map(|usage| usage.memory_bytes);
             Ok(Input::Paused { instance, used })
         });
@@ -113,7 +115,7 @@ impl Instances {
             if let Some(bytes) = raise {
                 sandbox.set_memory_limit(bytes).await?;
             }
-            sandbox.resume().await?;
+            supported(sandbox.resume().await)?;
             Ok(Input::Resumed { instance })
         });
     }
@@ -195,6 +197,14 @@ impl Maker {
         }
         Ok(self.factory.create(spec).await?)
     }
+}
+
+/// Where a kind of sandbox cannot pause, an instance whose manifest asks for it runs on.
+fn supported(done: Result<(), SandboxError>) -> Result<(), SandboxError> {
+    done.or_else(|error| match error.kind {
+        SandboxErrorKind::Unsupported => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Does something to a sandbox and tells the core what came of it. A sandbox that fails at it is

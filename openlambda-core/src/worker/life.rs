@@ -78,8 +78,13 @@ impl Worker {
         // Differs between starts of the same worker; it is compared, never ordered.
         let incarnation = fresh_seed();
         let request_ids = RequestIds::new(incarnation);
+        let mut scheduler = config.scheduler.clone();
+        scheduler.pause_after = match config.pause_after {
+            Some(after) => after.time(),
+            None => factory.capabilities().pause_after,
+        };
         let core = CoreConfig {
-            scheduler: config.scheduler.clone(),
+            scheduler,
             max_wait: config.max_wait,
             code_budget: config.code_budget,
             allow: config.allow.clone(),

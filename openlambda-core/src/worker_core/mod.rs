@@ -26,11 +26,12 @@
 //! After that its id may be given to another call.
 //!
 //! Where the shell can measure an instance's memory and change its limit, a paused instance's limit is
-//! lowered to what it uses and some slack. The instance has its full limit back before it runs again:
+//! lowered to what it uses and some slack, once memory is short. The instance has its full limit back
+//! before it runs again:
 //!
 //! ```text
-//!   full ──paused, uses little──▶ lowering ──set──▶ lowered ──resume──▶ full
-//!                                    └─ wanted meanwhile: set, then resume and raise ─▶
+//!   full ──paused, memory short──▶ lowering ──set──▶ lowered ──resume──▶ full
+//!                                     └─ wanted meanwhile: set, then resume and raise ─▶
 //! ```
 
 mod calls;
@@ -119,6 +120,8 @@ struct InstanceState {
     create: Duration,
     init: Duration,
     limit: Limit,
+    /// The limit that it may have while it is paused, bytes.
+    needs: u64,
 }
 
 /// An instance's memory limit.
@@ -629,7 +632,7 @@ impl WorkerCore {
                 let pinned = self.cache.pin(state.digest, now);
                 debug_assert!(pinned, "an instance starts from code that is held");
                 let (create, init) = (Duration::ZERO, Duration::ZERO);
-                let state = InstanceState { version, create, init, limit: Limit::Full };
+                let state = InstanceState { version, create, init, limit: Limit::Full, needs: 0 };
                 self.instances.insert(instance.0, state);
                 self.outputs.push_back(Output::Create { instance, version });
             }
@@ -649,6 +652,13 @@ impl WorkerCore {
             }
             Action::Reject { invocation, why } => self.reject(now, invocation, why),
             Action::Pause { instance } => self.outputs.push_back(Output::Pause { instance }),
+            Action::Lower { instance } => {
+                if let Some(place) = self.instances.get_mut(instance.0) {
+                    place.limit = Limit::Lowering { resume: false };
+                    let bytes = place.needs;
+                    self.outputs.push_back(Output::SetLimit { instance, bytes });
+                }
+            }
             Action::Resume { instance } => self.resume(instance),
             Action::Evict { instance, why } => {
                 if let Some(place) = self.instances.get_mut(instance.0) {
@@ -811,15 +821,11 @@ impl WorkerCore {
     // Instances.
 
     fn on_paused(&mut self, now: Time, instance: InstanceId, used: Option<u64>) {
-        self.step(now, Event::Paused { instance });
         let Some(place) = self.instances.get_mut(instance.0) else { return };
         let full = self.versions.get(place.version).manifest.memory_bytes();
-        if let Some(bytes) = used.map(with_slack).filter(|bytes| *bytes < full)
-            && self.scheduler.is_paused(instance)
-        {
-            place.limit = Limit::Lowering { resume: false };
-            self.outputs.push_back(Output::SetLimit { instance, bytes });
-        }
+        place.needs = used.map_or(full, with_slack).min(full);
+        let spare = full - place.needs;
+        self.step(now, Event::Paused { instance, spare });
     }
 
     fn on_limit_set(&mut self, now: Time, instance: InstanceId, bytes: Option<u64>) {
@@ -828,7 +834,10 @@ impl WorkerCore {
         place.limit = if bytes.is_some() { Limit::Lowered } else { Limit::Full };
         if resume {
             self.resume(instance);
-        } else if let Some(bytes) = bytes {
+        } else {
+            // Where it could not be lowered, memory has to come from elsewhere.
+            let full = self.versions.get(place.version).manifest.memory_bytes();
+            let bytes = bytes.unwrap_or(full);
             self.step(now, Event::Lowered { instance, bytes });
         }
     }

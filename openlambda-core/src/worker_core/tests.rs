@@ -167,9 +167,10 @@ fn an_instance_that_is_wanted_while_its_limit_is_lowered_has_it_back_before_it_r
     bench.finish(first);
     assert_eq!(bench.wait(1), [Output::Pause { instance }]);
     // It uses 40 MiB; an eighth more is what it may hold.
-    let paused = bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    assert_eq!(bench.tell(Input::Paused { instance, used: Some(40 * MB) }), [], "there is enough");
     let bytes = 45 * MB;
-    assert_eq!(paused, [Output::SetLimit { instance, bytes }]);
+    let short = bench.tell(Input::MemoryPressure { bytes: 1 });
+    assert_eq!(short, [Output::SetLimit { instance, bytes }]);
     let second = bench.call("f", 1, 1, None);
     assert_eq!(bench.outputs(), [], "the limit is being set");
     let set = bench.tell(Input::LimitSet { instance, bytes: Some(bytes) });
@@ -185,6 +186,7 @@ fn a_lowered_instance_gives_its_memory_back_and_takes_it_again() {
     bench.finish(first);
     bench.wait(1);
     bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.tell(Input::MemoryPressure { bytes: 1 });
     bench.tell(Input::LimitSet { instance, bytes: Some(45 * MB) });
     assert_eq!(bench.core.memory().used(), 45 * MB);
     bench.call("f", 1, 1, None);
@@ -199,6 +201,7 @@ fn where_a_limit_cannot_be_lowered_there_is_nothing_to_raise() {
     bench.finish(first);
     bench.wait(1);
     bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.tell(Input::MemoryPressure { bytes: 1 });
     bench.tell(Input::LimitSet { instance, bytes: None });
     assert_eq!(bench.core.memory().used(), 100 * MB);
     bench.call("f", 1, 1, None);
@@ -212,6 +215,7 @@ fn what_is_wanted_while_its_limit_is_lowered_and_ends_is_not_resumed() {
     bench.finish(first);
     bench.wait(1);
     bench.tell(Input::Paused { instance, used: Some(40 * MB) });
+    bench.tell(Input::MemoryPressure { bytes: 1 });
     bench.call("f", 1, 1, None);
     let outputs = bench.tell(Input::Exited { instance });
     assert_eq!(outputs[0], Output::Destroy { instance, why: EvictReason::Broken });

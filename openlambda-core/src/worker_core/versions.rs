@@ -355,6 +355,7 @@ pub(super) fn limits_of(manifest: &Manifest) -> Limits {
         queue: manifest.queue,
         timeout: manifest.timeout(),
         reuse: manifest.reuse,
+        pause_after: manifest.pause_after_seconds,
     }
 }
 

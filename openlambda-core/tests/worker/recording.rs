@@ -4,7 +4,7 @@ use std::io::BufReader;
 
 use openlambda_core::keep_alive::{self, KeepAliveCatalog, KeepAliveEntry};
 use openlambda_core::queue;
-use openlambda_core::scheduler::{LoadLimit, RunningLimit};
+use openlambda_core::scheduler::{LoadLimit, PauseAfter, RunningLimit};
 use openlambda_core::worker_core::recording::{ReplayError, replay};
 
 use super::*;
@@ -13,7 +13,7 @@ fn record_inputs(config: &mut WorkerConfig) {
     config.inputs = Some(config.state_dir.join("inputs.jsonl"));
     config.max_wait = Duration::from_millis(300);
     config.scheduler.memory = 384 << 20;
-    config.scheduler.pause_after = Some(Duration::from_millis(20));
+    config.pause_after = Some(PauseAfter::After(Duration::from_millis(20)));
 }
 
 /// The records that come of the worker's inputs, as lines.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use openlambda_core::catalog::Choice;
 use openlambda_core::keep_alive;
-use openlambda_core::scheduler::{Limits, RunningLimit, SchedulerConfig};
+use openlambda_core::scheduler::{Limits, PauseAfter, RunningLimit, SchedulerConfig};
 use openlambda_lab::sim::{SimConfig, Users};
 use openlambda_lab::spacing::Spacing;
 use openlambda_lab::workload::{Bursts, FunctionMix, Service, WorkloadConfig};
@@ -119,6 +119,15 @@ pub(in crate::cli) struct SimArgs {
     /// How long the keep-alive policy ttl keeps an idle instance, unless it says so itself
     #[arg(long, value_name = "SECONDS", default_value_t = keep_alive::DEFAULT_TTL.as_secs_f64())]
     ttl_seconds: f64,
+    /// Pause an instance after this time without a call: seconds or never
+    #[arg(long, value_name = "SECONDS", default_value_t = PauseAfter::Never)]
+    pause_after_seconds: PauseAfter,
+    /// Resuming a paused instance, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    resume_ms: f64,
+    /// How much of its memory a paused instance uses, 0 to 1; the rest is lent when memory is short
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    paused_share: f64,
     /// Seed of everything: the same seed gives the same bytes. May be given more than once: then means over
     /// the seeds are printed, with their 95 % confidence intervals
     #[arg(long = "seed", value_name = "SEED", default_values_t = [1])]
@@ -259,7 +268,16 @@ impl SimArgs {
             scheduler: SchedulerConfig {
                 memory: self.memory_mb << 20,
                 running,
+                pause_after: self.pause_after_seconds.time(),
                 ..SchedulerConfig::default()
+            },
+            resume: ms("resume-ms", self.resume_ms)?,
+            paused_share: match self.paused_share {
+                share if (0.0..=1.0).contains(&share) => share,
+                share => {
+                    let message = format!("--paused-share {share} is not a share; use 0 to 1");
+                    return Err(CliError::new(message));
+                }
             },
             keep_alive,
             queue: catalog.queue_policies().maker(&self.queue_policy)?,
@@ -272,6 +290,7 @@ impl SimArgs {
                 queue: self.queue_limit,
                 timeout: seconds("timeout-seconds", self.timeout_seconds)?,
                 reuse: true,
+                pause_after: None,
             },
             namespaces: self.namespaces,
             max_wait: seconds("max-wait-seconds", self.max_wait_seconds)?,
