@@ -176,13 +176,15 @@ fn kill_everything(sandbox: &str) {
             status["workers"][0]["pid"].as_i64(),
             status["workers"][1]["pid"].as_i64(),
         ];
-        // On a busy machine it would start a worker again between two kills, which cleans up at once.
-        kill(status["pid"].as_i64().unwrap() as i32, Signal::STOP);
         pids.rotate_left(round as usize % 5);
-        for pid in pids.into_iter().flatten() {
-            // Its parent's death may have ended it already.
-            if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
+        // On a busy machine much time may be between two kills: in it the supervisor would start a worker again,
+        // which cleans up at once, and a worker would end in good order, because its supervisor is gone.
+        for signal in [Signal::STOP, Signal::KILL] {
+            for pid in pids.iter().copied().flatten() {
+                // Its parent's death may have ended it already.
+                if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
             }
         }
         // A container takes everything in it along.

@@ -251,7 +251,9 @@ impl Scheduler {
                 (State::Ending, Action::Evict { instance: id, why })
             }
         };
-        self.is_lowered(id);
+        if before == State::Paused {
+            self.is_lowered(id);
+        }
         let instance = &mut self.instances[id];
         let was_idle = std::mem::take(&mut instance.resting);
         let holds = !instance.offers.is_empty();
