@@ -1,7 +1,6 @@
 //! The code's end of the conversation as HTTP/1.1: connections and paths.
 
 use std::convert::Infallible;
-use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use openlambda_core::serving::{Caller, Door, HttpConfig, HttpServer, Patience};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::answer::read_error;
@@ -35,8 +35,9 @@ impl RuntimeApi {
             Listener::Unix(listener) => Door::within(listener, patience),
             Listener::Tcp(listener) => Door::new(listener, patience),
         };
-        let serves = tokio::spawn(serve(Arc::clone(&self.shared), door));
-        Serving(AbortOnDropHandle::new(serves))
+        let (stop, stopped) = oneshot::channel();
+        let serves = tokio::spawn(serve(Arc::clone(&self.shared), door, stopped));
+        Serving { serves: AbortOnDropHandle::new(serves), stop }
     }
 }
 
@@ -51,18 +52,21 @@ pub enum Listener {
 
 /// Serves until dropped; then its connections are closed.
 #[derive(Debug)]
-pub struct Serving(AbortOnDropHandle<()>);
+pub struct Serving {
+    serves: AbortOnDropHandle<()>,
+    stop: oneshot::Sender<()>,
+}
 
 impl Serving {
-    /// Ends it, and waits until nothing is accepted any more.
+    /// Ends it, and waits until nothing is accepted any more and all connections are closed.
     pub async fn stop(self) {
-        self.0.abort();
-        let _ = self.0.await;
+        drop(self.stop);
+        let _ = self.serves.await;
     }
 }
 
 /// Serves the code, until this is dropped.
-async fn serve(shared: Arc<Shared>, door: Door) {
+async fn serve(shared: Arc<Shared>, door: Door, stopped: oneshot::Receiver<()>) {
     let mut config = HttpConfig::default();
     // Clients have a clock, and each line of a head is one to take apart.
     config.date = false;
@@ -80,7 +84,7 @@ async fn serve(shared: Arc<Shared>, door: Door) {
         }))
     };
     // A connection that breaks off is told by what it leaves unanswered.
-    HttpServer::new(door, config).run(welcome, pending()).await;
+    HttpServer::new(door, config).run(welcome, async { drop(stopped.await) }).await;
 }
 
 async fn route(
