@@ -33,8 +33,10 @@ use std::fs::{self, DirEntry};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use openlambda_core::time::{Clock, Duration, Time};
+use parking_lot::Mutex;
 
 use super::sockets::Sockets;
 use crate::sys::nursery::Newborn;
@@ -189,13 +191,45 @@ pub(super) async fn until_uncounted_is_over(
 }
 
 /// Whether all locks of the machine take more than this. If they do not, no sandbox has to be asked.
+///
+/// While a page of that list is read nobody on the machine can take a lock, so all sandboxes of this process
+/// share what is read, and it is not read again before twice as long has passed as that took.
 fn locks_are_more_than(bytes: u64) -> bool {
-    // No line is shorter than this one.
-    const LINE: u64 = "1: FLOCK  ADVISORY  WRITE 1 00:01:1 0 EOF\n".len() as u64;
-    let most = bytes / Small::SIZE * LINE;
+    static LAST: Mutex<Option<Locks>> = Mutex::new(None);
+    let most = bytes / Small::SIZE * Locks::LINE;
+    // Another one is reading: its sandbox is asked the next time.
+    let Some(mut last) = LAST.try_lock() else { return false };
+    if let Some(last) = &*last
+        && last.read.elapsed() < Locks::FRESH.max(last.took * 2)
+        && (last.whole || last.length >= most)
+    {
+        return last.length >= most;
+    }
+    let started = Instant::now();
     let Ok(locks) = fs::File::open("/proc/locks") else { return true };
     let mut start = Vec::new();
-    locks.take(most).read_to_end(&mut start).is_ok_and(|length| length as u64 == most)
+    let Ok(length) = locks.take(most).read_to_end(&mut start) else { return false };
+    let length = length as u64;
+    let (read, whole) = (Instant::now(), length < most);
+    *last = Some(Locks { read, took: read - started, length, whole });
+    !whole
+}
+
+/// What was read of the list of all locks of the machine.
+struct Locks {
+    read: Instant,
+    took: Duration,
+    /// Bytes.
+    length: u64,
+    /// All of it.
+    whole: bool,
+}
+
+impl Locks {
+    /// No line is shorter than this one.
+    const LINE: u64 = "1: FLOCK  ADVISORY  WRITE 1 00:01:1 0 EOF\n".len() as u64;
+    /// For so long nothing is read again.
+    const FRESH: Duration = Duration::from_millis(1900);
 }
 
 /// The kernel gives a pipe this much, and after so many pipes of one user, that much.
