@@ -7,7 +7,8 @@
 //! as over.
 //!
 //! What is read from one pipe is logged before anything is read from the other. So a runtime that lets the
-//! one run empty before it writes to the other has its lines in their order.
+//! one run empty before it writes to the other has its lines in their order. One that cannot see whether a
+//! pipe is empty writes to one pipe only, and [frames](FRAME) there what is of the other stream.
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +34,17 @@ pub const LINE_LIMIT: usize = 64 << 10;
 pub const TAG: u8 = 0x1e;
 /// Ends the id in a line that begins with [`TAG`].
 pub const TAG_END: u8 = 0x1f;
+
+/// This byte, a length in decimal digits (at most [`FRAME_LIMIT`]) and [`TAG_END`] say, anywhere in what is
+/// read from one pipe, that as many bytes as that, which follow, are of the other stream. What does not
+/// read so is text.
+pub const FRAME: u8 = 0x1d;
+/// The most bytes in a frame, so that it can be written with its head in one piece among others that write
+/// to the same pipe.
+pub const FRAME_LIMIT: usize = 4000;
+
+/// The streams of the two pipes.
+const STREAMS: [LogStream; 2] = [LogStream::Stdout, LogStream::Stderr];
 
 /// How many of the last lines are kept for the error of an instance that never got ready.
 const TAIL_LINES: usize = 10;
@@ -79,18 +91,29 @@ impl Running {
 #[derive(Debug)]
 struct Pipe {
     fd: AsyncFd<OwnedFd>,
-    stream: LogStream,
     function: FunctionName,
     log: Arc<dyn LogSink>,
     running: Running,
-    /// Which of the readers is its own.
+    /// Which of the streams is its own.
     place: usize,
     /// Of both pipes of an instance: who reads one holds up who reads the other.
-    readers: Arc<Mutex<[Reader; 2]>>,
+    readers: Arc<Mutex<Readers>>,
 }
 
 #[derive(Debug, Default)]
+struct Readers {
+    streams: [Reader; 2],
+    /// One pipe has come to its end, so that the other is the last from which anything comes.
+    one_ended: bool,
+}
+
+/// What is known of a stream, and of the pipe that has its name.
+#[derive(Debug, Default)]
 struct Reader {
+    /// The head of a frame whose end has not come yet.
+    head: Vec<u8>,
+    /// How many bytes that come next are of the other stream.
+    framed: usize,
     /// A line whose end has not come yet; shorter than [`LINE_LIMIT`].
     partial: Vec<u8>,
     /// Whose the line is of which a part is logged already, if it has said so.
@@ -117,13 +140,12 @@ impl FunctionOutput {
         log: &Arc<dyn LogSink>,
         running: &Running,
     ) -> io::Result<Self> {
-        let readers = Arc::<Mutex<[Reader; 2]>>::default();
-        let pipe = |fd: OwnedFd, stream, place| {
+        let readers = Arc::<Mutex<Readers>>::default();
+        let pipe = |fd: OwnedFd, place| {
             let flags = rustix::fs::fcntl_getfl(&fd)? | rustix::fs::OFlags::NONBLOCK;
             rustix::fs::fcntl_setfl(&fd, flags)?;
             io::Result::Ok(Arc::new(Pipe {
                 fd: watch_readable(fd)?,
-                stream,
                 function: function.clone(),
                 log: Arc::clone(log),
                 running: running.clone(),
@@ -131,7 +153,7 @@ impl FunctionOutput {
                 readers: Arc::clone(&readers),
             }))
         };
-        let pipes = [pipe(stdout, LogStream::Stdout, 0)?, pipe(stderr, LogStream::Stderr, 1)?];
+        let pipes = [pipe(stdout, 0)?, pipe(stderr, 1)?];
         let read = |pipe: &Arc<Pipe>| AbortOnDropHandle::new(tokio::spawn(pump(Arc::clone(pipe))));
         Ok(FunctionOutput { _pumps: pipes.each_ref().map(read), pipes })
     }
@@ -141,17 +163,16 @@ impl FunctionOutput {
         let readable = self.readable();
         for (pipe, readable) in self.pipes.iter().zip(readable) {
             let mut readers = pipe.readers.lock();
-            let reader = &mut readers[pipe.place];
             // Not more: what else comes while we read may never end.
             let held = readable.then(|| rustix::io::ioctl_fionread(pipe.fd.get_ref()).unwrap_or(0));
             let mut held = held.unwrap_or(0);
             while held > 0
-                && let Read::Data(count) = pipe.read(reader)
+                && let Read::Data(count) = pipe.read(&mut readers)
             {
                 held = held.saturating_sub(count as u64);
             }
-            if !pipe.is_of_another(reader) {
-                pipe.end_line(reader);
+            if !pipe.is_of_another(&readers.streams[pipe.place]) {
+                pipe.end_line(&mut readers, pipe.place);
             }
         }
     }
@@ -161,7 +182,7 @@ impl FunctionOutput {
         let pipe = &self.pipes[1];
         let id = pipe.running.only();
         let id = id.as_ref().map(RequestId::as_str);
-        pipe.log.line(LogLine::new(&pipe.function, id, pipe.stream, text));
+        pipe.log.line(LogLine::new(&pipe.function, id, LogStream::Stderr, text));
     }
 
     /// Which pipes hold something: mostly none does, and one question is enough for both.
@@ -175,8 +196,9 @@ impl FunctionOutput {
 
     /// The last lines of standard error, or of standard output when there are none.
     pub fn last_words(&self) -> String {
+        let readers = self.pipes[0].readers.lock();
         let [stdout, stderr] =
-            self.pipes[0].readers.lock().each_ref().map(|it| Vec::from(it.tail.clone()).join("\n"));
+            readers.streams.each_ref().map(|it| Vec::from(it.tail.clone()).join("\n"));
         if stderr.is_empty() { stdout } else { stderr }
     }
 }
@@ -184,12 +206,12 @@ impl FunctionOutput {
 async fn pump(pipe: Arc<Pipe>) {
     loop {
         let Ok(mut ready) = pipe.fd.readable().await else { return };
-        let read = pipe.read(&mut pipe.readers.lock()[pipe.place]);
+        let read = pipe.read(&mut pipe.readers.lock());
         match read {
             Read::Data(_) => tokio::task::yield_now().await,
             Read::Nothing => ready.clear_ready(),
             Read::End => {
-                pipe.end_line(&mut pipe.readers.lock()[pipe.place]);
+                pipe.end(&mut pipe.readers.lock());
                 return;
             }
         }
@@ -198,12 +220,12 @@ async fn pump(pipe: Arc<Pipe>) {
 
 impl Pipe {
     /// One read that does not wait.
-    fn read(&self, reader: &mut Reader) -> Read {
+    fn read(&self, readers: &mut Readers) -> Read {
         let mut chunk = [0; 16 << 10];
         match rustix::io::read(self.fd.get_ref(), &mut chunk) {
             Ok(0) => Read::End,
             Ok(count) => {
-                self.take(reader, &chunk[..count]);
+                self.take(readers, &chunk[..count]);
                 Read::Data(count)
             }
             Err(Errno::AGAIN | Errno::INTR) => Read::Nothing,
@@ -211,9 +233,46 @@ impl Pipe {
         }
     }
 
-    fn take(&self, reader: &mut Reader, chunk: &[u8]) {
+    /// Tells what is of the pipe's own stream from what is framed as the other's.
+    fn take(&self, readers: &mut Readers, mut chunk: &[u8]) {
+        while !chunk.is_empty() {
+            let reader = &mut readers.streams[self.place];
+            if reader.framed > 0 {
+                let (theirs, rest) = chunk.split_at(reader.framed.min(chunk.len()));
+                reader.framed -= theirs.len();
+                self.take_lines(readers, 1 - self.place, theirs);
+                chunk = rest;
+            } else if reader.head.is_empty() {
+                let end = chunk.iter().position(|byte| *byte == FRAME).unwrap_or(chunk.len());
+                let (own, rest) = chunk.split_at(end);
+                reader.head.extend(rest.first());
+                self.take_lines(readers, self.place, own);
+                chunk = rest.get(1..).unwrap_or_default();
+            } else if let (b'0'..=b'9', 1..=4) = (chunk[0], reader.head.len()) {
+                reader.head.push(chunk[0]);
+                chunk = &chunk[1..];
+            } else if chunk[0] == TAG_END
+                && let Some(length) = length_of(&reader.head)
+            {
+                reader.head.clear();
+                reader.framed = length;
+                chunk = &chunk[1..];
+            } else {
+                self.end_head(readers);
+            }
+        }
+    }
+
+    /// What began as the head of a frame is none, but text.
+    fn end_head(&self, readers: &mut Readers) {
+        let head = std::mem::take(&mut readers.streams[self.place].head);
+        self.take_lines(readers, self.place, &head);
+    }
+
+    fn take_lines(&self, readers: &mut Readers, place: usize, chunk: &[u8]) {
         let only = self.running.only();
         let only = only.as_ref().map(RequestId::as_str);
+        let reader = &mut readers.streams[place];
         for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = match piece.strip_suffix(b"\n") {
                 Some(text) => (text, true),
@@ -223,18 +282,30 @@ impl Pipe {
             while reader.partial.len() > LINE_LIMIT {
                 let rest = reader.partial.split_off(split_at(&reader.partial));
                 let line = std::mem::replace(&mut reader.partial, rest);
-                self.emit(reader, only, &line);
+                self.emit(reader, place, only, &line);
             }
             if ended {
-                self.whole_line(reader, only);
+                self.whole_line(reader, place, only);
             }
         }
     }
 
-    fn end_line(&self, reader: &mut Reader) {
+    /// Nothing else comes from this pipe.
+    fn end(&self, readers: &mut Readers) {
+        self.end_line(readers, self.place);
+        if std::mem::replace(&mut readers.one_ended, true) {
+            self.end_line(readers, 1 - self.place);
+        }
+    }
+
+    fn end_line(&self, readers: &mut Readers, place: usize) {
+        if place == self.place {
+            self.end_head(readers);
+        }
+        let reader = &mut readers.streams[place];
         if !reader.partial.is_empty() {
             let only = self.running.only();
-            self.whole_line(reader, only.as_ref().map(RequestId::as_str));
+            self.whole_line(reader, place, only.as_ref().map(RequestId::as_str));
         }
     }
 
@@ -244,15 +315,15 @@ impl Pipe {
         tagged && self.running.only().is_none()
     }
 
-    fn whole_line(&self, reader: &mut Reader, only: Option<&str>) {
+    fn whole_line(&self, reader: &mut Reader, place: usize, only: Option<&str>) {
         let mut line = std::mem::take(&mut reader.partial);
-        self.emit(reader, only, &line);
+        self.emit(reader, place, only, &line);
         line.clear();
         (reader.partial, reader.tagged) = (line, None);
     }
 
     /// Logs a line, or a part of one that is too long.
-    fn emit(&self, reader: &mut Reader, only: Option<&str>, line: &[u8]) {
+    fn emit(&self, reader: &mut Reader, place: usize, only: Option<&str>, line: &[u8]) {
         let Reader { tagged, tail, .. } = reader;
         let mut text = line;
         if tagged.is_none()
@@ -262,7 +333,7 @@ impl Pipe {
         }
         let text = String::from_utf8_lossy(text);
         let id = tagged.as_deref().or(only);
-        self.log.line(LogLine::new(&self.function, id, self.stream, &text));
+        self.log.line(LogLine::new(&self.function, id, STREAMS[place], &text));
         if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
@@ -276,6 +347,12 @@ impl Pipe {
         let id = std::str::from_utf8(&rest[..end]).ok().filter(|id| self.running.has(id))?;
         Some((id, &rest[end + 1..]))
     }
+}
+
+/// The length in the head of a frame.
+fn length_of(head: &[u8]) -> Option<usize> {
+    let digits = std::str::from_utf8(&head[1..]).ok()?;
+    digits.parse().ok().filter(|length| (1..=FRAME_LIMIT).contains(length))
 }
 
 /// The last place in the limit that is not inside a UTF-8 character.
@@ -386,6 +463,49 @@ pub(crate) mod tests {
                 (None, "\u{1e}one"),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn one_pipe_carries_both_streams_in_their_order() {
+        let (lines, running, mut out, mut err, output) = setup();
+        let [one, two] = ["one", "two"].map(|id| id.parse::<RequestId>().unwrap());
+        running.add(&one);
+        running.add(&two);
+        out.write_all(b"a\nhalf, \x1d4\x1ferr\nand half\n\x1d9\x1f\x1etwo\x1fhis\n").unwrap();
+        out.write_all(b"\x1d2\x1fno\x1d5\x1f end\n\x1dtext\n\x1d0\x1f\n\x1d4001\x1f\n").unwrap();
+        out.write_all(b"\x1d12345\n\x1d1").unwrap();
+        output.settle();
+        // Of the other pipe, nothing is the first one's head.
+        err.write_all(b"2\x1f!\n").unwrap();
+        output.settle();
+        // In parts, and when the other pipe has ended.
+        drop(err);
+        for part in ["\x1d3", "\x1f", "e", "nd"] {
+            out.write_all(part.as_bytes()).unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        drop(out);
+        while lines.0.lock().len() < 12 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let lines = lines.0.lock();
+        let told: Vec<_> =
+            lines.iter().map(|(id, stream, text)| (id.as_deref(), *stream, &**text)).collect();
+        let expected = [
+            (None, LogStream::Stdout, "a"),
+            (None, LogStream::Stderr, "err"),
+            (None, LogStream::Stdout, "half, and half"),
+            (Some("two"), LogStream::Stderr, "his"),
+            (None, LogStream::Stderr, "no end"),
+            (None, LogStream::Stdout, "\u{1d}text"),
+            (None, LogStream::Stdout, "\u{1d}0\u{1f}"),
+            (None, LogStream::Stdout, "\u{1d}4001\u{1f}"),
+            (None, LogStream::Stdout, "\u{1d}12345"),
+            (None, LogStream::Stdout, "\u{1d}1"),
+            (None, LogStream::Stderr, "2\u{1f}!"),
+            (None, LogStream::Stderr, "end"),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use openlambda_sandbox::find_node;
 use openlambda_sandbox::process::ProcessFactory;
 use serde_json::{Value, json};
 
-use common::{call, config, eventually, invocation, own_mark, read, setup};
+use common::{Setup, call, config, eventually, invocation, own_mark, read, setup};
 use containers::{ask, containers, containers_with, copy_program};
 
 /// What the handler said, of a call that fails.
@@ -395,6 +395,196 @@ exports.handler = async (event) => {
     let texts =
         ["first", "second"].map(|id| (Some(id.to_owned()), LogStream::Stderr, "err 5".to_owned()));
     assert_eq!(err, texts);
+    setup.factory.shutdown().await;
+}
+
+/// The lines of one call, in their order: stream and text.
+fn lines_of(setup: &Setup, id: &str) -> Vec<(LogStream, String)> {
+    let lines = setup.lines.0.lock().unwrap();
+    let own = lines.iter().filter(|(of, ..)| of.as_deref() == Some(id));
+    own.map(|(_, stream, text)| (*stream, text.clone())).collect()
+}
+
+#[tokio::test]
+async fn the_log_has_a_call_s_lines_in_their_order_and_streams_are_as_node_s() {
+    let setup = setup();
+    let code = "
+const { Worker, isMainThread } = require('worker_threads');
+const { spawnSync } = require('child_process');
+const { pipeline } = require('stream/promises');
+const { Readable } = require('stream');
+const { promisify } = require('util');
+const ways = {
+    order() {
+        for (let n = 0; n < 200; n++) { console.log('out', n); console.error('err', n); }
+        process.stdout.write('half, ');
+        process.stderr.write('a whole one\\n');
+        process.stdout.write('and half\\n');
+        process.stderr.write('no end');
+    },
+    large() {
+        // Of whole characters at every place where it could be cut.
+        console.error('é'.repeat(30_000));
+        console.log('x'.repeat(200_000));
+        console.error('short');
+    },
+    async as_node() {
+        const { stdout, stderr } = process;
+        const told = [];
+        const note = (what) => () => told.push(what);
+        told.push(stdout.write('616263', 'hex', note('hex')));
+        told.push(stdout.write(new Uint8Array([100, 10]), note('bytes')));
+        told.push(stderr.write('\\xe9\\n', 'latin1'));
+        told.push(stderr.write('', note('nothing')));
+        stdout.cork(); stdout.write('corked\\n'); stdout.uncork();
+        for (const wrong of [null, 5]) {
+            try { stdout.write(wrong); } catch (error) { told.push(error.code); }
+        }
+        try { stdout.write('x', 'no such'); } catch (error) { told.push(error.code); }
+        await promisify(stdout.write.bind(stdout))('awaited\\n');
+        // As Node's, they stay open.
+        await pipeline(Readable.from(['piped\\n']), stdout, { end: false });
+        stdout.destroy();
+        await new Promise((resolve) => setImmediate(resolve));
+        stdout.write('again\\n');
+        const write = stdout.write;
+        stdout.write = (text) => { told.push(`captured ${text}`); return true; };
+        console.log('mine');
+        stdout.write = write;
+        return [stdout.fd, stderr.fd, stdout.isTTY === undefined, stdout === process.stdout, told];
+    },
+    async others() {
+        console.error('before');
+        spawnSync('sh', ['-c', 'echo out of a child; echo err of a child >&2'], { stdio: 'inherit' });
+        await new Promise((resolve) => new Worker(__filename).on('exit', resolve));
+    },
+    exits() {
+        console.error('x'.repeat(100_000));
+        process.stdout.write('y'.repeat(200_000));
+        process.exit(0);
+    },
+};
+if (isMainThread) exports.handler = async (event) => ways[event]();
+else { console.log('out of a thread'); console.error('err of a thread'); }
+";
+    use LogStream::{Stderr, Stdout};
+    for concurrency in ["1", "2"] {
+        let manifest = format!("concurrency = {concurrency}");
+        let files = [("index.js", code), ("ol.toml", &*manifest)];
+        let sandbox = setup.create(setup.spec(&files)).await;
+        let run = async |way: &str| {
+            let id = format!("{way}-{concurrency}");
+            let body = json!(way).to_string();
+            let reply = read(sandbox.invoke(invocation(&id, body)).await?).await;
+            let lines = lines_of(&setup, &id);
+            Ok::<_, SandboxError>((serde_json::from_str::<Value>(&reply.0).unwrap(), lines))
+        };
+        let text = |stream, text: &str| (stream, text.to_owned());
+        let (_, lines) = run("order").await.unwrap();
+        let mut expected: Vec<_> = (0..200)
+            .flat_map(|n| [(Stdout, format!("out {n}")), (Stderr, format!("err {n}"))])
+            .collect();
+        expected.extend([
+            text(Stderr, "a whole one"),
+            text(Stdout, "half, and half"),
+            text(Stderr, "no end"),
+        ]);
+        assert!(lines == expected, "{concurrency}: {lines:?}");
+
+        let (_, lines) = run("large").await.unwrap();
+        let of = |wanted: LogStream| -> String {
+            lines.iter().filter(|(stream, _)| *stream == wanted).map(|(_, text)| &**text).collect()
+        };
+        assert!(of(Stderr) == format!("{}short", "é".repeat(30_000)), "{concurrency}");
+        assert!(of(Stdout) == "x".repeat(200_000), "{concurrency}");
+        assert_eq!(lines.last().unwrap(), &text(Stderr, "short"), "{concurrency}");
+
+        let (reply, lines) = run("as_node").await.unwrap();
+        let told = json!([
+            true,
+            true,
+            true,
+            true,
+            "ERR_STREAM_NULL_VALUES",
+            "ERR_INVALID_ARG_TYPE",
+            "ERR_UNKNOWN_ENCODING",
+            "hex",
+            "bytes",
+            "nothing",
+            "captured mine\n"
+        ]);
+        assert_eq!(reply, json!([1, 2, true, true, told]), "{concurrency}");
+        let expected = [
+            text(Stdout, "abcd"),
+            text(Stderr, "\u{fffd}"),
+            text(Stdout, "corked"),
+            text(Stdout, "awaited"),
+            text(Stdout, "piped"),
+            text(Stdout, "again"),
+        ];
+        assert_eq!(lines, expected, "{concurrency}");
+
+        let (_, mut lines) = run("others").await.unwrap();
+        assert_eq!(lines[0], text(Stderr, "before"), "{concurrency}");
+        lines.sort_by(|a, b| a.1.cmp(&b.1));
+        let expected = [
+            text(Stderr, "before"),
+            text(Stderr, "err of a child"),
+            text(Stderr, "err of a thread"),
+            text(Stdout, "out of a child"),
+            text(Stdout, "out of a thread"),
+        ];
+        assert_eq!(lines, expected, "{concurrency}");
+
+        run("exits").await.unwrap_err();
+        let lines = lines_of(&setup, &format!("exits-{concurrency}"));
+        let length = |wanted: LogStream| -> usize {
+            let own = lines.iter().filter(|(stream, _)| *stream == wanted);
+            own.map(|(_, text)| text.len()).sum()
+        };
+        assert_eq!((length(Stderr), length(Stdout)), (100_000, 200_000), "{concurrency}");
+    }
+    setup.factory.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_calls_that_overlap_have_each_their_own_id() {
+    let setup = setup();
+    let code = "
+const { setTimeout: later } = require('timers/promises');
+let here = 0, go;
+const all = new Promise((resolve) => (go = resolve));
+exports.handler = async (event) => {
+    console.log('begins', event);
+    process.stdout.write(`in `);
+    process.stderr.write(Buffer.from(`beside `));
+    if (++here === 4) go();
+    await all;
+    await new Promise((resolve) => setTimeout(() => {
+        console.error('between', event);
+        resolve();
+    }, event));
+    await Promise.all([later(1).then(() => process.stdout.write(`parts ${event}\\nand a`))]);
+    process.stdout.write(` long one ${'x'.repeat(9_000)} ${event}`);
+    await later(5 - event);
+};
+";
+    let spec = setup.spec(&[("index.js", code), ("ol.toml", "concurrency = 4")]);
+    let sandbox = setup.create(spec).await;
+    let calls = (0..4).map(|n| sandbox.invoke(invocation(&format!("call-{n}"), n.to_string())));
+    for reply in futures_util::future::join_all(calls).await {
+        read(reply.unwrap()).await;
+    }
+    for n in 0..4 {
+        let lines = lines_of(&setup, &format!("call-{n}"));
+        let expected = [
+            (LogStream::Stdout, format!("begins {n}")),
+            (LogStream::Stderr, format!("beside between {n}")),
+            (LogStream::Stdout, format!("in parts {n}")),
+            (LogStream::Stdout, format!("and a long one {} {n}", "x".repeat(9_000))),
+        ];
+        assert_eq!(lines, expected, "{n}");
+    }
     setup.factory.shutdown().await;
 }
 

@@ -41,6 +41,12 @@ const NEXT = 'OpenLambda-Next: 1\r\n';
 /** Codes of errors that come of a response stream whose client has left. */
 const LEFT = ['ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ABORT_ERR'];
 
+/**
+ * The invocation that code runs for, where several run at once. (It costs every promise something, so
+ * only there.)
+ */
+const calls = SLOTS > 1 ? new (require('async_hooks').AsyncLocalStorage)() : null;
+
 /** The slots' connections. */
 const connections = [];
 /** Invocations whose handlers run. */
@@ -144,7 +150,7 @@ class Connection {
           return call();
         } catch (error) {
           if (error.code !== 'EAGAIN' || Date.now() > until) throw error;
-          Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+          pause();
         }
       }
     };
@@ -153,6 +159,156 @@ class Connection {
       insist(() => fs.readSync(fd, Buffer.alloc(4096)));
     } catch {
       // Then the worker tells how the process ended, and no more.
+    }
+  }
+}
+
+/**
+ * Standard output or standard error, as Node has them for files: what is written has been written when
+ * `write` returns, so `process.exit` loses nothing. Both go through the pipe of standard output, in which
+ * what is of standard error is framed, so that the log has the lines of both in their order. What others
+ * write to either pipe (programs, native code) goes as it is.
+ */
+class Output extends Writable {
+  /** A line without an end is kept up to this length, where several calls run. */
+  static MOST = 8192;
+  /** The most bytes in a frame: with its head it is written in one piece. */
+  static FRAME = 4000;
+
+  constructor(fd) {
+    super({ emitClose: false });
+    this.fd = fd;
+    this._type = 'pipe';
+    this._isStdio = true;
+    this.destroySoon = this.destroy;
+    /** By call that runs, the parts of a line whose end has not been written, and their length. */
+    this.begun = new Map();
+  }
+
+  /** Nothing is held back: so what is written is of the call that writes it. */
+  cork() {}
+
+  ref() {
+    return this;
+  }
+
+  unref() {
+    return this;
+  }
+
+  /** It cannot be closed; as in Node, who tries is told that it has been. */
+  _destroy(error, done) {
+    done(error);
+    this._undestroy?.();
+    process.nextTick(() => this.emit('close'));
+  }
+
+  _write(data, _encoding, done) {
+    const call = calls?.getStore();
+    try {
+      // Of no call, or of one that is over: what it has begun may go on.
+      if (call === undefined || call.answered) this.put(data);
+      else this.putLines(call, data);
+    } catch (error) {
+      done(error);
+      return;
+    }
+    done();
+  }
+
+  /** The worker is told of each line whose it is. */
+  putLines(call, data) {
+    const end = data.lastIndexOf(10) + 1;
+    let begun = this.begun.get(call);
+    if (begun === undefined) this.begun.set(call, (begun = { parts: [], length: 0 }));
+    if (end > 0) {
+      const tag = Buffer.from(`\x1e${call.id}\x1f`);
+      const tagged = [tag, ...begun.parts];
+      for (let at = 0; at < end; ) {
+        const next = data.indexOf(10, at) + 1;
+        if (at > 0) tagged.push(tag);
+        tagged.push(data.subarray(at, next));
+        at = next;
+      }
+      this.begun.set(call, (begun = { parts: [], length: 0 }));
+      this.put(Buffer.concat(tagged));
+    }
+    if (end < data.length) {
+      // Whoever has written it may change it.
+      begun.parts.push(Buffer.from(data.subarray(end)));
+      begun.length += data.length - end;
+    }
+    if (begun.length > Output.MOST) this.endLine(call);
+    else if (begun.length === 0) this.begun.delete(call);
+  }
+
+  /** What the call has begun is a line. */
+  endLine(call) {
+    const begun = this.begun.get(call);
+    if (begun === undefined) return;
+    this.begun.delete(call);
+    this.put(Buffer.concat([Buffer.from(`\x1e${call.id}\x1f`), ...begun.parts, Buffer.from('\n')]));
+  }
+
+  put(data) {
+    if (this.fd === 1 || !isPipe()) {
+      writeAll(this.fd, data);
+      return;
+    }
+    for (let at = 0; at < data.length; at += Output.FRAME) {
+      const part = data.subarray(at, at + Output.FRAME);
+      writeAll(1, Buffer.concat([Buffer.from(`\x1d${part.length}\x1f`), part]));
+    }
+  }
+}
+
+/** The number of the pipe to the worker that is standard output. */
+const { ino: PIPE } = fs.fstatSync(1);
+
+/** Whether it is that still: the function may have put a file in its place. */
+function isPipe() {
+  try {
+    return fs.fstatSync(1).ino === PIPE;
+  } catch {
+    return false;
+  }
+}
+
+function writeAll(fd, data) {
+  for (let at = 0; at < data.length; ) {
+    try {
+      at += fs.writeSync(fd, data, at);
+    } catch (error) {
+      // A program that has the pipe, too, may have said that nobody waits for room in it.
+      if (error.code !== 'EAGAIN') throw error;
+      pause();
+    }
+  }
+}
+
+/** A millisecond. */
+function pause() {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+}
+
+/** What was made of them, which mostly is nothing. */
+const outputs = [];
+for (const [name, fd] of [['stdout', 1], ['stderr', 2]]) {
+  let stream;
+  const get = () => {
+    if (stream === undefined) outputs.push((stream = new Output(fd)));
+    return stream;
+  };
+  Object.defineProperty(process, name, { configurable: true, enumerable: true, get });
+}
+
+/** The lines that a call has begun are ended. */
+function endLines(call) {
+  for (const output of outputs) {
+    try {
+      output.endLine(call);
+    } catch {
+      // There is nowhere left to write to.
     }
   }
 }
@@ -300,9 +456,7 @@ class Invocation {
   }
 
   answer(what, body, headers) {
-    this.answered = true;
-    active.delete(this);
-    hold();
+    this.settle();
     this.asked = what === 'response';
     if (this.asked) headers = NEXT;
     this.connection.request('POST', `invocation/${this.id}/${what}`, body, headers).then(this.end);
@@ -315,12 +469,18 @@ class Invocation {
     this.finish();
   }
 
-  /** The stream has told its end, and the worker's answer to it is there or on its way. */
-  finish() {
-    if (this.answered) return;
+  /** Its handler is done, as far as its caller is concerned. */
+  settle() {
+    if (calls) endLines(this);
     this.answered = true;
     active.delete(this);
     hold();
+  }
+
+  /** The stream has told its end, and the worker's answer to it is there or on its way. */
+  finish() {
+    if (this.answered) return;
+    this.settle();
     this.stream.reply.then(this.end);
   }
 
@@ -573,8 +733,8 @@ function logInJson() {
     console[method] = (...values) => {
       if (order.indexOf(level) < least) return;
       const line = { timestamp: new Date().toISOString(), level };
-      // With several slots it is not known whose line it is.
-      if (active.size === 1) line.requestId = [...active][0].id;
+      const call = calls ? calls.getStore() : [...active][0];
+      if (call && !call.answered) line.requestId = call.id;
       const [first] = values;
       if (values.length === 1 && isError(first)) {
         const { errorType, errorMessage, stackTrace } = describe(first);
@@ -679,7 +839,8 @@ async function serve(connection, { handler, streaming }) {
     const reply = upcoming || (await connection.request('GET', 'invocation/next'));
     if (reply.status !== 200) throw new Error(`the worker gave no next event, but answered ${reply.status}: ${reply.body}`);
     const invocation = new Invocation(connection, reply);
-    invocation.run(handler, streaming);
+    if (calls) calls.run(invocation, () => invocation.run(handler, streaming));
+    else invocation.run(handler, streaming);
     const told = await invocation.over;
     upcoming = invocation.asked && told.status === 200 ? told : undefined;
   }
@@ -714,6 +875,11 @@ process.on('beforeExit', () => {
 });
 
 process.on('exit', (code) => {
+  if (calls) {
+    // What others print at the exit is not kept, either.
+    Output.MOST = 0;
+    for (const call of active) endLines(call);
+  }
   if (leaving) return;
   const told = (what) =>
     JSON.stringify({ errorType: 'Runtime.ExitError', errorMessage: `${what} ${code}`, stackTrace: [] });
