@@ -18,9 +18,12 @@ demo: build
 deps:
 	@.ci/deps
 
+# A test that fails keeps none of the others from running; what failed is told at the end.
 test: deps
-	$(CARGO) test --workspace --all-features --lib --bins --tests --examples
-	$(CARGO) test --workspace --all-features --doc
+	failed=; \
+	$(CARGO) test --workspace --all-features --no-fail-fast --lib --bins --tests --examples || failed=1; \
+	$(CARGO) test --workspace --all-features --no-fail-fast --doc || failed=1; \
+	[ -z "$$failed" ]
 
 # The tests of sock sandboxes on Debian's kernel with cgroup v2 alone, in a virtual machine. Needs root and
 # QEMU; without KVM it takes an hour.

@@ -1,7 +1,7 @@
 //! The parts that a binary offers, by name.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use openlambda_core::allow::Allow;
@@ -18,7 +18,7 @@ use openlambda_registry::dir::DirRegistry;
 use openlambda_registry::native::RemoteRegistry;
 use openlambda_sandbox::docker::{DockerConfig, DockerFactory, engine_socket};
 use openlambda_sandbox::process::{ProcessConfig, ProcessFactory};
-use openlambda_sandbox::sock::{self, SockConfig, SockFactory};
+use openlambda_sandbox::sock::{self, SeenPython, SockConfig, SockFactory};
 use openlambda_sandbox::sys::Spawner;
 
 use crate::error::{CliError, Context, Result};
@@ -107,6 +107,10 @@ pub struct SandboxOptions {
     pub ready_cells: Option<usize>,
     /// The Python of `sock` and `process`.
     pub python: Option<PathBuf>,
+    /// More Pythons of `sock` and `process`, for functions that name their version.
+    pub pythons: Vec<PathBuf>,
+    /// Folders with Python packages that all functions get.
+    pub python_packages: Vec<PathBuf>,
     /// The Node.js of `sock` and `process`.
     pub node: Option<PathBuf>,
     /// The socket of the engine of `docker`: a path, or `unix://PATH`.
@@ -191,6 +195,8 @@ impl Catalog {
                     if let Some(python) = context.options.python {
                         config.python = python;
                     }
+                    config.pythons = context.options.pythons;
+                    config.python_packages = context.options.python_packages;
                     config.node = context.options.node.or(config.node);
                     Ok(Arc::new(ProcessFactory::new(config)?))
                 }),
@@ -367,30 +373,17 @@ fn sock_options(mut config: SockConfig, options: &SandboxOptions) -> Result<Sock
         config.ready_cells = cells;
     }
     if let Some(python) = &options.python {
-        config.python = python_in_usr(python)?;
+        let named = |why| WrongOption(format!("python = \"{}\": {why}", python.display()));
+        SeenPython::of(python).map_err(named)?;
+        config.python.clone_from(python);
     }
+    config.pythons.clone_from(&options.pythons);
+    config.python_packages.clone_from(&options.python_packages);
     if let Some(node) = &options.node {
         // A sandbox sees its folder, and not what a link there leads to.
         config.node = Some(std::fs::canonicalize(node)?);
     }
     Ok(config)
-}
-
-/// Python as a lean container sees it, which has the machine's `/usr` and nothing else that Python needs.
-fn python_in_usr(python: &Path) -> Result<String, BoxError> {
-    let folder = python.parent().map(std::fs::canonicalize).transpose()?.unwrap_or_default();
-    let seen = folder.join(python.file_name().unwrap_or_default());
-    match seen.to_str() {
-        Some(text) if [&seen, &std::fs::canonicalize(&seen)?].iter().all(|it| it.starts_with("/usr")) => {
-            Ok(text.to_owned())
-        }
-        _ => Err(WrongOption(format!(
-            "the sandbox sock runs Python from below /usr only, and python = \"{}\" is not there; name one that is, or \
-             use --sandbox process for code that you trust",
-            python.display()
-        ))
-        .into()),
-    }
 }
 
 /// Asks the engine whether it is there and has the image.
@@ -416,6 +409,7 @@ fn docker_options(
         config.image = image;
     }
     config.runtime = set(&options.docker_runtime);
+    config.python_packages.clone_from(&options.python_packages);
     Ok(config)
 }
 

@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use crate::Catalog;
 use crate::error::{CliError, Context, Result};
 use crate::private;
-use crate::settings::{Config, Settings};
+use crate::settings::{Config, Settings, WorkerSettings};
 
 /// The format of a data folder.
 const FORMAT: Format = Format { kind: "data folder", number: 1 };
@@ -223,6 +223,23 @@ impl DataDir {
     /// That what `ol up` wrote down cannot be read.
     pub(crate) fn allow(&self) -> Result<Allow> {
         Ok(Settings::of_daemons(&self.join("daemons.toml"))?.config()?.allow.allow())
+    }
+
+    /// The settings of workers: those that the cluster which runs here was started with, else those that one would
+    /// be.
+    ///
+    /// # Errors
+    ///
+    /// A file of settings cannot be read.
+    pub(crate) fn worker_settings(&self) -> Result<WorkerSettings> {
+        let told = self.is_up()?.then(|| self.daemons_table()).flatten();
+        match told.and_then(|told| told.get("worker").cloned()) {
+            Some(worker) => {
+                let wrong = |error: toml::de::Error| CliError::new(error.message().to_owned());
+                worker.try_into().map_err(wrong)
+            }
+            None => Ok(Settings::of_cluster(self.config_file()?.as_deref())?.config()?.worker),
+        }
     }
 
     pub(crate) fn worker_dir(&self, id: &str) -> PathBuf {

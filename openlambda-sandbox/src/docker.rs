@@ -89,7 +89,7 @@ use crate::errors::{resources, unsupported};
 use crate::kit::{self, Handle, Instances};
 use crate::launch::{
     Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark, environment,
-    own_volume, remove_sandboxes, text, volumes,
+    own_volume, packages, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH};
 use crate::runtime_api::Listener;
@@ -131,6 +131,8 @@ pub struct DockerConfig {
     /// The image of all containers. It needs `python3` in its `PATH` for functions in Python, `node` for
     /// those in Node.js, and for others what their `bootstrap` asks for.
     pub image: String,
+    /// Folders of this machine with Python packages that all functions can import, after their own.
+    pub python_packages: Vec<PathBuf>,
     /// The OCI runtime, by the name that the engine knows it by; the engine's default when absent.
     pub runtime: Option<String>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
@@ -154,6 +156,7 @@ impl DockerConfig {
             worker_mark: worker_mark.into(),
             socket: "/var/run/docker.sock".into(),
             image: BASE_IMAGE.to_owned(),
+            python_packages: Vec::new(),
             runtime: None,
             clock,
         }
@@ -189,7 +192,7 @@ impl DockerFactory {
         check_mark(&config.worker_mark).map_err(|error| unsupported(error.to_string()))?;
         config.state_dir = absolute(&config.state_dir)?;
         config.volumes_dir = absolute(&config.volumes_dir)?;
-        prepare(&config.state_dir)
+        prepare(&config.state_dir, config.python_packages.len())
             .map_err(|error| resources("the state folder cannot be written", error))?;
         let engine = Engine::connect(&config.socket).await?;
         let info = engine.info().await?;
@@ -254,11 +257,13 @@ impl DockerFactory {
 }
 
 /// What containers mount, and the folder for each one's sockets.
-fn prepare(state_dir: &Path) -> io::Result<()> {
+fn prepare(state_dir: &Path, packages: usize) -> io::Result<()> {
     let make = |path: PathBuf| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     make(state_dir.join("sandboxes"))?;
     let runtimes = state_dir.join("runtimes");
-    for folder in [runtimes.clone(), runtimes.join("python"), runtimes.join("node")] {
+    let packages = (0..packages).map(|n| format!("packages/{n}"));
+    let below = ["python", "node", "packages"].map(str::to_owned).into_iter().chain(packages);
+    for folder in [runtimes.clone()].into_iter().chain(below.map(|name| runtimes.join(name))) {
         fs::create_dir_all(&folder)?;
         readable(&folder)?;
     }
@@ -350,6 +355,10 @@ impl Shared {
             mount(&absolute(&spec.code)?, TASK, false)?,
             mount(&self.config.state_dir.join("runtimes"), RUNTIMES, false)?,
         ];
+        let packages = packages(&self.config.python_packages)?;
+        for (source, place) in &packages {
+            mounts.push(mount(Path::new(source), place, false)?);
+        }
         let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
             let source = &sources[&volume.name];
@@ -362,6 +371,7 @@ impl Shared {
             home: "/tmp".to_owned(),
             tmp: "/tmp".to_owned(),
             runtimes: RUNTIMES.to_owned(),
+            packages: packages.into_iter().map(|(_, place)| place).collect(),
         };
         let mut env = environment(&spec, &places, &mark, &volume_places)?;
         let contact = self.contact(&spec, program, &folder.0, &mut env).await;
@@ -481,8 +491,11 @@ impl Shared {
         let mut command = vec![format!("{RUNTIMES}/ol-init"), contact.init.to_owned()];
         match program {
             Program::Own => command.push(format!("{TASK}/bootstrap")),
-            Program::Python => {
-                command.push("python3".to_owned());
+            Program::Python(minor) => {
+                command.push(match minor {
+                    Some(minor) => format!("python3.{minor}"),
+                    None => "python3".to_owned(),
+                });
                 command.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 command.push(format!("{RUNTIMES}/python/bootstrap.py"));
             }

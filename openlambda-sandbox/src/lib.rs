@@ -28,6 +28,7 @@ mod node;
 pub mod output;
 #[cfg(feature = "process")]
 pub mod process;
+mod python;
 pub mod raw;
 pub mod runtime_api;
 #[cfg(feature = "sock")]
@@ -36,6 +37,7 @@ pub mod sys;
 pub mod trees;
 
 pub use node::find_node;
+pub use python::{Python, Pythons, find_python};
 
 /// The function that does nothing, as an executable `bootstrap`: it answers each event with `null`.
 /// Starts are measured with it.

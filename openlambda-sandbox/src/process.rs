@@ -46,14 +46,15 @@ use tokio::sync::OnceCell;
 use crate::errors::{resources, unsupported};
 use crate::kit::{self, Handle, Instances, Permit, Vessel, exit_of};
 use crate::launch::{
-    COMPILE_PYTHON, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, check_mark, environment,
+    PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, check_mark, compile_python, environment,
     volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
 use crate::output::FunctionOutput;
+use crate::python::{ByVersion, Python, Pythons, find_python};
 use crate::runtime_api::Listener;
 use crate::sys::{
-    Child, CommandSpec, MARK, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
+    Child, CommandSpec, Output, Resource, Signal, SpawnError, Spawner, kill_marked,
     marked_processes, processes_with_mark,
 };
 use crate::trees;
@@ -77,8 +78,12 @@ pub struct ProcessConfig {
     /// What its processes are marked with, so that the next worker of this name can find those of
     /// one that crashed. Unique on the machine; letters, digits and `._/-`.
     pub worker_mark: String,
-    /// The Python interpreter.
+    /// The Python interpreter of functions that name no version.
     pub python: PathBuf,
+    /// More of them, for functions that name their version; see [`Pythons`].
+    pub pythons: Vec<PathBuf>,
+    /// Folders with Python packages that all functions can import, after their own. No path has a colon.
+    pub python_packages: Vec<PathBuf>,
     /// Node.js; `None`: functions that need it are refused.
     pub node: Option<PathBuf>,
     /// Where volumes are: `<namespace>/<function>/<volume>` below it, `<function>@<version>` for one
@@ -92,8 +97,7 @@ pub struct ProcessConfig {
 }
 
 impl ProcessConfig {
-    /// The usual: `/usr/bin/python3`, or else the first `python3` in our `PATH`; the Node.js that
-    /// [`find_node`] finds.
+    /// The usual: the Python that [`find_python`] finds, and the Node.js that [`find_node`] finds.
     pub fn new(
         state_dir: impl Into<PathBuf>,
         worker_mark: impl Into<String>,
@@ -101,16 +105,13 @@ impl ProcessConfig {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let state_dir = state_dir.into();
-        // A wrapper in PATH (pyenv's, for example) takes longer than Python itself to start.
-        let system = PathBuf::from("/usr/bin/python3");
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let in_path = || std::env::split_paths(&path).map(|dir| dir.join("python3"));
-        let python = if system.exists() { Some(system) } else { in_path().find(|p| p.exists()) };
         ProcessConfig {
             volumes_dir: state_dir.join("volumes"),
             state_dir,
             worker_mark: worker_mark.into(),
-            python: python.unwrap_or_else(|| "python3".into()),
+            python: find_python().unwrap_or_else(|| "python3".into()),
+            pythons: Vec::new(),
+            python_packages: Vec::new(),
             node: find_node(),
             spawner,
             clock,
@@ -124,6 +125,8 @@ struct Shared {
     next_id: AtomicU64,
     /// Compiled, or the source when it cannot be compiled.
     bootstrap: OnceCell<PathBuf>,
+    /// Other Pythons, each with its bootstrap.
+    others: ByVersion<(PathBuf, PathBuf)>,
     sweeper: Arc<Sweeper>,
     instances: Instances<ChildProcess>,
 }
@@ -157,6 +160,10 @@ impl ProcessFactory {
         }
         Ok(ProcessFactory {
             shared: Arc::new(Shared {
+                others: ByVersion::of(Pythons::new(
+                    Some(config.python.clone()),
+                    config.pythons.clone(),
+                )),
                 config,
                 next_id: AtomicU64::new(1),
                 bootstrap: OnceCell::new(),
@@ -218,28 +225,32 @@ impl SandboxFactory for ProcessFactory {
 }
 
 impl Shared {
-    /// Compiles our bootstrap once, into a folder of its own: beside its source, Python would take a
-    /// module's source.
-    async fn compile_bootstrap(&self) -> PathBuf {
+    /// Compiles our bootstrap once for a Python, into a folder of its own: beside its source, Python would take
+    /// a module's source.
+    async fn compile_bootstrap(&self, python: &Path, folder: &str) -> PathBuf {
         let sources = self.config.state_dir.join("runtimes/python");
-        let compiled = self.config.state_dir.join(COMPILED);
-        let mut command = CommandSpec::new(&self.config.python)
-            .env(MARK, &self.config.worker_mark)
-            .arg("-S")
-            .arg("-c")
-            .arg(COMPILE_PYTHON);
-        for (name, _) in PYTHON_FILES {
-            let source = sources.join(name);
-            command =
-                command.arg(&source).arg(compiled.join(name).with_extension("pyc")).arg(&source);
-        }
+        let into = self.config.state_dir.join(COMPILED).join(folder);
+        let (spawner, mark) = (&self.config.spawner, &self.config.worker_mark);
         let [(first, _), ..] = PYTHON_FILES;
-        let (source, compiled) = (sources.join(first), compiled.join(first).with_extension("pyc"));
-        let done = match self.config.spawner.spawn(command).await {
-            Ok(child) => child.wait().await.success(),
-            Err(_) => false,
+        match compile_python(spawner, mark, python, &sources, &into, &sources).await {
+            true => into.join(first).with_extension("pyc"),
+            false => sources.join(first),
+        }
+    }
+
+    /// The Python that a function asks for, and its bootstrap.
+    async fn python(&self, minor: Option<u8>) -> Result<(PathBuf, PathBuf), SandboxError> {
+        let Some(minor) = minor else {
+            let python = &self.config.python;
+            let compile = || self.compile_bootstrap(python, "python");
+            return Ok((python.clone(), self.bootstrap.get_or_init(compile).await.clone()));
         };
-        if done { compiled } else { source }
+        let prepare = async |python: Python| {
+            let folder = format!("python3.{minor}");
+            let bootstrap = self.compile_bootstrap(&python.program, &folder).await;
+            Ok((python.program, bootstrap))
+        };
+        self.others.get(minor, prepare).await
     }
 
     /// The command of a function, but for its environment.
@@ -249,9 +260,9 @@ impl Shared {
         program: Program,
     ) -> Result<CommandSpec, SandboxError> {
         let mut command = match program {
-            Program::Python => {
-                let bootstrap = self.bootstrap.get_or_init(|| self.compile_bootstrap()).await;
-                let mut command = CommandSpec::new(&self.config.python);
+            Program::Python(minor) => {
+                let (python, bootstrap) = self.python(minor).await?;
+                let mut command = CommandSpec::new(python);
                 for argument in PYTHON_ARGUMENTS {
                     command = command.arg(argument);
                 }
@@ -303,6 +314,7 @@ impl Shared {
             home: text(&folder.path),
             tmp: text(&folder.path.join("tmp")),
             runtimes: text(&self.config.state_dir.join("runtimes")),
+            packages: self.config.python_packages.iter().map(|path| text(path)).collect(),
         };
         let volumes = volumes(&self.config.volumes_dir, &spec)?;
         let volumes = volumes.iter().map(|(name, path)| (name.clone(), text(path))).collect();
@@ -320,7 +332,7 @@ impl Shared {
                 command = command.env(program.variable(), address.to_string());
                 Listener::Tcp(listener)
             }
-            Program::Python | Program::Node => {
+            Program::Python(_) | Program::Node => {
                 command = command.env(program.variable(), folder.path.join("api.sock"));
                 let listener = bind_in(&folder.path, "api.sock");
                 let listener =

@@ -105,7 +105,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use openlambda_core::function::FunctionName;
 use openlambda_core::hash::stable_hash;
-use openlambda_core::manifest::Network;
+use openlambda_core::manifest::{Manifest, Network, Volume};
 use openlambda_core::sandbox::{
     Capabilities, Created, Isolation, Report, SandboxError, SandboxErrorKind, SandboxFactory,
     SandboxSpec,
@@ -125,15 +125,16 @@ use self::watchdog::Watchdog;
 use crate::errors::{resources, shutting_down, unsupported};
 use crate::kit::{self, Handle, Instances};
 use crate::launch::{
-    COMPILE_PYTHON, Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark,
-    environment, own_volume, remove_sandboxes, text, volumes,
+    Folder, PYTHON_ARGUMENTS, PYTHON_FILES, Places, Program, absolute, check_mark, compile_python,
+    environment, own_volume, packages, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
+use crate::python::{ByVersion, Python, Pythons, find_python, installed_packages};
 use crate::runtime_api::Listener;
 use crate::sys::nursery::{
     API_PORT, API_SOCKET, Belongings, Nursery, NurseryError, NurserySetup, RESOLVER, Recipe,
 };
-use crate::sys::{CommandSpec, MARK, Spawner, kill_marked};
+use crate::sys::{Spawner, kill_marked};
 
 /// The first of the user ids that sandboxes have on the machine, when the worker is root. Each
 /// function has one of the million from here on, told by its name, so that its volumes stay its own.
@@ -166,8 +167,13 @@ pub struct SockConfig {
     /// What its processes and cgroups are marked with, so that the next worker of this name can find
     /// those of one that crashed. Unique on the machine; letters, digits and `._/-`.
     pub worker_mark: String,
-    /// The Python interpreter, as sandboxes see it.
-    pub python: String,
+    /// The Python interpreter of functions that name no version; see [`SeenPython`].
+    pub python: PathBuf,
+    /// More of them, for functions that name their version; see [`Pythons`].
+    pub pythons: Vec<PathBuf>,
+    /// Folders with Python packages that all functions can import, after their own; as the machine sees
+    /// them.
+    pub python_packages: Vec<PathBuf>,
     /// Node.js, as the machine sees it; `None`: functions that need it are refused. Sandboxes see its
     /// folder when it is not in `/usr`.
     pub node: Option<PathBuf>,
@@ -186,8 +192,8 @@ pub struct SockConfig {
 }
 
 impl SockConfig {
-    /// The usual: `/usr/bin/python3`, the Node.js that [`find_node`] finds, 16 cells, 10.213.0.0/16 for
-    /// bridged networks.
+    /// The usual: the Python that [`find_python`] finds, the Node.js that [`find_node`] finds, 16 cells,
+    /// 10.213.0.0/16 for bridged networks.
     pub fn new(
         state_dir: impl Into<PathBuf>,
         worker_mark: impl Into<String>,
@@ -199,7 +205,9 @@ impl SockConfig {
             volumes_dir: state_dir.join("volumes"),
             state_dir,
             worker_mark: worker_mark.into(),
-            python: "/usr/bin/python3".to_owned(),
+            python: find_python().unwrap_or_else(|| "/usr/bin/python3".into()),
+            pythons: Vec::new(),
+            python_packages: Vec::new(),
             node: find_node(),
             ready_cells: 16,
             bridge_range: (Ipv4Addr::new(10, 213, 0, 0), 16),
@@ -209,9 +217,76 @@ impl SockConfig {
     }
 }
 
+/// A Python as sandboxes see it: they have the machine's `/usr`, and of one that is elsewhere its own folder, at
+/// the same place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SeenPython {
+    /// What is run.
+    pub program: String,
+    /// The folder with it and its library, where that is not in `/usr`.
+    pub home: Option<String>,
+}
+
+impl SeenPython {
+    /// Looks at a Python of this machine. One that is outside of `/usr` is run, and waited for, to learn where its
+    /// library is.
+    ///
+    /// # Errors
+    ///
+    /// It is no Python, or sandboxes cannot see it; for a person.
+    pub fn of(python: &Path) -> Result<SeenPython, String> {
+        let folder = python.parent().map(fs::canonicalize).and_then(Result::ok);
+        let seen = folder.unwrap_or_default().join(python.file_name().unwrap_or_default());
+        let real = fs::canonicalize(&seen).unwrap_or_default();
+        let text = |path: &Path| path.to_str().map(str::to_owned);
+        if let Some(program) = text(&seen)
+            && [&seen, &real].iter().all(|path| path.starts_with("/usr"))
+        {
+            return Ok(SeenPython { program, home: None });
+        }
+        let named = python.display();
+        let Python { real, home, .. } =
+            Python::ask(python).map_err(|error| format!("{named} is not a Python 3: {error}"))?;
+        let home = fs::canonicalize(home).unwrap_or_default();
+        match (text(&real), text(&home)) {
+            (Some(program), _) if real.starts_with("/usr") => {
+                Ok(SeenPython { program, home: None })
+            }
+            (Some(program), Some(home)) if real.starts_with(&home) && can_be_shown(&home) => {
+                Ok(SeenPython { program, home: Some(home) })
+            }
+            _ => Err(format!(
+                "the sandbox sock shows functions a Python in /usr, or one whose program and library are in one \
+                 folder of its own, not below /tmp, and {named} is no such one; name another, or use --sandbox \
+                 process for code that you trust"
+            )),
+        }
+    }
+}
+
+/// Whether a sandbox has room for this folder at its own place.
+fn can_be_shown(home: &str) -> bool {
+    let volume = Volume { name: "python".to_owned(), path: home.to_owned() };
+    let manifest = Manifest { volumes: vec![volume], ..Manifest::default() };
+    manifest.check_volumes().is_ok() && !Path::new(home).starts_with("/tmp")
+}
+
+/// A Python of a version that functions name.
+#[derive(Clone, Debug)]
+struct Other {
+    seen: SeenPython,
+    /// Its bootstrap: the folder on the machine, and the first file in it.
+    bootstrap: (String, String),
+}
+
 #[derive(Debug)]
 struct Shared {
     config: SockConfig,
+    /// The usual Python, or why sandboxes cannot see it.
+    python: OnceCell<Result<SeenPython, String>>,
+    /// Other Pythons.
+    others: ByVersion<Arc<Other>>,
     rootless: bool,
     /// Why there are no cgroups.
     cgroups: Result<Cgroups, String>,
@@ -259,6 +334,11 @@ impl SockFactory {
                 cells: Cells::new(config.ready_cells),
                 cgroups,
                 filter,
+                python: OnceCell::new(),
+                others: ByVersion::of(Pythons::new(
+                    Some(config.python.clone()),
+                    config.pythons.clone(),
+                )),
                 config,
                 bootstrap: OnceCell::new(),
                 nursery: tokio::sync::Mutex::default(),
@@ -448,6 +528,7 @@ impl Shared {
         let setup = NurserySetup {
             rootless: self.rootless,
             watched: !self.has_memory_cgroups(),
+            hidden: installed_packages(),
             runtime_files: bootstrap.iter().map(file).chain([node]).collect(),
             filter: self.filter.clone(),
         };
@@ -494,33 +575,101 @@ impl Shared {
         network.map_err(|error| not_allowed(error, self.rootless))
     }
 
-    /// Our bootstrap for Python as names and bytes; compiled, if that is possible.
+    /// Our bootstrap for the usual Python as names and bytes; compiled, if that is possible.
     async fn compile_bootstrap(&self) -> Vec<(String, Vec<u8>)> {
         let folder = self.config.state_dir.join("runtimes");
-        let mut command = CommandSpec::new(&self.config.python)
-            .env(MARK, &self.config.worker_mark)
-            .arg("-S")
-            .arg("-c")
-            .arg(COMPILE_PYTHON);
-        let mut written = fs::create_dir_all(&folder);
-        for (name, text) in PYTHON_FILES {
-            let source = folder.join(name);
-            written = written.and_then(|()| fs::write(&source, text));
-            let shown = format!("{RUNTIMES}/python/{name}");
-            command = command.arg(&source).arg(source.with_extension("pyc")).arg(shown);
-        }
-        let done = match self.config.spawner.spawn(command).await {
-            Ok(child) if written.is_ok() => child.wait().await.success(),
-            _ => false,
-        };
+        self.compile_into(&self.config.python, &folder, "python").await;
         let compiled = PYTHON_FILES.map(|(name, _)| {
             let name = Path::new(name).with_extension("pyc").display().to_string();
             fs::read(folder.join(&name)).map(|content| (name, content))
         });
         match compiled.into_iter().collect() {
-            Ok(files) if done => files,
-            _ => PYTHON_FILES.map(|(name, text)| (name.to_owned(), text.into())).to_vec(),
+            Ok(files) => files,
+            Err(_) => PYTHON_FILES.map(|(name, text)| (name.to_owned(), text.into())).to_vec(),
         }
+    }
+
+    /// Compiles our bootstrap into a folder that sandboxes see as this one of `/var/runtime`. Where that fails, its
+    /// files are there as they are, and nothing that is compiled.
+    async fn compile_into(&self, python: &Path, folder: &Path, seen: &str) {
+        let mut written = fs::create_dir_all(folder);
+        for (name, text) in PYTHON_FILES {
+            written = written.and_then(|()| fs::write(folder.join(name), text));
+            let _ = fs::remove_file(folder.join(name).with_extension("pyc"));
+        }
+        let (spawner, mark) = (&self.config.spawner, &self.config.worker_mark);
+        let seen = Path::new(RUNTIMES).join(seen);
+        let done = compile_python(spawner, mark, python, folder, folder, &seen).await;
+        if !done || written.is_err() {
+            for (name, _) in PYTHON_FILES {
+                let _ = fs::remove_file(folder.join(name).with_extension("pyc"));
+            }
+        }
+    }
+
+    /// The Python that a function asks for, and its bootstrap, as a sandbox with these mounts sees them; more of
+    /// them, where it needs some to see them.
+    ///
+    /// # Errors
+    ///
+    /// There is no such Python, or sandboxes cannot see it.
+    async fn python(
+        &self,
+        minor: Option<u8>,
+        mounts: &mut Vec<(String, String, bool)>,
+    ) -> Result<(String, String), SandboxError> {
+        let (seen, bootstrap) = match minor {
+            None => {
+                let look = async || {
+                    let python = self.config.python.clone();
+                    let looked = tokio::task::spawn_blocking(move || SeenPython::of(&python)).await;
+                    looked.unwrap_or_else(|_| Err("the worker is ending".to_owned()))
+                };
+                let seen = self.python.get_or_init(look).await.clone().map_err(unsupported)?;
+                let files = self.bootstrap.get().map(Vec::as_slice).unwrap_or_default();
+                let name = files.first().map_or("bootstrap.py", |(name, _)| name);
+                (seen, format!("{RUNTIMES}/python/{name}"))
+            }
+            Some(minor) => {
+                let prepare =
+                    async |python: Python| self.prepare(minor, python).await.map(Arc::new);
+                let other = self.others.get(minor, prepare).await?;
+                let (folder, first) = &other.bootstrap;
+                let place = format!("{RUNTIMES}/python3.{minor}");
+                mounts.push((folder.clone(), place.clone(), false));
+                (other.seen.clone(), format!("{place}/{first}"))
+            }
+        };
+        if let Some(home) = seen.home {
+            mounts.push((home.clone(), home, false));
+        }
+        Ok((seen.program, bootstrap))
+    }
+
+    /// Another Python than the usual one.
+    async fn prepare(&self, minor: u8, python: Python) -> Result<Other, SandboxError> {
+        let seen = SeenPython::of(&python.program).map_err(unsupported)?;
+        let name = format!("python3.{minor}");
+        let folder = self.config.state_dir.join("runtimes").join(&name);
+        self.compile_into(&python.program, &folder, &name).await;
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).chain([folder.clone()]) {
+            // Whatever our umask is: sandboxes, which are other users, see it.
+            let mode = if path == folder { 0o755 } else { 0o644 };
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                .map_err(|error| resources("its bootstrap cannot be shown", error))?;
+        }
+        let [(first, _), ..] = PYTHON_FILES;
+        let compiled = Path::new(first).with_extension("pyc").display().to_string();
+        let is_compiled = folder.join(&compiled).exists();
+        if is_compiled {
+            // Beside their source, Python would take that of modules.
+            for (name, _) in PYTHON_FILES {
+                let _ = fs::remove_file(folder.join(name));
+            }
+        }
+        let first = if is_compiled { compiled } else { first.to_owned() };
+        Ok(Other { seen, bootstrap: (text(&folder)?, first) })
     }
 
     /// Node.js as a sandbox with these mounts sees it; one more, where it needs one to see it.
@@ -585,6 +734,10 @@ impl Shared {
         {
             mounts.push((text(&resolver)?, RESOLVER.to_owned(), false));
         }
+        let packages = packages(&self.config.python_packages)?;
+        for (source, place) in &packages {
+            mounts.push((source.clone(), place.clone(), false));
+        }
         let mut volume_places = BTreeMap::new();
         let sources = volumes(&self.config.volumes_dir, &spec)?;
         for volume in &spec.manifest.volumes {
@@ -598,6 +751,7 @@ impl Shared {
             home: "/tmp".to_owned(),
             tmp: "/tmp".to_owned(),
             runtimes: RUNTIMES.to_owned(),
+            packages: packages.into_iter().map(|(_, place)| place).collect(),
         };
         let mut env = environment(&spec, &places, &mark, &volume_places)?;
         let mut folder = None;
@@ -608,7 +762,7 @@ impl Shared {
                 env.insert(program.variable().to_owned(), address);
                 network.tcp().map(Listener::Tcp)
             }
-            (Some(network), Program::Python) => {
+            (Some(network), Program::Python(_)) => {
                 env.insert(program.variable().to_owned(), API_SOCKET.to_owned());
                 network.unix().map(Listener::Unix)
             }
@@ -620,7 +774,7 @@ impl Shared {
                     Ok(Listener::Tcp(listener))
                 })
             }
-            (None, Program::Python | Program::Node) => {
+            (None, Program::Python(_) | Program::Node) => {
                 // A folder that it alone can see: on the machine's network, others could find an
                 // abstract socket.
                 let own = self.config.state_dir.join("sandboxes").join(id.to_string());
@@ -635,13 +789,12 @@ impl Shared {
         let listener = listener.map_err(|error| resources("no socket can be opened", error))?;
         let (path, arguments) = match program {
             Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
-            Program::Python => {
-                let files = self.bootstrap.get().map(Vec::as_slice).unwrap_or_default();
-                let name = files.first().map_or("bootstrap.py", |(name, _)| name);
+            Program::Python(minor) => {
+                let (program, bootstrap) = self.python(minor, &mut mounts).await?;
                 let mut arguments = vec!["python3".to_owned()];
                 arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
-                arguments.push(format!("{RUNTIMES}/python/{name}"));
-                (self.config.python.clone(), arguments)
+                arguments.push(bootstrap);
+                (program, arguments)
             }
             Program::Node => {
                 let path = self.node(&mut mounts)?;

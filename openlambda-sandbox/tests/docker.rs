@@ -82,6 +82,31 @@ async fn ask(sandbox: &dyn Sandbox, event: Value) -> Value {
     serde_json::from_str(&reply).unwrap()
 }
 
+/// What the machine has installed is not in the image; what the operator gives is mounted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_has_pythons_library_and_the_operators_packages() {
+    let Docker { engine, setup, factory } = docker().await;
+    factory.shutdown().await;
+    let packages = setup.dir.path().join("for all");
+    fs::create_dir(&packages).unwrap();
+    fs::write(packages.join("all_get.py"), "V = 'given'").unwrap();
+    let mut config = engine.config(&state(&setup), &setup.mark);
+    config.python_packages = vec![packages];
+    let docker = Docker { factory: DockerFactory::connect(config).await.unwrap(), engine, setup };
+    let code = r#"
+import glob, sqlite3, sys
+import all_get
+def f(event):
+    try: import pip
+    except ImportError: pip = None
+    return [all_get.V, pip is None, glob.glob("/usr/**/*-packages", recursive=True)]
+"#;
+    let sandbox = docker.create(&[("f.py", code)]).await;
+    assert_eq!(ask(&*sandbox, json!(1)).await, json!(["given", true, []]));
+    sandbox.destroy().await;
+    docker.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_is_an_ordinary_user_in_a_place_of_its_own() {
     let docker = docker().await;

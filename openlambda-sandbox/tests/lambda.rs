@@ -361,7 +361,7 @@ exports.handler = async () => {
 #[tokio::test]
 async fn packages_are_found_where_layers_have_them() {
     let containers = containers();
-    let version = std::process::Command::new("python3")
+    let version = std::process::Command::new("/usr/bin/python3")
         .args(["-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
         .output()
         .unwrap();

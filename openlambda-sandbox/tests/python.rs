@@ -10,11 +10,13 @@ mod containers;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use openlambda_core::sandbox::{Sandbox, SandboxFactory, SandboxSpec};
+use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory, SandboxSpec};
+use openlambda_sandbox::Pythons;
+use openlambda_sandbox::process::ProcessFactory;
 use serde_json::{Value, json};
 
 use common::{Setup, call, invocation, read};
-use containers::{Containers, again_as_an_ordinary_user, ask, containers};
+use containers::{Containers, again_as_an_ordinary_user, ask, containers, containers_with};
 
 fn factories(containers: &Containers) -> [&dyn SandboxFactory; 2] {
     [&*containers.factory, &*containers.setup.factory]
@@ -214,6 +216,101 @@ if __name__ == '__main__': ran = 'as a program'
     shut_down(&containers).await;
 }
 
+/// What a function can import: beside its own packages what the operator gives to all, and nothing that happens
+/// to be installed on the machine (where `.ci/deps` has installed pip).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_sees_its_own_packages_and_the_operators_but_not_the_machines() {
+    let code = r#"
+import importlib, os, subprocess, sys
+def can(name):
+    try: return importlib.import_module(name).__name__ == name
+    except ImportError: return False
+import mine, both, all_get
+def f(event):
+    if event == "imports": return [can(name) for name in ("pip", "json", "sqlite3", "mine", "all_get")]
+    if event == "both": return [both.V, all_get.V]
+    if event == "path": return [p for p in sys.path if p.endswith("-packages")]
+    if event == "child":
+        asked = "import importlib.util; print(importlib.util.find_spec('pip'))"
+        return subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip()
+    folder = "/usr/lib/python3/dist-packages"
+    return os.listdir(folder) if os.path.isdir(folder) else []
+"#;
+    let given = tempfile::tempdir().unwrap();
+    let packages = given.path().join("for all");
+    std::fs::create_dir(&packages).unwrap();
+    for (name, text) in [("all_get.py", "V = 'given'"), ("both.py", "V = 'given'")] {
+        std::fs::write(packages.join(name), text).unwrap();
+        readable(&packages.join(name), 0o644);
+    }
+    readable(&packages, 0o755);
+    let containers = containers_with(|config| config.python_packages = vec![packages.clone()]);
+    let mut config = common::config(given.path(), &format!("{}-given", containers.setup.mark));
+    config.python_packages = vec![packages];
+    let process = ProcessFactory::new(config).unwrap();
+    let factories: [&dyn SandboxFactory; 2] = [&*containers.factory, &process];
+    for factory in factories {
+        let own = [("f.py", code), ("mine.py", ""), ("both.py", "V = 'own'")];
+        let sandbox = create(factory, containers.spec(&own)).await;
+        let imports = json!([false, true, true, true, true]);
+        assert_eq!(ask(&*sandbox, json!("imports")).await, imports, "{}", factory.kind());
+        assert_eq!(ask(&*sandbox, json!("both")).await, json!(["own", "given"]));
+        assert_eq!(ask(&*sandbox, json!("path")).await, json!([]));
+        if factory.kind() == "sock" {
+            // Not even for a program that looks where the machine has them.
+            assert_eq!(ask(&*sandbox, json!("child")).await, "None");
+            assert_eq!(ask(&*sandbox, json!("folder")).await, json!([]));
+        }
+        sandbox.destroy().await;
+        // What the author names goes first.
+        let manifest = "[environment]\nPYTHONPATH = \"vendor\"\n";
+        let own = [
+            ("f.py", code),
+            ("mine.py", ""),
+            ("vendor/both.py", "V = 'named'"),
+            ("ol.toml", manifest),
+        ];
+        let sandbox = create(factory, containers.spec(&own)).await;
+        assert_eq!(ask(&*sandbox, json!("both")).await, json!(["named", "given"]));
+        sandbox.destroy().await;
+    }
+    process.shutdown().await;
+    shut_down(&containers).await;
+}
+
+/// `runtime = "python3.N"`, for each that this machine has, and for one that none has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_runs_in_the_version_of_python_that_it_names() {
+    let there = Pythons::new(None, Vec::new()).all();
+    assert!(!there.is_empty(), ".ci/deps installs one");
+    let containers = containers();
+    let code = "import sys\nclass A: pass\ndef f(event):\n    if event: raise ValueError(event)\n    return sys.version_info[1]";
+    for factory in factories(&containers) {
+        for python in &there {
+            let manifest = format!("runtime = \"python3.{}\"", python.minor);
+            let spec = containers.spec(&[("f.py", code), ("ol.toml", &manifest)]);
+            let sandbox = create(factory, spec).await;
+            assert_eq!(ask(&*sandbox, json!(0)).await, python.minor, "{python:?}");
+            let error = call(&*sandbox, "\"told\"").await.unwrap_err().function_error.unwrap();
+            assert_eq!(error.stack_trace.len(), 1, "none of its runtime's: {error:?}");
+            sandbox.destroy().await;
+        }
+        let spec = containers.spec(&[("f.py", code), ("ol.toml", "runtime = \"python3.99\"")]);
+        let error = factory.create(spec).await.unwrap_err();
+        let told = openlambda_core::failure::chain(&error);
+        let minor = there[0].minor;
+        assert!(told.contains("this machine has no Python 3.99, which runtime = "), "{told}");
+        assert!(told.contains(&format!("but 3.{minor}")), "{told}");
+        assert_eq!(error.kind, SandboxErrorKind::Unsupported);
+    }
+    shut_down(&containers).await;
+}
+
+fn readable(path: &std::path::Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
 /// Children of every kind do their work, and none of them asks the worker for events.
 #[tokio::test(flavor = "multi_thread")]
 async fn children_do_not_answer_calls() {
@@ -245,7 +342,7 @@ def f(event):
         child.start(); told = queue.get(); child.join()
         return told
     return n
-def path(queue): queue.put([p for p in sys.path if p.endswith("dist-packages")] != [] or not os.path.isdir("/usr/lib/python3/dist-packages"))
+def path(queue): queue.put([p for p in sys.path if p.endswith("-packages")])
 "#;
     for factory in factories(&containers) {
         for concurrency in [1_u64, 3] {
@@ -271,7 +368,7 @@ def path(queue): queue.put([p for p in sys.path if p.endswith("dist-packages")] 
                 join_all(calls).await;
             }
             assert_eq!(ask(&*sandbox, json!(["again", 0])).await, json!([1, true]));
-            assert_eq!(ask(&*sandbox, json!(["path", 0])).await, true);
+            assert_eq!(ask(&*sandbox, json!(["path", 0])).await, json!([]));
             for n in 0..5 {
                 assert_eq!(ask(&*sandbox, json!(["echo", n])).await, n);
             }

@@ -14,6 +14,7 @@ use openlambda_core::files::read_regular;
 use openlambda_core::function::FunctionName;
 use openlambda_core::manifest::{MANIFEST_LIMIT, Runtime, YAML_FILE, unserved_triggers};
 use openlambda_core::registry::{BundleStream, Published};
+use openlambda_sandbox::Pythons;
 
 use super::interrupt::Interrupts;
 use super::lookup::{refresh, url_of};
@@ -111,7 +112,7 @@ fn deploy_once(
     let dir = args.common.dir()?;
     let page = Page::of(&args.folder, dir.page_of(name))?;
     let (packed, tar) = pack(&args.folder)?;
-    check(&args.folder, &packed)?;
+    check(&args.folder, &packed, &dir.worker_settings()?.pythons()?)?;
     let left_out = packed.left_out;
     let progress = Progress::start(format!("deploying {name}"));
     let state = dir.running()?;
@@ -152,7 +153,7 @@ fn pack(folder: &Path) -> Result<(Packed, Vec<u8>)> {
 }
 
 /// What would go wrong at the first call.
-fn check(folder: &Path, packed: &Packed) -> Result<()> {
+fn check(folder: &Path, packed: &Packed, pythons: &Pythons) -> Result<()> {
     let program = folder.join("bootstrap");
     if packed.manifest.runtime == Some(Runtime::Bootstrap)
         && let Ok(metadata) = program.metadata()
@@ -161,7 +162,7 @@ fn check(folder: &Path, packed: &Packed) -> Result<()> {
         let program = program.display();
         return Err(CliError::new(format!("{program} is not executable; run chmod +x {program}")));
     }
-    super::syntax::check(folder, &packed.manifest)?;
+    super::syntax::check(folder, &packed.manifest, pythons)?;
     super::vendored::check(folder, &packed.manifest);
     let yaml = read_regular(&folder.join(YAML_FILE), MANIFEST_LIMIT as u64).unwrap_or_default();
     for trigger in unserved_triggers(&String::from_utf8_lossy(&yaml)) {
@@ -175,7 +176,7 @@ fn check(folder: &Path, packed: &Packed) -> Result<()> {
 /// Shows what the bundle would hold, and what it would not.
 fn list(args: &DeployArgs, name: &FunctionName) -> Result<ExitCode> {
     let (packed, tar) = pack(&args.folder)?;
-    check(&args.folder, &packed)?;
+    check(&args.folder, &packed, &args.common.dir()?.worker_settings()?.pythons()?)?;
     let entries = bundle::files_in(&*tar).context(|| "the bundle cannot be read".to_owned())?;
     if args.common.json {
         print_json(&serde_json::json!({

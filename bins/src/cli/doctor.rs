@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use clap::Args;
-use openlambda_sandbox::find_node;
 use openlambda_sandbox::sys::processes_with_mark;
+use openlambda_sandbox::{Python, Pythons, find_node};
 use rustix::process::{Resource, getrlimit};
 
 use self::check::{Check, check};
@@ -17,7 +17,6 @@ use crate::Catalog;
 use crate::catalog::{SandboxEntry, SandboxOptions};
 use crate::cluster::DataDir;
 use crate::error::Result;
-use crate::settings::Settings;
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
@@ -30,10 +29,10 @@ pub(super) struct DoctorArgs {
 
 pub(super) fn doctor(args: &DoctorArgs, catalog: &Catalog) -> Result<ExitCode> {
     let dir = args.common.dir()?;
-    let options =
-        Settings::of_cluster(dir.config_file()?.as_deref())?.config()?.worker.sandbox_options()?;
+    let settings = dir.worker_settings()?;
+    let options = settings.sandbox_options()?;
     let mut checks = vec![
-        python(options.python.as_deref()),
+        python(&settings.pythons()?),
         node(options.node.as_deref()),
         curl(),
         loopback(),
@@ -89,23 +88,31 @@ fn sandbox(entry: &SandboxEntry, options: &SandboxOptions) -> Check {
     check("sandbox", false, purpose, result, "`ol up` takes the first kind that works")
 }
 
-fn python(set: Option<&Path>) -> Check {
-    let program = set.unwrap_or(Path::new("python3"));
-    let version = Command::new(program)
-        .args(["-c", "import sys, sqlite3; print('%d.%d.%d' % sys.version_info[:3])"])
-        .output();
-    let result = match version {
-        Ok(output) if output.status.success() => {
-            Ok(format!("Python {}, with sqlite3", String::from_utf8_lossy(&output.stdout).trim()))
+/// The Python that runs functions and checks them at deploy, and those that they can name by version.
+fn python(pythons: &Pythons) -> Check {
+    let asked = || {
+        let program = pythons.usual().ok_or("there is no python3 in /usr/bin or PATH")?;
+        let mut usual = Python::ask(program)
+            .map_err(|error| format!("{} is no Python 3 that runs: {error}", program.display()))?;
+        // Not the one that a wrapper finds.
+        usual.program = program.to_owned();
+        let sqlite = Command::new(program).args(["-I", "-c", "import sqlite3"]).output();
+        if !sqlite.is_ok_and(|output| output.status.success()) {
+            return Err(format!("Python {} ({}) has no sqlite3", usual.version, program.display()));
         }
-        Ok(output) => {
-            let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            Err(err.lines().last().unwrap_or("it fails").to_owned())
-        }
-        Err(error) => Err(format!("{} does not run: {error}", program.display())),
+        let name = |python: &Python| format!("{} ({})", python.version, python.program.display());
+        let all = pythons.all();
+        let others = all.iter().filter(|other| other.minor != usual.minor).map(name);
+        let others = others.collect::<Vec<_>>().join(", ");
+        let others = match others.is_empty() {
+            true => String::new(),
+            false => format!("; functions that name their version can have {others}"),
+        };
+        Ok(format!("Python {}, with sqlite3{others}", name(&usual)))
     };
     let why = "it runs functions in Python; the demo's chat room keeps its messages in sqlite3";
-    check("python", true, why, result, "apt-get install python3")
+    let next = "apt-get install python3, or name another with --python";
+    check("python", true, why, asked(), next)
 }
 
 fn node(set: Option<&Path>) -> Check {

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use openlambda_core::bundle::Ignore;
 use openlambda_core::manifest::{Manifest, Runtime};
+use openlambda_sandbox::Pythons;
 
 use crate::error::{CliError, Result};
 use crate::terminal::say;
@@ -18,6 +19,7 @@ struct Language {
     passed_over: &'static [&'static str],
     /// The file of a handler within the function's folder, without its extension.
     file_of: fn(&str) -> PathBuf,
+    /// Its usual program.
     program: &'static str,
     /// Before [`Language::check`].
     arguments: &'static [&'static str],
@@ -227,9 +229,9 @@ const MOST_FILES: usize = 500;
 /// # Errors
 ///
 /// The first fault in what the handler imports.
-pub(super) fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
+pub(super) fn check(folder: &Path, manifest: &Manifest, pythons: &Pythons) -> Result<()> {
     let language = match manifest.runtime {
-        Some(Runtime::Python) => PYTHON,
+        Some(runtime) if runtime.is_python() => PYTHON,
         Some(Runtime::Node) => NODE,
         _ => return Ok(()),
     };
@@ -251,7 +253,8 @@ pub(super) fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
         );
     }
     let mut fatal = None;
-    for finding in findings(&language, folder, handler, &files) {
+    let Some(program) = interpreter(&language, manifest, pythons) else { return Ok(()) };
+    for finding in findings(&language, &program, folder, handler, &files) {
         let file = &files[finding.file];
         let file = file.strip_prefix(folder).unwrap_or(file).display();
         let text = match finding.text.as_str() {
@@ -271,6 +274,24 @@ pub(super) fn check(folder: &Path, manifest: &Manifest) -> Result<()> {
     match fatal {
         Some(what) => Err(CliError::new(format!("{what}\n    correct it and deploy again"))),
         None => Ok(()),
+    }
+}
+
+/// The interpreter that will run the function, as far as this machine has it. Another version would find faults in
+/// what is right, and pass over others.
+fn interpreter(language: &Language, manifest: &Manifest, pythons: &Pythons) -> Option<PathBuf> {
+    match manifest.runtime {
+        Some(Runtime::Python) => pythons.usual().map(Path::to_owned),
+        Some(Runtime::PythonMinor(minor)) => match pythons.of(minor) {
+            Ok(python) => Some(python.program),
+            Err(why) => {
+                say!(
+                    "ol: warning: {why}; calls fail on workers that have none, and the syntax is not checked"
+                );
+                None
+            }
+        },
+        _ => Some(language.program.into()),
     }
 }
 
@@ -328,9 +349,15 @@ fn shown(text: &str) -> String {
 }
 
 /// What is wrong. Nothing where the interpreter cannot be asked: then the first call tells.
-fn findings(language: &Language, folder: &Path, handler: &str, files: &[PathBuf]) -> Vec<Finding> {
+fn findings(
+    language: &Language,
+    program: &Path,
+    folder: &Path,
+    handler: &str,
+    files: &[PathBuf],
+) -> Vec<Finding> {
     let asked = || {
-        let mut interpreter = Command::new(language.program)
+        let mut interpreter = Command::new(program)
             .args(language.arguments)
             .arg(language.check)
             .env_remove("NODE_OPTIONS")

@@ -20,7 +20,7 @@ const SHOWN: usize = 5;
 /// Warns of packages that are missing, with the command that installs them.
 pub(super) fn check(folder: &Path, manifest: &Manifest) {
     let (file, missing, next) = match manifest.runtime {
-        Some(Runtime::Python) => (
+        Some(runtime) if runtime.is_python() => (
             "requirements.txt",
             missing_in_python(folder),
             "pip install -r requirements.txt --target .",

@@ -38,12 +38,12 @@ pub(crate) use self::limits::{
 };
 pub(crate) use self::program::{Balancer, Program, Registry, Up, Worker, variables};
 pub(crate) use self::setting::{Origin, Setting};
+pub(crate) use self::worker::WorkerSettings;
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::worker::WorkerSettings;
     use super::*;
     use crate::error::Result;
 

@@ -12,6 +12,7 @@ use openlambda_core::queue;
 use openlambda_core::scheduler::{InstanceChoice, PauseAfter, RunningLimit};
 use openlambda_core::serving::identity::Host;
 use openlambda_core::worker::WorkerConfig;
+use openlambda_sandbox::Pythons;
 use openlambda_sandbox::sock;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -144,10 +145,18 @@ pub(crate) struct WorkerSettings {
     /// How many sandboxes of kind sock are made ahead, 1000 at most [default: 16]
     #[arg(long, value_name = "COUNT", hide_short_help = true)]
     pub(crate) ready_cells: Option<Count<1000, 0>>,
-    /// Python of sandboxes of kinds sock and process, by path or by its name in PATH; sock runs one from
-    /// below /usr [default: /usr/bin/python3; for process else python3 in PATH]
+    /// Python of sandboxes of kinds sock and process, by path or by its name in PATH; it checks what is
+    /// deployed, too [default: /usr/bin/python3, else python3 in PATH]
     #[arg(long, value_name = "PROGRAM", env = "OPENLAMBDA_PYTHON", hide_short_help = true)]
     pub(crate) python: Option<PathBuf>,
+    /// One more Python, for functions that name its version (runtime = "python3.13"), by path or by its
+    /// name in PATH; may be given more than once. Those called python3.13 in PATH are found
+    #[arg(long = "pythons", value_name = "PROGRAM", hide_short_help = true)]
+    pub(crate) pythons: Vec<PathBuf>,
+    /// Folder with Python packages that all functions can import, after their own; may be given more than
+    /// once. What else is installed on the machine is not there for them
+    #[arg(long = "python-packages", value_name = "DIR", hide_short_help = true)]
+    pub(crate) python_packages: Vec<PathBuf>,
     /// Node.js of sandboxes of kinds sock and process, by path or by its name in PATH [default: node in
     /// /usr/bin, /usr/local/bin or PATH]
     #[arg(long, value_name = "PROGRAM", env = "OPENLAMBDA_NODE", hide_short_help = true)]
@@ -220,6 +229,8 @@ impl Default for WorkerSettings {
             bridge_range: None,
             ready_cells: None,
             python: None,
+            pythons: Vec::new(),
+            python_packages: Vec::new(),
             node: None,
             docker_socket: None,
             docker_image: None,
@@ -288,6 +299,12 @@ impl WorkerSettings {
             bridge_range: self.bridge_range.clone(),
             ready_cells: self.ready_cells.map(|cells| cells.get() as usize),
             python: program("python", self.python.as_deref())?,
+            pythons: self.named_pythons()?,
+            python_packages: self
+                .python_packages
+                .iter()
+                .map(|path| packages(path))
+                .collect::<Result<_>>()?,
             node: program("node", self.node.as_deref())?,
             docker_socket: self.docker_socket.clone(),
             docker_image: self.docker_image.clone(),
@@ -296,11 +313,41 @@ impl WorkerSettings {
     }
 }
 
+impl WorkerSettings {
+    /// The Pythons of sandboxes that run this machine's.
+    ///
+    /// # Errors
+    ///
+    /// One that is not there.
+    pub(crate) fn pythons(&self) -> Result<Pythons> {
+        Ok(Pythons::new(program("python", self.python.as_deref())?, self.named_pythons()?))
+    }
+
+    fn named_pythons(&self) -> Result<Vec<PathBuf>> {
+        let each = self.pythons.iter().map(|path| program("pythons", Some(path)));
+        Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+}
+
 /// The file's name with the worker's in place of `{name}`.
 fn named(file: &Path, name: &str) -> PathBuf {
     match file.to_str() {
         Some(text) => text.replace("{name}", name).into(),
         None => file.to_owned(),
+    }
+}
+
+/// The absolute path of a folder with packages for all functions, which find it in a list with colons in between.
+fn packages(folder: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(folder).ok().filter(|path| path.is_dir());
+    let named = || format!("python_packages = \"{}\"", folder.display());
+    let path = path
+        .ok_or_else(|| refuse(format!("{} is not a folder here; name one by its path", named())))?;
+    match path.to_str() {
+        Some(text) if !text.contains(':') => Ok(path),
+        _ => {
+            Err(refuse(format!("{} cannot be told to Python; use a path without a colon", named())))
+        }
     }
 }
 

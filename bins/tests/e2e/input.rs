@@ -1,7 +1,7 @@
 //! Bad input: each message says what is wrong and ends with the next step.
 
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use crate::common::{Cluster, Place, secret, texts};
@@ -127,10 +127,11 @@ fn interpreters_are_settings() {
     let place = Place::new().with("OPENLAMBDA_LISTEN", "127.0.0.1:0");
     let bin = tempfile::tempdir().unwrap();
     let python = bin.path().join("own-python");
-    symlink("/usr/bin/python3", &python).unwrap();
+    // Its library is elsewhere than its program, which a container does not see.
+    std::fs::copy("/usr/bin/python3", &python).unwrap();
     let python = python.to_str().unwrap();
     let elsewhere =
-        format!("runs Python from below /usr only, and python = \"{python}\" is not there");
+        format!("python = \"{python}\": the sandbox sock shows functions a Python in /usr");
     for (args, expected) in [
         (
             &["up", "--python", "/nonexistent"][..],
@@ -146,15 +147,92 @@ fn interpreters_are_settings() {
         assert!(message.contains(expected), "{args:?}: {message}");
     }
     place.assert_nothing_left();
-    // A link is taken as it is; a folder that is a link is followed, since a sandbox has `/usr` only.
+    let link = bin.path().join("link");
+    symlink("/usr/bin/python3", &link).unwrap();
+    let link = link.to_str().unwrap();
+    // A link is taken as it is; a folder that is a link is followed, since a sandbox sees the folder itself.
     for (sandbox, named, expected) in [
-        ("process", python, format!("\"{python}\"")),
+        ("process", link, format!("\"{link}\"")),
         ("sock", "/bin/python3", "\"/usr/bin/python3\"".to_owned()),
     ] {
         let cluster = Cluster::start(&["--workers", "1", "--sandbox", sandbox, "--python", named]);
         let code = "import sys\ndef f(event): return sys.executable\n";
         cluster.deploy("f", &[("f.py", code)]);
         assert_eq!(cluster.place.ol(&["invoke", "f"]), expected);
+    }
+}
+
+/// The Python that is set: it checks what is deployed, `ol doctor` tells of it, and it runs functions.
+#[test]
+fn one_python_checks_reports_and_runs() {
+    let bin = tempfile::tempdir().unwrap();
+    let (python, used) = (bin.path().join("own-python"), bin.path().join("used"));
+    let script =
+        format!("#!/bin/sh\necho used >> {}\nexec /usr/bin/python3 \"$@\"\n", used.display());
+    std::fs::write(&python, script).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let python = python.to_str().unwrap();
+    let times = || std::fs::read_to_string(&used).unwrap_or_default().lines().count();
+    let flags = ["--workers", "1", "--sandbox", "process", "--python", python];
+    let cluster = Cluster::start(&flags);
+    let (place, before) = (&cluster.place, times());
+    cluster.deploy("f", &[("f.py", "def f(event): return 1\n")]);
+    let deployed = times();
+    assert_eq!(deployed, before + 1, "it checks the syntax");
+    assert_eq!(place.ol(&["invoke", "f"]), "1");
+    assert!(times() > deployed, "it runs the function");
+    let told = place.run(&["doctor"]);
+    assert!(texts(&told).0.contains(python), "{told:?}");
+}
+
+/// A worker may have other versions than the machine of the one who deploys.
+#[test]
+fn a_version_of_python_that_is_missing_is_told_at_deploy_and_by_the_worker() {
+    let minor = Command::new("/usr/bin/python3")
+        .args(["-c", "import sys; print(sys.version_info[1])"])
+        .output()
+        .unwrap();
+    let minor = texts(&minor).0.trim().to_owned();
+    for sandbox in ["process", "sock"] {
+        let cluster = Cluster::start(&["--workers", "1", "--sandbox", sandbox]);
+        let code = "import sys\ndef f(event): return sys.version_info[1]\n";
+        let own = format!("runtime = \"python3.{minor}\"\n");
+        cluster.deploy("own", &[("f.py", code), ("ol.toml", &own)]);
+        assert_eq!(cluster.place.ol(&["invoke", "own"]), minor);
+        // With no check, since another version would find other faults.
+        let missing = [("f.py", "match = ??\n"), ("ol.toml", "runtime = \"python3.99\"\n")];
+        let folder = cluster.place.function("missing", &missing);
+        let deployed = cluster.place.run(&["deploy", folder.to_str().unwrap()]);
+        let (_, told) = texts(&deployed);
+        assert!(deployed.status.success(), "{told}");
+        assert!(told.contains("warning: this machine has no Python 3.99"), "{told}");
+        let failed = cluster.place.run(&["invoke", "missing"]);
+        let (out, err) = texts(&failed);
+        assert!(format!("{out}{err}").contains("this machine has no Python 3.99"), "{failed:?}");
+    }
+}
+
+#[test]
+fn packages_for_all_functions_are_a_setting() {
+    let place = Place::new().with("OPENLAMBDA_LISTEN", "127.0.0.1:0");
+    let message = place.fails(&["up", "--python-packages", "/nonexistent"]);
+    let expected = "python_packages = \"/nonexistent\" is not a folder here; name one by its path";
+    assert!(message.contains(expected), "{message}");
+    place.assert_nothing_left();
+    let given = tempfile::tempdir().unwrap();
+    let folder = given.path().join("for-all");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("all_get.py"), "V = 'given'\n").unwrap();
+    for sandbox in ["process", "sock"] {
+        let folder = folder.to_str().unwrap();
+        let flags = ["--workers", "1", "--sandbox", sandbox, "--python-packages", folder];
+        let cluster = Cluster::start(&flags);
+        cluster.deploy("f", &[("f.py", "import all_get\ndef f(event): return all_get.V\n")]);
+        assert_eq!(cluster.place.ol(&["invoke", "f"]), "\"given\"");
+        // `.ci/deps` has installed pip for this Python.
+        cluster.deploy("g", &[("f.py", "def f(event): import pip\n")]);
+        let failed = cluster.place.run(&["invoke", "g"]);
+        assert!(texts(&failed).0.contains("No module named 'pip'"), "{failed:?}");
     }
 }
 

@@ -36,7 +36,7 @@ const SANDBOX_PLACES: [&str; 18] = [
 
 /// Variables that the platform sets, whatever a manifest says: by them a runtime knows what to run and for
 /// whom. (Every other is the function's own, also where we have a default.)
-const OWN_VARIABLES: [&str; 15] = [
+const OWN_VARIABLES: [&str; 16] = [
     "_HANDLER",
     "_X_AMZN_TRACE_ID",
     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE",
@@ -50,6 +50,7 @@ const OWN_VARIABLES: [&str; 15] = [
     "LAMBDA_RUNTIME_DIR",
     "LAMBDA_TASK_ROOT",
     "OPENLAMBDA_MARK",
+    "OPENLAMBDA_PYTHON_PACKAGES",
     "OPENLAMBDA_RUNTIME_SOCKET",
     "OPENLAMBDA_STYLE",
 ];

@@ -168,10 +168,12 @@ impl Manifest {
         } else {
             let told = TOLD_BY
                 .iter()
-                .filter(|(_, runtime, ..)| self.runtime.is_none_or(|wanted| wanted == *runtime))
+                .filter(|(_, runtime, ..)| {
+                    self.runtime.is_none_or(|wanted| wanted.language() == *runtime)
+                })
                 .find(|(file, ..)| has(file));
             if let Some((file, runtime, handler, style)) = told {
-                self.runtime = Some(*runtime);
+                self.runtime.get_or_insert(*runtime);
                 self.handler = Some((*handler).to_owned());
                 self.style.get_or_insert(*style);
                 // SAM's own template calls it so.
@@ -212,7 +214,7 @@ impl Manifest {
         let mut found = Vec::new();
         let mut without = Vec::new();
         for (kind, runtime, modules, handlers) in LOOKED_INTO {
-            if self.runtime.is_some_and(|wanted| wanted != runtime) {
+            if self.runtime.is_some_and(|wanted| wanted.language() != runtime) {
                 continue;
             }
             let kinds = if kind == "js" { &["js", "mjs", "cjs"][..] } else { &["py"] };
@@ -229,7 +231,7 @@ impl Manifest {
         }
         match (&found[..], &without[..]) {
             ([(_, runtime, handler)], _) => {
-                self.runtime = Some(*runtime);
+                self.runtime.get_or_insert(*runtime);
                 self.handler = Some(handler.clone());
                 self.style.get_or_insert(Style::Lambda);
                 Ok(())
@@ -256,7 +258,7 @@ impl Manifest {
     fn check_handler(&self) -> Result<(), ManifestError> {
         let Some(handler) = &self.handler else { return Ok(()) };
         let empty = match self.runtime {
-            Some(Runtime::Python) => handler.split('.').any(str::is_empty),
+            Some(runtime) if runtime.is_python() => handler.split('.').any(str::is_empty),
             Some(Runtime::Node) => {
                 let file_and_names = handler.rsplit_once('/').map_or(&**handler, |(_, name)| name);
                 file_and_names.split('.').any(str::is_empty)
@@ -276,13 +278,12 @@ impl Manifest {
     /// Fills in where a web application is, if its style alone is known.
     fn complete_web(&mut self, has: impl Fn(&str) -> bool) -> Result<(), ManifestError> {
         let style = self.style.map_or("", Style::as_str);
-        if let Some(other) = self.runtime.filter(|runtime| *runtime != Runtime::Python) {
-            let other = format!("{other:?}").to_lowercase();
+        if let Some(other) = self.runtime.filter(|runtime| !runtime.is_python()) {
             return Err(ManifestError::Value(format!(
                 "style = \"{style}\" is for Python, and the runtime is {other}; remove one of them"
             )));
         }
-        self.runtime = Some(Runtime::Python);
+        self.runtime = self.runtime.or(Some(Runtime::Python));
         if self.handler.is_none() {
             let own = format!("{style}.application");
             let known = [own.as_str(), "f.app", "app.app", "main.app"];

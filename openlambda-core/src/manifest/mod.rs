@@ -12,7 +12,9 @@ mod lists;
 mod names;
 mod yaml;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use http::Method;
@@ -129,16 +131,65 @@ impl Errors {
 }
 
 /// Which bootstrap runs a function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Runtime {
-    /// Python 3.
+    /// Python 3: the one that the worker is set to.
     Python,
+    /// Python of this version: `python3.13` is `PythonMinor(13)`.
+    PythonMinor(u8),
     /// Node.js.
     Node,
     /// An executable file `bootstrap` that speaks the Lambda Runtime API.
     Bootstrap,
+}
+
+impl Runtime {
+    /// Whether it is Python, of whichever version.
+    pub const fn is_python(self) -> bool {
+        matches!(self, Runtime::Python | Runtime::PythonMinor(_))
+    }
+
+    /// The same without its version.
+    const fn language(self) -> Runtime {
+        if self.is_python() { Runtime::Python } else { self }
+    }
+}
+
+impl fmt::Display for Runtime {
+    /// As it stands in a manifest.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Runtime::Python => f.write_str("python"),
+            Runtime::PythonMinor(minor) => write!(f, "python3.{minor}"),
+            Runtime::Node => f.write_str("node"),
+            Runtime::Bootstrap => f.write_str("bootstrap"),
+        }
+    }
+}
+
+impl Serialize for Runtime {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Runtime {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const KNOWN: &[&str] = &["python", "node", "bootstrap"];
+        let text = Cow::<str>::deserialize(deserializer)?;
+        match &*text {
+            "python" | "python3" => return Ok(Runtime::Python),
+            "node" => return Ok(Runtime::Node),
+            "bootstrap" => return Ok(Runtime::Bootstrap),
+            _ => {}
+        }
+        let minor = text.strip_prefix("python3.").filter(|minor| !minor.starts_with(['0', '+']));
+        match minor.map(str::parse) {
+            Some(Ok(minor)) => Ok(Runtime::PythonMinor(minor)),
+            _ => Err(serde::de::Error::unknown_variant(&text, KNOWN)),
+        }
+    }
 }
 
 /// How a handler is called.
@@ -384,6 +435,35 @@ mod tests {
             error.to_string(),
             "ol.toml, line 3: unknown key \"allow_origin\"; did you mean \"allow_origins\"?"
         );
+    }
+
+    #[test]
+    fn a_runtime_may_name_its_version_of_python() {
+        let told = |text: &str, files: &[&str]| {
+            Manifest::parse(text).unwrap().complete(|file| files.contains(&file)).unwrap()
+        };
+        for (text, expected) in [
+            ("python", Runtime::Python),
+            ("python3", Runtime::Python),
+            ("python3.9", Runtime::PythonMinor(9)),
+            ("python3.13", Runtime::PythonMinor(13)),
+        ] {
+            let text = format!("runtime = \"{text}\"");
+            let manifest = told(&text, &["f.py", "index.js"]);
+            assert_eq!(manifest.runtime, Some(expected));
+            assert_eq!(manifest.handler.as_deref(), Some("f.f"));
+            let web = told(&format!("{text}\nstyle = \"wsgi\""), &["app.py"]);
+            assert_eq!((web.runtime, web.handler.as_deref()), (Some(expected), Some("app.app")));
+            // As it goes through a registry.
+            let json = serde_json::to_string(&manifest).unwrap();
+            assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+        }
+        for wrong in ["python2.7", "python3.", "python3.x", "python3.013", "python3.300", "pyton"] {
+            let error = Manifest::parse(&format!("runtime = \"{wrong}\"")).unwrap_err();
+            assert!(error.to_string().contains("line 1"), "{error}");
+        }
+        let error = Manifest::parse("runtime = \"pyton\"").unwrap_err().to_string();
+        assert!(error.contains("did you mean \"python\"?"), "{error}");
     }
 
     #[test]

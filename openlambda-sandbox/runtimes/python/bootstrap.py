@@ -305,43 +305,12 @@ def is_theirs(name):
     return str(getattr(sys.modules[name], "__file__", None)).startswith(ROOT + "/")
 
 
-class LateSite:
-    """Finds installed packages. The interpreter was started without `site`, which not every
-    function needs, so it is loaded when a module is found nowhere else."""
-
-    loaded = False
-
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if path is not None:
-            return None
-        cls.load()
-        return sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name, path, target)
-
-    @classmethod
-    def load(cls):
-        # Whoever comes while another is at it finds the path as it is afterwards.
-        with importing:
-            if cls.loaded:
-                return
-            cls.loaded = True
-            site = own("site")
-            # It runs what is called sitecustomize, and lines of .pth files that import modules.
-            others = [sys.path.pop(0)] if sys.path[:1] == [ROOT] else []
-            try:
-                site.main()
-            finally:
-                sys.path[:0] = others
-
-
-class EarlySite:
-    """Children that are not forked find by the path that they are given, so it must be whole."""
+class Logging:
+    """Finds `logging` for handlers in AWS's style, which expect more of it."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name in ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"):
-            LateSite.load()
-        elif name == "logging" and environ.get("OPENLAMBDA_STYLE", "lambda") == "lambda":
+        if name == "logging":
             return with_handler(sys.modules["_frozen_importlib_external"].PathFinder.find_spec(name))
 
 
@@ -886,8 +855,11 @@ def main():
     connection = Connection(WORKER)
     sys.path[0] = ROOT
     sys.path += layers()
-    sys.meta_path.insert(0, EarlySite)
-    sys.meta_path.append(LateSite)
+    # What the operator gives to all functions. What else is installed on the machine is not theirs: the
+    # interpreter runs without `site`, and so do the children of `multiprocessing`.
+    sys.path += filter(None, environ.get("OPENLAMBDA_PYTHON_PACKAGES", "").split(":"))
+    if style == "lambda":
+        sys.meta_path.insert(0, Logging)
     # What `site` would have put there, and code relies on.
     builtins = sys.modules["builtins"]
     builtins.exit = builtins.quit = sys.exit

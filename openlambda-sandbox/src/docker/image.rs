@@ -15,6 +15,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::engine::Engine;
 use crate::errors::resources;
+use crate::python::INSTALLED;
 
 /// Libraries that compiled packages, of PyPI for example, take for granted, where they are beside the C
 /// library. Some are empty ones that programs of before glibc 2.34 ask for.
@@ -40,8 +41,9 @@ const PROGRAMS: [&str; 22] = [
 /// Parts of Python's library that functions do without, and that are large.
 const LEFT_OUT: [&str; 6] = ["test", "idlelib", "turtledemo", "tkinter", "lib2to3", "ensurepip"];
 
-/// Makes an image of this machine's Python with its libraries, a shell and a few programs, and of
-/// `more`: paths of further programs or folders. Returns its size in bytes.
+/// Makes an image of this machine's Python with its standard library, a shell and a few programs, and of
+/// `more`: paths of further programs or folders. What packages are installed on the machine, it does not hold.
+/// Returns its size in bytes.
 ///
 /// # Errors
 ///
@@ -122,8 +124,9 @@ fn pack(more: &[PathBuf]) -> io::Result<File> {
     let mut programs = vec![python.program];
     programs.extend(PROGRAMS.iter().filter_map(|name| in_path(name)));
     programs.extend(more.iter().filter(|path| path.is_file()).cloned());
-    for tree in python.trees.iter().chain(more.iter().filter(|path| path.is_dir())) {
-        packer.tree(tree)?;
+    packer.tree(&python.library, &|name| !INSTALLED.contains(&name))?;
+    for tree in more.iter().filter(|path| path.is_dir()) {
+        packer.tree(tree, &|_| true)?;
     }
     for optional in [
         "/etc/ssl/certs/ca-certificates.crt",
@@ -136,7 +139,7 @@ fn pack(more: &[PathBuf]) -> io::Result<File> {
     ] {
         let path = Path::new(optional);
         if path.exists() {
-            packer.tree(path)?;
+            packer.tree(path, &|_| true)?;
         }
     }
     // The links that a merged /usr has at the root, without which no program finds its loader.
@@ -162,13 +165,13 @@ fn pack(more: &[PathBuf]) -> io::Result<File> {
 
 struct Python {
     program: PathBuf,
-    trees: Vec<PathBuf>,
+    /// Its standard library.
+    library: PathBuf,
 }
 
 /// Where Python is and what it imports from, as it says itself.
 fn python_files() -> io::Result<Python> {
-    const ASK: &str = "import sysconfig; \
-        print(sysconfig.get_path('stdlib')); print('/usr/lib/python3')";
+    const ASK: &str = "import sysconfig; print(sysconfig.get_path('stdlib'))";
     let program = in_path("python3").ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
@@ -176,9 +179,12 @@ fn python_files() -> io::Result<Python> {
         )
     })?;
     let answer = Command::new(&program).args(["-S", "-c", ASK]).output()?;
-    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
-    let trees = answer.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect();
-    Ok(Python { program, trees })
+    let library = PathBuf::from(String::from_utf8_lossy(&answer.stdout).trim_end());
+    if !library.is_dir() {
+        let message = format!("{} does not say where its library is", program.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+    }
+    Ok(Python { program, library })
 }
 
 /// The machine's own program of this name; what a user has put before it in PATH is not meant.
@@ -223,8 +229,8 @@ impl Packer {
         self.tar.append_data(&mut header, path, content)
     }
 
-    /// A folder with everything in it.
-    fn tree(&mut self, path: &Path) -> io::Result<()> {
+    /// A folder with what is in it, but for folders whose names `takes` refuses.
+    fn tree(&mut self, path: &Path, takes: &dyn Fn(&str) -> bool) -> io::Result<()> {
         self.add(path)?;
         if !fs::metadata(path)?.is_dir() {
             return Ok(());
@@ -234,11 +240,11 @@ impl Packer {
         for entry in entries {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if LEFT_OUT.contains(&&*name) || name.starts_with("config-") {
+            if LEFT_OUT.contains(&&*name) || name.starts_with("config-") || !takes(&name) {
                 continue;
             }
             match entry.file_type()? {
-                kind if kind.is_dir() => self.tree(&entry.path())?,
+                kind if kind.is_dir() => self.tree(&entry.path(), takes)?,
                 // What a link leads to nowhere stays behind.
                 kind if kind.is_symlink() && !entry.path().exists() => {}
                 kind if kind.is_symlink() || kind.is_file() => self.add(&entry.path())?,

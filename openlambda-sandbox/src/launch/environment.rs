@@ -19,6 +19,8 @@ pub(crate) struct Places {
     pub(crate) home: String,
     pub(crate) tmp: String,
     pub(crate) runtimes: String,
+    /// Python packages that the operator gives to all functions.
+    pub(crate) packages: Vec<String>,
 }
 
 /// The environment of an instance, without the address of the Runtime API.
@@ -65,6 +67,9 @@ pub(crate) fn environment(
     set("LAMBDA_RUNTIME_DIR", &places.runtimes);
     set("LAMBDA_TASK_ROOT", &places.code);
     set("OPENLAMBDA_STYLE", style);
+    if !places.packages.is_empty() {
+        set("OPENLAMBDA_PYTHON_PACKAGES", &places.packages.join(":"));
+    }
     set(MARK, mark);
     // With one slot it is not there, as on AWS: clients take it, whatever it says, for the wish to have
     // a process of its own for each slot.

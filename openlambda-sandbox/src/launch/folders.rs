@@ -33,6 +33,24 @@ pub(crate) fn volumes(
     Ok(volumes)
 }
 
+/// Where containers find the first of the folders with Python packages that the operator gives to all functions;
+/// the others are beside it.
+#[cfg(any(feature = "docker", feature = "sock"))]
+const PACKAGES: &str = "/var/runtime/packages";
+
+/// The folders with Python packages that the operator gives to all functions: each one's path on the machine,
+/// and in a container.
+///
+/// # Errors
+///
+/// A path is not UTF-8.
+#[cfg(any(feature = "docker", feature = "sock"))]
+pub(crate) fn packages(folders: &[PathBuf]) -> Result<Vec<(String, String)>, SandboxError> {
+    let place =
+        |(n, folder): (usize, &PathBuf)| Ok((text(&absolute(folder)?)?, format!("{PACKAGES}/{n}")));
+    folders.iter().enumerate().map(place).collect()
+}
+
 /// The path from the root.
 ///
 /// # Errors

@@ -84,6 +84,8 @@ pub struct NurserySetup {
     pub rootless: bool,
     /// Whether no cgroup bounds memory, so that none may be made that cannot be seen from outside.
     pub watched: bool,
+    /// Folders of `/usr` in whose place sandboxes see empty ones: where Python packages are installed, say.
+    pub hidden: Vec<String>,
     /// Files that all sandboxes find below `/var/runtime`: name, mode, content.
     pub runtime_files: Vec<(String, u32, Vec<u8>)>,
     /// The seccomp filter of all sandboxes, as an array of `struct sock_filter`.
@@ -240,6 +242,7 @@ impl Nursery {
         let setup = Setup {
             rootless: setup.rootless,
             watched: setup.watched,
+            hidden: setup.hidden,
             runtime_files: setup.runtime_files,
             filter: setup.filter,
         };

@@ -381,7 +381,8 @@ fn own_user_namespace() -> Result<(), Failed> {
 ///
 /// ```text
 /// /            tmpfs, read-only
-/// /usr         the machine's own, read-only; /bin, /lib … as the machine has them
+/// /usr         the machine's own, read-only, with empty folders where Python packages are installed;
+///              /bin, /lib … as the machine has them
 /// /etc         copies of what programs need, names for two users
 /// /dev         null, zero, full, random, urandom, tty
 /// /var/task    where the bundle goes
@@ -403,6 +404,12 @@ fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
     let usr = open_mount("/usr", false)?;
     c::move_mount(usr.as_raw_fd(), &cstring(&format!("{place}/usr"))?)
         .map_err(|e| ("mount /usr", e))?;
+    for folder in &setup.hidden {
+        let place = cstring(&format!("{place}{folder}"))?;
+        let flags = c::MS_RDONLY | c::MS_NOSUID | c::MS_NODEV | c::MS_NOEXEC;
+        c::mount(Some(c"empty"), &place, Some(c"tmpfs"), flags, Some(c"mode=755,size=4k,nr_inodes=2"))
+            .map_err(|e| ("hide installed packages", e))?;
+    }
     for name in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
         let (path, target) = (format!("/{name}"), format!("{place}/{name}"));
         match fs::symlink_metadata(&path) {

@@ -10,6 +10,8 @@ pub(super) struct Setup {
     pub(super) rootless: bool,
     /// Whether memory is bounded by somebody who looks, from whom none may be hidden.
     pub(super) watched: bool,
+    /// Folders of `/usr` in whose place sandboxes see empty ones.
+    pub(super) hidden: Vec<String>,
     /// Files for `/var/runtime`: name, mode, content.
     pub(super) runtime_files: Vec<(String, u32, Vec<u8>)>,
     /// The seccomp filter, as an array of `struct sock_filter`.
@@ -137,6 +139,7 @@ impl Setup {
         let mut w = Writer::default();
         w.number(self.rootless.into());
         w.number(self.watched.into());
+        w.list(&self.hidden, |w, folder| w.bytes(folder.as_bytes()));
         w.list(&self.runtime_files, |w, (name, mode, content)| {
             w.bytes(name.as_bytes());
             w.number((*mode).into());
@@ -151,6 +154,7 @@ impl Setup {
         Ok(Setup {
             rootless: r.number()? != 0,
             watched: r.number()? != 0,
+            hidden: r.list(Reader::text)?,
             runtime_files: r.list(|r| Ok((r.text()?, r.number()? as u32, r.bytes()?.to_vec())))?,
             filter: r.bytes()?.to_vec(),
         })
