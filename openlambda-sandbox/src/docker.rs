@@ -212,6 +212,7 @@ impl DockerFactory {
         // The engine counts the second kernel's threads, not the function's processes.
         capabilities.process_limit = info.pids_limit == Some(true) && !second_kernel;
         capabilities.pause = true;
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         if engine.has_bridge().await {
             capabilities.networks.push(Network::Bridge);

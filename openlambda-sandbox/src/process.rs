@@ -183,6 +183,7 @@ impl SandboxFactory for ProcessFactory {
         let mut capabilities = Capabilities::none();
         capabilities.isolation = Isolation::None;
         capabilities.pause = true;
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         capabilities
     }

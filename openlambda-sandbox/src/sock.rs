@@ -441,6 +441,7 @@ impl SandboxFactory for SockFactory {
         capabilities.cpu_limit = has("cpu");
         capabilities.process_limit = true;
         capabilities.pause = true;
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         if self.shared.can_bridge().is_ok() {
             capabilities.networks.push(Network::Bridge);
@@ -786,7 +787,8 @@ impl Shared {
             Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
             Program::Python(minor) => {
                 let (program, bootstrap) = self.python(minor, &mut mounts).await?;
-                let mut arguments = vec!["python3".to_owned()];
+                // By its path, so that children which run `sys.executable` have the same.
+                let mut arguments = vec![program.clone()];
                 arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 arguments.push(bootstrap);
                 (program, arguments)
