@@ -215,6 +215,7 @@ impl DockerFactory {
         capabilities.pause = true;
         // The engine takes milliseconds for it, and as many to resume.
         capabilities.pause_after = Some(Duration::from_secs(10));
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         if engine.has_bridge().await {
             capabilities.networks.push(Network::Bridge);

@@ -113,7 +113,9 @@ pub fn decode(format: EventFormat, reply: Bytes) -> Result<Answer, SandboxError>
         Ok(_) => "text/plain; charset=utf-8",
         Err(_) => "application/octet-stream",
     };
-    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media_type))]);
+    // With room for what the worker adds: a map that grows is made anew.
+    let mut headers = HeaderMap::with_capacity(6);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     Ok(Answer { status: StatusCode::OK, headers, body: reply })
 }
 

@@ -186,6 +186,7 @@ impl SandboxFactory for ProcessFactory {
         capabilities.pause = true;
         // All processes of the machine are looked at for those that have left the group.
         capabilities.pause_after = Some(Duration::from_secs(10));
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         capabilities
     }

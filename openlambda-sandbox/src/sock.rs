@@ -446,6 +446,7 @@ impl SandboxFactory for SockFactory {
         // looked up in the files of all of them.
         let frozen = self.shared.cgroups.is_ok();
         capabilities.pause_after = Some(Duration::from_millis(if frozen { 100 } else { 1000 }));
+        capabilities.compiles = true;
         capabilities.networks = vec![Network::None, Network::Host];
         if self.shared.can_bridge().is_ok() {
             capabilities.networks.push(Network::Bridge);
@@ -791,7 +792,8 @@ impl Shared {
             Program::Own => (format!("{TASK}/bootstrap"), vec!["bootstrap".to_owned()]),
             Program::Python(minor) => {
                 let (program, bootstrap) = self.python(minor, &mut mounts).await?;
-                let mut arguments = vec!["python3".to_owned()];
+                // By its path, so that children which run `sys.executable` have the same.
+                let mut arguments = vec![program.clone()];
                 arguments.extend(PYTHON_ARGUMENTS.map(str::to_owned));
                 arguments.push(bootstrap);
                 (program, arguments)

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use openlambda_core::failure::Started;
 use openlambda_core::sandbox::{
     Exit, Isolation, LogLine, LogSink, Sandbox, SandboxError, SandboxErrorKind, SandboxFactory,
-    SandboxSpec,
+    SandboxSpec, Work,
 };
 use openlambda_sandbox::docker::{BASE_IMAGE, DockerFactory, build_base_image};
 use openlambda_sandbox::sys::{Signal, Spawner, processes_with_mark};
@@ -80,6 +80,35 @@ async fn ask(sandbox: &dyn Sandbox, event: Value) -> Value {
     let reply = call(sandbox, &event.to_string()).await;
     let reply = reply.unwrap_or_else(|error| panic!("{}", openlambda_core::failure::chain(&error)));
     serde_json::from_str(&reply).unwrap()
+}
+
+/// Its reply is what a worker puts beside the files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_compiled_in_a_container() {
+    let docker = docker().await;
+    assert!(docker.factory.capabilities().compiles);
+    let files =
+        [("f.py", "import os\nos._exit(3)\n"), ("g.py", "def g(:\n"), ("h/i.py", "x = 1\n")];
+    let mut spec = docker.setup.spec(&files);
+    spec.work = Work::Compile;
+    let sandbox = create(&docker.factory, spec).await.unwrap();
+    let list = json!(["f.py", "g.py", "no.py", "h/i.py"]).to_string();
+    let reply = sandbox.invoke(invocation("compile", list)).await.unwrap();
+    let told = reply.body.collect().await.unwrap().to_bytes();
+    let end = told.iter().position(|byte| *byte == b'\n').unwrap();
+    assert!(told.starts_with(b"cpython-3"), "{told:?}");
+    let (mut rest, mut numbers) = (&told[end + 1..], Vec::new());
+    while let Some((number, after)) = rest.split_first_chunk() {
+        let (length, after) = after.split_first_chunk().unwrap();
+        let (content, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        // The flags: a hash, which is not compared.
+        assert_eq!(content[4..8], [1, 0, 0, 0]);
+        numbers.push(u32::from_le_bytes(*number));
+        rest = after;
+    }
+    assert_eq!(numbers, [0, 3]);
+    sandbox.destroy().await;
+    docker.end().await;
 }
 
 /// What the machine has installed is not in the image; what the operator gives is mounted.

@@ -125,6 +125,7 @@ impl Place {
         let folder = self.dir.path().join("functions").join(name);
         fs::create_dir_all(&folder).unwrap();
         for (file, text) in files {
+            fs::create_dir_all(folder.join(file).parent().unwrap()).unwrap();
             fs::write(folder.join(file), text).unwrap();
             if *file == "bootstrap" {
                 use std::os::unix::fs::PermissionsExt;

@@ -44,6 +44,7 @@ mod bodies;
 mod chaos;
 mod chat;
 mod common;
+mod compiled;
 mod deploy;
 mod disk;
 mod drain;

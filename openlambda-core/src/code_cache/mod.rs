@@ -131,6 +131,13 @@ impl CodeCache {
         }
     }
 
+    /// The folder of a bundle that is held has grown by so many bytes: by what was compiled of it.
+    pub fn grown(&mut self, digest: Digest, bytes: u64) {
+        if self.change(digest, |held| held.bytes += bytes) {
+            self.used += bytes;
+        }
+    }
+
     /// The bundle could not be fetched: the next `want` tries again.
     pub fn failed(&mut self, digest: Digest) {
         if let Some(Entry::Fetching { .. }) = self.entries.get(&digest) {
@@ -287,6 +294,27 @@ mod tests {
         assert_eq!(cache.want(digest(1), Time(3)), Lookup::Fetch);
         cache.fetched(digest(1), 10, Time(4));
         assert_eq!(cache.want(digest(1), Time(5)), Lookup::Held);
+    }
+
+    #[test]
+    fn what_a_bundle_has_grown_by_counts_and_goes_with_it() {
+        let mut cache = CodeCache::new(25);
+        for n in 1..=2 {
+            cache.want(digest(n), Time(u64::from(n)));
+            cache.fetched(digest(n), 10, Time(u64::from(n)));
+        }
+        assert!(cache.pin(digest(2), Time(3)));
+        cache.grown(digest(2), 6);
+        assert_eq!((cache.used(), cache.has_surplus()), (26, true));
+        assert_eq!(cache.poll_removal(Time(4), |_| false), Some(digest(1)));
+        assert!(!cache.removed(digest(1)));
+        cache.unpin(digest(2), Time(5));
+        // Of what is not here, nothing counts.
+        cache.grown(digest(1), 100);
+        assert_eq!((cache.used(), cache.on_disk()), (16, 16));
+        cache.discard(digest(2));
+        assert_eq!(cache.poll_removal(Time(6), |_| false), Some(digest(2)));
+        assert_eq!((cache.used(), cache.on_disk()), (0, 16));
     }
 
     #[test]

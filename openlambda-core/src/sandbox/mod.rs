@@ -197,6 +197,8 @@ pub struct SandboxSpec {
     pub manifest: Arc<Manifest>,
     /// How long the instance may take until it asks for its first event.
     pub init_timeout: Duration,
+    /// What it is for. Only [`Work::Serve`] where [`Capabilities::compiles`] does not hold.
+    pub work: Work,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
     /// What it is to be forked from; `None`, the default: it is made from nothing. Only with
@@ -222,6 +224,7 @@ impl SandboxSpec {
             code,
             manifest,
             init_timeout,
+            work: Work::default(),
             log,
             zygote: None,
         }
@@ -249,6 +252,20 @@ pub fn volumes_of(function: &FunctionName, born: Option<Version>) -> String {
         Some(Version(born)) if born > 1 => format!("{}@{born}", function.name()),
         _ => function.name().to_owned(),
     }
+}
+
+/// What a sandbox is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Work {
+    /// The function answers calls.
+    #[default]
+    Serve,
+    /// Nothing of the function runs: its Python files are compiled. The event of a call is the JSON list of
+    /// their paths in the bundle. The reply is a stream: the name that compiled files of this Python have (`cpython-313`)
+    /// and a line feed; then for each file that can be compiled its number in the list and the number of bytes that
+    /// follow, four bytes each, the lowest first, and the content of a `.pyc` whose hash is not compared.
+    Compile,
 }
 
 /// A sandbox that was made, and how.
@@ -311,6 +328,8 @@ pub struct Capabilities {
     /// long: a few hundred microseconds, say, after a tenth of a second. `None`: only when somebody asks for
     /// it.
     pub pause_after: Option<Duration>,
+    /// Sandboxes can be made that compile a bundle: [`Work::Compile`].
+    pub compiles: bool,
     /// Zygotes can be made, and instances and other zygotes forked from them.
     pub fork: bool,
     /// The network kinds that are honoured; others are refused by `create`.
@@ -327,6 +346,7 @@ impl Capabilities {
             cpu_limit: false,
             pause: false,
             pause_after: None,
+            compiles: false,
             fork: false,
             networks: Vec::new(),
         }
@@ -341,6 +361,9 @@ impl Capabilities {
     pub fn honour(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         if spec.zygote.is_some() && !self.fork {
             return Err(cannot("be forked from zygotes"));
+        }
+        if spec.work == Work::Compile && !self.compiles {
+            return Err(cannot("compile bundles"));
         }
         let wanted = spec.manifest.network;
         if self.networks.contains(&wanted) {

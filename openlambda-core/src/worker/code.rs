@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::compile::is_source;
 use super::lives::Lives;
 use crate::failure::{Failure, FailureKind};
 use crate::function::Digest;
@@ -28,6 +29,8 @@ pub(super) struct Fetched {
     pub(super) manifest: Manifest,
     /// What its files take, bytes.
     pub(super) bytes: u64,
+    /// What those of them take that Python could import, bytes.
+    pub(super) sources: u64,
 }
 
 impl CodeStore {
@@ -71,9 +74,10 @@ impl CodeStore {
             let manifest = Manifest::load(&temporary).map_err(|error| {
                 Failure::new(FailureKind::StartFailed, crate::failure::chain(&error))
             })?;
-            let bytes = size_of(&temporary).map_err(broken_folder)?;
+            let mut sources = 0;
+            let bytes = size_of(&temporary, &mut sources).map_err(broken_folder)?;
             std::fs::rename(&temporary, &folder).map_err(broken_folder)?;
-            Ok(Fetched { manifest, bytes })
+            Ok(Fetched { manifest, bytes, sources })
         };
         tokio::task::spawn_blocking(read).await.map_err(|error| {
             Failure::new(FailureKind::Internal, format!("reading a bundle failed: {error}"))
@@ -102,12 +106,19 @@ fn broken_folder(error: io::Error) -> Failure {
     Failure::new(FailureKind::StartFailed, format!("the worker's code folder fails: {error}"))
 }
 
-fn size_of(folder: &Path) -> io::Result<u64> {
+/// What all files take, bytes; adds to `sources` what Python's take.
+fn size_of(folder: &Path, sources: &mut u64) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() { size_of(&entry.path())? } else { metadata.len() };
+        bytes += match metadata.is_dir() {
+            true => size_of(&entry.path(), sources)?,
+            false => metadata.len(),
+        };
+        if is_source(&entry.path(), &metadata) {
+            *sources += metadata.len();
+        }
     }
     Ok(bytes)
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::code::{CodeStore, Fetched};
+use super::compile;
 use super::events::Streams;
 use super::guarded::guarded;
 use super::instances::{Instances, Shell};
@@ -29,6 +30,7 @@ use crate::balancing::WorkerLoad;
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, FunctionName, Version};
 use crate::invocation::{Body, Completion, Invocation, Phases, RequestHead, RequestId, StartKind};
+use crate::manifest::Runtime;
 use crate::sandbox::{Sandbox, SandboxFactory, SandboxSpec};
 use crate::scheduler::{Counts, InvocationId, VersionId};
 use crate::time::{Clock, SystemClock, Time};
@@ -107,6 +109,8 @@ pub(super) struct Dispatcher {
     state: Mutex<State>,
     name: String,
     code: CodeStore,
+    /// Makes sandboxes that compile bundles, if this kind can.
+    compiler: Option<Arc<dyn SandboxFactory>>,
     log: Arc<LogWriter>,
     metrics: Arc<Metrics>,
     clock: Arc<SystemClock>,
@@ -153,6 +157,7 @@ impl Dispatcher {
         clock: Arc<SystemClock>,
     ) -> Arc<Self> {
         let metrics = Arc::new(Metrics::default());
+        let compiler = factory.capabilities().compiles.then(|| factory.clone());
         let state = State {
             core,
             calls: Owned::default(),
@@ -167,6 +172,7 @@ impl Dispatcher {
             state: Mutex::new(state),
             name,
             code,
+            compiler,
             log,
             metrics,
             clock,
@@ -426,6 +432,10 @@ impl Dispatcher {
                     dispatcher.handle(Input::Removed { digest });
                 });
             }
+            Output::Compile { digest, version } => {
+                let spec = self.spec(&state.core, version);
+                tokio::spawn(self.clone().compile(digest, spec));
+            }
             Output::Create { instance, version } => {
                 let spec = self.spec(&state.core, version);
                 state.instances.create(self, instance, spec);
@@ -491,17 +501,32 @@ impl Dispatcher {
     async fn fetch(self: Arc<Self>, digest: Digest) {
         let began = self.clock.now();
         let fetched = guarded("the registry", self.code.fetch(digest)).await.flatten();
-        self.handle(match fetched {
-            Ok(Fetched { manifest, bytes }) => {
+        match fetched {
+            Ok(Fetched { manifest, bytes, sources }) => {
                 self.metrics.pull.observe(self.clock.now().since(began));
-                Input::Fetched { digest, bytes, manifest: Arc::new(manifest) }
+                let is_python = manifest.runtime.is_some_and(Runtime::is_python);
+                self.handle(Input::Fetched { digest, bytes, manifest: Arc::new(manifest) });
+                if is_python && self.compiler.is_some() {
+                    self.handle(Input::Compilable { digest, sources });
+                }
             }
             Err(failure) => {
                 self.metrics.fetch_failed.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%digest, %failure, "could not fetch a bundle");
-                Input::FetchFailed { digest, failure }
+                self.handle(Input::FetchFailed { digest, failure });
             }
-        });
+        }
+    }
+
+    async fn compile(self: Arc<Self>, digest: Digest, spec: SandboxSpec) {
+        let bytes = match &self.compiler {
+            Some(factory) => {
+                let work = compile::compile(&**factory, spec, &self.clock);
+                guarded("compiling a bundle", work).await.unwrap_or_default()
+            }
+            None => 0,
+        };
+        self.handle(Input::Compiled { digest, bytes });
     }
 
     /// Why a call failed stands in its function's log, once.

@@ -17,6 +17,7 @@
 //! | `metrics.rs` | counts finished calls and starts, and writes the metrics |
 //! | `lives.rs` | tells a deleted function's volumes from those of the next one of its name |
 //! | `code.rs` | fetches bundles, unpacks them once, removes them |
+//! | `compile.rs` | compiles their Python files in a sandbox, and keeps the result beside them |
 //! | `deletions.rs` | removes what was deleted in the registry |
 //! | `events.rs` | tells balancers where the worker is and what it holds |
 //! | `load.rs` | tells the core how busy the processors are |
@@ -27,6 +28,7 @@ mod balancers;
 mod bodies;
 mod budget;
 mod code;
+mod compile;
 mod config;
 mod deletions;
 mod dispatch;

@@ -83,6 +83,21 @@ pub enum Input<'a> {
         /// What is in it.
         manifest: Arc<Manifest>,
     },
+    /// A bundle that was just fetched can be compiled ahead of its imports. Told only where sandboxes can
+    /// do that.
+    Compilable {
+        /// The bundle.
+        digest: Digest,
+        /// What the files take that would be compiled, bytes.
+        sources: u64,
+    },
+    /// [`Output::Compile`] is done, as far as it could be.
+    Compiled {
+        /// The bundle.
+        digest: Digest,
+        /// What the result takes, bytes.
+        bytes: u64,
+    },
     /// [`Output::Fetch`] failed.
     FetchFailed {
         /// The bundle.
@@ -209,6 +224,14 @@ pub enum Output {
     Remove {
         /// Which.
         digest: Digest,
+    },
+    /// Compile the bundle ahead of its imports; then [`Input::Compiled`], whatever comes of it. No call waits
+    /// for that.
+    Compile {
+        /// Which.
+        digest: Digest,
+        /// A version that has it.
+        version: VersionId,
     },
     /// Make an instance; then [`Input::Started`] or [`Input::StartFailed`].
     Create {

@@ -35,6 +35,7 @@
 //! ```
 
 mod calls;
+mod compiling;
 mod failures;
 mod messages;
 mod namespaces;
@@ -54,6 +55,7 @@ use serde::{Deserialize, Serialize};
 pub use self::messages::{Accepted, Call, CallRecord, Input, Notice, Output, StreamId};
 
 use self::calls::{CallState, Calls};
+use self::compiling::Compiling;
 use self::failures::refused;
 use self::namespaces::Over;
 use self::notices::{BalancerId, Notices};
@@ -100,6 +102,7 @@ pub struct WorkerCore {
     max_wait: Duration,
     scheduler: Scheduler,
     cache: CodeCache,
+    compiling: Compiling,
     versions: Versions,
     calls: Calls,
     instances: Slots<InstanceState>,
@@ -165,6 +168,7 @@ impl WorkerCore {
             max_wait: config.max_wait,
             scheduler: Scheduler::new(config.scheduler, queue, keep_alive),
             cache: CodeCache::new(config.code_budget),
+            compiling: Compiling::default(),
             versions: Versions::new(config.allow),
             calls: Calls::default(),
             instances: Slots::default(),
@@ -204,6 +208,13 @@ impl WorkerCore {
                 self.versions.unpacked(digest, bytes, manifest);
                 self.code_came(now, digest, None);
             }
+            Input::Compilable { digest, sources } => self.compiling.unpacked(digest, sources),
+            Input::Compiled { digest, bytes } => {
+                self.compiling.compiled();
+                self.cache.grown(digest, bytes);
+                self.cache.unpin(digest, now);
+                self.compile_next(now);
+            }
             Input::FetchFailed { digest, failure } => {
                 self.cache.failed(digest);
                 self.code_came(now, digest, Some(&failure));
@@ -218,10 +229,16 @@ impl WorkerCore {
             Input::Started { instance, start, create, init } => {
                 if let Some(place) = self.instances.get_mut(instance.0) {
                     (place.create, place.init) = (create, init);
+                    let version = place.version;
+                    self.has_started(now, version);
                     self.step(now, Event::SandboxReady { instance, start });
                 }
             }
             Input::StartFailed { instance, failure } => {
+                // It may have failed because its imports took too long.
+                if let Some(version) = self.instances.get(instance.0).map(|place| place.version) {
+                    self.has_started(now, version);
+                }
                 if self.forget(now, instance) {
                     self.start_failure = Some((instance, failure));
                     self.step(now, Event::SandboxFailed { instance });
@@ -783,6 +800,29 @@ impl WorkerCore {
         }
     }
 
+    /// An instance of this version has started, or has failed to: its bundle may be compiled now.
+    fn has_started(&mut self, now: Time, version: VersionId) {
+        self.compiling.started(self.versions.get(version).digest);
+        self.compile_next(now);
+    }
+
+    fn compile_next(&mut self, now: Time) {
+        if self.drain != Drain::No {
+            return;
+        }
+        while let Some(digest) = self.compiling.next() {
+            // It stays while it is compiled.
+            let version = self.versions.with_bundle(&digest).next();
+            match version.filter(|_| self.cache.pin(digest, now)) {
+                Some(version) => {
+                    self.outputs.push_back(Output::Compile { digest, version });
+                    return;
+                }
+                None => self.compiling.compiled(),
+            }
+        }
+    }
+
     fn remove_surplus_code(&mut self, now: Time) {
         while self.cache.has_surplus() {
             let (versions, scheduler) = (&self.versions, &self.scheduler);
@@ -793,6 +833,7 @@ impl WorkerCore {
             for version in with_it {
                 self.step(now, Event::CodeGone { version });
             }
+            self.compiling.removed(&digest);
             self.outputs.push_back(Output::Remove { digest });
         }
     }

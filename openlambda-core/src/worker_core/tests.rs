@@ -612,6 +612,51 @@ fn a_bundle_that_is_larger_than_the_operator_allows_gets_no_sandbox() {
     assert!(created(&bench.outputs()).is_empty());
 }
 
+#[test]
+fn a_bundle_is_compiled_once_after_its_first_start_one_at_a_time_and_stays_meanwhile() {
+    let mut bench = Bench::new();
+    let compilable = |bundle: u8, sources| Input::Compilable { digest: digest(bundle), sources };
+    let compiled = |outputs: &[Output]| -> Vec<Digest> {
+        let digest = |output: &Output| match output {
+            Output::Compile { digest, .. } => Some(*digest),
+            _ => None,
+        };
+        outputs.iter().filter_map(digest).collect()
+    };
+    // Until the first instance of each has started, or has failed to, nothing takes its time.
+    let mut instances = Vec::new();
+    for (name, bundle) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        bench.call(name, 1, bundle, None);
+        bench.outputs();
+        instances.push(created(&bench.fetched(bundle))[0]);
+        let sources = if name == "c" { 1000 } else { 1 << 20 };
+        assert_eq!(bench.tell(compilable(bundle, sources)), []);
+    }
+    let failure = Failure::new(FailureKind::InitError, "it takes too long");
+    let failed = bench.tell(Input::StartFailed { instance: instances[0], failure });
+    assert_eq!(compiled(&failed), [digest(1)]);
+    // The others wait; one with little source is not worth it.
+    for instance in &instances[1..] {
+        assert_eq!(compiled(&bench.started(*instance)), []);
+    }
+    // Its function is deleted, but the folder is being written to.
+    let removal =
+        |outputs: &[Output], bundle| outputs.contains(&Output::Remove { digest: digest(bundle) });
+    assert!(!removal(&bench.deleted(&["a"]), 1));
+    let over = bench.tell(Input::Compiled { digest: digest(1), bytes: 10 });
+    assert!(removal(&over, 1) && compiled(&over) == [digest(2)], "{over:?}");
+    assert_eq!(bench.core.code_bytes(), 1 + 10 + 3);
+    bench.tell(Input::Removed { digest: digest(1) });
+    assert_eq!(bench.core.code_bytes(), 3);
+    // Whose turn comes when nothing is left of it is passed over, and each is compiled once.
+    let over = bench.tell(Input::Compiled { digest: digest(2), bytes: 10 });
+    assert_eq!(compiled(&over), [digest(4)]);
+    assert_eq!(compiled(&bench.tell(Input::Compiled { digest: digest(4), bytes: 10 })), []);
+    let (_, again) = bench.cold("d", 1, 4);
+    assert!(instances[3] != again);
+    assert_eq!(bench.core.code_bytes(), 23);
+}
+
 /// Quotas of a namespace are its functions' together, and nobody else's.
 #[test]
 fn calls_over_a_quota_are_refused_and_leave_nothing() {

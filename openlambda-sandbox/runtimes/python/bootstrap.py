@@ -11,7 +11,7 @@ __main__.py. So once it has been loaded, this file imports nothing but by `own`,
 `__main__`: the children of `multiprocessing` import that, and would ask for events, too.
 
 The environment says what to run: _HANDLER (module.function), OPENLAMBDA_STYLE (event, legacy,
-lambda, wsgi, asgi), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (slots: a thread and a
+lambda, wsgi, asgi; compile, which is for compile.py beside this file), LAMBDA_TASK_ROOT (the code), AWS_LAMBDA_MAX_CONCURRENCY (slots: a thread and a
 connection each; with ASGI, a task each; absent: one).
 """
 
@@ -853,6 +853,10 @@ def main():
         sys.exit("this is the function's runtime, which the worker starts; start another program")
     style = environ.get("OPENLAMBDA_STYLE", "lambda")
     connection = Connection(WORKER)
+    if style == "compile":
+        # It reads the function's files and runs none of them, so they are not to be found by name.
+        del sys.path[0]
+        return guarded(serve, connection, load_beside("compile").handler, "event")
     sys.path[0] = ROOT
     sys.path += layers()
     # What the operator gives to all functions. What else is installed on the machine is not theirs: the

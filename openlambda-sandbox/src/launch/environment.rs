@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use openlambda_core::manifest::Style;
-use openlambda_core::sandbox::{SandboxError, SandboxSpec};
+use openlambda_core::sandbox::{SandboxError, SandboxSpec, Work};
 
 use crate::errors::unsupported;
 use crate::sys::MARK;
@@ -56,7 +56,10 @@ pub(crate) fn environment(
     // Those that follow are not for manifests to set (`Manifest::parse`).
     let name = spec.function.name();
     let version = spec.version.map_or_else(|| "$LATEST".to_owned(), |v| v.to_string());
-    let style = manifest.style.unwrap_or(Style::Lambda).as_str();
+    let style = match spec.work {
+        Work::Compile => "compile",
+        _ => manifest.style.unwrap_or(Style::Lambda).as_str(),
+    };
     set("_HANDLER", manifest.handler.as_deref().unwrap_or_default());
     set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &manifest.memory_mb.to_string());
     set("AWS_LAMBDA_FUNCTION_NAME", name);
