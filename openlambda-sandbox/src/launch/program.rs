@@ -72,10 +72,11 @@ impl Program {
 }
 
 /// Our bootstrap for Python, which runs the first of these files; the others are beside it.
-pub(crate) const PYTHON_FILES: [(&str, &str); 3] = [
+pub(crate) const PYTHON_FILES: [(&str, &str); 4] = [
     ("bootstrap.py", include_str!("../../runtimes/python/bootstrap.py")),
     ("aws.py", include_str!("../../runtimes/python/aws.py")),
     ("web.py", include_str!("../../runtimes/python/web.py")),
+    ("websocket.py", include_str!("../../runtimes/python/websocket.py")),
 ];
 
 /// What compiles [`PYTHON_FILES`], which saves a few milliseconds of every start. Its arguments: for
