@@ -108,6 +108,7 @@ async fn call(sandbox: &dyn Sandbox) {
         deadline_unix_ms: SystemClock::new().unix_millis() + 60_000,
         head: RequestHead::default(),
         body: full_body("null"),
+        websocket: None,
     };
     let reply = sandbox.invoke(invocation).await.expect("it answers");
     assert!(reply.status.is_success());

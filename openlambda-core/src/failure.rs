@@ -57,6 +57,9 @@ pub enum FailureKind {
     MethodNotAllowed,
     /// The body is larger than the limit.
     BodyTooLarge,
+    /// The client asks for a WebSocket, and the function takes plain requests only.
+    #[serde(rename = "no_websocket")]
+    NoWebSocket,
     /// Too many invocations wait for the function already, or this one waited for too long.
     QueueFull,
     /// The handler raised.
@@ -87,13 +90,14 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [FailureKind; 19] = [
+    pub const ALL: [FailureKind; 20] = [
         FailureKind::BadRequest,
         FailureKind::Unauthorized,
         FailureKind::Forbidden,
         FailureKind::NotFound,
         FailureKind::MethodNotAllowed,
         FailureKind::BodyTooLarge,
+        FailureKind::NoWebSocket,
         FailureKind::QueueFull,
         FailureKind::FunctionError,
         FailureKind::InitError,
@@ -118,6 +122,7 @@ impl FailureKind {
             FailureKind::NotFound => "not_found",
             FailureKind::MethodNotAllowed => "method_not_allowed",
             FailureKind::BodyTooLarge => "body_too_large",
+            FailureKind::NoWebSocket => "no_websocket",
             FailureKind::QueueFull => "queue_full",
             FailureKind::FunctionError => "function_error",
             FailureKind::InitError => "init_error",
@@ -142,7 +147,8 @@ impl FailureKind {
             | FailureKind::Forbidden
             | FailureKind::NotFound
             | FailureKind::MethodNotAllowed
-            | FailureKind::BodyTooLarge => Culprit::Client,
+            | FailureKind::BodyTooLarge
+            | FailureKind::NoWebSocket => Culprit::Client,
             FailureKind::FunctionError
             | FailureKind::InitError
             | FailureKind::BadReply

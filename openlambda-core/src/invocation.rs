@@ -139,6 +139,15 @@ pub struct Invocation {
     pub head: RequestHead,
     /// The client's body. Its size was bounded before the invocation came to a sandbox.
     pub body: Body,
+    /// The client asks for a WebSocket, and this is what it will send over it: frames of RFC 6455, unchecked
+    /// and without a bound, until it closes or leaves. Trailers at its end have [`wire::CLOSE`].
+    ///
+    /// A sandbox that takes it answers with status 101 and the handshake's headers (`Upgrade` and
+    /// `Connection` apart), and a body of frames for the client. One that ignores it answers like any other call,
+    /// and the client's connection stays HTTP.
+    ///
+    /// [`wire::CLOSE`]: crate::wire::CLOSE
+    pub websocket: Option<Body>,
 }
 
 impl Invocation {
@@ -151,6 +160,7 @@ impl Invocation {
             deadline_unix_ms: u64::MAX,
             head: RequestHead { path: "/".to_owned(), ..RequestHead::default() },
             body: full_body(body),
+            websocket: None,
         }
     }
 }

@@ -30,6 +30,8 @@ mod patient;
 mod quiet;
 mod steady;
 mod stream;
+mod told;
+mod upgrade;
 
 use std::future::Future;
 use std::io;
@@ -51,6 +53,7 @@ use self::patient::Patient;
 pub use self::quiet::Quiet;
 pub use self::steady::{Steady, SteadyBody};
 pub use self::stream::Stream;
+pub use self::upgrade::Upgrade;
 
 /// A server that runs until it is told to stop; `T` is what it returns then.
 ///

@@ -12,6 +12,13 @@
 //!
 //! * `GET …/invocation/departed` is a long poll. It answers with the id of an invocation whose client
 //!   has left in the middle of its streamed reply ([`DEPARTED`]); the code may then give it up.
+//! * Code that sends the header [`WEBSOCKET`] with its `next` may get requests for a WebSocket, whose [`HEAD`] has
+//!   `"websocket": true`. It may refuse as it would any other request. To accept it posts a streamed reply of
+//!   status 101, with the headers of RFC 6455's handshake but `Upgrade` and `Connection`. That post is answered
+//!   at once: the answer's body is what the client sends, the post's what it is sent, frames as they are in RFC
+//!   6455. The former ends when the client has closed or left, or the call is over; if `TE: trailers` was
+//!   sent, the trailer `X-OpenLambda-Close` says that nothing more is passed on and with which code to close.
+//!   The call is over when the post ends.
 //! * Code that sends the header [`FAREWELL`] with its `next` gets 410 in answer to a `next` when its idle
 //!   instance is to end, and a moment to end by itself.
 //!
@@ -34,6 +41,9 @@ pub const RAW: HeaderName = HeaderName::from_static("openlambda-raw");
 /// With a `next`: this code has something to do before its end.
 pub const FAREWELL: HeaderName = HeaderName::from_static("openlambda-farewell");
 
+/// With a `next`: this code takes requests for WebSockets.
+pub const WEBSOCKET: HeaderName = HeaderName::from_static("openlambda-websocket");
+
 /// The path, below `invocation/`, of the poll that answers with calls whose clients have left.
 pub const DEPARTED: &str = "departed";
 
@@ -47,6 +57,8 @@ struct Request<'a> {
     path: &'a str,
     query: Option<&'a str>,
     headers: Vec<(&'a str, String)>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    websocket: bool,
 }
 
 #[derive(Deserialize)]
@@ -56,8 +68,8 @@ struct Reply {
     headers: Vec<(String, String)>,
 }
 
-/// The head of a request as a [`HEAD`].
-pub fn encode(head: &RequestHead) -> HeaderValue {
+/// The head of a request, for a `websocket` or not, as a [`HEAD`].
+pub fn encode(head: &RequestHead, websocket: bool) -> HeaderValue {
     let latin1 = |value: &HeaderValue| value.as_bytes().iter().copied().map(char::from).collect();
     let request = Request {
         method: head.method.as_str(),
@@ -65,6 +77,7 @@ pub fn encode(head: &RequestHead) -> HeaderValue {
         path: &head.path,
         query: head.query.as_deref(),
         headers: head.headers.iter().map(|(name, value)| (name.as_str(), latin1(value))).collect(),
+        websocket,
     };
     let json = serde_json::to_string(&request).expect("it has nothing but text");
     // JSON leaves this one control character as it is, and headers do not.
@@ -72,15 +85,21 @@ pub fn encode(head: &RequestHead) -> HeaderValue {
     HeaderValue::try_from(json).expect("JSON in one line has no control characters")
 }
 
-/// The head of a reply, from its [`HEAD`].
+/// The head of a reply, from its [`HEAD`]; one to a request for a `websocket` may have status 101.
 ///
 /// # Errors
 ///
 /// [`SandboxErrorKind::BadReply`] says what is wrong with it.
-pub fn decode(head: &HeaderValue) -> Result<(StatusCode, HeaderMap), SandboxError> {
+pub fn decode(
+    head: &HeaderValue,
+    websocket: bool,
+) -> Result<(StatusCode, HeaderMap), SandboxError> {
     let reply: Reply = serde_json::from_slice(head.as_bytes())
         .map_err(|error| bad(format!("the reply's head is not valid: {error}")))?;
-    let status = StatusCode::from_u16(reply.status).ok().filter(|status| status.as_u16() >= 200);
+    let final_or_101 = |status: &StatusCode| {
+        !status.is_informational() || (websocket && *status == StatusCode::SWITCHING_PROTOCOLS)
+    };
+    let status = StatusCode::from_u16(reply.status).ok().filter(final_or_101);
     let status =
         status.ok_or_else(|| bad(format!("{} is no HTTP status; use 200 to 999", reply.status)))?;
     let given = reply.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
@@ -142,7 +161,7 @@ mod tests {
             let value = HeaderValue::from_bytes(value).unwrap();
             head.headers.append(HeaderName::from_static(name), value);
         }
-        let encoded = encode(&head);
+        let encoded = encode(&head, false);
         assert_eq!(
             serde_json::from_slice::<serde_json::Value>(encoded.as_bytes()).unwrap(),
             json!({
@@ -151,6 +170,9 @@ mod tests {
                 "headers": [["x-a", "1"], ["x-a", "ÿ\tz"], ["cookie", "a=\"b\\\""]],
             })
         );
+        let websocket = encode(&head, true);
+        let websocket: serde_json::Value = serde_json::from_slice(websocket.as_bytes()).unwrap();
+        assert_eq!(websocket["websocket"], true);
     }
 
     #[test]
@@ -158,7 +180,7 @@ mod tests {
         let head = r#"{"status": 404, "headers": [["Set-Cookie", "a=1"], ["set-cookie", "b=ÿ"],
             ["Content-Length", "7"], ["connection", "x-b"], ["x-b", "1"], ["x-c", ""]]}"#;
         let head = HeaderValue::try_from(head.replace('\n', "")).unwrap();
-        let (status, headers) = decode(&head).unwrap();
+        let (status, headers) = decode(&head, false).unwrap();
         assert_eq!(status, 404);
         let cookies: Vec<_> =
             headers.get_all("set-cookie").iter().map(HeaderValue::as_bytes).collect();
@@ -173,10 +195,20 @@ mod tests {
             (r#"["content-length", ""]"#, None),
         ] {
             let head = format!(r#"{{"status": 200, "headers": [{lengths}]}}"#);
-            let (_, headers) = decode(&HeaderValue::try_from(head).unwrap()).unwrap();
+            let (_, headers) = decode(&HeaderValue::try_from(head).unwrap(), false).unwrap();
             let length = headers.get(wire::DECLARED_LENGTH).map(|value| value.to_str().unwrap());
             assert_eq!(length, kept, "{lengths}");
         }
+    }
+
+    #[test]
+    fn only_a_request_for_a_websocket_is_answered_with_101() {
+        let head = HeaderValue::from_static(r#"{"status": 101, "headers": [["upgrade", "x"]]}"#);
+        let (status, headers) = decode(&head, true).unwrap();
+        assert!(status == StatusCode::SWITCHING_PROTOCOLS && headers.is_empty(), "{headers:?}");
+        assert!(decode(&head, false).is_err());
+        let early = HeaderValue::from_static(r#"{"status": 103, "headers": []}"#);
+        assert!(decode(&early, true).is_err());
     }
 
     #[test]
@@ -190,14 +222,14 @@ mod tests {
             (r#"{"status": 200, "headers": [["a", "b\nc"]]}"#, "\"a\" is not valid"),
             (r#"{"status": 200, "headers": [["a", "€"]]}"#, "\"a\" is not valid"),
         ] {
-            let error = decode(&HeaderValue::try_from(head).unwrap()).unwrap_err();
+            let error = decode(&HeaderValue::try_from(head).unwrap(), false).unwrap_err();
             assert_eq!(error.kind, SandboxErrorKind::BadReply);
             assert!(error.message.contains(why), "{head}: {error}");
         }
         let many: Vec<_> = (0..40_000).map(|n| (format!("h{n}"), "")).collect();
         for headers in [json!([["a", "b".repeat(70_000)]]), json!(many)] {
             let head = json!({ "status": 200, "headers": headers }).to_string();
-            let error = decode(&HeaderValue::try_from(head).unwrap()).unwrap_err();
+            let error = decode(&HeaderValue::try_from(head).unwrap(), false).unwrap_err();
             assert!(error.message.contains("64 KiB together"), "{error}");
         }
     }

@@ -160,6 +160,7 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
             "runtimes/python/aws.py",
             "runtimes/python/bootstrap.py",
             "runtimes/python/web.py",
+            "runtimes/python/websocket.py",
             "sandboxes",
             "volumes",
             "volumes/default",

@@ -136,6 +136,7 @@ impl Lab {
             deadline_unix_ms: self.clock.unix_millis() + 60_000,
             head: RequestHead::default(),
             body: full_body("null"),
+            websocket: None,
         };
         let reply = sandbox.invoke(invocation).await.context(|| "the call failed".to_owned())?;
         let body = reply.body.collect().await.map_err(|error| LiveError::new(error.to_string()))?;

@@ -32,7 +32,7 @@ def f(event):
 ";
 const GATE: &str = "max_instances = 1\n[[volumes]]\nname = \"gate\"\npath = \"/gate\"";
 
-fn stats(address: SocketAddr) -> Value {
+pub fn stats(address: SocketAddr) -> Value {
     let answer =
         raw_inside(address, b"GET /stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()

@@ -15,6 +15,7 @@
 //! | `deploy` | what a deployment takes, leaves out, and says |
 //! | `examples` | what the README of each example says |
 //! | `web` | web applications in Python: WSGI, ASGI, Flask, FastAPI |
+//! | `websocket` | WebSockets: frames, closes, refusals, and what is left of them |
 //! | `chat` | the chat, in every kind of sandbox |
 //! | `page` | the chat page, in a real browser |
 //! | `audit` | who has changed what |
@@ -66,3 +67,4 @@ mod story;
 mod table;
 mod terminal;
 mod web;
+mod websocket;

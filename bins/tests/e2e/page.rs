@@ -149,13 +149,13 @@ async fn two_pages_chat_and_outlive_the_server() {
 }
 
 /// A server for files alone.
-struct WebServer {
+pub struct WebServer {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl WebServer {
-    fn start(folder: &Path) -> Self {
+    pub fn start(folder: &Path) -> Self {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"])
             .arg(folder)
@@ -179,7 +179,7 @@ impl Drop for WebServer {
 }
 
 /// Chromium's WebDriver server.
-struct Driver {
+pub struct Driver {
     child: Child,
     /// Open for as long as it runs: it writes there.
     _lines: BufReader<ChildStdout>,
@@ -188,7 +188,7 @@ struct Driver {
 }
 
 impl Driver {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new("chromedriver")
             .arg("--port=0")
@@ -214,7 +214,7 @@ impl Driver {
     }
 
     /// A browser of its own, which shows this page.
-    async fn open(&self, url: &str) -> Browser {
+    pub async fn open(&self, url: &str) -> Browser {
         let options = json!({"args": [
             "--headless=new",
             // For root, which tests may be run as.
@@ -257,7 +257,7 @@ impl Drop for Driver {
 }
 
 /// One browser with one page.
-struct Browser {
+pub struct Browser {
     client: HttpClient,
     url: String,
 }
@@ -271,7 +271,7 @@ impl Browser {
         value
     }
 
-    async fn script(&self, script: &str) -> Value {
+    pub async fn script(&self, script: &str) -> Value {
         self.command("execute/sync", json!({"script": script, "args": []})).await
     }
 
@@ -317,7 +317,7 @@ impl Browser {
         self.wait(messages, &json!(said)).await;
     }
 
-    async fn wait(&self, script: &str, wanted: &Value) {
+    pub async fn wait(&self, script: &str, wanted: &Value) {
         let mut last = Value::Null;
         for _ in 0..1200 {
             last = self.script(script).await;
@@ -330,7 +330,7 @@ impl Browser {
         panic!("{script}\nnever: {wanted}\nbut: {last}\nthe page: {status}");
     }
 
-    async fn close(self) {
+    pub async fn close(self) {
         let request = http::Request::delete(&self.url).body("").unwrap();
         assert_eq!(send(&self.client, request).await.unwrap().status, 200);
     }

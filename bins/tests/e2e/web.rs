@@ -196,7 +196,7 @@ async fn without_reuse_each_call_has_a_fresh_sandbox() {
 }
 
 /// Installs packages of PyPI's beside a function's code.
-fn install(folder: &Path, packages: &[&str]) {
+pub fn install(folder: &Path, packages: &[&str]) {
     let installed = Command::new("/usr/bin/python3")
         .args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--no-compile"])
         .arg("--target")

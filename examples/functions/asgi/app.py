@@ -14,6 +14,8 @@ async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         return await lifespan(scope["state"], receive, send)
     path = scope["path"].removeprefix(scope["root_path"])
+    if scope["type"] == "websocket":
+        return await upper(receive, send)
     if path == "/ticks":
         return await ticks(scope, send)
     if path == "/meet":
@@ -42,6 +44,14 @@ async def ticks(scope, send):
         await send({"type": "http.response.body", "body": b"data: %d\n\n" % n, "more_body": True})
         await asyncio.sleep(0.05)
     await send({"type": "http.response.body"})
+
+
+async def upper(receive, send):
+    """A WebSocket that says everything louder."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": (message["text"] or "").upper()})
 
 
 class Room:

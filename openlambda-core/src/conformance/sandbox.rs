@@ -473,6 +473,7 @@ async fn create(factory: &dyn SandboxFactory, spec: SandboxSpec) -> Arc<dyn Sand
 fn invocation(body: Body) -> Invocation {
     static IDS: std::sync::LazyLock<RequestIds> = std::sync::LazyLock::new(|| RequestIds::new(1));
     Invocation {
+        websocket: None,
         id: IDS.next(),
         function: "suite".parse().expect("it is a valid name"),
         deadline: Time::MAX,

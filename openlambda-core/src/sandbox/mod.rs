@@ -465,6 +465,8 @@ pub enum SandboxErrorKind {
     BadReply,
     /// The request is not what the function takes: a body that is not JSON where JSON is needed.
     BadRequest,
+    /// The request asks for a WebSocket, and the function's code takes none.
+    NoWebSocket,
     /// The request's body is larger than the sandbox passes on.
     BodyTooLarge,
     /// The request's body broke off before it was complete.
@@ -522,6 +524,7 @@ impl SandboxError {
                     | K::Function
                     | K::BadReply
                     | K::BadRequest
+                    | K::NoWebSocket
                     | K::BodyTooLarge
                     | K::BodyLost
             ),
@@ -575,6 +578,7 @@ impl From<SandboxError> for Failure {
             K::Busy | K::Paused => FailureKind::Internal,
             K::Function => FailureKind::FunctionError,
             K::BadReply => FailureKind::BadReply,
+            K::NoWebSocket => FailureKind::NoWebSocket,
             K::BodyTooLarge => FailureKind::BodyTooLarge,
             K::BadRequest | K::BodyLost => FailureKind::BadRequest,
             K::Exited => FailureKind::SandboxCrashed,

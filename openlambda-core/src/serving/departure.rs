@@ -21,15 +21,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, Version};
-use http_body::Body;
-use hyper::body::Incoming;
-use hyper::service::Service;
+use http::{Request, Version};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use super::flushing::{Answering, Flush, Flushing};
 use crate::wire;
 
 /// How long after a client's last word it is asked, and how long it may take to reset the connection.
@@ -48,6 +44,25 @@ const CALL_OF_1_0: u8 = 2;
 /// The same, and it is a proxy.
 const RELAYED_CALL_OF_1_0: u8 = 3;
 const REPLY: u8 = 4;
+/// The connection has left HTTP, and what goes on with it looks after the client.
+const OVER: u8 = 5;
+
+impl Phase {
+    /// A call is under way.
+    pub(super) fn call<B>(&self, request: &Request<B>) {
+        let phase = match request.version() >= Version::HTTP_11 {
+            true => CALL,
+            false if wire::is_relayed(request.headers()) => RELAYED_CALL_OF_1_0,
+            false => CALL_OF_1_0,
+        };
+        self.0.store(phase, Ordering::Relaxed);
+    }
+
+    /// The connection goes on in another protocol.
+    pub(super) fn over(&self) {
+        self.0.store(OVER, Ordering::Relaxed);
+    }
+}
 
 /// Watches one connection.
 #[derive(Debug)]
@@ -73,7 +88,7 @@ impl Departure {
 
     /// Something is written to the client: the reply, unless it is told to go on.
     pub(super) fn written(&mut self, bytes: &[u8]) {
-        if !bytes.starts_with(b"HTTP/1.1 100 ") {
+        if !bytes.starts_with(b"HTTP/1.1 100 ") && self.phase.0.load(Ordering::Relaxed) != OVER {
             self.phase.0.store(REPLY, Ordering::Relaxed);
             if let Some(silent) = &mut self.silent {
                 silent.asked = false;
@@ -88,7 +103,7 @@ impl Departure {
     /// The client has left.
     pub(super) fn look(&mut self, tcp: &TcpStream, cx: &mut Context<'_>) -> io::Result<()> {
         let phase = self.phase.0.load(Ordering::Relaxed);
-        if phase == NO_REQUEST {
+        if matches!(phase, NO_REQUEST | OVER) {
             return Ok(());
         }
         let spoke = std::mem::replace(&mut self.spoke, false);
@@ -129,34 +144,6 @@ impl Departure {
                 Poll::Ready(Ok(0)) => {}
             }
         }
-    }
-}
-
-/// A connection's service, which tells what is going on.
-#[derive(Debug)]
-pub(super) struct Told<S> {
-    pub(super) service: S,
-    pub(super) phase: Phase,
-    pub(super) flush: Flush,
-}
-
-impl<S, B> Service<Request<Incoming>> for Told<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    B: Body,
-{
-    type Response = Response<Flushing<B>>;
-    type Error = S::Error;
-    type Future = Answering<S::Future>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let phase = match request.version() >= Version::HTTP_11 {
-            true => CALL,
-            false if wire::is_relayed(request.headers()) => RELAYED_CALL_OF_1_0,
-            false => CALL_OF_1_0,
-        };
-        self.phase.0.store(phase, Ordering::Relaxed);
-        Answering { reply: self.service.call(request), flush: self.flush.clone() }
     }
 }
 

@@ -8,6 +8,9 @@
 //!         │ all have ended, or `drain` is over   │
 //!        end ──────────────────────────────▶ what is open is cut
 //! ```
+//!
+//! A connection that goes on in another protocol ([`Upgrade`](super::Upgrade)) does so in its task, and is told of
+//! the stop, too.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -21,12 +24,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use super::departure::{Phase, Told};
+use super::departure::Phase;
 use super::door::cannot_accept;
 use super::flushing::Flush;
+use super::told::Told;
+use super::upgrade::Switch;
 use super::{Caller, Door, Steady, Stream};
 use crate::failure::chain;
 
@@ -103,9 +108,9 @@ impl HttpServer {
             http.max_header_size(limit).max_buf_size(limit.max(SMALLEST_BUFFER));
         }
         // A connection that nobody will tell to end is not to ask each time it is polled.
-        let graceful = (!config.drain.is_zero()).then(GracefulShutdown::new);
+        let drains = !config.drain.is_zero();
         let mut connections = JoinSet::new();
-        let mut stop = pin!(stop);
+        let (mut stop, stops) = (pin!(stop), CancellationToken::new());
         loop {
             let mut stream = tokio::select! {
                 stream = door.accept(cannot_accept) => stream,
@@ -134,26 +139,36 @@ impl HttpServer {
             }
             let flush = Flush::default();
             stream.tell_written(flush.clone());
-            let service = Told { service, phase, flush };
+            let switch = Switch::new(phase.clone(), stops.clone());
+            let service = Told { service, phase, flush, switch: switch.clone() };
             http.half_close(half_close);
-            let connection = http.serve_connection(TokioIo::new(stream), service);
-            match &graceful {
-                Some(graceful) => {
-                    let connection = Steady::new(graceful.watch(connection));
-                    connections.spawn(async move { ended(connection.await) });
+            let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+            let stops = drains.then(|| stops.clone());
+            let connection = Steady::new(async move {
+                let mut connection = pin!(connection);
+                if let Some(stops) = stops {
+                    tokio::select! {
+                        biased;
+                        result = connection.as_mut() => return result,
+                        () = stops.cancelled() => connection.as_mut().graceful_shutdown(),
+                    }
                 }
-                None => {
-                    let connection = Steady::new(connection);
-                    connections.spawn(async move { ended(connection.await) });
-                }
-            }
+                connection.await
+            });
+            connections.spawn(async move {
+                ended(connection.await);
+                switch.go_on().await;
+            });
         }
         drop(door);
-        if let Some(graceful) = graceful
-            && tokio::time::timeout(config.drain, graceful.shutdown()).await.is_err()
-        {
-            let open = connections.len();
-            tracing::warn!(open, "connections were still open at the end and are cut");
+        stops.cancel();
+        if drains {
+            let all_ended = async { while connections.join_next().await.is_some() {} };
+            let in_time = tokio::time::timeout(config.drain, all_ended).await.is_ok();
+            if !in_time {
+                let open = connections.len();
+                tracing::warn!(open, "connections were still open at the end and are cut");
+            }
         }
         connections.shutdown().await;
     }
@@ -168,6 +183,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
+    use http::StatusCode;
     use http_body_util::Full;
     use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,7 +192,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::serving::Patience;
+    use crate::serving::{Patience, Upgrade};
 
     /// A server that answers when it is let to, and tells when it has a request.
     struct Server {
@@ -268,6 +284,61 @@ mod tests {
             assert_eq!(rest(client).await, "");
             server.runs.await.unwrap();
         }
+    }
+
+    /// Leaves HTTP where it is asked to: answers one byte, and says bye at the end.
+    async fn switch(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        let mut response = Response::new(Full::default());
+        if let Some(upgrade) = Upgrade::of(&mut request) {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            upgrade.then(|mut client, stops| async move {
+                let byte = client.read_u8().await.unwrap();
+                client.write_u8(byte).await.unwrap();
+                stops.cancelled().await;
+                client.write_all(b"bye").await.unwrap();
+            });
+        }
+        Ok(response)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_leaves_http_counts_as_before_and_is_told_of_the_stop() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let patience = Patience { most_connections: 1, ..Patience::default() };
+        let config = HttpConfig { half_close: true, ..HttpConfig::default() };
+        let server = HttpServer::new(Door::new(listener, patience), config);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let stopped = async move { drop(stopped.await) };
+        let runs = tokio::spawn(server.run(|_: &Caller| Ok(service_fn(switch)), stopped));
+
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut plain = [0; 17];
+        client.read_exact(&mut plain).await.unwrap();
+        assert_eq!(&plain, b"HTTP/1.1 200 OK\r\n");
+        // With the first byte of what follows, which hyper has read by then.
+        let upgrade = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n!";
+        client.write_all(upgrade).await.unwrap();
+        // A client may stop sending here, too; nothing of HTTP is said to it then.
+        client.shutdown().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n!") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.contains("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+        // It still has the one place.
+        let mut other = TcpStream::connect(address).await.unwrap();
+        other
+            .write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let waits = tokio::time::timeout(Duration::from_millis(1500), other.read_u8()).await;
+        assert!(waits.is_err(), "{waits:?}");
+        drop(stop);
+        assert_eq!(rest(client).await, "bye");
+        runs.await.unwrap();
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ pub const fn status_of(kind: FailureKind) -> StatusCode {
         FailureKind::NotFound => StatusCode::NOT_FOUND,
         FailureKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         FailureKind::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        FailureKind::NoWebSocket => StatusCode::NOT_IMPLEMENTED,
         FailureKind::QueueFull => StatusCode::TOO_MANY_REQUESTS,
         FailureKind::FunctionError | FailureKind::InitError | FailureKind::Internal => {
             StatusCode::INTERNAL_SERVER_ERROR

@@ -45,6 +45,18 @@ pub const IDLE: HeaderName = HeaderName::from_static("x-openlambda-idle");
 /// `Content-Length` there says nothing.)
 pub const DECLARED_LENGTH: HeaderName = HeaderName::from_static("x-openlambda-declared-length");
 
+/// From balancer to worker: the client asks for a WebSocket, and the request's body is what it will send over
+/// it. From worker to balancer: it has one, and the reply's body is what it is sent. Between the two all stays
+/// HTTP, so a worker's answer is a reply like any other until the client is told to switch.
+pub const WEBSOCKET: HeaderName = HeaderName::from_static("x-openlambda-websocket");
+
+/// A trailer of what a client sends over its WebSocket: nothing more is passed on, because who does so is
+/// shutting down. Its value is the code to close the WebSocket with.
+pub const CLOSE: HeaderName = HeaderName::from_static(CLOSE_TRAILER);
+
+/// The name of [`CLOSE`], for a `Trailer` header.
+pub const CLOSE_TRAILER: &str = "x-openlambda-close";
+
 /// How much the caller is told of a failure, a [`Detail`], from balancer to worker; without it, everything.
 pub const DETAIL: HeaderName = HeaderName::from_static("x-openlambda-detail");
 

@@ -9,6 +9,7 @@
 //! | `trace.rs` | `traceparent` |
 //! | `cluster.rs` | announcements, events, reservations, a balancer's state |
 //! | `replies.rs` | replies in JSON and metrics |
+//! | `websocket.rs` | a client's handshake for a WebSocket, and the two ends of its bytes |
 //!
 //! # Late binding
 //!
@@ -34,6 +35,7 @@ mod paths;
 mod replies;
 mod timing;
 mod trace;
+mod websocket;
 
 pub use cluster::{
     Announcement, BalancerStatus, Reservation, ReservationKey, WorkerEvent, WorkerStatus,
@@ -44,10 +46,11 @@ pub use failures::{
     failure_trailers, read_failure, status_of,
 };
 pub use headers::{
-    BALANCER, DECLARED_LENGTH, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX, REQUEST_ID,
-    RESERVATION, SERVER_TIMING, START, STARTED, VERSION, WORKER, declares_more_than, detail_of,
-    id_value, is_hop_by_hop, is_relayed, refuse_ambiguous, refuse_pages, refuse_unclear,
-    remove_hop_by_hop, remove_own, request_id_of, takes_trailers, tells_origin,
+    BALANCER, CLOSE, CLOSE_TRAILER, DECLARED_LENGTH, DETAIL, DIGEST, ERROR, FAILURE, IDLE, PREFIX,
+    REQUEST_ID, RESERVATION, SERVER_TIMING, START, STARTED, VERSION, WEBSOCKET, WORKER,
+    declares_more_than, detail_of, id_value, is_hop_by_hop, is_relayed, refuse_ambiguous,
+    refuse_pages, refuse_unclear, remove_hop_by_hop, remove_own, request_id_of, takes_trailers,
+    tells_origin,
 };
 pub use paths::{
     ANNOUNCE_PATH, CLUSTER_PATH, EVENTS_PATH, INTERNAL, LOAD_PATH, REFRESH_PATH, RESERVATIONS_PATH,
@@ -56,3 +59,4 @@ pub use paths::{
 pub use replies::{DEFAULT_BODY_LIMIT, json_response, metrics_response};
 pub use timing::{parse_server_timing, server_timing};
 pub use trace::TraceParent;
+pub use websocket::{asks_for_websocket, going_away, refuse_handshake};

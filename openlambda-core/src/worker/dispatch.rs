@@ -47,6 +47,8 @@ pub(super) struct Request {
     pub(super) digest: Digest,
     pub(super) head: RequestHead,
     pub(super) body: Body,
+    /// What its client sends over the WebSocket that it asks for.
+    pub(super) websocket: Option<Body>,
     /// The place that was kept for it, if its balancer asked for one.
     pub(super) reservation: Option<ReservationKey>,
     /// Which balancer sent it, if it says so.
@@ -65,6 +67,8 @@ pub(super) struct Answer {
     pub(super) completion: CompletionOf,
     /// It tells the balancer of an idle instance.
     pub(super) idle: bool,
+    /// The client gets the WebSocket that it asked for, and the body is what goes over it.
+    pub(super) is_websocket: bool,
 }
 
 /// When a reply is over, seen from the one who writes it.
@@ -140,7 +144,7 @@ struct State {
 struct Carried {
     id: RequestId,
     version: VersionId,
-    request: Option<(RequestHead, Body)>,
+    request: Option<(RequestHead, Body, Option<Body>)>,
     answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
     /// Its function's log says why it failed.
     explained: bool,
@@ -185,7 +189,8 @@ impl Dispatcher {
 
     /// Acquire: the core gets the call, and says later where and when it runs.
     pub(super) fn call(self: &Arc<Self>, request: Request) -> Pending {
-        let Request { id, function, version, digest, head, body, reservation, balancer } = request;
+        let Request { id, function, version, digest, head, body, websocket, reservation, balancer } =
+            request;
         let (answer, receiver) = oneshot::channel();
         let balancer = balancer.as_ref().and_then(|name| name.to_str().ok());
         let balancer = balancer.filter(|name| wire::is_balancer_name(name));
@@ -202,7 +207,7 @@ impl Dispatcher {
             }
         };
         let Accepted { invocation, version } = state.core.call(now, call);
-        let request = Some((head, body));
+        let request = Some((head, body, websocket));
         let carried = Carried { id, version, request, answer: Some(answer), explained: false };
         state.calls.insert(invocation.0, carried);
         self.carry_out_all(&mut state);
@@ -235,6 +240,7 @@ impl Dispatcher {
                     phases,
                     completion,
                     idle: false,
+                    is_websocket: false,
                 };
                 let done = async {
                     let done = guarded("a sandbox", reply.done).await;
@@ -485,7 +491,7 @@ impl Dispatcher {
 
     fn event(&self, state: &mut State, invocation: InvocationId, version: VersionId) -> Invocation {
         let carried = state.calls.get_mut(invocation.0).expect("a call that runs has arrived");
-        let (head, body) = carried.request.take().expect("a call runs once");
+        let (head, body, websocket) = carried.request.take().expect("a call runs once");
         let (function, _, _, manifest) = state.core.version(version);
         let timeout = manifest.timeout();
         Invocation {
@@ -495,6 +501,7 @@ impl Dispatcher {
             deadline_unix_ms: self.clock.unix_millis() + timeout.as_millis() as u64,
             head,
             body,
+            websocket,
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::bodies::Bodies;
 use super::code::CodeStore;
@@ -122,6 +123,7 @@ impl Worker {
             access,
             request_ids,
             incarnation,
+            draining: CancellationToken::new(),
         };
         Ok(Worker { shared: Arc::new(shared) })
     }
@@ -168,6 +170,7 @@ impl Worker {
             tracing::info!("draining");
             // A balancer that still believes in this worker would send it calls.
             drop(announcers);
+            shared.draining.cancel();
             if !shared.dispatcher.drain(shared.config.drain_grace).await {
                 tracing::warn!("calls still ran at the end of the grace and are ended");
             }

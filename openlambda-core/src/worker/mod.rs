@@ -22,6 +22,7 @@
 //! | `events.rs` | tells balancers where the worker is and what it holds |
 //! | `load.rs` | tells the core how busy the processors are |
 //! | `guarded.rs` | catches panics of sandboxes and registries |
+//! | `websocket.rs` | moves what a client sends over its WebSocket |
 //! | `log.rs` | writes functions' output and invocation records |
 
 mod balancers;
@@ -43,6 +44,7 @@ mod metrics;
 mod operate;
 mod server;
 mod shared;
+mod websocket;
 
 pub use config::WorkerConfig;
 pub use life::{StartError, Worker};

@@ -19,18 +19,20 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TRAILER};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::balancers::reservations;
 use super::config::WorkerConfig;
 use super::dispatch::{Answer, CompletionOf, Request as Called};
 use super::operate::operate;
 use super::shared::Shared;
+use super::websocket::{FromClient, from_client};
 use crate::failure::{Failure, FailureKind};
 use crate::function::{Digest, Version};
 use crate::invocation::{
@@ -85,10 +87,14 @@ async fn answer(
             None => shared.request_ids.next(),
         });
         let call = async { decode(&shared, target?, id.clone(), request).await }.await;
-        let call = call.inspect_err(|failure| shared.dispatcher.count_refused(failure))?;
-        shared.dispatcher.call(call).answer().await
+        let (call, left) = call.inspect_err(|failure| shared.dispatcher.count_refused(failure))?;
+        let answer = shared.dispatcher.call(call).answer();
+        match left {
+            None => answer.await.and_then(check_head),
+            Some(left) => websocket(answer, left).await,
+        }
     };
-    let mut response = match called.await.and_then(check_head) {
+    let mut response = match called.await {
         Ok(answer) => encode(answer, trailers, asks_head),
         Err(failure) => wire::failure_response(&failure.told(detail), id.as_ref()),
     };
@@ -107,13 +113,14 @@ async fn answer(
 }
 
 /// Decode: the headers say which bundle, or the registry does; the body is collected before the
-/// call takes a slot, so a slow client cannot hold one.
+/// call takes a slot, so a slow client cannot hold one. That of a WebSocket has no end that could be waited for; who
+/// waits for its answer gets to know when its client has left.
 async fn decode(
     shared: &Shared,
     target: wire::Target,
     id: RequestId,
     request: Request<Incoming>,
-) -> Result<Called, Failure> {
+) -> Result<(Called, Option<CancellationToken>), Failure> {
     let (mut parts, body) = request.into_parts();
     let (version, digest) = match digest_of(&parts.headers)? {
         Some(digest) => (version_of(&parts.headers)?, digest),
@@ -125,7 +132,16 @@ async fn decode(
     };
     let asks_first = parts.headers.contains_key(EXPECT);
     let (name, allow) = (&target.function.name, &shared.config.allow);
-    let body = shared.bodies.read(body, asks_first, name, allow).await?;
+    // Only balancers say so, and remove it from what clients send. Nearly every other body has a length.
+    let is_websocket =
+        body.size_hint().exact().is_none() && parts.headers.contains_key(wire::WEBSOCKET);
+    let (body, websocket, left) = if is_websocket {
+        let FromClient { body, left } = from_client(body, shared.draining.clone());
+        (empty_body(), Some(body), Some(left))
+    } else {
+        let body = shared.bodies.read(body, asks_first, name, allow).await?;
+        (full_body(body), None, None)
+    };
     let reservation = reservation_of(&parts.headers)?;
     let balancer = parts.headers.get(wire::BALANCER).cloned();
     wire::remove_hop_by_hop(&mut parts.headers);
@@ -134,7 +150,7 @@ async fn decode(
     if parts.headers.get(HOST).is_some_and(HeaderValue::is_empty) {
         parts.headers.remove(HOST);
     }
-    Ok(Called {
+    let call = Called {
         id,
         function: target.function.name,
         version,
@@ -146,10 +162,12 @@ async fn decode(
             query: parts.uri.query().map(str::to_owned),
             headers: parts.headers,
         },
-        body: full_body(body),
+        body,
+        websocket,
         reservation,
         balancer,
-    })
+    };
+    Ok((call, left))
 }
 
 fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, Failure> {
@@ -189,6 +207,30 @@ fn check_head(answer: Answer) -> Result<Answer, Failure> {
     Ok(answer)
 }
 
+/// The answer to a call whose client asks for a WebSocket: that it has one, with what it is sent as the body, or
+/// any other.
+async fn websocket(
+    answer: impl Future<Output = Result<Answer, Failure>>,
+    left: CancellationToken,
+) -> Result<Answer, Failure> {
+    let mut answer = tokio::select! {
+        answer = answer => answer?,
+        () = left.cancelled() => {
+            // Nobody reads it.
+            return Err(Failure::new(FailureKind::Internal, "the client has left"));
+        }
+    };
+    if answer.status != StatusCode::SWITCHING_PROTOCOLS {
+        return check_head(answer);
+    }
+    // To the balancer it is a reply like any other; its client is told to switch by the balancer.
+    answer.status = StatusCode::OK;
+    answer.headers.remove(wire::DECLARED_LENGTH);
+    let mut answer = check_head(answer)?;
+    answer.is_websocket = true;
+    Ok(answer)
+}
+
 /// Encode: the function's status and headers unchanged, and ours beside them. A reply that is still
 /// on its way tells its run time in a trailer.
 ///
@@ -209,6 +251,9 @@ fn encode(answer: Answer, trailers: bool, asks_head: bool) -> Response<Body> {
     wire::remove_own(headers);
     headers.remove(CONTENT_LENGTH);
     headers.insert(wire::START, HeaderValue::from_static(answer.start.as_str()));
+    if answer.is_websocket {
+        headers.insert(wire::WEBSOCKET, HeaderValue::from_static("1"));
+    }
     if answer.idle {
         headers.insert(wire::IDLE, HeaderValue::from_static("1"));
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::bodies::Bodies;
 use super::config::WorkerConfig;
 use super::dispatch::Dispatcher;
@@ -23,4 +25,6 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) request_ids: RequestIds,
     pub(super) incarnation: u64,
+    /// Cancelled when the drain begins.
+    pub(super) draining: CancellationToken,
 }

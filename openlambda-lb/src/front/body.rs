@@ -6,12 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, StreamBody};
 use openlambda_core::failure::{Failure, FailureKind, Started, chain};
 use openlambda_core::invocation::{Body, BoxError};
 use openlambda_core::wire;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::limits::{BODY_PATIENCE, KEPT_BODY, SLOWEST};
@@ -23,6 +25,8 @@ pub(crate) enum CallBody {
     Kept(Bytes),
     /// On its way: an attempt gets it only if no other one has taken any of it.
     Stream(StreamedBody),
+    /// What the client will send over the WebSocket that it asks for. Nothing, before it has one.
+    WebSocket(FromClient),
 }
 
 /// A body that streams through, within its limit.
@@ -72,13 +76,14 @@ impl CallBody {
         match self {
             CallBody::Kept(bytes) => BytesTaken { known: bytes.len() as u64, stream: None },
             CallBody::Stream(stream) => BytesTaken { known: 0, stream: Some(stream.clone()) },
+            CallBody::WebSocket(_) => BytesTaken::default(),
         }
     }
 
     /// Whether another attempt would get all of it.
     pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
-            CallBody::Kept(_) => true,
+            CallBody::Kept(_) | CallBody::WebSocket(_) => true,
             CallBody::Stream(stream) => !stream.0.lock().begun,
         }
     }
@@ -154,6 +159,40 @@ impl StreamedBody {
     }
 }
 
+/// What a client sends over its WebSocket, as the body of the request to one worker after another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FromClient(Arc<Mutex<Option<ToWorker>>>);
+
+/// Where the frames of such a body come from; `None` is its end.
+pub(super) type ToWorker = mpsc::Sender<Option<Frame<Bytes>>>;
+
+impl FromClient {
+    /// The body for the next attempt. It breaks off if that does not come to a WebSocket.
+    pub(super) fn next(&self) -> Body {
+        let (sender, mut receiver) = mpsc::channel::<Option<Frame<Bytes>>>(1);
+        *self.0.lock() = Some(sender);
+        let mut ended = false;
+        let frames = stream::poll_fn(move |cx| {
+            if ended {
+                return Poll::Ready(None);
+            }
+            let frame = std::task::ready!(receiver.poll_recv(cx));
+            ended =
+                frame.as_ref().is_none_or(|frame| frame.as_ref().is_none_or(Frame::is_trailers));
+            Poll::Ready(match frame {
+                Some(frame) => frame.map(Ok),
+                None => Some(Err::<_, BoxError>("there is no WebSocket any more".into())),
+            })
+        });
+        StreamBody::new(frames).boxed_unsync()
+    }
+
+    /// Where those of the last attempt come from, once.
+    pub(super) fn sender(&self) -> Option<ToWorker> {
+        self.0.lock().take()
+    }
+}
+
 /// How many bytes of a body came.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct BytesTaken {
@@ -226,9 +265,6 @@ impl http_body::Body for Handle {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
-    use http_body_util::StreamBody;
-
     use super::*;
 
     /// A body of as many bytes, one piece a second.

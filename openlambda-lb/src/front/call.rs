@@ -21,6 +21,7 @@ use openlambda_core::invocation::{Body, RequestIds};
 use openlambda_core::serving::Access;
 use openlambda_core::wire;
 
+use super::body::CallBody;
 use super::cors::Caller;
 use super::decode::decode;
 use super::forward::forward;
@@ -29,6 +30,7 @@ use super::limits::{Limits, Places};
 use super::outcome;
 use super::reply::{ReplyBody, recorded};
 use super::resolver::Resolver;
+use super::websocket::{self, Handshake};
 use crate::observe::{Record, Stats, Subject, Telemetry};
 use crate::workers::{Route, Selector};
 
@@ -84,6 +86,7 @@ impl Front {
         let mut request = request;
         let trailers = wire::takes_trailers(request.headers());
         self.access.withhold(request.headers_mut());
+        let mut handshake = Handshake::of(&mut request);
         let (id, call) = decode(request, origin, &self.limits, &self.ids).await;
         record.named(&id);
         let (mut resolved, mut worker) = (None, None);
@@ -100,6 +103,10 @@ impl Front {
                 return Ok(preflight.map(ReplyBody::of));
             }
             meant.manifest.admits(&call.method)?;
+            if let Some(handshake) = &handshake {
+                call.body = CallBody::WebSocket(handshake.body()?);
+                handshake.refuse_strangers(caller, &call.headers, function)?;
+            }
             call.headers.insert(wire::DIGEST, function.digest.clone());
             call.headers.insert(wire::VERSION, function.version.clone());
             detail = meant.manifest.errors.detail.unwrap_or(detail);
@@ -143,7 +150,17 @@ impl Front {
         if let Some(cors) = resolved.as_ref().and_then(|function| function.cors.as_ref()) {
             cors.allow(caller, answer.headers_mut());
         }
-        recorded(answer, record).map(BodyExt::boxed_unsync)
+        let Some(handshake) = handshake.take() else {
+            return recorded(answer, record).map(BodyExt::boxed_unsync);
+        };
+        websocket::tell_version(&mut answer);
+        match Handshake::is_accepted(&mut answer) {
+            true => handshake.switch(recorded(answer, record)),
+            false => {
+                handshake.decline();
+                recorded(answer, record).map(BodyExt::boxed_unsync)
+            }
+        }
     }
 
     /// The answer to a call that was not heard, or not to its end.

@@ -121,6 +121,11 @@ impl Cors {
         }
     }
 
+    /// Whether the caller's page may do without asking what a preflight asks for.
+    pub(crate) fn admits(&self, caller: &Caller) -> bool {
+        self.origin(caller).is_some()
+    }
+
     /// What to say that the origin is, if it is allowed.
     fn origin(&self, caller: &Caller) -> Option<HeaderValue> {
         let Some(origins) = &self.origins else { return Some(HeaderValue::from_static("*")) };

@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use openlambda_core::failure::{Culprit, Failure, FailureKind, Started, chain};
@@ -57,6 +58,16 @@ pub(super) async fn forward(
             })?;
             let explained = |error| body.failure().unwrap_or_else(|| explain(error, worker));
             refusal(reply.map_err(explained)?, worker).await
+        }
+        CallBody::WebSocket(from_client) => {
+            // Of a GET the client to the worker takes for granted that it has no body.
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            headers.insert(TRAILER, HeaderValue::from_static(wire::CLOSE_TRAILER));
+            headers.insert(wire::WEBSOCKET, HeaderValue::from_static("1"));
+            let request = request(&call.method, uri, headers, from_client.next());
+            let reply = timeout(limit, worker.stream(request)).await;
+            let reply = reply.map_err(|_| silent(limit, worker, id))?;
+            refusal(reply.map_err(|error| explain(error, worker))?, worker).await
         }
     }
 }

@@ -21,6 +21,7 @@ mod outcome;
 mod reply;
 mod resolver;
 mod server;
+mod websocket;
 
 pub(crate) use self::call::Front;
 pub use self::forwarded::Network;

@@ -16,6 +16,8 @@ import openlambda_bootstrap as bootstrap
 
 RAW = "OpenLambda-Raw: 1\r\n"
 FAREWELL = "OpenLambda-Farewell: 1\r\n"
+# ASGI applications may be asked for WebSockets; websocket.py beside this file serves them.
+WEBSOCKET = "OpenLambda-WebSocket: 1\r\n"
 # The worker reads the head of a reply from one header.
 MOST_HEAD = 65536
 # A whole reply up to this size is posted at once.
@@ -34,6 +36,7 @@ class Request:
         self.context = bootstrap.Context(headers)
         self.method, self.root, self.path = head["method"], head["root"], head["path"]
         self.query = head["query"] or ""
+        self.is_websocket = head.get("websocket", False)
         self.headers = head["headers"]
         self.first = first = {}
         for name, value in self.headers:
@@ -316,7 +319,7 @@ class AsgiServer:
         place = bootstrap.WORKER
         connections = [connection]
         connections += [bootstrap.Connection(place) for _ in range(bootstrap.SLOTS - 1)]
-        asks = RAW + (FAREWELL if lifespan.known else "")
+        asks = RAW + WEBSOCKET + (FAREWELL if lifespan.known else "")
         slots = [self.slot(await AsyncConnection.of(other), asks) for other in connections]
         await asyncio.gather(*slots)
         # The worker has no more requests for any of them.
@@ -328,7 +331,9 @@ class AsgiServer:
         """Request after request. Each has a task of its own, and with it context variables."""
         while (event := await connection.next_event(asks)) is not None:
             headers, body = event
-            exchange = Exchange(self, connection, Request(headers), body)
+            request = Request(headers)
+            kind = bootstrap.load_beside("websocket").Socket if request.is_websocket else Exchange
+            exchange = kind(self, connection, request, body)
             self.exchanges[exchange.request.id] = exchange
             leave = await asyncio.create_task(exchange.run())
             del self.exchanges[exchange.request.id]
@@ -337,7 +342,7 @@ class AsgiServer:
                 bootstrap.flush()
                 posix._exit(bootstrap.exit_code(leave) if leave else 0)
             exchange.end(leave)
-            await connection.reply()
+            await exchange.settle()
             if leave is not None:
                 posix._exit(bootstrap.exit_code(leave))
 
@@ -433,13 +438,13 @@ class Exchange:
         try:
             await self.server.application(self.scope(), self.receive, self.send)
             if not self.complete and not self.left:
-                raise RuntimeError("the application returned before its reply was complete")
+                self.returned()
         except SystemExit as error:
             leave = error
             message = f"The application exited with {error.code!r}"
             self.failure = bootstrap.describe(error, "Runtime.ExitError", message)
         except BaseException as error:
-            if self.left and comes_of_leaving(error):
+            if self.left and self.comes_of_leaving(error):
                 return None
             self.failure = bootstrap.describe(error)
             if self.complete:
@@ -448,6 +453,12 @@ class Exchange:
         finally:
             bootstrap.end_call(self.request.id)
         return leave
+
+    def returned(self):
+        raise RuntimeError("the application returned before its reply was complete")
+
+    def comes_of_leaving(self, error):
+        return comes_of_leaving(error)
 
     def scope(self):
         request = self.request
@@ -550,6 +561,10 @@ class Exchange:
         else:
             self.connection.post(self.path + "/error", self.failure, exiting)
 
+    async def settle(self):
+        """Resolves when the connection can have another request."""
+        await self.connection.reply()
+
 
 class AsyncConnection:
     """A connection to the worker in an event loop. What is written goes in order, and as a whole
@@ -592,9 +607,34 @@ class AsyncConnection:
         await self.writer.drain()
 
     async def reply(self):
+        status, headers = await self.head()
+        return status, headers, await self.body(headers)
+
+    async def head(self):
+        return bootstrap.parse_head((await self.until(b"\r\n\r\n"))[:-4])
+
+    async def body(self, headers):
+        return await self.exactly(int(headers["content-length"]))
+
+    async def piece(self):
+        """The next piece of a reply whose body is chunked. None is its end; then there are `trailers`."""
+        size = int((await self.until(b"\r\n")).partition(b";")[0], 16)
+        if size:
+            return (await self.exactly(size + 2))[:-2]
+        trailers = b""
+        while (line := await self.until(b"\r\n")) != b"\r\n":
+            trailers += line
+        self.trailers = bootstrap.parse_head(b"HTTP/1.1 200\r\n" + trailers[:-2])[1]
+        return None
+
+    async def until(self, end):
         try:
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            status, headers = bootstrap.parse_head(head[:-4])
-            return status, headers, await self.reader.readexactly(int(headers["content-length"]))
+            return await self.reader.readuntil(end)
+        except asyncio.IncompleteReadError:
+            raise ConnectionError("the worker closed the connection") from None
+
+    async def exactly(self, size):
+        try:
+            return await self.reader.readexactly(size)
         except asyncio.IncompleteReadError:
             raise ConnectionError("the worker closed the connection") from None

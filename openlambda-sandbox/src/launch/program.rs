@@ -81,6 +81,7 @@ pub(crate) const PYTHON_FILES: [(&str, &str); 4] = [
     ("aws.py", include_str!("../../runtimes/python/aws.py")),
     ("compile.py", include_str!("../../runtimes/python/compile.py")),
     ("web.py", include_str!("../../runtimes/python/web.py")),
+    ("websocket.py", include_str!("../../runtimes/python/websocket.py")),
 ];
 
 /// Compiles [`PYTHON_FILES`] from one folder into another, which saves a few milliseconds of every start. In

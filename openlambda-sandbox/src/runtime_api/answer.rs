@@ -1,24 +1,27 @@
 //! What the code posts for a call: a reply, whole or in pieces, or an error.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
+use futures_util::{StreamExt, stream};
+use http::header::{CONTENT_TYPE, TRAILER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, BodyStream, Either, Full, StreamBody};
 use hyper::body::Incoming;
 use openlambda_core::failure::{Failure, FunctionError};
-use openlambda_core::invocation::{BoxError, full_body};
+use openlambda_core::invocation::{Body, BoxError, full_body};
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::serving::SteadyBody;
+use openlambda_core::wire;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::conversation::{Claim, Head, describe};
 use super::headers::{EARLY, EXITING};
-use super::refusal::{Refusal, accepted, json_response};
+use super::refusal::{Refusal, Told, accepted, json_response, whole};
 use crate::{event, raw};
 
 /// The largest buffered reply: Lambda's 6 MiB and 100 bytes. Streamed ones have no limit.
@@ -50,7 +53,7 @@ impl Claim {
             Err(refusal) => return Err(refusal),
         };
         let head = match headers.get(raw::HEAD) {
-            Some(head) => raw::decode(head).map(|(status, headers)| (status, headers, body)),
+            Some(head) => raw::decode(head, false).map(|(status, headers)| (status, headers, body)),
             None => event::decode(self.shared.config.event, body)
                 .map(|answer| (answer.status, answer.headers, answer.body)),
         };
@@ -86,24 +89,24 @@ impl Claim {
     }
 
     /// A streamed reply with which no client can do anything.
-    async fn bad_head(self, error: SandboxError, body: &mut Incoming) -> Response<Full<Bytes>> {
+    async fn bad_head(self, error: SandboxError, body: &mut Incoming) -> Response<Told> {
         drain(body).await;
         self.end(true, Some(Err(error)), None);
-        accepted()
+        whole(accepted())
     }
 
     pub(super) async fn stream(
         self,
         headers: &HeaderMap,
         mut body: Incoming,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
+    ) -> Result<Response<Told>, Refusal> {
         let media_type = headers.get(CONTENT_TYPE);
         let framed =
             media_type.is_some_and(|value| value.as_bytes() == HTTP_INTEGRATION.as_bytes());
         let mut first = BytesMut::new();
         let mut head = (StatusCode::OK, HeaderMap::new());
         if let Some(raw) = headers.get(raw::HEAD) {
-            match raw::decode(raw) {
+            match raw::decode(raw, self.asks_for_websocket()) {
                 Ok(decoded) => head = decoded,
                 Err(error) => return Ok(self.bad_head(error, &mut body).await),
             }
@@ -155,6 +158,11 @@ impl Claim {
             let body = StreamedBody { frames, end: Arc::clone(&end), over: false }.boxed_unsync();
             let _ = reply.send(Ok(Head { status: head.0, headers: head.1, body }));
         }
+        if head.0 == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(from_client) = self.take_from_client()
+        {
+            return Ok(self.websocket(from_client, body, sender, end).map(Either::Right));
+        }
         if !first.is_empty() {
             let _ = sender.send(first.freeze()).await;
         }
@@ -166,13 +174,54 @@ impl Claim {
                 if looks {
                     // Hyper goes on to read while it answers.
                     tokio::spawn(self.rest_of_stream(body, sender, end));
-                    return Ok(json_response(StatusCode::ACCEPTED, r#"{"status":"the client has left"}"#));
+                    let left = r#"{"status":"the client has left"}"#;
+                    return Ok(whole(json_response(StatusCode::ACCEPTED, left)));
                 }
                 pass_on(&mut body, &sender).await?
             }
         };
         self.end_of_stream(trailers, &end);
-        Ok(accepted())
+        Ok(whole(accepted()))
+    }
+
+    /// Both ways of a WebSocket at once: answers the post with what the client sends, and hands on what is posted.
+    fn websocket(
+        self,
+        from_client: Body,
+        body: Incoming,
+        to_client: mpsc::Sender<Bytes>,
+        end: StreamEnd,
+    ) -> Response<Body> {
+        let over = CancellationToken::new();
+        let ends = over.clone().cancelled_owned();
+        let (shared, wire_id) = (Arc::clone(&self.shared), self.wire_id.clone());
+        tokio::spawn(async move {
+            // What the client sends is at its end when it does not read any more, and when the call is over.
+            let _over = over.clone().drop_guard();
+            let client = to_client.clone();
+            let mut rest = pin!(self.rest_of_stream(body, to_client, end));
+            tokio::select! {
+                () = rest.as_mut() => return,
+                () = client.closed() => over.cancel(),
+            }
+            rest.await;
+        });
+        let frames = Box::pin(BodyStream::new(from_client).take_until(ends));
+        let frames = stream::unfold(frames, move |mut frames| {
+            let (shared, wire_id) = (Arc::clone(&shared), wire_id.clone());
+            async move {
+                let frame = frames.next().await;
+                let goes_on =
+                    |frame: &Result<Frame<_>, _>| frame.as_ref().is_ok_and(Frame::is_data);
+                if !frame.as_ref().is_some_and(goes_on) {
+                    shared.depart_told(&wire_id);
+                }
+                Some((frame?, frames))
+            }
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        response.headers_mut().insert(TRAILER, HeaderValue::from_static(wire::CLOSE_TRAILER));
+        response
     }
 
     /// When nobody reads any more, the handler still gets to its end.
@@ -266,7 +315,7 @@ async fn read_whole(body: Incoming) -> Result<Bytes, Refusal> {
     Ok(whole.freeze())
 }
 
-async fn drain(body: &mut (impl Body<Data = Bytes> + Unpin)) {
+async fn drain(body: &mut (impl http_body::Body<Data = Bytes> + Unpin)) {
     let mut total = 0;
     while let Some(Ok(frame)) = body.frame().await {
         total += frame.data_ref().map_or(0, Bytes::len);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, Method, Request, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use openlambda_core::serving::{Caller, Door, HttpConfig, HttpServer, Patience};
@@ -19,7 +17,7 @@ use super::answer::read_error;
 use super::conversation::{RuntimeApi, Shared};
 use super::headers::NEXT;
 use super::peer::Peer;
-use super::refusal::{Refusal, accepted, json_response};
+use super::refusal::{Refusal, Told, accepted, json_response, whole};
 use crate::raw;
 
 const MODE: HeaderName = HeaderName::from_static("lambda-runtime-function-response-mode");
@@ -79,7 +77,7 @@ async fn serve(shared: Arc<Shared>, door: Door, stopped: oneshot::Receiver<()>) 
             let (shared, peer) = (Arc::clone(&shared), Arc::clone(&peer));
             async move {
                 let answer = route(shared, &peer, request).await;
-                Ok::<_, Infallible>(answer.unwrap_or_else(Refusal::into_response))
+                Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| whole(refusal.into_response())))
             }
         }))
     };
@@ -91,7 +89,7 @@ async fn route(
     shared: Arc<Shared>,
     peer: &Peer,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Refusal> {
+) -> Result<Response<Told>, Refusal> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let path = path.strip_prefix("/2018-06-01/runtime/").ok_or(Refusal::NotFound)?;
@@ -106,18 +104,21 @@ async fn route(
         if head.headers.contains_key(raw::FAREWELL) {
             shared.says_farewell.store(true, Ordering::SeqCst);
         }
-        return Ok(shared.next(peer).await?.into_response());
+        if head.headers.contains_key(raw::WEBSOCKET) {
+            shared.takes_websockets.store(true, Ordering::SeqCst);
+        }
+        return Ok(whole(shared.next(peer).await?.into_response()));
     }
     if path.strip_prefix("invocation/") == Some(raw::DEPARTED) {
         only(Method::GET, "GET")?;
         let id = serde_json::json!({ "id": shared.departed().await });
-        return Ok(json_response(StatusCode::OK, id.to_string()));
+        return Ok(whole(json_response(StatusCode::OK, id.to_string())));
     }
     if path == "init/error" {
         only(Method::POST, "POST")?;
         let error = read_error(&head.headers, body).await?;
         shared.init_failed(error)?;
-        return Ok(accepted());
+        return Ok(whole(accepted()));
     }
     let (id, what) = path
         .strip_prefix("invocation/")
@@ -129,7 +130,7 @@ async fn route(
     }
     let claim = shared.claim(id)?;
     if what == "error" {
-        return claim.error(&head.headers, body).await;
+        return claim.error(&head.headers, body).await.map(whole);
     }
     let streams = head.headers.get(MODE).is_some_and(|mode| mode.as_bytes() == b"streaming");
     if streams {
@@ -137,7 +138,7 @@ async fn route(
     }
     claim.response(&head.headers, body).await?;
     if head.headers.contains_key(NEXT) {
-        return Ok(shared.next(peer).await?.into_response());
+        return Ok(whole(shared.next(peer).await?.into_response()));
     }
-    Ok(accepted())
+    Ok(whole(accepted()))
 }

@@ -59,6 +59,8 @@ pub(super) struct Shared {
     arn: HeaderValue,
     /// The code takes requests as they came: said with its first `next`, before any call.
     pub(super) takes_raw: AtomicBool,
+    /// The code takes requests for WebSockets; said likewise.
+    pub(super) takes_websockets: AtomicBool,
     /// The code has something to do before its end.
     pub(super) says_farewell: AtomicBool,
     /// There is news in `State::departed`.
@@ -118,12 +120,23 @@ struct State {
     ending: bool,
 }
 
+impl State {
+    /// From now on the code may ask for the next event before we have read the rest of its reply.
+    fn told_of_leaving(&mut self, wire_id: &str) {
+        if let Some(call) = self.calls.get_mut(wire_id) {
+            call.stage = CallStage::Left;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Call {
     id: RequestId,
     stage: CallStage,
     delivered: Time,
     reply: Option<oneshot::Sender<Result<Head, SandboxError>>>,
+    /// What the client sends over the WebSocket that it asks for.
+    from_client: Option<Body>,
     done: oneshot::Sender<Completion>,
 }
 
@@ -170,6 +183,7 @@ impl RuntimeApi {
             config,
             arn,
             takes_raw: AtomicBool::new(false),
+            takes_websockets: AtomicBool::new(false),
             says_farewell: AtomicBool::new(false),
             departures: Notify::new(),
             is_spent: OnceLock::new(),
@@ -219,11 +233,19 @@ impl RuntimeApi {
     pub async fn invoke(&self, invocation: Invocation) -> Result<Reply, SandboxError> {
         let config = &self.shared.config;
         let slot = self.shared.reserve()?;
-        let Invocation { id, function, deadline_unix_ms, head, body, .. } = invocation;
+        let Invocation { id, function, deadline_unix_ms, head, body, websocket, .. } = invocation;
+        let is_websocket = websocket.is_some();
+        if is_websocket && !self.shared.takes_websockets.load(Ordering::SeqCst) {
+            let message = format!(
+                "{function} takes no WebSockets, as applications with style = \"asgi\" do; send it a plain \
+                 request"
+            );
+            return Err(SandboxError::new(SandboxErrorKind::NoWebSocket, message));
+        }
         let mut body = collect_body(body).await?;
         let mut headers = next_headers(&self.shared.arn, &head, deadline_unix_ms);
         if self.shared.takes_raw.load(Ordering::SeqCst) {
-            headers.insert(raw::HEAD, raw::encode(&head));
+            headers.insert(raw::HEAD, raw::encode(&head, is_websocket));
         } else {
             let now = config.clock.unix_millis();
             body = event::encode(config.event, &id, &function, &head, body, now)?;
@@ -232,7 +254,7 @@ impl RuntimeApi {
         if let Some(output) = &config.output {
             output.settle();
         }
-        let (mut waiting, head, done) = slot.queue(id, headers, body);
+        let (mut waiting, head, done) = slot.queue(id, headers, body, websocket);
         let head = match head.await {
             Ok(head) => head,
             Err(_) => Err(ended(&Exit::Lost("its state is gone".to_owned()), Started::Maybe)),
@@ -436,11 +458,16 @@ impl Shared {
     pub(super) fn depart(&self, wire_id: &str, answered: bool) {
         let mut state = self.state.lock();
         state.departed.push_back(wire_id.to_owned());
-        if let Some(call) = state.calls.get_mut(wire_id).filter(|_| answered) {
-            call.stage = CallStage::Left;
+        if answered {
+            state.told_of_leaving(wire_id);
         }
         drop(state);
         self.departures.notify_one();
+    }
+
+    /// The call's client has closed its WebSocket or left, of which the code is told by an answer that ends.
+    pub(super) fn depart_told(&self, wire_id: &str) {
+        self.state.lock().told_of_leaving(wire_id);
     }
 
     /// The next call whose client has left.
@@ -556,6 +583,7 @@ impl Slot {
         id: RequestId,
         mut headers: HeaderMap,
         body: Bytes,
+        from_client: Option<Body>,
     ) -> (Waiting, HeadReceiver, oneshot::Receiver<Completion>) {
         self.handed_over = true;
         let shared = Arc::clone(&self.shared);
@@ -573,7 +601,8 @@ impl Slot {
         headers.insert("lambda-runtime-aws-request-id", value);
         let event = Event { wire_id: wire_id.clone(), headers, body };
         let stage = CallStage::Queued(event);
-        let call = Call { id, stage, delivered: Time::ZERO, reply: Some(reply), done };
+        let reply = Some(reply);
+        let call = Call { id, stage, delivered: Time::ZERO, reply, from_client, done };
         if shared.alive().is_ok() {
             state.calls.insert(wire_id.clone(), call);
             state.queued.push_back(wire_id.clone());
@@ -644,6 +673,17 @@ impl Claim {
     /// The caller that waits for the head of the reply, if there was no answer yet.
     pub(super) fn take_reply(&self) -> Option<oneshot::Sender<Result<Head, SandboxError>>> {
         self.shared.state.lock().calls.get_mut(&self.wire_id)?.reply.take()
+    }
+
+    /// What the client sends over the WebSocket that it asks for, if it does, once.
+    pub(super) fn take_from_client(&self) -> Option<Body> {
+        self.shared.state.lock().calls.get_mut(&self.wire_id)?.from_client.take()
+    }
+
+    /// Whether the client asks for a WebSocket, and has none yet.
+    pub(super) fn asks_for_websocket(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.calls.get(&self.wire_id).is_some_and(|call| call.from_client.is_some())
     }
 
     pub(super) fn end(

@@ -1,9 +1,18 @@
-//! Answers to the code's posts: accepted, or the reason why not.
+//! Answers to the code: accepted, or the reason why not.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
+use openlambda_core::invocation::Body;
+
+/// What the code is told: at once, or for as long as its client's WebSocket is open.
+pub(super) type Told = Either<Full<Bytes>, Body>;
+
+/// That is all.
+pub(super) fn whole(response: Response<Full<Bytes>>) -> Response<Told> {
+    response.map(Either::Left)
+}
 
 /// Why a request of the code is refused.
 #[derive(Clone, Copy, Debug)]

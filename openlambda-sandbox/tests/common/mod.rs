@@ -160,6 +160,7 @@ pub fn invocation(id: &str, body: impl Into<Bytes>) -> Invocation {
         deadline_unix_ms: SystemClock::new().unix_millis() + 30_000,
         head: RequestHead { path: "/".to_owned(), ..RequestHead::default() },
         body: full_body(body),
+        websocket: None,
     }
 }
 

@@ -18,6 +18,7 @@ use openlambda_core::time::SystemClock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::super::answer::PRELUDE_LIMIT;
@@ -116,6 +117,7 @@ fn invocation(id: &str, body: &str) -> Invocation {
         deadline_unix_ms: 4_102_444_800_123,
         head: RequestHead { path: "/".to_owned(), ..RequestHead::default() },
         body: full_body(body.to_owned()),
+        websocket: None,
     }
 }
 
@@ -202,6 +204,21 @@ impl Client {
     async fn end(&mut self, trailers: &str) -> Seen {
         self.write(format!("0\r\n{trailers}\r\n")).await.unwrap();
         self.read().await.unwrap()
+    }
+
+    /// Lines, up to this one.
+    async fn until(&mut self, last: &str) -> String {
+        within(async {
+            let mut lines = String::new();
+            loop {
+                let from = lines.len();
+                assert_ne!(self.0.read_line(&mut lines).await.unwrap(), 0, "{lines}");
+                if &lines[from..] == last {
+                    return lines;
+                }
+            }
+        })
+        .await
     }
 
     async fn read(&mut self) -> io::Result<Seen> {
@@ -921,6 +938,83 @@ async fn http_functions_set_status_and_headers() {
     assert_eq!(client.respond("r", r#"{"statusCode": 7}"#).await.status, 202);
     let error = outcome(invoked).await.unwrap_err();
     assert_eq!((error.kind, error.reusable), (SandboxErrorKind::BadReply, true));
+}
+
+/// An invocation whose client asks for a WebSocket, and the client's end of what it sends.
+fn websocket() -> (mpsc::Sender<Frame<Bytes>>, Invocation) {
+    let (sender, mut receiver) = mpsc::channel(1);
+    let pieces = stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|piece| Some(Ok(piece?))));
+    let websocket = Some(StreamBody::new(pieces).boxed_unsync());
+    (sender, Invocation { websocket, ..invocation("r", "") })
+}
+
+#[tokio::test]
+async fn both_ways_of_a_websocket_are_open_at_once_and_either_may_end_first() {
+    const TAKES: &str = "OpenLambda-Raw: 1\r\nOpenLambda-WebSocket: 1\r\n";
+    const ACCEPTS: &str =
+        "OpenLambda-Head: {\"status\": 101, \"headers\": [[\"x-a\", \"1\"]]}\r\nTE: trailers\r\n";
+    for over in [Over::Unix, Over::Tcp] {
+        let setup = Setup::new(over, 1).await;
+        let mut client = setup.client().await;
+        client.head("GET", "invocation/next", TAKES).await;
+        setup.api.ready().await.unwrap();
+        for client_ends in [true, false, true, false] {
+            let (sends, asked) = websocket();
+            let api = setup.api.clone();
+            let invoked = tokio::spawn(async move { api.invoke(asked).await });
+            let event = client.read().await.unwrap();
+            let head: Value =
+                serde_json::from_slice(event.headers["openlambda-head"].as_bytes()).unwrap();
+            assert_eq!(head["websocket"], true);
+            client.stream("r", ACCEPTS).await;
+            client.chunk("to the client").await;
+            let mut reply = within(invoked).await.unwrap().unwrap();
+            assert_eq!(
+                (reply.status.as_u16(), &reply.headers["x-a"]),
+                (101, &"1".parse().unwrap())
+            );
+            let frame = within(reply.body.frame()).await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), "to the client");
+            sends.send(Frame::data("to the code".into())).await.unwrap();
+            let answer = client.until("to the code\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            if client_ends {
+                let trailers = Frame::trailers(openlambda_core::wire::going_away());
+                sends.send(trailers).await.unwrap();
+                let end = client.until("\r\n").await;
+                assert_eq!(end, "0\r\nx-openlambda-close: 1001\r\n\r\n");
+                // The code may ask for the next event at once.
+                let next = "GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: w\r\n";
+                client.write(format!("0\r\n\r\n{next}{TAKES}\r\n")).await.unwrap();
+            } else {
+                client.write("0\r\n\r\n").await.unwrap();
+                assert_eq!(client.until("\r\n").await, "0\r\n\r\n");
+                within(sends.closed()).await;
+                client.head("GET", "invocation/next", TAKES).await;
+            }
+            assert!(within(reply.body.frame()).await.is_none());
+            let done = within(reply.done).await;
+            assert!(done.reusable && done.failure.is_none(), "{done:?}");
+        }
+        assert_eq!(setup.busy(), 0);
+    }
+}
+
+#[tokio::test]
+async fn code_that_takes_no_websockets_is_not_asked_for_one() {
+    let setup = Setup::new(Over::Unix, 1).await;
+    let mut client = setup.client().await;
+    client.ask().await;
+    setup.api.ready().await.unwrap();
+    let error = setup.api.invoke(websocket().1).await.unwrap_err();
+    let told = (error.kind, error.started, error.reusable);
+    assert_eq!(told, (SandboxErrorKind::NoWebSocket, Started::No, true));
+    assert!(error.message.contains("style = \"asgi\""), "{error}");
+    assert_eq!(setup.busy(), 0);
+    let invoked = setup.invoke("r", "1");
+    client.read().await.unwrap();
+    client.respond("r", "2").await;
+    assert_eq!(outcome(invoked).await.unwrap().0.body, "2");
 }
 
 /// A client that opens a connection for every request, as curl in a shell does.
