@@ -69,6 +69,7 @@ async fn run(
         deadline_unix_ms: clock.unix_millis() + TIME.as_millis() as u64,
         head: RequestHead::default(),
         body: full_body(serde_json::to_vec(&into.sources.paths).unwrap_or_default()),
+        websocket: None,
     };
     spec.manifest = Arc::new(Manifest {
         runtime: spec.manifest.runtime,

@@ -76,7 +76,7 @@ impl Program {
 }
 
 /// Our bootstrap for Python, which runs the first of these files; the others are beside it.
-pub(crate) const PYTHON_FILES: [(&str, &str); 4] = [
+pub(crate) const PYTHON_FILES: [(&str, &str); 5] = [
     ("bootstrap.py", include_str!("../../runtimes/python/bootstrap.py")),
     ("aws.py", include_str!("../../runtimes/python/aws.py")),
     ("compile.py", include_str!("../../runtimes/python/compile.py")),
