@@ -230,8 +230,8 @@ impl WorkerCore {
                 if let Some(place) = self.instances.get_mut(instance.0) {
                     (place.create, place.init) = (create, init);
                     let version = place.version;
-                    self.has_started(now, version);
                     self.step(now, Event::SandboxReady { instance, start });
+                    self.has_started(now, version);
                 }
             }
             Input::StartFailed { instance, failure } => {
