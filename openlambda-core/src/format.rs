@@ -3,7 +3,7 @@
 //! A folder that outlives the release that made it names its format in the file [`FILE`]:
 //!
 //! ```text
-//! {"kind":"registry store","format":1,"release":"0.1.0"}
+//! {"kind":"registry store","format":2,"release":"0.1.0"}
 //! ```
 //!
 //! A release reads all formats up to its own. It refuses a later one before it changes anything, and says

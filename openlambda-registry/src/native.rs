@@ -11,11 +11,12 @@ mod protocol;
 mod registry;
 mod server;
 mod store;
+mod verified;
 
 pub use client::RemoteRegistry;
 pub use registry::NativeRegistry;
 pub use server::{ServeConfig, serve};
-pub use store::{STORE_FORMAT, Store, StoreError};
+pub use store::{Checked, Rebuilt, STORE_FORMAT, Store, StoreError};
 
 /// For how long a name's meaning may be used without asking again by one who watches: a change is
 /// told within milliseconds, and a watch that breaks is noticed. This bounds the rest.

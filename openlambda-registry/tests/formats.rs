@@ -88,7 +88,7 @@ async fn the_store_of_an_earlier_release_opens_with_all_that_is_in_it() {
         }
         all_is_there(Store::open(&store).unwrap()).await;
         let said = fs::read_to_string(store.join("FORMAT")).unwrap();
-        assert!(said.starts_with(r#"{"kind":"registry store","format":1,"release":""#), "{said}");
+        assert!(said.starts_with(r#"{"kind":"registry store","format":2,"release":""#), "{said}");
         assert!(!store.join("FORMAT.new").exists());
         all_is_there(Store::open(&store).unwrap()).await;
     }
@@ -97,7 +97,7 @@ async fn the_store_of_an_earlier_release_opens_with_all_that_is_in_it() {
 #[tokio::test]
 async fn the_store_of_a_later_release_is_refused_and_left_as_it_is() {
     let (_dir, store) = unpacked();
-    let said = r#"{"kind": "registry store", "format": 2, "release": "9.9.9"}"#;
+    let said = r#"{"kind": "registry store", "format": 3, "release": "9.9.9"}"#;
     fs::write(store.join("FORMAT"), said).unwrap();
     // Nothing else is looked at: it may be kept in other files.
     fs::remove_file(store.join("meta.redb")).unwrap();
@@ -105,7 +105,7 @@ async fn the_store_of_a_later_release_is_refused_and_left_as_it_is() {
     let before = tree(&store);
     let error = Store::open(&store).unwrap_err();
     assert!(matches!(error, StoreError::Format(_)), "{error:?}");
-    assert!(error.to_string().contains("format 2, written by release 9.9.9"), "{error}");
+    assert!(error.to_string().contains("format 3, written by release 9.9.9"), "{error}");
     assert_eq!(tree(&store), before);
 }
 
@@ -119,11 +119,11 @@ async fn tables_of_a_later_release_are_refused_and_keep_what_is_in_them() {
         transaction.open_table(FACTS).unwrap().insert("format", format).unwrap();
         transaction.commit().unwrap();
     };
-    set(2);
+    set(3);
     let names = |tree: BTreeMap<PathBuf, Vec<u8>>| tree.into_keys().collect::<Vec<_>>();
     let before = names(tree(&store));
     let error = Store::open(&store).unwrap_err().to_string();
-    assert!(error.contains("format 2, written by a later release"), "{error}");
+    assert!(error.contains("format 3, written by a later release"), "{error}");
     assert_eq!(names(tree(&store)), before);
     set(1);
     all_is_there(Store::open(&store).unwrap()).await;

@@ -10,7 +10,7 @@ use super::bench;
 use super::common::Common;
 use super::{
     completions, config, deploy, doctor, functions, image, invoke, logs, new, output, policies,
-    replay, secret, sim, up, versions,
+    registry, replay, secret, sim, up, versions,
 };
 use crate::Catalog;
 use crate::daemon::{self, DaemonCommand};
@@ -43,6 +43,7 @@ pub fn main_with(catalog: Catalog) -> ExitCode {
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::bench(args, &catalog),
         Command::Image(command) => image::image(&command),
+        Command::Registry(command) => registry::registry(&command),
         Command::Doctor(args) => doctor::doctor(&args, &catalog),
         Command::Secret(args) => secret::secret(&args),
         Command::Config(command) => config::config(&command),
@@ -114,6 +115,9 @@ enum Command {
     /// Make the image that docker sandboxes run in
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Check the native registry's store, or make its index anew
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// Check this machine for what OpenLambda needs
     Doctor(doctor::DoctorArgs),
     /// Measure what things cost on this machine

@@ -20,6 +20,7 @@ mod output;
 mod page;
 mod policies;
 mod progress;
+mod registry;
 mod replay;
 mod runtime;
 mod secret;

@@ -40,7 +40,7 @@ fn format_of(folder: &Path) -> Value {
 
 /// What a later release would have written into the folder.
 fn of_a_later_release(folder: &Path, kind: &str) {
-    let said = json!({ "kind": kind, "format": 2, "release": "9.9.9", "more": [] });
+    let said = json!({ "kind": kind, "format": 3, "release": "9.9.9", "more": [] });
     fs::write(folder.join("FORMAT"), said.to_string()).unwrap();
 }
 
@@ -87,13 +87,13 @@ fn what_an_earlier_release_wrote_opens_with_all_that_is_in_it() {
     ol(&["deploy", folder.to_str().unwrap()]);
     let versions = cluster.place.json(&["versions", "gone", "--json"]);
     assert_eq!(versions["versions"][0]["version"], 2);
-    for (folder, kind) in [
-        (data.clone(), "data folder"),
-        (data.join("registry"), "registry store"),
-        (data.join("workers/worker-1"), "worker's folder"),
+    for (folder, kind, format) in [
+        (data.clone(), "data folder", 1),
+        (data.join("registry"), "registry store", 2),
+        (data.join("workers/worker-1"), "worker's folder", 1),
     ] {
         let said = format_of(&folder);
-        assert_eq!((&said["kind"], &said["format"]), (&json!(kind), &json!(1)));
+        assert_eq!((&said["kind"], &said["format"]), (&json!(kind), &json!(format)));
         assert!(!folder.join("FORMAT.new").exists());
     }
 }
@@ -139,7 +139,7 @@ fn a_data_folder_of_a_later_release_is_refused_and_left_as_it_is() {
         &["rm", "greet"],
     ] {
         let error = place.fails(args);
-        let said = "is a data folder of format 2, written by release 9.9.9; this is release";
+        let said = "is a data folder of format 3, written by release 9.9.9; this is release";
         assert!(error.contains(said), "{args:?}: {error}");
         assert!(error.contains("use release 9.9.9 or a later one, or another folder"), "{error}");
         assert_eq!(tree(&data), before, "{args:?}");
@@ -157,7 +157,7 @@ fn a_store_of_a_later_release_is_refused_and_left_as_it_is() {
     of_a_later_release(&store, "registry store");
     let before = tree(&store);
     let error = place.fails(&["up", "--detach", "--listen", "127.0.0.1:0"]);
-    assert!(error.contains("is a registry store of format 2, written by release 9.9.9"), "{error}");
+    assert!(error.contains("is a registry store of format 3, written by release 9.9.9"), "{error}");
     assert_eq!(tree(&store), before);
 
     // The folder of something else is no store either.
@@ -185,7 +185,7 @@ fn a_workers_folder_of_a_later_release_is_refused_and_left_as_it_is() {
     let before = tree(&folder);
     let error = place.fails(&["up", "--detach", "--listen", "127.0.0.1:0", "--workers", "1"]);
     assert!(
-        error.contains("is a worker's folder of format 2, written by release 9.9.9"),
+        error.contains("is a worker's folder of format 3, written by release 9.9.9"),
         "{error}"
     );
     assert_eq!(tree(&folder), before);

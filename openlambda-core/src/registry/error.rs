@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::failure::{Failure, FailureKind};
-use crate::function::Version;
+use crate::function::{Digest, Version};
 
 /// What went wrong in a registry.
 #[derive(Debug, Error)]
@@ -43,6 +43,13 @@ pub enum RegistryError {
     /// The registry cannot be reached.
     #[error("the registry cannot be reached")]
     Unavailable(#[source] crate::invocation::BoxError),
+    /// What the registry has acknowledged is not there, or is not what it was. Nobody who calls or deploys is
+    /// to blame.
+    #[error("the registry's {what}")]
+    Damaged {
+        /// What is damaged, and what to do: `copy of bundle sha256:… is damaged or missing; deploy …`.
+        what: String,
+    },
     /// The registry's storage failed.
     #[error("the registry's storage failed")]
     Storage(#[source] crate::invocation::BoxError),
@@ -52,6 +59,14 @@ impl RegistryError {
     /// The storage failed so.
     pub fn storage(error: impl Into<crate::invocation::BoxError>) -> Self {
         RegistryError::Storage(error.into())
+    }
+
+    /// The copy of the bundle with this digest is damaged or missing.
+    pub fn damaged(digest: &Digest) -> Self {
+        let what = format!(
+            "copy of bundle {digest} is damaged or missing; deploy that code again, which heals it"
+        );
+        RegistryError::Damaged { what }
     }
 
     /// What broke off a [`BundleStream`](super::BundleStream) that came from a registry.
@@ -69,9 +84,9 @@ impl From<RegistryError> for Failure {
             }
             RegistryError::NotAllowed { .. } => FailureKind::Forbidden,
             RegistryError::Unsupported(_) => FailureKind::BadRequest,
-            RegistryError::Unavailable(_) | RegistryError::Storage(_) => {
-                FailureKind::RegistryUnavailable
-            }
+            RegistryError::Unavailable(_)
+            | RegistryError::Damaged { .. }
+            | RegistryError::Storage(_) => FailureKind::RegistryUnavailable,
         };
         Failure::new(kind, crate::failure::chain(&error))
     }

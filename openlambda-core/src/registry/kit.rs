@@ -166,7 +166,10 @@ impl<S: Shelf> Registry for Simple<S> {
         let open = move || match shared.shelf.open(&digest) {
             Ok(tar) => Ok(bundle::stream(tar)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(RegistryError::NotFound { what: format!("bundle {digest}") })
+                Err(match shared.index.lock().holds(&digest) {
+                    true => RegistryError::damaged(&digest),
+                    false => RegistryError::NotFound { what: format!("bundle {digest}") },
+                })
             }
             Err(error) => Err(RegistryError::storage(error)),
         };

@@ -76,7 +76,8 @@ pub trait Registry: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::NotFound`].
+    /// [`RegistryError::NotFound`] when no version has it, [`RegistryError::Damaged`] when the registry's copy is
+    /// not what it was; the stream may say so at its end.
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError>;
 
     /// What `reference` means now.
@@ -134,8 +135,8 @@ pub trait Registry: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// Those of `get`, [`RegistryError::Unavailable`] when it breaks off, [`RegistryError::Storage`]
-    /// when it is damaged; the folder's content is undefined after an error.
+    /// Those of `get`, [`RegistryError::Unavailable`] when it breaks off; the folder's content is undefined
+    /// after an error.
     #[cfg(feature = "bundle")]
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
         let bundle = self.get(digest).await?;

@@ -53,7 +53,14 @@ pub(super) async fn unpack(
     let spooled = bundle::spool(bundle, Limits::default(), Pace::default()).await;
     let bundle = spooled.map_err(RegistryError::of_stream)?;
     let (digest, into) = (*digest, into.to_owned());
-    blocking(move || Ok(bundle::unpack(bundle, &digest, &into)?)).await
+    let unpack = move || {
+        bundle::unpack(bundle, &digest, &into).map_err(|error| match error {
+            BundleError::Write(_) => error.into(),
+            // What a registry keeps was looked through when it came.
+            _ => RegistryError::damaged(&digest),
+        })
+    };
+    blocking(unpack).await
 }
 
 /// Runs blocking work on a thread for it. The work goes on to its end even if the caller stops waiting.

@@ -32,6 +32,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to connect, and to prove that both ends are of one cluster.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often a server is asked whether it is there, and how long it may take to answer: a connection that
+/// died without a word is known within both together, and until then old versions are used.
+const ASK_WHETHER_THERE: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
 /// The pauses before watching again after the connection broke.
 const WATCH_AGAIN: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_millis(400);
@@ -70,7 +75,8 @@ impl RemoteRegistry {
         })?;
         let endpoint = endpoint
             // Finds a machine that is gone, also while only a watch is open.
-            .http2_keep_alive_interval(Duration::from_secs(10))
+            .http2_keep_alive_interval(ASK_WHETHER_THERE)
+            .keep_alive_timeout(ANSWER_LIMIT)
             .keep_alive_while_idle(true);
         let (client, uploads) = (Arc::default(), Arc::default());
         Ok(RemoteRegistry { endpoint, secret: None, by: None, client, uploads })

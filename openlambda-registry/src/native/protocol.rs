@@ -40,6 +40,7 @@ pub(super) fn to_status(error: RegistryError) -> Status {
         RegistryError::Unsupported(message) => Status::unimplemented(message),
         // What these are is in the code; the other end has the words for it.
         RegistryError::Unavailable(why) => Status::unavailable(failure::chain(&*why)),
+        RegistryError::Damaged { what } => Status::data_loss(what),
         RegistryError::Storage(why) => Status::internal(failure::chain(&*why)),
         _ => Status::internal(chain),
     }
@@ -61,6 +62,7 @@ pub(super) fn from_status(status: Status) -> RegistryError {
             RegistryError::Unsupported(OTHER_PROTOCOL.to_owned())
         }
         Code::Unimplemented => RegistryError::Unsupported(message()),
+        Code::DataLoss => RegistryError::Damaged { what: message() },
         Code::Internal => RegistryError::Storage(message().into()),
         // The transport's own words are on the cause below it.
         _ => match std::error::Error::source(&status) {

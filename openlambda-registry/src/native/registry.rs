@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use openlambda_core::bundle;
+use openlambda_core::bundle::{self, BundleError};
 use openlambda_core::function::{Digest, FunctionName, FunctionRef, Version};
 use openlambda_core::registry::{
     Bundle, BundleStream, Listing, Published, Registry, RegistryError, RegistryEvent, Resolved,
@@ -16,7 +16,7 @@ use openlambda_core::registry::{
 };
 use tokio::sync::Semaphore;
 
-use super::Store;
+use super::{Store, verified::Verified};
 use crate::blocking;
 
 /// A [`Store`] as a [`Registry`]: for programs that embed one, and behind `ol-registry`. Clones share
@@ -64,8 +64,11 @@ impl Registry for NativeRegistry {
     async fn get(&self, digest: &Digest) -> Result<BundleStream, RegistryError> {
         let digest = *digest;
         let file = blocking(&self.store, move |store| store.bundle(&digest)).await?;
-        let broken = |error: io::Error| io::Error::other(RegistryError::storage(error));
-        Ok(bundle::stream(file).map_err(broken).boxed())
+        let broken = |error: io::Error| match error.downcast::<RegistryError>() {
+            Ok(told) => io::Error::other(told),
+            Err(error) => io::Error::other(RegistryError::storage(error)),
+        };
+        Ok(bundle::stream(Verified::new(file, digest)).map_err(broken).boxed())
     }
 
     // Canonicalised where the bundle is to lie.
@@ -93,8 +96,13 @@ impl Registry for NativeRegistry {
     // From the file, without a stream.
     async fn fetch(&self, digest: &Digest, into: &Path) -> Result<(), RegistryError> {
         let (digest, into) = (*digest, into.to_owned());
-        let unpack =
-            move |store: &Store| Ok(bundle::unpack(store.bundle(&digest)?, &digest, &into)?);
+        let unpack = move |store: &Store| {
+            bundle::unpack(store.bundle(&digest)?, &digest, &into).map_err(|error| match error {
+                BundleError::Write(_) => error.into(),
+                // It was looked through when it came, so the disk has changed it.
+                _ => RegistryError::damaged(&digest),
+            })
+        };
         blocking(&self.store, unpack).await
     }
 

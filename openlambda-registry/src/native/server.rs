@@ -271,16 +271,17 @@ impl v1::registry_server::Registry for Service {
         let first = parts.message().await?;
         let first = first.ok_or_else(|| Status::invalid_argument("an empty request"))?;
         let name: FunctionName = first.function.parse().map_err(bad_name)?;
-        let bundle = stream::unfold((Some(first), parts), |(first, mut parts)| async {
+        let bundle = stream::unfold((Some(first), Some(parts)), |(first, parts)| async {
+            let mut parts = parts?;
             let part = match first {
                 Some(first) => Ok(Some(first)),
                 None => parts.message().await,
             };
-            let data = match part {
-                Ok(Some(part)) if part.last => return None,
-                Ok(Some(part)) => Ok(part.data),
-                Ok(None) => Err(io::Error::other("the sender broke off")),
-                Err(status) => Err(io::Error::other(status)),
+            let (data, parts) = match part {
+                // It may carry bytes, as all do.
+                Ok(Some(part)) => (Ok(part.data), (!part.last).then_some(parts)),
+                Ok(None) => (Err(io::Error::other("the sender broke off")), Some(parts)),
+                Err(status) => (Err(io::Error::other(status)), Some(parts)),
             };
             Some((data, (None, parts)))
         });
@@ -398,4 +399,42 @@ impl v1::registry_server::Registry for Service {
 
 fn bad_name(error: NameError) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use openlambda_core::serving::Serving;
+
+    use super::super::Store;
+    use super::*;
+
+    /// Clients of other programs put the bundle's end into the message that says it is the last.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_last_message_of_a_publication_may_carry_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("f.py"), "").unwrap();
+        let mut tar = Vec::new();
+        openlambda_core::bundle::pack_dir(folder.path(), &mut tar).unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let registry = Arc::new(NativeRegistry::new(store));
+        let serving = Serving::start(async move |listener, stop| {
+            serve(registry, listener, ServeConfig::default(), stop).await.unwrap();
+        })
+        .unwrap();
+        let url = serving.url().to_owned();
+        let endpoint = tonic::transport::Endpoint::from_shared(url).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let mut client = v1::registry_client::RegistryClient::new(channel);
+        let part = |name: &str, data: &[u8], last| v1::PublishPart {
+            function: name.to_owned(),
+            data: data.to_vec().into(),
+            last,
+        };
+        let (begin, end) = tar.split_at(tar.len() / 2);
+        let two = vec![part("f", begin, false), part("", end, true)];
+        let one = vec![part("g", &tar, true)];
+        for parts in [two, one] {
+            client.publish(stream::iter(parts)).await.unwrap();
+        }
+    }
 }

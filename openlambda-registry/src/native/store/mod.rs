@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/FORMAT             the format of all this, and the release that brought it into that
 //!       meta.redb          names, versions, aliases, the last changes: one transaction a change
+//!       functions/         the same for each function, of which the tables can be made again
 //!       blobs/<hex>.tar    canonical bundles, by digest
 //!       tmp/               incoming bundles; emptied when the store opens
 //! ```
@@ -10,9 +11,10 @@
 //! # Why what was acknowledged survives
 //!
 //! A bundle is written to `tmp/`, synced, renamed into `blobs/`, and the folder synced, *before* the
-//! transaction that names it commits; the commit syncs too. A crash in between leaves a bundle without
-//! a name, which the next [`Store::open`] removes. A deletion commits first and removes bundles
-//! afterwards, so no version ever names a missing bundle.
+//! transaction that names it commits; so is the function's file in `functions/`; the commit syncs too. A
+//! crash in between leaves a bundle without a name, which the next [`Store::open`] removes, and a file that
+//! says more than the tables, which it writes anew. A deletion commits first and removes bundles afterwards,
+//! so no version ever names a missing bundle.
 //!
 //! # When the disk fails
 //!
@@ -20,6 +22,14 @@
 //! until it is opened anew. So the next change opens it anew, as soon as the disk takes something again;
 //! what was acknowledged is in it, and what failed is not, or is told to those who watch. Until then what
 //! can be read is read.
+//!
+//! # When the disk changes what it was given
+//!
+//! Each row has a sum, each function's file too, and a bundle's digest is one: so nothing is read that was not
+//! written. Opening reads all rows. If one is damaged, or the files know functions that the tables do not,
+//! nothing is changed and no bundle is removed until [`Store::rebuild`] has made the tables anew of the files;
+//! what is whole is read. Without tables, or with tables that are older than the files, a store that has bundles
+//! does not open.
 //!
 //! # Releases
 //!
@@ -31,6 +41,13 @@
 //! new format too, unless rows that do not use it leave it out: an earlier release refuses a manifest
 //! with an unknown key, and would drop an unknown key of a function's row.
 
+mod check;
+mod error;
+mod rebuild;
+mod reconcile;
+mod records;
+mod rows;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -40,44 +57,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use openlambda_core::allow::{Allow, Stored};
 use openlambda_core::bundle::{self, Packed};
-use openlambda_core::format::{Format, FormatError};
+use openlambda_core::format::Format;
 use openlambda_core::function::{
     DEFAULT_NAMESPACE, Digest, FunctionName, FunctionRef, Qualifier, Version, check_alias,
 };
-use openlambda_core::manifest::Manifest;
 use openlambda_core::registry::{
     Bundle, EventLog, Listing, Published, RegistryError, RegistryEvent, Resolved, VersionInfo,
     admit,
 };
 use openlambda_core::time::{Clock, SystemClock};
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
-/// A function's name to its [`FunctionRow`], as JSON. A deleted function keeps its row, so that its
-/// versions' numbers are not used again.
-const FUNCTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("functions");
-/// A function's name and a version to its [`VersionRow`], as JSON.
-const VERSIONS: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("versions");
-/// A digest to the number of versions that name it.
-const BUNDLES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition::new("bundles");
-/// A revision to its [`RegistryEvent`], as JSON; the last [`EVENTS`] ones.
-const EVENT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+use reconcile::last_revision;
+use records::{RECORDS, Record};
+use rows::{
+    BUNDLES, EVENT_LOG, FACTS, FORMAT, FUNCTIONS, FunctionRow, Place, REVISION, VERSIONS,
+    VersionRow, count, read_function, read_version, seal_all, storage, write_function,
+    write_version,
+};
+
+pub use check::Checked;
+pub use error::StoreError;
+pub use rebuild::Rebuilt;
+
 /// The file that has all tables.
 const TABLES: &str = "meta.redb";
-/// What is true of the store as a whole.
-const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
 /// The format of a store's folder.
-pub const STORE_FORMAT: Format = Format { kind: "registry store", number: 1 };
-
-/// The fact that says in which format the tables are.
-const FORMAT: &str = "format";
-/// The fact that holds the revision of the last change.
-const REVISION: &str = "revision";
+pub const STORE_FORMAT: Format = Format { kind: "registry store", number: 2 };
 
 /// What a disk has to take before the tables are opened anew, bytes: opening may write, and while it
 /// fails nothing can be read either.
@@ -97,6 +105,8 @@ pub struct Store {
     allow: Allow,
     clock: SystemClock,
     next_temporary: AtomicU64,
+    /// Why nothing may be changed: what is wrong with the tables.
+    doubt: RwLock<Option<String>>,
     /// Held from a change's first rename to its last removal, so that a bundle that is published
     /// cannot be removed by a deletion that did not know of it.
     /// It holds what namespaces with a quota keep, as far as that was asked for since one of their
@@ -106,70 +116,6 @@ pub struct Store {
 
 /// Held by the one who changes the tables; what is known of namespaces' quotas.
 type Writing<'a> = MutexGuard<'a, BTreeMap<String, Stored>>;
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct FunctionRow {
-    /// The highest number that was ever given out.
-    last: u64,
-    /// The newest version; `None` when the function is deleted.
-    newest: Option<u64>,
-    aliases: BTreeMap<String, Version>,
-    /// The version with which its present life began; missing in rows that releases before it wrote.
-    #[serde(default)]
-    born: Option<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct VersionRow {
-    digest: Digest,
-    manifest: Manifest,
-    /// Size and time are missing in rows that releases before them wrote.
-    #[serde(default)]
-    bytes: Option<u64>,
-    #[serde(default)]
-    published_ms: Option<u64>,
-}
-
-/// Why a store cannot be opened.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Another process has it open.
-    #[error("the store in {} is in use by another process; stop that one or use another folder", dir.display())]
-    InUse {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// It is no store of this release or an earlier one.
-    #[error(transparent)]
-    Format(#[from] FormatError),
-    /// It has no tables any more.
-    #[error(
-        "the store in {} has lost its {TABLES}, without which nobody knows whose its bundles are; put \
-         that file back, or use another folder",
-        dir.display()
-    )]
-    NoTables {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// The folder cannot be used.
-    #[error("cannot use {}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The tables cannot be read.
-    #[error("the tables in {} cannot be read", dir.display())]
-    Database {
-        /// The folder.
-        dir: PathBuf,
-        /// Why.
-        source: Box<redb::Error>,
-    },
-}
 
 impl Store {
     /// Opens the store in the folder `dir`, which is made if it is missing, and removes what a crash
@@ -183,7 +129,15 @@ impl Store {
         let tables = root.join(TABLES);
         // A store says its format only after it has tables. Without them every bundle is one that nobody
         // names, and would go.
-        if STORE_FORMAT.check(&root)?.is_some() && !tables.exists() {
+        let said = STORE_FORMAT.check(&root)?.is_some();
+        let empty = match fs::metadata(&tables) {
+            Ok(file) => file.len() == 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(source) => return Err(StoreError::Io { path: tables, source }),
+        };
+        // Opening an empty file would make tables in it, so it is told apart before.
+        let holds = holds_bundles(&root);
+        if empty && (holds || said) {
             return Err(StoreError::NoTables { dir: root });
         }
         let io_error = |path: &Path| {
@@ -211,22 +165,35 @@ impl Store {
             allow: Allow::default(),
             clock: SystemClock::new(),
             next_temporary: AtomicU64::new(0),
+            doubt: RwLock::default(),
             writing: Mutex::default(),
         };
         let broken = |source: redb::Error| StoreError::Database {
             dir: store.root.clone(),
             source: Box::new(source),
         };
-        let said = store.format().map_err(broken)?;
+        let unreadable = |error: RegistryError| StoreError::Io {
+            path: store.root.join(TABLES),
+            source: io::Error::other(error),
+        };
+        let (said, made) = store.format().map_err(broken)?;
+        if made && holds {
+            return Err(StoreError::NoTables { dir: store.root });
+        }
         if let Some(said) = said.filter(|said| *said > u64::from(STORE_FORMAT.number)) {
             let said = u32::try_from(said).unwrap_or(u32::MAX);
             return Err(STORE_FORMAT.later(store.root.clone(), said, None).into());
         }
         // Again: another release may have opened it since the first look.
         STORE_FORMAT.mark(&store.root)?;
-        store.prepare().map_err(broken)?;
-        let (events, last) = store.opened(read_events).map_err(broken)?;
-        store.remove_leftovers(&["tmp", "blobs"])?;
+        let folder = store.root.join(RECORDS);
+        let mut folders = fs::DirBuilder::new();
+        folders.recursive(true).mode(0o700).create(&folder).map_err(io_error(&folder))?;
+        store.remove_leftovers("tmp", &[])?;
+        store.prepare(made, said).map_err(unreadable)?;
+        store.look_through(store.database.read().as_ref())?;
+        let read = |database: &Database| Ok(read_events(database));
+        let (events, last) = store.opened(read).map_err(broken)?.map_err(unreadable)?;
         Ok(Store { events: EventLog::new(EVENTS, events, last), ..store })
     }
 
@@ -288,6 +255,8 @@ impl Store {
             if let Some(newest) = function.newest
                 && read_version(&transaction, name, newest)?.is_some_and(|row| row.digest == digest)
             {
+                // Over the old one, which may be damaged or missing: to deploy again is how that is healed.
+                self.keep(temporary, &digest)?;
                 return Ok(Published { version: Version(newest), digest, new: false });
             }
             if self.allow.bounds_what_is_stored(namespace) {
@@ -298,8 +267,7 @@ impl Store {
                     self.allow.check_stored(namespace, &writing[namespace], &digest, bytes);
                 checked.map_err(|over| RegistryError::NotAllowed { reason: over.to_string() })?;
             }
-            temporary.keep(&self.blob(&digest)).map_err(storage)?;
-            File::open(self.root.join("blobs")).and_then(|dir| dir.sync_all()).map_err(storage)?;
+            self.keep(temporary, &digest)?;
             function.last += 1;
             if function.newest.is_none() {
                 function.born = Some(function.last);
@@ -307,9 +275,7 @@ impl Store {
             function.newest = Some(function.last);
             let version = Version(function.last);
             write_function(&transaction, name, &function)?;
-            let mut versions = transaction.open_table(VERSIONS).map_err(storage)?;
-            let key = (&*name.to_string(), version.0);
-            versions.insert(key, &*json(&row)?).map_err(storage)?;
+            write_version(&transaction, name, version.0, &row)?;
             count(&transaction, &digest, 1)?;
             let event = self.write_event(&transaction, |revision| RegistryEvent::Published {
                 revision,
@@ -319,8 +285,7 @@ impl Store {
             })?;
             (version, event)
         };
-        transaction.commit().map_err(storage)?;
-        self.events.add(|_| event);
+        self.commit(transaction, name, event)?;
         if let Some(stored) = writing.get_mut(namespace) {
             stored.add(digest, bytes);
         }
@@ -340,12 +305,13 @@ impl Store {
             let versions = transaction.open_table(VERSIONS).map_err(storage)?;
             let text = reference.name.to_string();
             let function = functions.get(&*text).map_err(storage)?.ok_or_else(missing)?;
-            let function: FunctionRow = parse(function.value())?;
+            let function: FunctionRow = Place::Function(&text).open(function.value())?;
             let found = |number: u64| -> Result<Option<Resolved>, RegistryError> {
                 let Some(row) = versions.get((&*text, number)).map_err(storage)? else {
                     return Ok(None);
                 };
-                let VersionRow { digest, manifest, .. } = parse(row.value())?;
+                let VersionRow { digest, manifest, .. } =
+                    Place::Version(&text, number).open(row.value())?;
                 let version = Version(number);
                 let mut found = Resolved::new(reference.name.clone(), version, digest, manifest);
                 found.born = function.born.map(Version);
@@ -361,7 +327,8 @@ impl Store {
                         versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)?.rev()
                     {
                         let (key, row) = row.map_err(storage)?;
-                        let row: VersionRow = parse(row.value())?;
+                        let place = Place::Version(&text, key.value().1);
+                        let row: VersionRow = place.open(row.value())?;
                         if row.digest == *wanted {
                             return found(key.value().1)?.ok_or_else(missing);
                         }
@@ -374,16 +341,24 @@ impl Store {
         })
     }
 
-    /// The canonical tar with this digest, for reading.
+    /// The canonical tar with this digest, for reading. Whether it still has that digest, its reader has to
+    /// find out.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::NotFound`], [`RegistryError::Storage`].
+    /// [`RegistryError::NotFound`] when no version has it, [`RegistryError::Damaged`] when it is missing, [`RegistryError::Storage`].
     pub fn bundle(&self, digest: &Digest) -> Result<File, RegistryError> {
         match File::open(self.blob(digest)) {
             Ok(file) => Ok(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(RegistryError::NotFound { what: format!("bundle {digest}") })
+                let named = self.read(|transaction| {
+                    let bundles = transaction.open_table(BUNDLES).map_err(storage)?;
+                    Ok(bundles.get(digest.as_bytes()).map_err(storage)?.is_some())
+                })?;
+                Err(match named {
+                    true => RegistryError::damaged(digest),
+                    false => RegistryError::NotFound { what: format!("bundle {digest}") },
+                })
             }
             Err(error) => Err(storage(error)),
         }
@@ -401,12 +376,13 @@ impl Store {
             let mut list = Vec::new();
             for row in functions.iter().map_err(storage)? {
                 let (name, row) = row.map_err(storage)?;
-                let row: FunctionRow = parse(row.value())?;
+                let row: FunctionRow = Place::Function(name.value()).open(row.value())?;
                 let Some(newest) = row.newest else { continue };
                 let version = versions.get((name.value(), newest)).map_err(storage)?;
                 let version =
                     version.ok_or_else(|| storage(io::Error::other("a version is missing")))?;
-                let VersionRow { digest, .. } = parse(version.value())?;
+                let place = Place::Version(name.value(), newest);
+                let VersionRow { digest, .. } = place.open(version.value())?;
                 let name = name.value().parse().map_err(storage)?;
                 let version = Version(newest);
                 list.push(Listing { name, version, digest, aliases: row.aliases });
@@ -429,7 +405,7 @@ impl Store {
             let mut found = Vec::new();
             for row in versions.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)? {
                 let (key, row) = row.map_err(storage)?;
-                let row: VersionRow = parse(row.value())?;
+                let row: VersionRow = Place::Version(&text, key.value().1).open(row.value())?;
                 let mut info = VersionInfo::new(Version(key.value().1), row.digest);
                 (info.bytes, info.published_ms) = (row.bytes, row.published_ms);
                 found.push(info);
@@ -463,8 +439,9 @@ impl Store {
             let all = (&*text, 0)..=(&*text, u64::MAX);
             let mut digests = Vec::new();
             for row in versions.range(all.clone()).map_err(storage)? {
-                let (_, row) = row.map_err(storage)?;
-                digests.push(parse::<VersionRow>(row.value())?.digest);
+                let (key, row) = row.map_err(storage)?;
+                let place = Place::Version(&text, key.value().1);
+                digests.push(place.open::<VersionRow>(row.value())?.digest);
             }
             versions.retain_in(all, |_, _| false).map_err(storage)?;
             for digest in digests {
@@ -477,9 +454,8 @@ impl Store {
                 name: name.clone(),
             })?
         };
-        transaction.commit().map_err(storage)?;
+        self.commit(transaction, name, event)?;
         writing.remove(name.namespace());
-        self.events.add(|_| event);
         for digest in unused {
             // What is being read stays readable; what is left here, the next opening removes.
             let _ = fs::remove_file(self.blob(&digest));
@@ -526,9 +502,7 @@ impl Store {
                 version,
             })?
         };
-        transaction.commit().map_err(storage)?;
-        self.events.add(|_| event);
-        Ok(())
+        self.commit(transaction, name, event)
     }
 
     /// The changes, for those who watch.
@@ -546,11 +520,11 @@ impl Store {
         let versions = transaction.open_table(VERSIONS).map_err(storage)?;
         for row in versions.iter().map_err(storage)? {
             let (key, row) = row.map_err(storage)?;
-            let (name, _) = key.value();
+            let (name, version) = key.value();
             if name.split_once('/').map_or(DEFAULT_NAMESPACE, |(its, _)| its) != namespace {
                 continue;
             }
-            let row: VersionRow = parse(row.value())?;
+            let row: VersionRow = Place::Version(name, version).open(row.value())?;
             let bytes = match row.bytes {
                 Some(bytes) => bytes,
                 None => fs::metadata(self.blob(&row.digest)).map_err(storage)?.len(),
@@ -589,6 +563,11 @@ impl Store {
 
     /// Begins a change, if need be in tables that are opened anew.
     fn begin_write(&self, writing: &mut Writing<'_>) -> Result<WriteTransaction, RegistryError> {
+        if let Some(wrong) = &*self.doubt.read() {
+            return Err(storage(io::Error::other(format!(
+                "nothing can be changed: {wrong}; stop the registry and run `ol registry rebuild`"
+            ))));
+        }
         let begin = || self.opened(|database| Ok(database.begin_write()?)).map_err(storage);
         match begin() {
             Err(error) if is_broken_off(&error) => {
@@ -597,6 +576,32 @@ impl Store {
             }
             begun => begun,
         }
+    }
+
+    /// Makes a change last, of which `event` tells: first in the function's file, then in the tables.
+    fn commit(
+        &self,
+        transaction: WriteTransaction,
+        name: &FunctionName,
+        event: RegistryEvent,
+    ) -> Result<(), RegistryError> {
+        let record = record_of(&transaction, name, event.revision().0)?;
+        let written = record.write(&self.root, &self.temporary().path).map_err(storage)?;
+        transaction.commit().map_err(storage)?;
+        written.stands();
+        self.events.add(|_| event);
+        Ok(())
+    }
+
+    /// Looks through tables that have just been opened, and removes bundles that nobody names.
+    fn look_through(&self, database: Option<&Database>) -> Result<(), StoreError> {
+        let Some(database) = database else { return Ok(()) };
+        let content = self.reconcile(database)?;
+        *self.doubt.write() = content.wrong.first().cloned();
+        if content.wrong.is_empty() {
+            self.remove_leftovers("blobs", &content.digests())?;
+        }
+        Ok(())
     }
 
     /// Opens the tables anew after the disk has failed. See the module's documentation.
@@ -614,14 +619,14 @@ impl Store {
         // A change that failed at its very end may be in the tables nevertheless. Those who watch are told of
         // it before anybody reads it, so that nobody knows it and then keeps what was before it.
         writing.clear();
-        let (events, _) = read_events(&opened).map_err(storage)?;
+        let (events, _) = read_events(&opened)?;
         let known = self.events.last();
         for event in events.into_iter().filter(|event| event.revision() > known) {
             self.events.add(|_| event);
         }
+        self.look_through(Some(&opened)).map_err(storage)?;
         *database = Some(opened);
         drop(database);
-        self.remove_leftovers(&["blobs"]).map_err(storage)?;
         tracing::warn!(dir = %self.root.display(), "the tables were opened anew: the disk had failed");
         Ok(())
     }
@@ -630,33 +635,42 @@ impl Store {
         self.root.join("blobs").join(format!("{}.tar", digest.hex()))
     }
 
+    /// Puts a bundle that is on the disk where bundles are, and waits until the disk has it there.
+    fn keep(&self, temporary: Temporary, digest: &Digest) -> Result<(), RegistryError> {
+        temporary.keep(&self.blob(digest)).map_err(storage)?;
+        File::open(self.root.join("blobs")).and_then(|dir| dir.sync_all()).map_err(storage)
+    }
+
     fn temporary(&self) -> Temporary {
         let n = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         Temporary { path: self.root.join("tmp").join(n.to_string()) }
     }
 
-    /// The format that the tables say they have; `None` when there are none yet.
-    fn format(&self) -> Result<Option<u64>, redb::Error> {
+    /// The format that the tables say they have, if they say one; and whether there are none yet.
+    fn format(&self) -> Result<(Option<u64>, bool), redb::Error> {
         self.opened(|database| {
             let transaction = database.begin_read()?;
-            match transaction.open_table(FACTS) {
-                Ok(facts) => Ok(facts.get(FORMAT)?.map(|format| format.value())),
-                Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            let said = match transaction.open_table(FACTS) {
+                Ok(facts) => facts.get(FORMAT)?.map(|format| format.value()),
+                Err(redb::TableError::TableDoesNotExist(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            match transaction.open_table(FUNCTIONS) {
+                Ok(_) => Ok((said, false)),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok((said, true)),
                 Err(error) => Err(error.into()),
             }
         })
     }
 
-    /// Makes the tables that are missing.
-    fn prepare(&self) -> Result<(), redb::Error> {
-        let transaction = self.opened(|database| Ok(database.begin_write()?))?;
-        transaction.open_table(FUNCTIONS)?;
-        transaction.open_table(VERSIONS)?;
-        transaction.open_table(BUNDLES)?;
-        transaction.open_table(EVENT_LOG)?;
-        transaction.open_table(FACTS)?.insert(FORMAT, u64::from(STORE_FORMAT.number))?;
-        transaction.commit()?;
-        Ok(())
+    /// Makes the tables that are missing, and brings those of an earlier format into this one.
+    fn prepare(&self, made: bool, said: Option<u64>) -> Result<(), RegistryError> {
+        let transaction = self.opened(|database| Ok(database.begin_write()?)).map_err(storage)?;
+        make_tables(&transaction)?;
+        if !made && said.unwrap_or(1) < 2 {
+            seal_all(&transaction)?;
+        }
+        transaction.commit().map_err(storage)
     }
 
     /// Writes down the next change.
@@ -668,46 +682,33 @@ impl Store {
         let revision = self.events.last().0 + 1;
         let event = make(openlambda_core::registry::Revision(revision));
         let mut events = transaction.open_table(EVENT_LOG).map_err(storage)?;
-        events.insert(revision, &*json(&event)?).map_err(storage)?;
+        events.insert(revision, &*Place::Event(revision).seal(&event)?).map_err(storage)?;
         if let Some(old) = revision.checked_sub(EVENTS as u64) {
             events.remove(old).map_err(storage)?;
         }
         let mut facts = transaction.open_table(FACTS).map_err(storage)?;
-        facts.insert(REVISION, revision).map_err(storage)?;
+        let sealed = Place::Fact(REVISION).seal_number(revision);
+        facts.insert(REVISION, sealed).map_err(storage)?;
         Ok(event)
     }
 
-    /// Bundles that no version names, in `blobs`, and what was on its way in, in `tmp`.
-    fn remove_leftovers(&self, folders: &[&str]) -> Result<(), StoreError> {
+    /// Removes what is in a folder but the bundles that are `named`.
+    fn remove_leftovers(&self, folder: &str, named: &[Digest]) -> Result<(), StoreError> {
         let io_error = |path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { path, source }
         };
-        let broken = |source: redb::Error| StoreError::Database {
-            dir: self.root.clone(),
-            source: Box::new(source),
-        };
-        let named = || -> Result<Vec<String>, redb::Error> {
-            let transaction = self.opened(|database| Ok(database.begin_read()?))?;
-            let mut named = Vec::new();
-            for row in transaction.open_table(BUNDLES)?.iter()? {
-                let digest = Digest::from_bytes(*row?.0.value());
-                named.push(format!("{}.tar", digest.hex()));
-            }
-            named.sort();
-            Ok(named)
-        };
-        let named = named().map_err(broken)?;
-        for folder in folders {
-            let keep = if *folder == "blobs" { &named[..] } else { &[] };
-            let folder = self.root.join(folder);
-            for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
-                let entry = entry.map_err(io_error(&folder))?;
-                let kept =
-                    |name: &str| keep.binary_search_by(|known| known.as_str().cmp(name)).is_ok();
-                if !entry.file_name().to_str().is_some_and(kept) {
-                    fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
-                }
+        let mut named: Vec<String> = named.iter().map(|digest| digest.hex()).collect();
+        named.sort();
+        let folder = self.root.join(folder);
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let entry = entry.map_err(io_error(&folder))?;
+            let kept = |name: &str| {
+                let hex = name.strip_suffix(".tar").unwrap_or_default();
+                named.binary_search_by(|known| known.as_str().cmp(hex)).is_ok()
+            };
+            if !entry.file_name().to_str().is_some_and(kept) {
+                fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
             }
         }
         Ok(())
@@ -726,6 +727,11 @@ fn is_broken_off(error: &RegistryError) -> bool {
         _ => return matches!(error.downcast_ref(), Some(Error::PreviousIo)),
     };
     matches!(storage, StorageError::PreviousIo)
+}
+
+/// Whether there are bundles in the store's folder.
+fn holds_bundles(root: &Path) -> bool {
+    fs::read_dir(root.join("blobs")).is_ok_and(|mut bundles| bundles.next().is_some())
 }
 
 /// A file in `tmp/`, removed by Drop unless it was kept.
@@ -758,14 +764,44 @@ impl Drop for Temporary {
     }
 }
 
+/// Makes the tables that are missing, in this release's format.
+fn make_tables(transaction: &WriteTransaction) -> Result<(), RegistryError> {
+    transaction.open_table(FUNCTIONS).map_err(storage)?;
+    transaction.open_table(VERSIONS).map_err(storage)?;
+    transaction.open_table(BUNDLES).map_err(storage)?;
+    transaction.open_table(EVENT_LOG).map_err(storage)?;
+    let mut facts = transaction.open_table(FACTS).map_err(storage)?;
+    facts.insert(FORMAT, u64::from(STORE_FORMAT.number)).map_err(storage)?;
+    Ok(())
+}
+
+/// A function as a change leaves it.
+fn record_of(
+    transaction: &WriteTransaction,
+    name: &FunctionName,
+    revision: u64,
+) -> Result<Record, RegistryError> {
+    let function = read_function(transaction, name)?.unwrap_or_default();
+    let text = name.to_string();
+    let table = transaction.open_table(VERSIONS).map_err(storage)?;
+    let mut versions = BTreeMap::new();
+    for row in table.range((&*text, 0)..=(&*text, u64::MAX)).map_err(storage)? {
+        let (key, row) = row.map_err(storage)?;
+        let version = key.value().1;
+        versions.insert(version, Place::Version(&text, version).open(row.value())?);
+    }
+    Ok(Record { name: name.clone(), revision, function, versions })
+}
+
 /// The last changes, and the revision of the last one.
-fn read_events(database: &Database) -> Result<(Vec<RegistryEvent>, u64), redb::Error> {
-    let transaction = database.begin_read()?;
-    let last = transaction.open_table(FACTS)?.get(REVISION)?.map_or(0, |last| last.value());
+fn read_events(database: &Database) -> Result<(Vec<RegistryEvent>, u64), RegistryError> {
+    let transaction = database.begin_read().map_err(storage)?;
+    let last = last_revision(&transaction)?;
     let mut events = Vec::new();
-    for row in transaction.open_table(EVENT_LOG)?.iter()? {
+    for row in transaction.open_table(EVENT_LOG).map_err(storage)?.iter().map_err(storage)? {
+        let (key, row) = row.map_err(storage)?;
         // One that cannot be read ends those before it: watchers are told that they are lost.
-        match serde_json::from_slice(row?.1.value()) {
+        match Place::Event(key.value()).open(row.value()) {
             Ok(event) => events.push(event),
             Err(_) => events.clear(),
         }
@@ -773,67 +809,11 @@ fn read_events(database: &Database) -> Result<(Vec<RegistryEvent>, u64), redb::E
     Ok((events, last))
 }
 
-fn read_function(
-    transaction: &WriteTransaction,
-    name: &FunctionName,
-) -> Result<Option<FunctionRow>, RegistryError> {
-    let table = transaction.open_table(FUNCTIONS).map_err(storage)?;
-    let row = table.get(&*name.to_string()).map_err(storage)?;
-    row.map(|row| parse(row.value())).transpose()
-}
-
-fn write_function(
-    transaction: &WriteTransaction,
-    name: &FunctionName,
-    row: &FunctionRow,
-) -> Result<(), RegistryError> {
-    let mut table = transaction.open_table(FUNCTIONS).map_err(storage)?;
-    table.insert(&*name.to_string(), &*json(row)?).map_err(storage)?;
-    Ok(())
-}
-
-fn read_version(
-    transaction: &WriteTransaction,
-    name: &FunctionName,
-    version: u64,
-) -> Result<Option<VersionRow>, RegistryError> {
-    let table = transaction.open_table(VERSIONS).map_err(storage)?;
-    let row = table.get((&*name.to_string(), version)).map_err(storage)?;
-    row.map(|row| parse(row.value())).transpose()
-}
-
-/// Changes how many versions name a bundle. Returns how many do now.
-fn count(
-    transaction: &WriteTransaction,
-    digest: &Digest,
-    change: i64,
-) -> Result<u64, RegistryError> {
-    let mut table = transaction.open_table(BUNDLES).map_err(storage)?;
-    let known = table.get(digest.as_bytes()).map_err(storage)?.map_or(0, |count| count.value());
-    let count = known.saturating_add_signed(change);
-    if count == 0 {
-        table.remove(digest.as_bytes()).map_err(storage)?;
-    } else {
-        table.insert(digest.as_bytes(), count).map_err(storage)?;
-    }
-    Ok(count)
-}
-
-fn json(value: &impl Serialize) -> Result<Vec<u8>, RegistryError> {
-    serde_json::to_vec(value).map_err(storage)
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, RegistryError> {
-    serde_json::from_slice(bytes).map_err(storage)
-}
-
-fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
-    RegistryError::Storage(error.into())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use openlambda_core::manifest::Manifest;
 
     use super::*;
 
@@ -854,9 +834,8 @@ mod tests {
             bytes: Some(2048),
             published_ms: Some(1),
         };
-        let text = |row: Vec<u8>| String::from_utf8(row).unwrap();
-        assert_eq!(text(json(&function).unwrap()), FUNCTION_ROW);
-        assert_eq!(text(json(&version).unwrap()), VERSION_ROW);
+        assert_eq!(serde_json::to_string(&function).unwrap(), FUNCTION_ROW);
+        assert_eq!(serde_json::to_string(&version).unwrap(), VERSION_ROW);
     }
 
     #[test]
@@ -866,7 +845,7 @@ mod tests {
         let store = Store::open(&root).unwrap();
         store.publish(&"f".parse().unwrap(), &*tar("1")).unwrap();
         for (name, expected) in
-            [("FORMAT", 0o600), (TABLES, 0o600), ("blobs", 0o700), ("tmp", 0o700)]
+            [("FORMAT", 0o600), (TABLES, 0o600), ("blobs", 0o700), (RECORDS, 0o700), ("tmp", 0o700)]
         {
             let mode = fs::metadata(root.join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, expected, "{name}");
