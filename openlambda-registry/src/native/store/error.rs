@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use openlambda_core::format::FormatError;
 use thiserror::Error;
 
-use super::TABLES;
+use super::rows::TABLES;
 
 /// Why a store cannot be opened.
 #[derive(Debug, Error)]

@@ -69,20 +69,16 @@ use openlambda_core::time::{Clock, SystemClock};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
-use reconcile::last_revision;
 use records::{RECORDS, Record};
 use rows::{
-    BUNDLES, EVENT_LOG, FACTS, FORMAT, FUNCTIONS, FunctionRow, Place, REVISION, VERSIONS,
-    VersionRow, count, read_function, read_version, seal_all, storage, write_function,
-    write_version,
+    BUNDLES, EVENT_LOG, FACTS, FORMAT, FUNCTIONS, FunctionRow, Place, REVISION, TABLES, VERSIONS,
+    VersionRow, count, last_revision, read_function, read_version, seal_all, storage,
+    write_function, write_version,
 };
 
 pub use check::Checked;
 pub use error::StoreError;
 pub use rebuild::Rebuilt;
-
-/// The file that has all tables.
-const TABLES: &str = "meta.redb";
 
 /// The format of a store's folder.
 pub const STORE_FORMAT: Format = Format { kind: "registry store", number: 2 };

@@ -10,8 +10,8 @@ use openlambda_core::registry::RegistryError;
 use redb::Database;
 
 use super::records::{Record, read_all};
-use super::rows::{FACTS, Place, REVISION, count, storage, write_function, write_version};
-use super::{STORE_FORMAT, Store, StoreError, TABLES, make_tables};
+use super::rows::{FACTS, Place, REVISION, TABLES, count, storage, write_function, write_version};
+use super::{STORE_FORMAT, Store, StoreError, make_tables};
 
 /// What [`Store::rebuild`] has found.
 #[derive(Debug)]

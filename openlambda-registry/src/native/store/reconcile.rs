@@ -10,8 +10,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::records::{RECORDS, Record, read_all};
 use super::rows::{
-    BUNDLES, EVENT_LOG, FACTS, FUNCTIONS, FunctionRow, Place, REVISION, VERSIONS, VersionRow,
-    storage,
+    BUNDLES, FUNCTIONS, FunctionRow, Place, VERSIONS, VersionRow, last_revision, storage,
 };
 use super::{Store, StoreError};
 
@@ -97,17 +96,6 @@ impl Content {
     }
 }
 
-/// The revision of the last change; that of the last event where the fact is damaged.
-pub(super) fn last_revision(transaction: &ReadTransaction) -> Result<u64, RegistryError> {
-    let facts = transaction.open_table(FACTS).map_err(storage)?;
-    let Some(row) = facts.get(REVISION).map_err(storage)? else { return Ok(0) };
-    Place::Fact(REVISION).open_number(row.value()).or_else(|_| {
-        let events = transaction.open_table(EVENT_LOG).map_err(storage)?;
-        let last = events.last().map_err(storage)?;
-        Ok(last.map_or(0, |(key, _)| key.value()))
-    })
-}
-
 impl Store {
     /// Writes functions' files that do not say what the tables say, as one is after a crash. Returns what the
     /// tables hold, with all that is in doubt: as long as anything is, no bundle may be removed.
@@ -120,7 +108,7 @@ impl Store {
         let io_error = |source: io::Error| StoreError::Io { path: folder.clone(), source };
         let broken = |error: RegistryError| {
             let source = io::Error::other(error);
-            StoreError::Io { path: self.root.join(super::TABLES), source }
+            StoreError::Io { path: self.root.join(super::rows::TABLES), source }
         };
         let transaction = database.begin_read().map_err(storage).map_err(broken)?;
         let mut content = Content::read(&transaction).map_err(broken)?;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::manifest::Manifest;
 use openlambda_core::registry::RegistryError;
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -26,6 +26,9 @@ pub(super) const BUNDLES: TableDefinition<'_, &[u8; 32], u64> = TableDefinition:
 pub(super) const EVENT_LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 /// What is true of the store as a whole.
 pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+/// The file that has all tables.
+pub(super) const TABLES: &str = "meta.redb";
 
 /// The fact that says in which format the tables are. It has no sum: every release reads it.
 pub(super) const FORMAT: &str = "format";
@@ -256,4 +259,15 @@ pub(super) fn seal_all(transaction: &WriteTransaction) -> Result<(), RegistryErr
 
 pub(super) fn storage(error: impl Into<openlambda_core::invocation::BoxError>) -> RegistryError {
     RegistryError::Storage(error.into())
+}
+
+/// The revision of the last change; that of the last event where the fact is damaged.
+pub(super) fn last_revision(transaction: &ReadTransaction) -> Result<u64, RegistryError> {
+    let facts = transaction.open_table(FACTS).map_err(storage)?;
+    let Some(row) = facts.get(REVISION).map_err(storage)? else { return Ok(0) };
+    Place::Fact(REVISION).open_number(row.value()).or_else(|_| {
+        let events = transaction.open_table(EVENT_LOG).map_err(storage)?;
+        let last = events.last().map_err(storage)?;
+        Ok(last.map_or(0, |(key, _)| key.value()))
+    })
 }
