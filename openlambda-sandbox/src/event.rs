@@ -12,7 +12,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, SET_COOKIE, USER_
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use openlambda_core::function::FunctionName;
 use openlambda_core::invocation::{RequestHead, RequestId};
-use openlambda_core::manifest::EventFormat;
+use openlambda_core::manifest::{EventFormat, RouteMatch, match_route};
 use openlambda_core::sandbox::{SandboxError, SandboxErrorKind};
 use openlambda_core::wire;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -21,11 +21,14 @@ use serde_json::{Map, Value, json};
 
 /// The event of one invocation, as JSON.
 ///
+/// With [`EventFormat::HttpV1`], `routes` are the templates of the manifest.
+///
 /// # Errors
 ///
 /// [`SandboxErrorKind::BadRequest`] when the body must be JSON and is not.
 pub fn encode(
     format: EventFormat,
+    routes: &[String],
     id: &RequestId,
     function: &FunctionName,
     head: &RequestHead,
@@ -35,7 +38,9 @@ pub fn encode(
     match format {
         EventFormat::Body => json_body(body),
         EventFormat::Http => Ok(http_event(id, function, head, &body, unix_ms).to_string().into()),
-        EventFormat::HttpV1 => Ok(v1_event(id, function, head, &body, unix_ms).to_string().into()),
+        EventFormat::HttpV1 => {
+            Ok(v1_event(routes, id, function, head, &body, unix_ms).to_string().into())
+        }
     }
 }
 
@@ -261,9 +266,10 @@ fn http_event(
     event
 }
 
-/// An event of API Gateway's REST APIs, payload version 1.0. There is one resource for each path, since
-/// there is no template that would name others.
+/// An event of API Gateway's REST APIs, payload version 1.0. There is one resource for each path that is like
+/// none of the templates.
 fn v1_event(
+    routes: &[String],
     id: &RequestId,
     function: &FunctionName,
     head: &RequestHead,
@@ -285,25 +291,30 @@ fn v1_event(
     let source = forwarded.split(',').next().map(str::trim).filter(|ip| !ip.is_empty());
     let domain = last("host").unwrap_or_else(|| "localhost".to_owned());
     let below = head.path.trim_start_matches('/');
-    let path_parameters = (!below.is_empty()).then(|| json!({ "proxy": below }));
+    let (resource, path_parameters) = match match_route(routes, &head.path) {
+        Some(RouteMatch { route, parameters }) => (route, parameters),
+        None if below.is_empty() => (&*head.path, Vec::new()),
+        None => (&*head.path, vec![("proxy", below)]),
+    };
+    let path_parameters: Map<_, _> =
+        path_parameters.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
     let utf8 = std::str::from_utf8(body);
     let text = utf8.map_or_else(|_| base64_encode(body), str::to_owned);
     let user_agent = last("user-agent");
     json!({
         "version": "1.0",
-        "resource": head.path,
+        "resource": resource,
         "path": head.path,
         "httpMethod": head.method.as_str(),
         "headers": headers.last,
         "multiValueHeaders": headers.all,
         "queryStringParameters": parameters.last_or_null(),
         "multiValueQueryStringParameters": parameters.all_or_null(),
-        "pathParameters": path_parameters,
+        "pathParameters": (!path_parameters.is_empty()).then_some(path_parameters),
         "stageVariables": null,
         "requestContext": {
             "accountId": "anonymous",
             "apiId": function.name(),
-            "authorizer": null,
             "domainName": domain,
             "domainPrefix": domain.split('.').next(),
             "extendedRequestId": id.as_str(),
@@ -329,7 +340,7 @@ fn v1_event(
             "requestTime": log_time(unix_ms),
             "requestTimeEpoch": unix_ms,
             "resourceId": "$default",
-            "resourcePath": head.path,
+            "resourcePath": resource,
             "stage": "$default",
         },
         "body": (!body.is_empty()).then_some(text),
@@ -402,8 +413,13 @@ impl HttpReply<'_> {
             let mut same = lists.iter().filter(|(list, _)| list.eq_ignore_ascii_case(name));
             same.any(|(_, values)| values.contains(value))
         };
-        for (name, values) in &lists {
-            given.extend(values.iter().map(|value| (&**name, value)));
+        for (place, (name, values)) in lists.iter().enumerate() {
+            // Some repeat a header in other letters, for services that take one value for each spelling.
+            let mut before =
+                lists[..place].iter().filter(|(other, _)| other.eq_ignore_ascii_case(name));
+            if !before.any(|(_, others)| others == values) {
+                given.extend(values.iter().map(|value| (&**name, value)));
+            }
         }
         for (name, values) in &headers {
             let values = values.iter().filter(|value| !has(name, value));
@@ -610,7 +626,8 @@ mod tests {
 
     fn event(format: EventFormat, head: &RequestHead, body: &[u8]) -> Result<Value, SandboxError> {
         let body = Bytes::copy_from_slice(body);
-        let event = encode(format, &id(), &"f".parse().unwrap(), head, body, 1_709_251_199_000)?;
+        let event =
+            encode(format, &[], &id(), &"f".parse().unwrap(), head, body, 1_709_251_199_000)?;
         Ok(serde_json::from_slice(&event).unwrap())
     }
 
@@ -782,7 +799,22 @@ mod tests {
             (&context["path"], &context["resourcePath"]),
             (&json!("/run/f/a/b"), &json!("/a/b"))
         );
+        // Where there is no authorizer, as here, programs look whether there is one.
+        assert_eq!(context.get("authorizer"), None);
         assert_eq!((&made["body"], &made["isBase64Encoded"]), (&json!("text"), &json!(false)));
+        let routes = ["/a/{id}".to_owned(), "/".to_owned()];
+        let id = "r".parse().unwrap();
+        for (path, resource, parameters) in [
+            ("/a/b%20c", "/a/{id}", json!({"id": "b%20c"})),
+            ("/", "/", Value::Null),
+            ("/other", "/other", json!({"proxy": "other"})),
+        ] {
+            head.path = path.to_owned();
+            let made = v1_event(&routes, &id, &"f".parse().unwrap(), &head, b"", 0);
+            assert_eq!((&made["path"], &made["resource"]), (&json!(path), &json!(resource)));
+            assert_eq!(made["requestContext"]["resourcePath"], resource);
+            assert_eq!(made["pathParameters"], parameters);
+        }
         let nothing = event(EventFormat::HttpV1, &RequestHead::default(), b"").unwrap();
         for key in
             ["body", "queryStringParameters", "multiValueQueryStringParameters", "pathParameters"]
@@ -797,6 +829,14 @@ mod tests {
         let answer = decode(EventFormat::HttpV1, reply.to_string().into()).unwrap();
         let all = |name: &str| answer.headers.get_all(name).iter().count();
         assert_eq!((all("x-a"), all("x-b"), all("set-cookie")), (2, 1, 2));
+        let cookies = json!(["a=1", "b=2"]);
+        let reply = json!({
+            "statusCode": 200,
+            "multiValueHeaders": {"Set-Cookie": cookies, "set-cookie": cookies, "x-a": ["1", "1"], "X-A": ["2"]},
+        });
+        let answer = decode(EventFormat::HttpV1, reply.to_string().into()).unwrap();
+        let all = |name: &str| answer.headers.get_all(name).iter().count();
+        assert_eq!((all("set-cookie"), all("x-a")), (2, 3));
         for bad in ["null", "[]", "\"text\"", "{\"body\": \"x\"}"] {
             let error = decode(EventFormat::HttpV1, bad.into()).unwrap_err();
             assert!(error.message.contains("statusCode"), "{error}");

@@ -77,6 +77,7 @@
 //!         let api = RuntimeApi::new(RuntimeApiConfig {
 //!             slots,
 //!             event: spec.manifest.event,
+//!             routes: spec.manifest.routes.clone(),
 //!             function: spec.function,
 //!             version: spec.version,
 //!             clock: self.clock,
@@ -348,6 +349,7 @@ pub fn contact(
     let api = RuntimeApi::new(RuntimeApiConfig {
         slots: spec.manifest.concurrency,
         event: spec.manifest.event,
+        routes: spec.manifest.routes.clone(),
         function: spec.function.clone(),
         version: spec.version,
         clock,
@@ -603,6 +605,7 @@ mod tests {
         let api = RuntimeApi::new(RuntimeApiConfig {
             slots: 1,
             event: EventFormat::Body,
+            routes: Vec::new(),
             function: "f".parse().unwrap(),
             version: None,
             clock: Arc::new(SystemClock::new()),

@@ -114,11 +114,14 @@ def lambda_handler(event, context):
 exports.handler = async (event) => (
     {statusCode: 200, body: JSON.stringify(event), multiValueHeaders: {'Set-Cookie': ['a=1', 'b=2']}});
 ";
-    let manifest = ("ol.toml", "event = \"http-v1\"");
+    let manifest = (
+        "ol.toml",
+        "event = \"http-v1\"\nroutes = [\"/{proxy+}\", \"/items/{id}\", \"/items/new\"]",
+    );
     for file in [("lambda_function.py", python), ("index.js", node)] {
         in_each(&containers, &[file, manifest], async |sandbox| {
             let mut call = invocation("the-id", "text");
-            call.head.path = "/a".to_owned();
+            call.head.path = "/items/5".to_owned();
             call.head.query = Some("x=1&x=2".to_owned());
             for value in ["1", "2"] {
                 call.head.headers.append("x-a", value.parse().unwrap());
@@ -131,6 +134,11 @@ exports.handler = async (event) => (
             assert_eq!(event["multiValueHeaders"]["x-a"], json!(["1", "2"]));
             assert_eq!(event["multiValueQueryStringParameters"]["x"], json!(["1", "2"]));
             assert_eq!(event["requestContext"]["identity"]["sourceIp"], "192.0.2.1");
+            assert_eq!(
+                (&event["resource"], &event["path"]),
+                (&json!("/items/{id}"), &json!("/items/5"))
+            );
+            assert_eq!(event["pathParameters"], json!({"id": "5"}));
         })
         .await;
     }

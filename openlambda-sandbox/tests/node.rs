@@ -92,6 +92,10 @@ const ways = {
     done(event, context) { setImmediate(context.done, null, 'done'); },
     succeed(event, context) { context.succeed('succeed'); context.fail(new Error('too late')); },
     silent() {},
+    // What is returned with them is no reply.
+    timer: (event, context) => setTimeout(context.succeed, 5, 'timer'),
+    server: (event, context) => require('net').createServer().unref().listen(0, () => context.done(null, 'server')),
+    proxies: (event, context) => ({ promise: new Promise((resolve) => setTimeout(resolve, 5)).then(() => context.succeed('proxied')) }),
     // The reply waits for what is left to do, unless it is told not to.
     waits(event, context, callback) {
         callback(null, globalThis.order = []);
@@ -104,6 +108,7 @@ const ways = {
     },
 };
 exports.handler = (event, context, callback) => ways[event](event, context, callback);
+exports.plain = (event, context) => ways[event](event, context);
 Object.assign(exports, ways);
 ";
     let sandbox = setup.create(setup.spec(&[("index.js", CODE)])).await;
@@ -116,6 +121,9 @@ Object.assign(exports, ways);
         ("done", json!("done")),
         ("succeed", json!("succeed")),
         ("silent", Value::Null),
+        ("timer", json!("timer")),
+        ("server", json!("server")),
+        ("proxies", json!("proxied")),
         ("waits", json!(["later"])),
         ("hurries", json!("hurries")),
     ] {
@@ -126,6 +134,13 @@ Object.assign(exports, ways);
     let (_, words) = told(&*sandbox, json!("cyclic")).await;
     assert_eq!(words.kind, "Runtime.MarshalError");
     assert!(words.message.starts_with("Unable to marshal response: "), "{}", words.message);
+    let plain = ("ol.toml", "runtime = \"node\"\nhandler = \"index.plain\"");
+    let sandbox = setup.create(setup.spec(&[("index.js", CODE), plain])).await;
+    for (way, expected) in
+        [("value", "value"), ("timer", "timer"), ("server", "server"), ("proxies", "proxied")]
+    {
+        assert_eq!(ask(&*sandbox, json!(way)).await, expected, "{way}");
+    }
     // A handler that takes no callback may return what it has.
     for style in ["", "style = \"event\"\n"] {
         let manifest = format!("{style}runtime = \"node\"\nhandler = \"index.value\"");

@@ -18,11 +18,24 @@ async fn a_function_finds_itself_at_home() {
 import getpass, os, socket
 def f(event):
     with open(os.environ['HOME'] + '/file', 'w') as file: file.write('x')
-    return [os.getcwd(), getpass.getuser(), socket.gethostname(), os.environ['TMPDIR'], os.listdir('/tmp'), event]
+    places = [os.listdir('/host/tmp'), os.listdir('/handler')]
+    return [os.getcwd(), getpass.getuser(), socket.gethostname(), os.environ['TMPDIR'], os.listdir('/tmp'), places, event]
 ";
     let sandbox = containers.create(containers.spec(&[("f.py", code)])).await;
-    let expected = json!(["/var/task", "sandbox", "sandbox", "/tmp", ["file"], 1]);
+    // The Go project's places, too.
+    let places = [["file"], ["f.py"]];
+    let expected = json!(["/var/task", "sandbox", "sandbox", "/tmp", ["file"], places, 1]);
     assert_eq!(ask(&*sandbox, json!(1)).await, expected);
+    let volumes = "[[volumes]]\nname = \"a\"\npath = \"/host/tmp\"\n[[volumes]]\nname = \"b\"\npath = \"/handler\"\n";
+    let own = [
+        (
+            "f.py",
+            "import os\ndef f(event): return os.listdir('/host/tmp') + os.listdir('/handler')",
+        ),
+        ("ol.toml", volumes),
+    ];
+    let sandbox = containers.create(containers.spec(&own)).await;
+    assert_eq!(ask(&*sandbox, json!(1)).await, json!([]));
     containers.factory.shutdown().await;
 }
 

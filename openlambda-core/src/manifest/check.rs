@@ -2,7 +2,9 @@
 
 use super::cors::Cors;
 use super::lists::{is_short, short};
-use super::{ENVIRONMENT_LIMIT, MANIFEST_LIMIT, Manifest, ManifestError, Volume};
+use super::{
+    ENVIRONMENT_LIMIT, EventFormat, MANIFEST_LIMIT, Manifest, ManifestError, Volume, routes,
+};
 
 /// The most volumes of one function.
 const MOST_VOLUMES: usize = 16;
@@ -122,6 +124,15 @@ impl Manifest {
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return wrong(format!("method \"{method}\" is not valid; write it as \"GET\""));
             }
+        }
+        if !self.routes.is_empty() && self.event != EventFormat::HttpV1 {
+            return wrong(
+                "routes are told to functions with event = \"http-v1\" only; set that, or leave routes out"
+                    .to_owned(),
+            );
+        }
+        if let Some(why) = routes::fault(&self.routes) {
+            return wrong(why);
         }
         if let Some((_, why)) = self.wrong_variable() {
             return wrong(why);

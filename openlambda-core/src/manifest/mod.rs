@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod lists;
 mod names;
+mod routes;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub use error::ManifestError;
 pub use files::SOURCE_LIMIT;
 pub(crate) use names::too_long;
 pub use names::{ENVIRONMENT_LIMIT, MANIFEST_FILE, MANIFEST_FILES, MANIFEST_LIMIT, YAML_FILE};
+pub use routes::{RouteMatch, match_route};
 pub use yaml::unserved_triggers;
 
 use crate::config::{ConfigError, parse_toml};
@@ -42,6 +44,10 @@ pub struct Manifest {
     pub style: Option<Style>,
     /// What the event and lambda styles get as their event.
     pub event: EventFormat,
+    /// Templates of paths, `/items/{id}`, that an event of [`EventFormat::HttpV1`] names as the resource, with
+    /// its path parameters. None: each path is a resource of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
     /// The time limit of one invocation, from the start of the handler; then 504. Up to 86,400.
     pub timeout_seconds: f64,
     /// The memory limit of an instance, and what it takes from the worker's pool. MiB.
@@ -87,6 +93,7 @@ impl Default for Manifest {
             handler: None,
             style: None,
             event: EventFormat::Body,
+            routes: Vec::new(),
             timeout_seconds: 30.0,
             memory_mb: 128,
             processes: 64,
@@ -390,6 +397,8 @@ mod tests {
             "concurrency = 0",
             "cpus = 0.0",
             "methods = [\"get\"]",
+            "routes = [\"/items/{id}\"]",
+            "event = \"http-v1\"\nroutes = [\"items\"]",
             "environment = { \"A=B\" = \"c\" }",
             "volumes = [{ name = \"..\", path = \"/d\" }]",
             "volumes = [{ name = \"d\", path = \"/d/../e\" }]",

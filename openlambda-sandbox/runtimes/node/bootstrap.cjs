@@ -10,6 +10,7 @@
 // AWS_LAMBDA_MAX_CONCURRENCY (slots: connections that ask for events, all on the one event loop;
 // absent: one).
 
+const { EventEmitter } = require('events');
 const fs = require('fs');
 const net = require('net');
 const path = require('path');
@@ -375,7 +376,7 @@ class Invocation {
           (value) => this.succeed(value),
           (error) => this.fail(error),
         );
-      } else if (result !== undefined && handler.length < 3) {
+      } else if (result !== undefined && handler.length < 3 && isData(result)) {
         this.succeed(result);
       } else if (!this.whenEmpty) {
         // Someone may still call back. AWS's answer, when nobody does, is null.
@@ -514,6 +515,19 @@ class Invocation {
       fail: (error) => this.fail(error),
     };
   }
+}
+
+/**
+ * Whether a value may be meant as the reply. AWS's runtime takes none that is not promised; here a handler
+ * may return one. But what has functions or promises in it, as a timer or a server, was returned because the
+ * handler's last expression had it: such a handler calls back.
+ */
+function isData(value) {
+  if (typeof value === 'function' || value instanceof EventEmitter) return false;
+  if (value === null || typeof value !== 'object' || typeof value.toJSON === 'function') return true;
+  return !Object.values(value).some(
+    (part) => typeof part === 'function' || typeof part?.then === 'function',
+  );
 }
 
 /** How long a handler has after its stream was closed. */

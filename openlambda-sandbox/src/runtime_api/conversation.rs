@@ -40,6 +40,8 @@ pub struct RuntimeApiConfig {
     pub slots: u32,
     /// What handlers get as their event.
     pub event: EventFormat,
+    /// The manifest's templates of paths.
+    pub routes: Vec<String>,
     /// The function.
     pub function: FunctionName,
     /// Its version, where it is known.
@@ -226,7 +228,7 @@ impl RuntimeApi {
             headers.insert(raw::HEAD, raw::encode(&head));
         } else {
             let now = config.clock.unix_millis();
-            body = event::encode(config.event, &id, &function, &head, body, now)?;
+            body = event::encode(config.event, &config.routes, &id, &function, &head, body, now)?;
         }
         // What was printed since the last invocation is not this one's.
         if let Some(output) = &config.output {

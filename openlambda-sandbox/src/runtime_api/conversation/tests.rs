@@ -100,6 +100,7 @@ fn config() -> RuntimeApiConfig {
     RuntimeApiConfig {
         slots: 1,
         event: EventFormat::Body,
+        routes: Vec::new(),
         function: "ns/tested".parse().unwrap(),
         version: None,
         clock: Arc::new(SystemClock::new()),

@@ -384,7 +384,7 @@ fn own_user_namespace() -> Result<(), Failed> {
 /// /usr         the machine's own, read-only; /bin, /lib … as the machine has them
 /// /etc         copies of what programs need, names for two users
 /// /dev         null, zero, full, random, urandom, tty
-/// /var/task    where the bundle goes
+/// /var/task    where the bundle goes; /handler leads there
 /// /tmp, /dev/shm, /dev/pts, /proc    where each start mounts its own
 /// ```
 fn skeleton(setup: &Setup, folders: &[String]) -> Result<OwnedFd, Failed> {
@@ -451,6 +451,14 @@ fn fill(setup: &Setup, folders: &[String], root: &Path) -> io::Result<()> {
     }
     symlink("/tmp", root.join("var/tmp"))?;
     symlink("/run", root.join("var/run"))?;
+    // Where functions of the Go project find them. A volume there goes before.
+    folder("host")?;
+    for (place, name) in [("/tmp", "host/tmp"), ("/var/task", "handler")] {
+        match symlink(place, root.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => done?,
+        }
+    }
     for (name, mode, content) in &setup.runtime_files {
         let path = root.join("var/runtime").join(name);
         if let Some(parent) = path.parent() {
