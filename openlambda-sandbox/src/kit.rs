@@ -77,7 +77,7 @@
 //!         let api = RuntimeApi::new(RuntimeApiConfig {
 //!             slots,
 //!             event: spec.manifest.event,
-//!             routes: spec.manifest.routes,
+//!             routes: spec.manifest.routes.clone(),
 //!             function: spec.function,
 //!             version: spec.version,
 //!             clock: self.clock,

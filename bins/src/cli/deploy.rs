@@ -1,5 +1,7 @@
 //! `ol deploy`: publishes a folder as a function's newest version, once or at every save.
 
+use std::cell::Cell;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +21,7 @@ use openlambda_sandbox::Pythons;
 use super::interrupt::Interrupts;
 use super::lookup::{refresh, url_of};
 use super::page::Page;
-use super::progress::Progress;
+use super::progress::Pace;
 use super::watch::Look;
 use super::{Common, block_on, print, print_json};
 use crate::Catalog;
@@ -114,12 +116,12 @@ fn deploy_once(
     let (packed, tar) = pack(&args.folder)?;
     check(&args.folder, &packed, &dir.worker_settings()?.pythons()?)?;
     let left_out = packed.left_out;
-    let progress = Progress::start(format!("deploying {name}"));
+    let pace = Pace::start(&format!("deploying {name}"), "MiB");
     let state = dir.running()?;
     let registry = state.open_to_change(catalog, "ol deploy")?;
     let published = block_on(async {
         let sent = Arc::new(AtomicBool::new(false));
-        let publish = registry.publish(name, in_pieces(tar, progress, sent.clone()));
+        let publish = registry.publish(name, in_pieces(tar, pace, sent.clone()));
         let mut told = false;
         let published = interrupts.during(publish, || pressed(name, &sent, &mut told)).await?;
         let published = published.context(|| format!("cannot publish {name}"))?;
@@ -145,11 +147,36 @@ fn pack(folder: &Path) -> Result<(Packed, Vec<u8>)> {
         let file = folder.display();
         return Err(CliError::new(format!("{file} is a file; name the folder of the function")));
     }
-    let _progress = Progress::start(format!("packing {}", folder.display()));
-    let mut tar = Vec::new();
-    let packed = bundle::pack_dir(folder, &mut tar)
+    let pace = Pace::start(&format!("packing {}", folder.display()), "MiB");
+    let all = Cell::new(0);
+    let mut tar = Shown { pace, all: &all, tar: Vec::new() };
+    let packed = bundle::pack_dir_telling(folder, &mut tar, |bytes| all.set(bytes as usize))
         .context(|| format!("cannot deploy {}", folder.display()))?;
-    Ok((packed, tar))
+    Ok((packed, tar.tar))
+}
+
+/// A bundle that tells how large it has become.
+struct Shown<'a> {
+    pace: Pace,
+    /// How large its files are.
+    all: &'a Cell<usize>,
+    tar: Vec<u8>,
+}
+
+impl Write for Shown<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let before = mib(self.tar.len());
+        self.tar.extend_from_slice(data);
+        let now = mib(self.tar.len());
+        if now > before {
+            self.pace.at(now, mib(self.all.get()).max(now));
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What would go wrong at the first call.
@@ -219,14 +246,25 @@ fn pressed(name: &FunctionName, sent: &AtomicBool, told: &mut bool) -> Result<()
     Ok(())
 }
 
+const MIB: usize = 1 << 20;
+
+fn mib(bytes: usize) -> u64 {
+    bytes.div_ceil(MIB) as u64
+}
+
 /// A bundle as a stream that tells how far it has come, and when all of it is handed over.
-fn in_pieces(tar: Vec<u8>, progress: Progress, sent: Arc<AtomicBool>) -> BundleStream {
-    const PIECE: usize = 1 << 20;
-    let (tar, mib) = (Bytes::from(tar), |bytes: usize| bytes as f64 / 1_048_576.0);
-    let pieces = (0..tar.len()).step_by(PIECE).map(move |at| {
-        progress.set(|| format!("sending {:.1} of {:.1} MiB", mib(at), mib(tar.len())));
-        sent.store(at + PIECE >= tar.len(), Ordering::SeqCst);
-        Ok(tar.slice(at..tar.len().min(at + PIECE)))
+fn in_pieces(tar: Vec<u8>, pace: Pace, sent: Arc<AtomicBool>) -> BundleStream {
+    let (tar, mut at) = (Bytes::from(tar), 0);
+    let pieces = std::iter::from_fn(move || {
+        let (begin, end) = (at, tar.len().min(at + MIB));
+        if begin == end {
+            pace.set(|| format!("{} MiB are sent; the registry stores them", mib(end)));
+            return None;
+        }
+        pace.at(mib(begin), mib(tar.len()));
+        sent.store(end == tar.len(), Ordering::SeqCst);
+        at = end;
+        Some(Ok(tar.slice(begin..end)))
     });
     Box::pin(stream::iter(pieces))
 }

@@ -85,6 +85,11 @@ impl Pace {
         Pace { progress: Progress::start(text), clock: SystemClock::new(), what }
     }
 
+    /// Shows something else, for what is not counted.
+    pub(super) fn set(&self, text: impl FnOnce() -> String) {
+        self.progress.set(text);
+    }
+
     /// So many of all are done.
     pub(super) fn at(&self, done: u64, all: u64) {
         self.progress.set(|| paced(done, all, self.clock.now().as_secs_f64(), self.what));
@@ -93,6 +98,9 @@ impl Pace {
 
 /// `3.2 of 13.0 million calls, 1.60 million a second, 6 s left`
 fn paced(done: u64, all: u64, seconds: f64, what: &str) -> String {
+    if done == 0 {
+        return format!("0 of {all} {what}");
+    }
     let (done, all) = (done as f64, all as f64);
     let rate = done / seconds.max(1e-3);
     let left = (all - done).max(0.0) / rate.max(1e-9);
@@ -121,6 +129,7 @@ mod tests {
             ((3_200_000, 13_000_000), "3.2 of 13.0 million calls, 1.60 million a second, 6 s left"),
             ((10, 40), "10 of 40 calls, 5.0 a second, 6 s left"),
             ((40, 40), "40 of 40 calls, 20.0 a second, 0 s left"),
+            ((0, 40), "0 of 40 calls"),
         ] {
             assert_eq!(paced(done, all, 2.0, "calls"), text);
         }

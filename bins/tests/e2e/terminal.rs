@@ -414,6 +414,26 @@ fn a_simulation_and_a_bench_tell_how_far_they_are() {
     assert!(shown.contains("2 of 4 parts, ") && shown.contains(" s left"), "{shown:?}");
 }
 
+#[test]
+fn a_large_deployment_tells_how_far_it_is() {
+    let cluster = Cluster::start(&["--workers", "1"]);
+    let folder = cluster.place.function("large", &[("f.py", "def f(event): return event\n")]);
+    let data = fs::File::create(folder.join("data")).unwrap();
+    let deploy = ["deploy", folder.to_str().unwrap()];
+    for (mib, version) in [(127, 1), (31, 2)] {
+        data.set_len(mib << 20).unwrap();
+        if version == 1 {
+            let shown = on_a_terminal(&cluster.place, 100, &deploy);
+            let told = [" of 128 MiB, ", " a second, ", " s left"];
+            assert!(told.iter().all(|told| shown.contains(told)), "{shown:?}");
+        } else {
+            // Nothing of that where nobody sees it.
+            let (_, err) = texts(&cluster.place.run(&deploy));
+            assert!(err.starts_with("large version 2 is deployed\n"), "{err}");
+        }
+    }
+}
+
 /// What a command says within two seconds, and its name.
 fn says(place: &Place, args: &[&str], text: &str) {
     let mut child =

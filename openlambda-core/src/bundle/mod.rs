@@ -48,7 +48,7 @@ pub use ignore::{IGNORE_FILE, Ignore, LEFT_OUT, PAGE_CONFIG, USUALLY_LEFT_OUT, i
 pub use limits::Limits;
 pub use list::files_in;
 pub use manifest::manifest_text;
-pub use pack::pack_dir;
+pub use pack::{pack_dir, pack_dir_telling};
 pub use stream::{PIECE, Pace, spool, stream};
 pub use unpack::unpack;
 

@@ -19,12 +19,27 @@ use crate::manifest::Manifest;
 ///
 /// [`BundleError`]; `out` may have got a part by then.
 pub fn pack_dir(dir: &Path, out: impl Write) -> Result<Packed, BundleError> {
+    pack_dir_telling(dir, out, |_| {})
+}
+
+/// [`pack_dir`], which tells how many bytes the files have together before it reads the first.
+///
+/// # Errors
+///
+/// As [`pack_dir`]'s.
+pub fn pack_dir_telling(
+    dir: &Path,
+    out: impl Write,
+    tell: impl FnOnce(u64),
+) -> Result<Packed, BundleError> {
     let mut found = Checker::new(Limits::default());
     let mut left_out = Vec::new();
     collect(dir, &Ignore::of(dir)?, &mut found, &mut left_out)?;
     left_out.sort();
     let manifest = Manifest::load(dir)?;
     let mut writer = Writer::new(out);
+    let size = |kind: &Kind| if let Kind::File { bytes, .. } = kind { *bytes } else { 0 };
+    tell(found.entries.values().map(size).sum());
     for (path, kind) in &found.entries {
         match kind {
             Kind::Folder => writer.folder(path)?,
