@@ -372,3 +372,65 @@ async fn a_watch_whose_connection_died_without_a_word_goes_on_over_another() {
         "{told:?}"
     );
 }
+
+/// Functions that were deleted share one file. A crash between it and the tables costs neither a function nor a
+/// number.
+#[test]
+fn deleted_functions_share_one_file_and_a_crash_between_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = || {
+        let entries = fs::read_dir(folder.path().join("functions")).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let names: Vec<FunctionName> = (0..20).map(|n| format!("f{n}").parse().unwrap()).collect();
+    let store = Store::open(folder.path()).unwrap();
+    for name in &names {
+        store.publish(name, &*tar("1")).unwrap();
+    }
+    let alive = fs::read(folder.path().join("functions/default:f0.json")).unwrap();
+    for name in &names[..19] {
+        store.delete(name).unwrap();
+    }
+    assert_eq!(files(), ["default:f19.json", "deleted.json"]);
+    drop(store);
+    let deleted = folder.path().join("functions/deleted.json");
+    // Its own file had not gone yet.
+    fs::write(folder.path().join("functions/default:f0.json"), &alive).unwrap();
+    Store::open(folder.path()).unwrap();
+    assert_eq!(files(), ["default:f19.json", "deleted.json"]);
+    // The file of the deleted ones is damaged, and then lost.
+    flip(&deleted, 30);
+    Store::open(folder.path()).unwrap();
+    let whole = fs::read(&deleted).unwrap();
+    fs::remove_file(&deleted).unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(fs::read(&deleted).unwrap(), whole);
+    // A deletion is in the files, and not yet in the tables.
+    let last = &names[19];
+    drop(store);
+    let tables = fs::read(folder.path().join("meta.redb")).unwrap();
+    Store::open(folder.path()).unwrap().delete(last).unwrap();
+    assert_eq!(files(), ["deleted.json"]);
+    fs::write(folder.path().join("meta.redb"), tables).unwrap();
+    for _ in 0..2 {
+        let store = Store::open(folder.path()).unwrap();
+        let latest = FunctionRef::latest(last.clone());
+        assert_eq!(store.resolve(&latest).unwrap().version, Version(1));
+        assert_eq!(files(), ["default:f19.json", "deleted.json"]);
+        drop(store);
+        fs::remove_file(folder.path().join("meta.redb")).unwrap();
+        Store::rebuild(folder.path()).unwrap();
+    }
+    let store = Store::open(folder.path()).unwrap();
+    // One that lives again has a file again, with numbers that go on.
+    for version in 2..4 {
+        let published = store.publish(&names[0], &*tar("1")).unwrap();
+        assert_eq!(published.version, Version(version));
+        assert_eq!(files(), ["default:f0.json", "default:f19.json", "deleted.json"]);
+        store.delete(&names[0]).unwrap();
+    }
+    assert_eq!(files(), ["default:f19.json", "deleted.json"]);
+}

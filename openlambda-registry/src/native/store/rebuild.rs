@@ -9,7 +9,7 @@ use openlambda_core::function::Digest;
 use openlambda_core::registry::RegistryError;
 use redb::Database;
 
-use super::records::{Record, read_all};
+use super::records::{Files, Record};
 use super::rows::{FACTS, Place, REVISION, TABLES, count, storage, write_function, write_version};
 use super::{STORE_FORMAT, Store, StoreError, make_tables};
 
@@ -60,17 +60,12 @@ impl Store {
             }
             Some(Ok(())) | None => {}
         }
-        let (mut records, mut damaged) = (Vec::new(), Vec::new());
-        let files = read_all(dir).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(Vec::new()),
+        let files = Files::read(dir).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(Files::default()),
             _ => Err(error),
         });
-        for (path, record) in files.map_err(io_error(dir))? {
-            match record {
-                Ok(record) => records.push(record),
-                Err(_) => damaged.push(path),
-            }
-        }
+        let Files { records, mut damaged, .. } = files.map_err(io_error(dir))?;
+        let records: Vec<Record> = records.into_values().map(|(_, record)| record).collect();
         if records.is_empty() {
             return Err(StoreError::NoRecords { dir: dir.to_owned() });
         }

@@ -8,7 +8,7 @@ use openlambda_core::function::{Digest, FunctionName, Version};
 use openlambda_core::registry::RegistryError;
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
-use super::records::{RECORDS, Record, read_all};
+use super::records::{Files, RECORDS, Record, write_deleted};
 use super::rows::{
     BUNDLES, FUNCTIONS, FunctionRow, Place, VERSIONS, VersionRow, last_revision, storage,
 };
@@ -112,34 +112,34 @@ impl Store {
         };
         let transaction = database.begin_read().map_err(storage).map_err(broken)?;
         let mut content = Content::read(&transaction).map_err(broken)?;
-        let mut files = BTreeMap::new();
-        let mut unreadable = Vec::new();
-        for (path, record) in read_all(&self.root).map_err(io_error)? {
-            match record {
-                Ok(record) => {
-                    files.insert(record.name.clone(), (path, record));
-                }
-                Err(_) => unreadable.push(path),
-            }
-        }
+        let files = Files::read(&self.root).map_err(io_error)?;
+        let Files { records: mut files, damaged: mut unreadable, older } = files;
         let newest = files.values().map(|(_, record)| record.revision).max().unwrap_or_default();
         if newest > content.last + 1 {
             let (tables, files) = (content.last, newest);
             return Err(StoreError::Behind { dir: self.root.clone(), tables, files });
         }
         let mut stale = Vec::new();
+        // Of deleted functions all are written, if one is otherwise.
+        let mut deleted_are_stale = false;
         for record in &content.records {
-            let path = Record::path(&self.root, &record.name);
+            let path = record.place(&self.root);
+            let was_readable = unreadable.len();
             unreadable.retain(|unreadable| *unreadable != path);
+            deleted_are_stale |= record.is_deleted() && unreadable.len() < was_readable;
             match files.remove(&record.name) {
                 Some((_, file)) if file.agrees(record) => {}
-                _ => stale.push(record),
+                file => {
+                    let said_deleted = file.is_some_and(|(_, file)| file.is_deleted());
+                    deleted_are_stale |= record.is_deleted() || said_deleted;
+                    stale.extend((!record.is_deleted()).then_some(record));
+                }
             }
         }
         // Whose rows are damaged is known by its file alone.
         let is_damaged = !content.wrong.is_empty();
         for (path, file) in files.into_values() {
-            if file.revision == content.last + 1 && !is_damaged {
+            if file.revision == content.last + 1 && !is_damaged && !file.is_deleted() {
                 // A first publication that a crash has cut off.
                 fs::remove_file(&path).map_err(io_error)?;
             } else {
@@ -152,10 +152,22 @@ impl Store {
         // Files that tables which cannot be trusted would be written over are what those are made of again.
         if is_damaged {
             stale.clear();
+            deleted_are_stale = false;
         }
         for record in &stale {
             let written = record.write(&self.root, &self.temporary().path);
             written.map_err(io_error)?.stands();
+        }
+        let deleted = || content.records.iter().filter(|record| record.is_deleted());
+        if deleted_are_stale {
+            let all: Vec<Record> = deleted().cloned().collect();
+            let written = write_deleted(&self.root, &all, &self.temporary().path);
+            written.map_err(io_error)?.stands();
+        }
+        let needless: Vec<_> =
+            deleted().map(|record| Record::path(&self.root, &record.name)).collect();
+        for path in older.iter().filter(|path| !is_damaged && needless.contains(path)) {
+            fs::remove_file(path).map_err(io_error)?;
         }
         if !stale.is_empty() {
             File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io_error)?;
