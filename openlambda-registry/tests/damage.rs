@@ -230,9 +230,8 @@ fn a_flipped_bit_in_the_tables_is_found_and_they_are_made_anew() {
             let store = Store::open(place.path()).map_err(|error| chain(&error))?;
             said(&store).map_err(|error| chain(&error))
         });
-        match answer {
-            Ok(Ok(said)) => assert!(said == expected && !is_found, "byte {at}: {said:?}"),
-            Ok(Err(_)) | Err(_) => {}
+        if let Ok(Ok(said)) = answer {
+            assert!(said == expected && !is_found, "byte {at}: {said:?}");
         }
         assert_eq!(count(place.path()), bundles, "byte {at}");
         let rebuilt = Store::rebuild(place.path()).unwrap();

@@ -159,6 +159,7 @@ async fn a_worker_that_is_killed_leaves_nothing_behind_the_next_one() {
             "runtimes/python",
             "runtimes/python/aws.py",
             "runtimes/python/bootstrap.py",
+            "runtimes/python/compile.py",
             "runtimes/python/web.py",
             "runtimes/python/websocket.py",
             "sandboxes",

@@ -169,7 +169,7 @@ fn kill_everything(sandbox: &str) {
             .unwrap();
         std::thread::sleep(Duration::from_millis(50 * (round % 6)));
         let status = place.json(&["status", "--json"]);
-        let mut pids = vec![
+        let mut pids = [
             status["pid"].as_i64(),
             status["balancer_pid"].as_i64(),
             status["registry"]["pid"].as_i64(),

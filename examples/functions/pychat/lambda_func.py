@@ -18,8 +18,16 @@ CHECK_SECONDS = 0.02
 MOST_ROWS = 1000
 
 database = sqlite3.connect(DATABASE, timeout=10, isolation_level=None)
-# Readers and the writer, in several processes, do not wait for each other.
-database.execute("PRAGMA journal_mode = WAL")
+# Readers and the writer, in several processes, do not wait for each other. Of several instances that say so first, all
+# but one are refused at once, whatever the time-out: they say it again.
+for attempt in reversed(range(100)):
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        break
+    except sqlite3.OperationalError:
+        if not attempt:
+            raise
+        time.sleep(CHECK_SECONDS)
 # Rooms that were made before messages had names.
 columns = [column[1] for column in database.execute("PRAGMA table_info(messages)")]
 if columns and "name" not in columns:

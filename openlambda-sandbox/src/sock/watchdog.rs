@@ -32,10 +32,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirEntry};
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, OnceLock};
 
-use openlambda_core::time::{Clock, Duration, Time};
+use openlambda_core::time::{Clock, Duration, SystemClock, Time};
 use parking_lot::Mutex;
 
 use super::sockets::Sockets;
@@ -195,29 +194,30 @@ pub(super) async fn until_uncounted_is_over(
 /// While a page of that list is read nobody on the machine can take a lock, so all sandboxes of this process
 /// share what is read, and it is not read again before twice as long has passed as that took.
 fn locks_are_more_than(bytes: u64) -> bool {
+    static CLOCK: LazyLock<SystemClock> = LazyLock::new(SystemClock::new);
     static LAST: Mutex<Option<Locks>> = Mutex::new(None);
     let most = bytes / Small::SIZE * Locks::LINE;
     // Another one is reading: its sandbox is asked the next time.
     let Some(mut last) = LAST.try_lock() else { return false };
     if let Some(last) = &*last
-        && last.read.elapsed() < Locks::FRESH.max(last.took * 2)
+        && CLOCK.now().since(last.read) < Locks::FRESH.max(last.took * 2)
         && (last.whole || last.length >= most)
     {
         return last.length >= most;
     }
-    let started = Instant::now();
+    let started = CLOCK.now();
     let Ok(locks) = fs::File::open("/proc/locks") else { return true };
     let mut start = Vec::new();
     let Ok(length) = locks.take(most).read_to_end(&mut start) else { return false };
     let length = length as u64;
-    let (read, whole) = (Instant::now(), length < most);
-    *last = Some(Locks { read, took: read - started, length, whole });
+    let (read, whole) = (CLOCK.now(), length < most);
+    *last = Some(Locks { read, took: read.since(started), length, whole });
     !whole
 }
 
 /// What was read of the list of all locks of the machine.
 struct Locks {
-    read: Instant,
+    read: Time,
     took: Duration,
     /// Bytes.
     length: u64,
