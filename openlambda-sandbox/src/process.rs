@@ -160,10 +160,10 @@ impl ProcessFactory {
         }
         Ok(ProcessFactory {
             shared: Arc::new(Shared {
-                others: ByVersion::of(Pythons::new(
-                    Some(config.python.clone()),
-                    config.pythons.clone(),
-                )),
+                others: ByVersion::of(
+                    Pythons::new(Some(config.python.clone()), config.pythons.clone()),
+                    Arc::clone(&config.clock),
+                ),
                 config,
                 next_id: AtomicU64::new(1),
                 bootstrap: OnceCell::new(),

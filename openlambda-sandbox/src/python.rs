@@ -13,9 +13,14 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+#[cfg(any(feature = "process", feature = "sock"))]
+use std::sync::Arc;
 
 #[cfg(any(feature = "process", feature = "sock"))]
-use openlambda_core::sandbox::SandboxError;
+use openlambda_core::{
+    sandbox::SandboxError,
+    time::{Clock, Duration, Time},
+};
 
 #[cfg(any(feature = "process", feature = "sock"))]
 use crate::errors::{shutting_down, unsupported};
@@ -28,6 +33,12 @@ pub(crate) const INSTALLED: [&str; 2] = ["dist-packages", "site-packages"];
 #[cfg(feature = "sock")]
 pub(crate) fn installed_packages() -> Vec<String> {
     let libraries = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64"];
+    installed_in(&libraries.map(str::to_owned))
+}
+
+/// The same below these libraries' folders, or below `/usr`, where they are links to there.
+#[cfg(feature = "sock")]
+pub(crate) fn installed_in(libraries: &[String]) -> Vec<String> {
     let mut found = BTreeSet::new();
     for entry in libraries.iter().filter_map(|library| fs::read_dir(library).ok()).flatten() {
         let Ok(entry) = entry else { continue };
@@ -35,9 +46,12 @@ pub(crate) fn installed_packages() -> Vec<String> {
             continue;
         }
         let folders = INSTALLED.map(|name| fs::canonicalize(entry.path().join(name)));
-        // (A library's folder may be a link to another.)
-        let below_usr = |path: &&Path| path.is_dir() && path.starts_with("/usr");
-        for folder in folders.iter().flatten().map(AsRef::as_ref).filter(below_usr) {
+        // A library's folder may be a link to another.
+        let seen = |path: &&Path| {
+            let shown = libraries.iter().map(String::as_str).chain(["/usr"]);
+            path.is_dir() && shown.into_iter().any(|shown| path.starts_with(shown))
+        };
+        for folder in folders.iter().flatten().map(AsRef::as_ref).filter(seen) {
             found.extend(folder.to_str().map(str::to_owned));
         }
     }
@@ -195,34 +209,109 @@ impl Pythons {
 #[derive(Debug)]
 pub(crate) struct ByVersion<T> {
     pythons: Pythons,
-    found: tokio::sync::Mutex<BTreeMap<u8, T>>,
+    /// What is known of each version. It is locked while it is looked for, and holds up no other version.
+    found: parking_lot::Mutex<BTreeMap<u8, Arc<tokio::sync::Mutex<Looked<T>>>>>,
+    clock: Arc<dyn Clock>,
 }
 
 #[cfg(any(feature = "process", feature = "sock"))]
+#[derive(Debug)]
+enum Looked<T> {
+    NotYet,
+    Found(T),
+    /// Somebody may install it: it is looked for again, but not for each call.
+    Missing {
+        since: Time,
+        why: String,
+    },
+}
+
+/// For how long a Python that is not there is not looked for again: that runs every Python of the machine.
+#[cfg(any(feature = "process", feature = "sock"))]
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+#[cfg(any(feature = "process", feature = "sock"))]
 impl<T: Clone> ByVersion<T> {
-    pub(crate) fn of(pythons: Pythons) -> Self {
-        ByVersion { pythons, found: tokio::sync::Mutex::default() }
+    pub(crate) fn of(pythons: Pythons, clock: Arc<dyn Clock>) -> Self {
+        ByVersion { pythons, found: parking_lot::Mutex::default(), clock }
     }
 
     /// What `prepare` has made of the Python of this minor version.
     ///
     /// # Errors
     ///
-    /// There is none (which is looked for again the next time), or it cannot be prepared.
+    /// There is none (which is looked for again after some seconds), or it cannot be prepared.
     pub(crate) async fn get(
         &self,
         minor: u8,
         prepare: impl AsyncFnOnce(Python) -> Result<T, SandboxError>,
     ) -> Result<T, SandboxError> {
-        let mut found = self.found.lock().await;
-        if let Some(known) = found.get(&minor) {
-            return Ok(known.clone());
+        let place = {
+            let mut found = self.found.lock();
+            let nothing = || Arc::new(tokio::sync::Mutex::new(Looked::NotYet));
+            Arc::clone(found.entry(minor).or_insert_with(nothing))
+        };
+        let mut looked = place.lock().await;
+        match &*looked {
+            Looked::Found(known) => return Ok(known.clone()),
+            Looked::Missing { since, why } if self.clock.now().since(*since) < LOOK_AGAIN => {
+                return Err(unsupported(why.clone()));
+            }
+            Looked::Missing { .. } | Looked::NotYet => {}
         }
         let pythons = self.pythons.clone();
         let asked = tokio::task::spawn_blocking(move || pythons.of(minor)).await;
-        let python = asked.map_err(|_| shutting_down())?.map_err(unsupported)?;
-        let prepared = prepare(python).await?;
-        found.insert(minor, prepared.clone());
-        Ok(prepared)
+        match asked.map_err(|_| shutting_down())? {
+            Ok(python) => {
+                let prepared = prepare(python).await?;
+                *looked = Looked::Found(prepared.clone());
+                Ok(prepared)
+            }
+            Err(why) => {
+                *looked = Looked::Missing { since: self.clock.now(), why: why.clone() };
+                Err(unsupported(why))
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "process"))]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use openlambda_core::time::SystemClock;
+
+    use super::*;
+
+    /// Functions name what they like: a version that is not there holds up none that is.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_version_that_is_missing_is_looked_for_without_holding_up_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (slow, runs) = (dir.path().join("slow"), dir.path().join("runs"));
+        let script = format!("#!/bin/sh\necho run >>{}\nsleep 2\nexit 1\n", runs.display());
+        fs::write(&slow, script).unwrap();
+        fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+        let usual = find_python().unwrap();
+        let here = Python::ask(&usual).unwrap().minor;
+        let pythons = Pythons { usual: Some(usual), named: vec![slow] };
+        let versions = ByVersion::of(pythons, Arc::new(SystemClock::new()));
+        let prepared = AtomicU32::new(0);
+        let prepare = async |python: Python| {
+            prepared.fetch_add(1, Ordering::SeqCst);
+            Ok(python.minor)
+        };
+        let missing = async { versions.get(250, prepare).await.unwrap_err() };
+        tokio::pin!(missing);
+        tokio::select! {
+            biased;
+            _ = &mut missing => panic!("it had to wait for the one that is missing"),
+            found = versions.get(here, prepare) => assert_eq!(found.unwrap(), here),
+        }
+        assert!(missing.await.message.contains("no Python 3.250"));
+        let looked = fs::read_to_string(&runs).unwrap();
+        assert!(versions.get(250, prepare).await.is_err());
+        assert_eq!(fs::read_to_string(&runs).unwrap(), looked, "it was looked for again at once");
+        assert_eq!(versions.get(here, prepare).await.unwrap(), here);
+        assert_eq!(prepared.load(Ordering::SeqCst), 1);
     }
 }

@@ -129,7 +129,7 @@ use crate::launch::{
     environment, own_volume, packages, remove_sandboxes, text, volumes,
 };
 use crate::node::{self, NODE_BOOTSTRAP, NODE_BOOTSTRAP_PATH, find_node};
-use crate::python::{ByVersion, Python, Pythons, find_python, installed_packages};
+use crate::python::{ByVersion, Python, Pythons, find_python, installed_in, installed_packages};
 use crate::runtime_api::Listener;
 use crate::sys::nursery::{
     API_PORT, API_SOCKET, Belongings, Nursery, NurseryError, NurserySetup, RESOLVER, Recipe,
@@ -217,15 +217,18 @@ impl SockConfig {
     }
 }
 
-/// A Python as sandboxes see it: they have the machine's `/usr`, and of one that is elsewhere its own folder, at
-/// the same place.
+/// A Python as sandboxes see it: they have the machine's `/usr`, and of one that is elsewhere the folders with its
+/// program and its libraries, at the same places. What else is beside those, they do not see: a Python may have
+/// been installed into somebody's `~/.local`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SeenPython {
     /// What is run.
     pub program: String,
-    /// The folder with it and its library, where that is not in `/usr`.
-    pub home: Option<String>,
+    /// The folders that are shown, where it is not in `/usr`.
+    pub folders: Vec<String>,
+    /// The folders in these that are empty for sandboxes: where packages are installed.
+    pub hidden: Vec<String>,
 }
 
 impl SeenPython {
@@ -236,6 +239,7 @@ impl SeenPython {
     ///
     /// It is no Python, or sandboxes cannot see it; for a person.
     pub fn of(python: &Path) -> Result<SeenPython, String> {
+        let in_usr = |program| SeenPython { program, folders: Vec::new(), hidden: Vec::new() };
         let folder = python.parent().map(fs::canonicalize).and_then(Result::ok);
         let seen = folder.unwrap_or_default().join(python.file_name().unwrap_or_default());
         let real = fs::canonicalize(&seen).unwrap_or_default();
@@ -243,33 +247,49 @@ impl SeenPython {
         if let Some(program) = text(&seen)
             && [&seen, &real].iter().all(|path| path.starts_with("/usr"))
         {
-            return Ok(SeenPython { program, home: None });
+            return Ok(in_usr(program));
         }
         let named = python.display();
         let Python { real, home, .. } =
             Python::ask(python).map_err(|error| format!("{named} is not a Python 3: {error}"))?;
         let home = fs::canonicalize(home).unwrap_or_default();
-        match (text(&real), text(&home)) {
-            (Some(program), _) if real.starts_with("/usr") => {
-                Ok(SeenPython { program, home: None })
+        match text(&real) {
+            Some(program) if real.starts_with("/usr") => return Ok(in_usr(program)),
+            Some(program) if real.starts_with(&home) => {
+                let folders = folders_of(&home, &real);
+                if folders.iter().all(|folder| can_be_shown(folder)) {
+                    let hidden = installed_in(&folders);
+                    return Ok(SeenPython { program, folders, hidden });
+                }
             }
-            (Some(program), Some(home)) if real.starts_with(&home) && can_be_shown(&home) => {
-                Ok(SeenPython { program, home: Some(home) })
-            }
-            _ => Err(format!(
-                "the sandbox sock shows functions a Python in /usr, or one whose program and library are in one \
-                 folder of its own, not below /tmp, and {named} is no such one; name another, or use --sandbox \
-                 process for code that you trust"
-            )),
+            _ => {}
         }
+        Err(format!(
+            "the sandbox sock shows functions a Python in /usr, or one whose program and library are in one \
+             folder of its own, not below /tmp, and {named} is no such one; name another, or use --sandbox \
+             process for code that you trust"
+        ))
     }
 }
 
+/// The folders of a Python that it needs: with its program, its libraries, and (conda's) certificates.
+fn folders_of(home: &Path, program: &Path) -> Vec<String> {
+    let parts = ["lib", "lib64", "ssl"].map(|name| home.join(name));
+    let all = program.parent().into_iter().chain(parts.iter().map(PathBuf::as_path));
+    let mut folders: Vec<&Path> = Vec::new();
+    for folder in all.filter(|folder| folder.is_dir()) {
+        if !folders.iter().any(|shown| folder.starts_with(shown)) {
+            folders.push(folder);
+        }
+    }
+    folders.into_iter().filter_map(Path::to_str).map(str::to_owned).collect()
+}
+
 /// Whether a sandbox has room for this folder at its own place.
-fn can_be_shown(home: &str) -> bool {
-    let volume = Volume { name: "python".to_owned(), path: home.to_owned() };
+fn can_be_shown(folder: &str) -> bool {
+    let volume = Volume { name: "python".to_owned(), path: folder.to_owned() };
     let manifest = Manifest { volumes: vec![volume], ..Manifest::default() };
-    manifest.check_volumes().is_ok() && !Path::new(home).starts_with("/tmp")
+    manifest.check_volumes().is_ok() && !Path::new(folder).starts_with("/tmp")
 }
 
 /// A Python of a version that functions name.
@@ -335,10 +355,10 @@ impl SockFactory {
                 cgroups,
                 filter,
                 python: OnceCell::new(),
-                others: ByVersion::of(Pythons::new(
-                    Some(config.python.clone()),
-                    config.pythons.clone(),
-                )),
+                others: ByVersion::of(
+                    Pythons::new(Some(config.python.clone()), config.pythons.clone()),
+                    Arc::clone(&config.clock),
+                ),
                 config,
                 bootstrap: OnceCell::new(),
                 nursery: tokio::sync::Mutex::default(),
@@ -641,15 +661,38 @@ impl Shared {
                 (other.seen.clone(), format!("{place}/{first}"))
             }
         };
-        if let Some(home) = seen.home {
-            mounts.push((home.clone(), home, false));
+        self.keep_own_folders(&seen)?;
+        mounts.extend(seen.folders.into_iter().map(|folder| (folder.clone(), folder, false)));
+        if !seen.hidden.is_empty() {
+            let empty = self.config.state_dir.join("runtimes/empty");
+            fs::create_dir_all(&empty)
+                .map_err(|error| resources("no folder can be made", error))?;
+            let empty = text(&empty)?;
+            mounts.extend(seen.hidden.into_iter().map(|folder| (empty.clone(), folder, false)));
         }
         Ok((seen.program, bootstrap))
     }
 
+    /// Refuses a Python in whose folders the worker keeps its own files: without root those would be the
+    /// function's to read, other functions' volumes and the cluster's secret among them.
+    fn keep_own_folders(&self, seen: &SeenPython) -> Result<(), SandboxError> {
+        let own = [&self.config.state_dir, &self.config.volumes_dir].map(fs::canonicalize);
+        let holds = |folder: &&String| own.iter().flatten().any(|own| own.starts_with(folder));
+        match seen.folders.iter().find(holds) {
+            None => Ok(()),
+            Some(folder) => Err(unsupported(format!(
+                "{} cannot be shown to functions: in its folder {folder} are files of the worker; use another \
+                 Python, or another --data-dir",
+                seen.program
+            ))),
+        }
+    }
+
     /// Another Python than the usual one.
     async fn prepare(&self, minor: u8, python: Python) -> Result<Other, SandboxError> {
-        let seen = SeenPython::of(&python.program).map_err(unsupported)?;
+        let program = python.program.clone();
+        let seen = tokio::task::spawn_blocking(move || SeenPython::of(&program)).await;
+        let seen = seen.map_err(|_| shutting_down())?.map_err(unsupported)?;
         let name = format!("python3.{minor}");
         let folder = self.config.state_dir.join("runtimes").join(&name);
         self.compile_into(&python.program, &folder, &name).await;

@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use openlambda_core::sandbox::{Sandbox, SandboxErrorKind, SandboxFactory, SandboxSpec};
-use openlambda_sandbox::Pythons;
 use openlambda_sandbox::process::ProcessFactory;
+use openlambda_sandbox::{Python, Pythons, find_python};
 use serde_json::{Value, json};
 
 use common::{Setup, call, invocation, read};
-use containers::{Containers, again_as_an_ordinary_user, ask, containers, containers_with};
+use containers::{
+    Containers, again_as_an_ordinary_user, ask, containers, containers_with, elsewhere,
+};
 
 fn factories(containers: &Containers) -> [&dyn SandboxFactory; 2] {
     [&*containers.factory, &*containers.setup.factory]
@@ -275,6 +277,53 @@ def f(event):
         sandbox.destroy().await;
     }
     process.shutdown().await;
+    shut_down(&containers).await;
+}
+
+/// A Python may be in somebody's own folder, as `~/.local`: functions see its program and its library, not what is
+/// beside those, and not the packages in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_python_in_a_folder_of_its_own_only_what_it_needs_is_shown() {
+    let usual = Python::ask(&find_python().unwrap()).unwrap();
+    let home = elsewhere();
+    let at = |path: &str| home.path().join(path);
+    let library = format!("lib/python3.{}", usual.minor);
+    let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        assert!(std::process::Command::new(program).args(arguments).status().unwrap().success());
+    };
+    for folder in ["bin", "lib", "share"] {
+        std::fs::create_dir(at(folder)).unwrap();
+    }
+    run("cp", &[usual.real.as_ref(), at("bin/python3").as_ref()]);
+    run("cp", &["-rL".as_ref(), usual.home.join(&library).as_ref(), at("lib").as_ref()]);
+    std::fs::create_dir_all(at(&library).join("site-packages")).unwrap();
+    std::fs::write(at(&library).join("site-packages/beside.py"), "").unwrap();
+    for secret in ["secret", "share/secret"] {
+        std::fs::write(at(secret), "secret").unwrap();
+        readable(&at(secret), 0o644);
+    }
+    let code = r#"
+import os, subprocess, sys
+home = os.path.dirname(os.path.dirname(sys.executable))
+def f(event):
+    asked = "import json, importlib.util; print(importlib.util.find_spec('beside'))"
+    child = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    return [home, sorted(os.listdir(home)), child.stdout.strip()]
+"#;
+    let containers = containers_with(|config| config.python = at("bin/python3"));
+    let sandbox = containers.create(containers.spec(&[("f.py", code)])).await;
+    let seen = json!([home.path(), ["bin", "lib"], "None"]);
+    assert_eq!(ask(&*sandbox, Value::Null).await, seen);
+    sandbox.destroy().await;
+    shut_down(&containers).await;
+    // A worker's own files are not among what is shown.
+    let containers = containers_with(|config| {
+        config.python = at("bin/python3");
+        config.state_dir = at("lib/state");
+    });
+    let error = containers.try_create(containers.spec(&[("f.py", code)])).await.unwrap_err();
+    assert_eq!(error.kind, SandboxErrorKind::Unsupported);
+    assert!(error.message.contains("are files of the worker; use another"), "{error:?}");
     shut_down(&containers).await;
 }
 

@@ -183,7 +183,7 @@ impl Serialize for Runtime {
 
 impl<'de> Deserialize<'de> for Runtime {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const KNOWN: &[&str] = &["python", "node", "bootstrap"];
+        const KNOWN: &[&str] = &["python", "python3.13", "node", "bootstrap"];
         let text = Cow::<str>::deserialize(deserializer)?;
         match &*text {
             "python" | "python3" => return Ok(Runtime::Python),

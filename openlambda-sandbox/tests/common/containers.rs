@@ -160,6 +160,18 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(copied.success(), "cp {} {}", from.display(), to.display());
 }
 
+/// Says where the ordinary user of [`again_as_an_ordinary_user`] has a folder outside of `/tmp`.
+const ELSEWHERE: &str = "OPENLAMBDA_TEST_ELSEWHERE";
+
+/// A folder that is not below `/tmp`, which sandboxes have for themselves.
+pub fn elsewhere() -> tempfile::TempDir {
+    let place = std::env::var_os(ELSEWHERE).or_else(|| match is_root() {
+        true => Some("/srv".into()),
+        false => std::env::var_os("HOME"),
+    });
+    tempfile::tempdir_in(place.unwrap()).unwrap()
+}
+
 /// Runs all tests of this binary again as an ordinary user, but for the one that asks for it.
 pub fn again_as_an_ordinary_user(but: &str) {
     if !is_root() {
@@ -170,12 +182,16 @@ pub fn again_as_an_ordinary_user(but: &str) {
     let (program, tmp) = (place.path().join("test"), place.path().join("tmp"));
     copy_program(&std::env::current_exe().unwrap(), &program);
     fs::create_dir(&tmp).unwrap();
-    std::os::unix::fs::chown(&tmp, Some(65534), Some(65534)).unwrap();
+    let elsewhere = elsewhere();
+    for folder in [&*tmp, elsewhere.path()] {
+        std::os::unix::fs::chown(folder, Some(65534), Some(65534)).unwrap();
+    }
     let output = std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
         .arg(&program)
         .args(["--skip", but])
         .env("TMPDIR", &tmp)
+        .env(ELSEWHERE, elsewhere.path())
         .current_dir("/")
         .output()
         .unwrap();
