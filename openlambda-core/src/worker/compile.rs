@@ -33,6 +33,9 @@ const MEMORY_MB: u64 = 512;
 /// The most files that are compiled, and the most bytes of their paths.
 const MOST_FILES: usize = 20_000;
 const MOST_PATHS: usize = 2 << 20;
+/// The largest file that is compiled, bytes. Larger ones are data, and the compiler takes some hundred times their
+/// size of memory.
+const MOST_SOURCE: u64 = 2 << 20;
 /// How much larger than all sources the results may be together. They are about as large.
 const GROWTH: u64 = 8;
 
@@ -109,7 +112,7 @@ impl Sources {
     /// Looks for them; follows no link.
     fn in_folder(folder: PathBuf) -> Sources {
         let mut sources = Sources { folder, paths: Vec::new(), bytes: 0 };
-        let mut folders = vec![PathBuf::new()];
+        let (mut folders, mut found) = (vec![PathBuf::new()], Vec::new());
         while let Some(below) = folders.pop() {
             let entries = fs::read_dir(sources.folder.join(&below));
             for entry in entries.into_iter().flatten().flatten() {
@@ -117,15 +120,23 @@ impl Sources {
                 let Ok(metadata) = entry.metadata() else { continue };
                 if metadata.is_dir() {
                     folders.push(path);
-                } else if let Some(text) = path.to_str().filter(|_| is_source(&path, &metadata)) {
-                    sources.paths.push(text.to_owned());
-                    sources.bytes += metadata.len();
+                } else if let Some(text) = path.to_str()
+                    && is_source(&path, &metadata)
+                    && metadata.len() <= MOST_SOURCE
+                {
+                    found.push((metadata.len(), text.to_owned()));
                 }
             }
         }
-        // What few import comes last, and everything in an order that is always the same.
+        // What few import comes last, then what may be too large for the compiler, which ends with it; and
+        // everything in an order that is always the same.
         let is_test = |path: &str| path.split('/').any(|part| ["test", "tests"].contains(&part));
-        sources.paths.sort_by_cached_key(|path| (is_test(path), path.clone()));
+        let is_large = |bytes: u64| bytes > MOST_SOURCE / 8;
+        found.sort_by_cached_key(|(bytes, path)| (is_large(*bytes), is_test(path), path.clone()));
+        for (bytes, path) in found {
+            sources.bytes += bytes;
+            sources.paths.push(path);
+        }
         let mut room = MOST_PATHS;
         let fits = |path: &&String| {
             room = room.saturating_sub(path.len());
@@ -188,7 +199,8 @@ impl Results {
         let tag = self.tag.clone().unwrap_or_default();
         let room = self.sources.bytes.saturating_mul(GROWTH);
         while let Some(([number, length], _)) = head(&self.rest) {
-            if self.written + u64::from(length) > room {
+            let length_of_one = u64::from(length);
+            if length_of_one > MOST_SOURCE * GROWTH || self.written + length_of_one > room {
                 return Ok(false);
             }
             if self.rest.len() < 8 + length as usize {
@@ -238,15 +250,27 @@ fn put(source: &Path, tag: &str, content: &[u8]) -> io::Result<bool> {
         return Ok(false);
     }
     // By renaming: an instance may be importing it.
-    let written = File::create_new(&new).and_then(|mut file| {
-        file.write_all(content)?;
+    let mut file = match File::create_new(&new) {
+        Ok(file) => file,
+        // The bundle has one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let written = file.write_all(content).and_then(|()| {
         file.set_permissions(Permissions::from_mode(0o644))?;
         fs::rename(&new, &place)
     });
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            let _ = fs::remove_file(&new);
+            match error.kind() {
+                // Too long with what the name has beside the source's.
+                io::ErrorKind::InvalidFilename => Ok(false),
+                _ => Err(error),
+            }
+        }
     }
-    written.map(|()| true)
 }
 
 #[cfg(test)]
@@ -290,6 +314,25 @@ mod tests {
         assert_eq!(read("__pycache__/z.cpython-313.pyc"), "one");
         assert_eq!(read("a/__pycache__/__init__.cpython-313.pyc"), "two");
         assert!(!dir.path().join("a/tests/__pycache__").exists());
+    }
+
+    #[tokio::test]
+    async fn large_files_come_last_or_not_at_all_and_a_long_name_ends_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = format!("b{}.py", "x".repeat(246));
+        let files = ["a/data.py", "a/large.py", &*long, "c.py"];
+        sources(dir.path(), &files);
+        fs::write(dir.path().join("a/data.py"), vec![b'#'; 3 << 20]).unwrap();
+        fs::write(dir.path().join("a/large.py"), vec![b'#'; 1 << 20]).unwrap();
+        let found = Sources::in_folder(dir.path().to_owned());
+        assert_eq!(found.paths, [&*long, "c.py", "a/large.py"]);
+        let bytes =
+            [&b"cpython-313\n"[..], &result(0, b"no"), &result(1, b"yes"), &result(2, b"yes")];
+        assert_eq!(take(found, &bytes.concat()).await, (6, true));
+        // More than any file of the bundle can become.
+        let found = Sources::in_folder(dir.path().to_owned());
+        let bytes = [&b"t\n"[..], &1u32.to_le_bytes(), &(100u32 << 20).to_le_bytes()].concat();
+        assert_eq!(take(found, &bytes).await, (0, false));
     }
 
     #[tokio::test]
