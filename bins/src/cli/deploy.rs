@@ -87,6 +87,7 @@ fn deploy_every_change(
             Ok(_) => {}
             Err(error) => crate::error::print("ol", &error),
         }
+        interrupts.release();
         if interrupts.asked() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -120,13 +121,16 @@ fn deploy_once(
     let state = dir.running()?;
     let registry = state.open_to_change(catalog, "ol deploy")?;
     let published = block_on(async {
-        let sent = Arc::new(AtomicBool::new(false));
-        let publish = registry.publish(name, in_pieces(tar, pace, sent.clone()));
-        let mut told = false;
-        let published = interrupts.during(publish, || pressed(name, &sent, &mut told)).await?;
-        let published = published.context(|| format!("cannot publish {name}"))?;
-        refresh(&state, &name.clone().into()).await?;
-        Ok(published)
+        let (sent, answered) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+        let work = async {
+            let published = registry.publish(name, in_pieces(tar, pace, sent.clone())).await;
+            let published = published.context(|| format!("cannot publish {name}"))?;
+            answered.store(true, Ordering::SeqCst);
+            refresh(&state, &name.clone().into()).await?;
+            Ok(published)
+        };
+        let mut told = Told::Nothing;
+        interrupts.during(work, || pressed(name, &sent, &answered, &mut told)).await?
     })?;
     let url = url_of(&state, &name.clone().into());
     if let Some(page) = &page
@@ -230,13 +234,35 @@ fn list(args: &DeployArgs, name: &FunctionName) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What one who pressed Ctrl-C was told.
+#[derive(PartialEq)]
+enum Told {
+    Nothing,
+    Sent,
+    Published,
+}
+
 /// What Ctrl-C does while a bundle is published: on its way, it ends it, and nothing is published; once it is
-/// there, the registry's answer says whether it is.
-fn pressed(name: &FunctionName, sent: &AtomicBool, told: &mut bool) -> Result<()> {
+/// there, the registry's answer says whether it is; after that the balancer is still to be told.
+fn pressed(
+    name: &FunctionName,
+    sent: &AtomicBool,
+    answered: &AtomicBool,
+    told: &mut Told,
+) -> Result<()> {
     if !sent.load(Ordering::SeqCst) {
         return Err(CliError::new("interrupted; nothing is published"));
     }
-    if std::mem::replace(told, true) {
+    if answered.load(Ordering::SeqCst) {
+        if std::mem::replace(told, Told::Published) == Told::Published {
+            return Err(CliError::new(format!(
+                "interrupted; {name} is published, and the balancer hears of it from the registry"
+            )));
+        }
+        say!("{name} is published: telling the balancer; Ctrl-C again ends that");
+        return Ok(());
+    }
+    if std::mem::replace(told, Told::Sent) == Told::Sent {
         return Err(CliError::new(format!(
             "interrupted, and the registry has not said whether {name} is published; \
              `ol versions {name}` shows it"

@@ -51,7 +51,8 @@ impl Interrupts {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Runs this; meanwhile, `pressed` says at each Ctrl-C whether that ends it.
+    /// Runs this; meanwhile, `pressed` says at each Ctrl-C whether that ends it. When it is done, Ctrl-C ends
+    /// nothing until [`release`](Self::release): what came of it is to be said first.
     pub(super) async fn during<T>(
         &self,
         work: impl Future<Output = T>,
@@ -67,7 +68,14 @@ impl Interrupts {
                 },
             }
         };
-        self.held.store(false, Ordering::SeqCst);
+        if done.is_err() {
+            self.release();
+        }
         done
+    }
+
+    /// From now on Ctrl-C ends the process again.
+    pub(super) fn release(&self) {
+        self.held.store(false, Ordering::SeqCst);
     }
 }

@@ -220,6 +220,42 @@ fn an_interrupted_deployment_publishes_nothing_or_says_that_it_did() {
 }
 
 #[test]
+fn a_deployment_that_is_published_says_so_whatever_is_pressed() {
+    let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
+    let balancer = cluster.status()["balancer_pid"].as_i64().unwrap() as i32;
+    for (version, presses) in [(1, 1), (2, 2)] {
+        let text = format!("{LISTS}\n# {version}\n");
+        let folder = cluster.place.function("said", &[("f.py", &text)]);
+        // The registry takes it, and the balancer does not answer.
+        kill(balancer, rustix::process::Signal::STOP);
+        let deploy = cluster.place.command(&["deploy", folder.to_str().unwrap()]);
+        let mut deploy = from_a_terminal(&deploy);
+        let deploy = deploy.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = deploy.spawn().unwrap();
+        let published = wait_for(|| {
+            let output = cluster.place.run(&["versions", "said", "--json"]);
+            let listed: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            (listed["versions"].as_array()?.len() == version).then_some(())
+        });
+        assert!(published.is_some(), "version {version} is not published");
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        for press in 1..=presses {
+            kill(child.id() as i32, rustix::process::Signal::INT);
+            let told =
+                if press == 1 { "said is published: telling" } else { "interrupted; said is" };
+            let mut line = String::new();
+            while !line.contains(told) {
+                line.clear();
+                assert!(said.read_line(&mut line).unwrap() > 0, "it did not say {told}");
+            }
+        }
+        kill(balancer, rustix::process::Signal::CONT);
+        let status = child.wait().unwrap();
+        assert_eq!(status.success(), presses == 1, "{status}");
+    }
+}
+
+#[test]
 fn ctrl_c_ends_one_who_watches() {
     let cluster = Cluster::start(&["--workers", "1", "--sandbox", "process"]);
     let folder = cluster.place.function("watched", &[("f.py", LISTS)]);
