@@ -48,9 +48,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let flush = this.flush;
-        let flushing = |body| Flushing { body, broken: None, flush: flush.clone() };
-        this.reply.poll(cx).map(|reply| reply.map(|reply| reply.map(flushing)))
+        // Not by closures: a reply is large, and each of them moves it.
+        match this.reply.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(reply)) => {
+                let (head, body) = reply.into_parts();
+                let body = Flushing { body, broken: None, flush: this.flush.clone() };
+                Poll::Ready(Ok(Response::from_parts(head, body)))
+            }
+        }
     }
 }
 

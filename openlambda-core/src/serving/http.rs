@@ -14,8 +14,10 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -147,10 +149,20 @@ impl HttpServer {
             let connection = Steady::new(async move {
                 let mut connection = pin!(connection);
                 if let Some(stops) = stops {
-                    tokio::select! {
-                        biased;
-                        result = connection.as_mut() => return result,
-                        () = stops.cancelled() => connection.as_mut().graceful_shutdown(),
+                    let mut stopped = pin!(stops.cancelled());
+                    // All polls have one waker, `Steady`'s, so that the token hears of it once.
+                    let mut waits = false;
+                    let ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
+                        Poll::Ready(result) => Poll::Ready(Some(result)),
+                        Poll::Pending if waits && !stops.is_cancelled() => Poll::Pending,
+                        Poll::Pending => {
+                            waits = true;
+                            stopped.as_mut().poll(cx).map(|()| None)
+                        }
+                    });
+                    match ended.await {
+                        Some(result) => return result,
+                        None => connection.as_mut().graceful_shutdown(),
                     }
                 }
                 connection.await
